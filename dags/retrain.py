@@ -1,0 +1,186 @@
+"""Retraining: the stages of dvc.yaml as tasks, in a workspace of their own.
+
+The stage graph is not written here. It is read from dvc.yaml beside this folder, and what is added
+is what DVC must not own: time, the workspace and the registry.
+"""
+
+import ast
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import (
+    DAG,
+    Asset,
+    AssetOrTimeSchedule,
+    CronTriggerTimetable,
+    Metadata,
+    Param,
+    TaskGroup,
+    task,
+)
+from airflow.sdk.exceptions import AirflowFailException
+from stage_operator import HOME, PROJECT, DvcStageOperator, enter_project, one_sentence
+
+from pipeline.graph import load_graph
+
+# DAG bundles may be parsed from a copy elsewhere, so the graph comes from beside this file.
+SOURCE = Path(__file__).resolve().parents[1]
+STAGES = load_graph(SOURCE / "dvc.yaml")
+DATASET = Asset("openmed_dataset")
+CANDIDATE = Asset("openmed_candidate")
+KEEP_WORKSPACES_DAYS = float(os.environ.get("OPENMED_KEEP_WORKSPACES_DAYS", "14"))
+STAGE_TIMEOUT = timedelta(hours=4)
+STAGE_TIMEOUTS = {"train": timedelta(hours=12)}
+GPU_STAGES = {"train"}
+PREPARED = "{{ ti.xcom_pull(task_ids='prepare')['path'] }}"
+
+ABOUT = """
+Retrains all architectures on the committed state of the project and registers the candidates.
+
+Starts every week, when the asset `openmed_dataset` gets an event, or by hand. Each run works in a
+git worktree of its own under the state folder; a failed run keeps it, so that a cleared task goes
+on where it was. A new candidate starts the DAG `promote`. The pool `gpu` limits how many trainings
+run at once.
+"""
+
+PARAMS = {
+    "revision": Param(
+        "HEAD", type="string", minLength=1, title="Revision", description="Commit, tag or branch"
+    ),
+    "seed": Param(
+        None, type=["null", "integer"], minimum=0, title="Seed", description="Overrides params.yaml"
+    ),
+    "force": Param(False, type="boolean", title="Force", description="Runs stages although nothing changed"),
+    "note": Param(None, type=["null", "string"], maxLength=500, title="Note", description="Why this run"),
+}
+
+
+def schedule() -> Any:
+    """Returns when to retrain: on new data, and by cron unless OPENMED_SCHEDULE is `off`."""
+    cron = os.environ.get("OPENMED_SCHEDULE", "0 2 * * 0")
+    if cron == "off":
+        return [DATASET]
+    # By default a DAG without a start date makes up for the last slot when less than a tenth of
+    # the period has passed since: 17 hours for a weekly one. So merely starting the services on a
+    # Sunday would start a training. Five minutes are enough for the scheduler never to miss a slot.
+    timetable = CronTriggerTimetable(cron, timezone="UTC", run_immediately=timedelta(minutes=5))
+    return AssetOrTimeSchedule(timetable=timetable, assets=[DATASET])
+
+
+def stage_doc(name: str) -> str:
+    """Returns the first line of the docstring of a stage's module, without importing it."""
+    module = SOURCE / "pipeline" / f"{name.partition('@')[0]}.py"
+    doc = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) if module.is_file() else None
+    return (doc or f"Stage {name} of dvc.yaml.").splitlines()[0]
+
+
+def stage_tasks() -> dict[str, DvcStageOperator]:
+    """Makes one task a stage, `train@vit` as task `vit` of group `train`, and joins them."""
+    groups = {
+        name: TaskGroup(name) for name in dict.fromkeys(n.partition("@")[0] for n in STAGES if "@" in n)
+    }
+    tasks = {}
+    for name, stage in STAGES.items():
+        kind, _, item = name.partition("@")
+        tasks[name] = DvcStageOperator(
+            task_id=item or kind,
+            task_group=groups.get(kind) if item else None,
+            stage=name,
+            workspace=PREPARED,
+            force="{{ params.force }}",
+            pool="gpu" if kind in GPU_STAGES else "default_pool",
+            execution_timeout=STAGE_TIMEOUTS.get(kind, STAGE_TIMEOUT),
+            doc_md=f"{stage_doc(name)}\n\n`{stage.cmd}`",
+        )
+    for name, stage in STAGES.items():
+        for other in stage.upstream:
+            tasks[other] >> tasks[name]
+    return tasks
+
+
+@task(
+    execution_timeout=timedelta(hours=2),
+    doc_md="Makes the workspace of this run at the asked revision, with the data of that revision.",
+)
+def prepare(*, run_id: str, params: dict[str, Any]) -> dict[str, str]:
+    """Returns the folder of the workspace and its commit."""
+    from pipeline import workspace
+
+    with one_sentence():
+        workspace.prune(PROJECT, HOME, KEEP_WORKSPACES_DAYS)
+        path = workspace.create(PROJECT, params["revision"], run_id, HOME)
+        if load_graph(path / "dvc.yaml") != STAGES:
+            raise AirflowFailException(
+                f"revision {params['revision']} has other stages in dvc.yaml than this DAG shows; "
+                "check that revision out in the main checkout, or commit dvc.yaml and params.yaml"
+            )
+        if params["seed"] is not None:
+            workspace.set_params(path, {"run.seed": params["seed"]})
+        return {"path": str(path), "revision": workspace.commit_of(path), "note": params["note"] or ""}
+
+
+@task(
+    outlets=[CANDIDATE],
+    execution_timeout=timedelta(hours=1),
+    doc_md="Registers each trained model as a candidate version and announces the best one.",
+)
+def register(*, run_id: str, ti: Any) -> Any:
+    """Emits the candidate asset, whose event starts the DAG `promote`."""
+    from pipeline import registry
+
+    prepared = ti.xcom_pull(task_ids="prepare")
+    enter_project()
+    with one_sentence():
+        result = registry.register_candidates(
+            Path(prepared["path"]), run_key=run_id, revision=prepared["revision"]
+        )
+    chosen = {key: result[key] for key in ("version", "architecture", "verdict", "run_id")}
+    yield Metadata(
+        CANDIDATE,
+        {**chosen, "revision": prepared["revision"], "workspace": prepared["path"], "retrain_run": run_id},
+    )
+    ti.xcom_push(key="candidate", value=chosen)
+
+
+@task(
+    execution_timeout=timedelta(minutes=30),
+    doc_md=f"Removes the workspace once the candidates are registered. A failed run keeps it "
+    f"{KEEP_WORKSPACES_DAYS:g} days, so that its tasks can be cleared and go on.",
+)
+def cleanup(*, ti: Any) -> str:
+    """Says in one sentence what became of the workspace."""
+    from pipeline import workspace
+
+    path = ti.xcom_pull(task_ids="prepare")["path"]
+    if not ti.xcom_pull(task_ids="register", key="candidate"):
+        return f"The run is not complete: {path} is kept for {KEEP_WORKSPACES_DAYS:g} days."
+    with one_sentence():
+        workspace.remove(PROJECT, Path(path))
+    return f"{path} is removed; its outputs stay in the DVC cache."
+
+
+with DAG(
+    dag_id="retrain",
+    description="Retrain all architectures and register the candidates",
+    doc_md=ABOUT,
+    schedule=schedule(),
+    catchup=False,
+    max_active_runs=1,
+    params=PARAMS,
+    tags=["openmed", "training"],
+    default_args={
+        "owner": "ml-engineering",
+        "retries": 2,
+        "retry_delay": timedelta(minutes=1),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(minutes=15),
+    },
+) as dag:
+    ready, registered, cleaned = prepare(), register(), cleanup()
+    stages = stage_tasks()
+    ready >> [stages[name] for name, stage in STAGES.items() if not stage.upstream]
+    needed = {other for stage in STAGES.values() for other in stage.upstream}
+    [stages[name] for name in STAGES if name not in needed] >> registered
+    registered >> cleaned.as_teardown(setups=ready.as_setup())

@@ -1,0 +1,197 @@
+"""The one custom operator: runs a stage of dvc.yaml and leaves no process behind.
+
+Only the standard library, yaml and airflow.sdk are imported here: Airflow parses DAG files all the
+time, and once more in every task.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from openmed.errors import BadInput, IntegrityError, OpenMedError, ResourceError
+from openmed.files import read_json
+from pipeline.graph import load_graph
+
+PROJECT = Path(os.environ.get("OPENMED_PROJECT") or Path(__file__).resolve().parents[1]).resolve()
+HOME = Path(os.environ.get("OPENMED_HOME") or PROJECT / ".openmed").resolve()
+
+# DVC ends with 255 whatever the stage ended with; only its text has the stage's own exit code.
+_STAGE_EXIT = re.compile(r"exited with (-?\d+)")
+_PERMANENT = {BadInput.exit_code: "bad input", IntegrityError.exit_code: "damaged content"}
+_LONGEST_METRICS_BYTES = 64 * 1024
+# Airflow sends SIGTERM to the task and kills it 5 s later, so on_kill must be done before that.
+_GRACE_ON_KILL_S = 3.0
+_GRACE_S = 10.0
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turns the project's errors into Airflow's: bad input fails at once, the rest is retried."""
+    try:
+        yield
+    except ResourceError as error:
+        raise AirflowException(str(error)) from None
+    except OpenMedError as error:
+        raise AirflowFailException(str(error)) from None
+
+
+def enter_project() -> None:
+    """Tells code that runs inside this task where the project and its state are."""
+    os.environ["OPENMED_PROJECT"] = str(PROJECT)
+    os.environ["OPENMED_HOME"] = str(HOME)
+
+
+class DvcStageOperator(BaseOperator):
+    """Runs `dvc repro --single-item` of one stage in the workspace of the run.
+
+    The output is streamed to the task log. The stage has a session of its own, and whatever ends
+    the task (mark failed, timeout, shutdown) ends every process of it.
+
+    Its XCom is `{"stage", "seconds", "lock", "metrics"}`: the stage's entry of dvc.lock and the
+    content of its metrics files by path.
+
+    Args:
+        stage: Name of the stage, such as `train@vit`.
+        workspace: Folder of the run; a template.
+        force: Runs the stage although nothing changed; a template that may render to "True".
+        grace_s: Seconds between SIGTERM and SIGKILL when the task itself gives up.
+
+    Raises:
+        AirflowFailException: The stage refused its input or found damaged content (exit 2 or 3);
+            trying again would not help.
+        AirflowException: Anything else, so that Airflow tries again.
+    """
+
+    template_fields: Sequence[str] = ("stage", "workspace", "force")
+    ui_color = "#d7ecf5"
+
+    def __init__(
+        self,
+        *,
+        stage: str,
+        workspace: str,
+        force: bool | str = False,
+        grace_s: float = _GRACE_S,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.stage = stage
+        self.workspace = workspace
+        self.force = force
+        self.grace_s = grace_s
+        self._process: subprocess.Popen[str] | None = None
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        """Runs the stage and returns what it wrote down."""
+        workspace = Path(self.workspace)
+        started = time.monotonic()
+        code, said = self._run(workspace)
+        seconds = round(time.monotonic() - started, 3)
+        if code != 0:
+            raise self._failure(code, said)
+        return {"stage": self.stage, "seconds": seconds, **_evidence(workspace, self.stage)}
+
+    def on_kill(self) -> None:
+        """Ends the stage and all its processes."""
+        self._end(min(self.grace_s, _GRACE_ON_KILL_S))
+
+    def _command(self) -> list[str]:
+        # Without --wait-for-lock a stage can fail after it has done its work, and without
+        # --single-item parallel trainings fail on each other's locks.
+        forced = ["--force"] if str(self.force).lower() == "true" else []
+        repro = ["repro", "--single-item", *forced, self.stage]
+        return [sys.executable, "-m", "dvc", "--wait-for-lock", *repro]
+
+    def _environment(self, workspace: Path) -> dict[str, str]:
+        # dvc.yaml says `python`: it has to be the interpreter that Airflow runs on.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        return {
+            **os.environ,
+            "PATH": path,
+            "PYTHONUNBUFFERED": "1",
+            "DVC_NO_ANALYTICS": "1",
+            "OPENMED_HOME": str(HOME),
+            "OPENMED_PROJECT": str(workspace),
+        }
+
+    def _run(self, workspace: Path) -> tuple[int, str]:
+        """Returns DVC's exit code and the end of what was printed."""
+        if not workspace.is_dir():
+            raise AirflowFailException(f"workspace {workspace} is gone; start the run again from 'prepare'")
+        self._process = subprocess.Popen(
+            self._command(),
+            cwd=workspace,
+            env=self._environment(workspace),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        tail: list[str] = []
+        try:
+            for line in self._process.stdout or ():
+                self.log.info("%s", line.rstrip())
+                tail = [*tail[-49:], line]
+            return self._process.wait(), "".join(tail)
+        finally:
+            # Every way out passes here: the end, a timeout, a signal. After a good end the group
+            # is empty unless the stage left a child behind.
+            self._end(self.grace_s)
+            self._process = None
+
+    def _failure(self, code: int, said: str) -> Exception:
+        exits = _STAGE_EXIT.findall(said)
+        stage_code = int(exits[-1]) if exits else code
+        if kind := _PERMANENT.get(stage_code):
+            return AirflowFailException(
+                f"stage {self.stage} refused: {kind} (exit {stage_code}), see its log"
+            )
+        if "is busy" in said:
+            return AirflowException(f"stage {self.stage} waits for files another stage is using")
+        return AirflowException(f"stage {self.stage} failed with exit {stage_code}, see its log")
+
+    def _end(self, grace_s: float) -> None:
+        process = self._process
+        if process is None:
+            return
+        deadline = time.monotonic() + grace_s
+        _signal_group(process.pid, signal.SIGTERM)
+        while _signal_group(process.pid, 0) and time.monotonic() < deadline:
+            process.poll()
+            time.sleep(0.05)
+        _signal_group(process.pid, signal.SIGKILL)
+        process.poll()
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Sends a signal to a process group; False when no process of it is left."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
+        return True
+    return False
+
+
+def _evidence(workspace: Path, stage: str) -> dict[str, Any]:
+    import yaml
+
+    lock_file = workspace / "dvc.lock"
+    lock = yaml.safe_load(lock_file.read_text()) if lock_file.exists() else {}
+    known = load_graph(workspace / "dvc.yaml").get(stage)
+    metrics = {}
+    for name in known.metrics if known else ():
+        path = workspace / name
+        if path.suffix == ".json" and path.is_file() and path.stat().st_size <= _LONGEST_METRICS_BYTES:
+            metrics[name] = read_json(path)
+    return {"lock": lock.get("stages", {}).get(stage), "metrics": metrics}

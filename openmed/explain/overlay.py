@@ -1,0 +1,51 @@
+"""A film with its heat map laid over it, for a reader's eyes."""
+
+import cv2
+import numpy as np
+
+# The hottest place still lets this share of the film through.
+_FILM_SHARE_AT_HOTTEST = 0.4
+
+
+def overlay(film: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Lays heat over a film; the colder a place, the more of the plain film is seen.
+
+    Args:
+        film: uint8 (H, W), grey.
+        heat: float (h, w) in 0..1; enlarged bilinearly to the film.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        ValueError: The film or the heat has another shape, type or range.
+    """
+    if film.dtype != np.uint8 or film.ndim != 2:
+        raise ValueError(f"the film must be uint8 (H, W), not {film.dtype} {film.shape}")
+    # `not (...)` also refuses NaN.
+    if heat.ndim != 2 or not (heat.min() >= 0 and heat.max() <= 1):
+        raise ValueError(f"the heat must be (h, w) within 0..1, not {heat.shape}")
+    height, width = film.shape
+    heat = cv2.resize(heat.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    colours = cv2.applyColorMap(np.rint(heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    opacity = heat[..., None] * (1 - _FILM_SHARE_AT_HOTTEST)
+    mixed = film[..., None] * (1 - opacity) + cv2.cvtColor(colours, cv2.COLOR_BGR2RGB) * opacity
+    return np.rint(mixed).astype(np.uint8)
+
+
+def encode_jpeg(rgb: np.ndarray, quality: int = 85) -> bytes:
+    """Encodes a picture as JPEG.
+
+    Args:
+        rgb: uint8 (H, W, 3).
+        quality: 0..100.
+
+    Returns:
+        The file's bytes, with no metadata about the film.
+    """
+    done, encoded = cv2.imencode(
+        ".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )
+    if not done:
+        raise ValueError(f"a picture of shape {rgb.shape} cannot be written as JPEG")
+    return encoded.tobytes()

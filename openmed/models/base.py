@@ -1,0 +1,144 @@
+"""The common face of the three architectures."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from openmed.models.spec import ModelSpec
+
+# A heat map of fewer cells than this a side cannot say which part of a lung it means.
+_MIN_MAP_CELLS = 6
+
+
+class BaseModel(nn.Module, ABC):
+    """A classifier that knows its preprocessing, its labels and how it is explained.
+
+    Subclasses say which timm network they are, how the backbone divides into blocks and which
+    layer an explanation looks at.
+
+    Attributes:
+        spec: Preprocessing, labels, threshold and origin of the weights.
+        network: The timm network.
+    """
+
+    timm_name: ClassVar[str]
+    network_type: ClassVar[type[nn.Module]]
+    """timm's class of this family; `blocks` and the explanations rely on its layers."""
+    image_size_px: ClassVar[int] = 224
+    mean: ClassVar[tuple[float, float, float]] = IMAGENET_DEFAULT_MEAN
+    std: ClassVar[tuple[float, float, float]] = IMAGENET_DEFAULT_STD
+    fixed_input: ClassVar[bool] = False
+    """Whether the network is built for one input size (ViT) or takes any (CNN)."""
+
+    def __init__(self, spec: ModelSpec, network: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.network = network
+        self.register_buffer("_mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    @abstractmethod
+    def explanation_layer(cls, network: nn.Module, image_size_px: int) -> str:
+        """Names the layer of `network` that an explanation looks at."""
+
+    @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """Returns the backbone's blocks, from the input to the head."""
+
+    def explanation_target(self) -> str:
+        """Name, inside `network`, of the layer that is explained."""
+        return self.spec.explanation_layer
+
+    def features(self, x: Tensor) -> Tensor:
+        """Backbone output: (N, C, h, w) maps of a CNN, (N, tokens, D) of a ViT."""
+        return self.network.forward_features(x)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Pools features and classifies them: logits (N, classes)."""
+        return self.network.forward_head(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of normalised input (N, 3, S, S)."""
+        return self.head(self.features(x))
+
+    def classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.network.get_classifier()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._mean.device
+
+    def prepare(self, films: np.ndarray | Tensor) -> Tensor:
+        """Normalises grey films for the network.
+
+        Args:
+            films: (N, S, S), uint8 in 0..255 or float in 0..1, S being the spec's input size.
+
+        Returns:
+            float32 (N, 3, S, S) on the model's device.
+
+        Raises:
+            ValueError: The films have another size or type.
+        """
+        batch = torch.as_tensor(films).to(self.device, non_blocking=True)
+        size = self.spec.image_size_px
+        if batch.ndim != 3 or batch.shape[1:] != (size, size):
+            raise ValueError(f"films must be (N, {size}, {size}), not {tuple(batch.shape)}")
+        if batch.dtype == torch.uint8:
+            batch = batch.float() / 255
+        elif not batch.is_floating_point():
+            raise ValueError(f"films must be uint8 or float, not {batch.dtype}")
+        return (batch[:, None] - self._mean) / self._std
+
+    @torch.inference_mode()
+    def predict(self, films: np.ndarray | Tensor, *, batch_films: int = 32) -> np.ndarray:
+        """Class probabilities of grey films.
+
+        Args:
+            films: uint8 (N, S, S).
+            batch_films: Films that go through the network at once.
+
+        Returns:
+            float32 (N, classes); rows sum to 1.
+        """
+        with evaluation_mode(self):
+            parts = [
+                self(self.prepare(films[start : start + batch_films])).float().softmax(1).cpu().numpy()
+                for start in range(0, len(films), batch_films)
+            ]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.spec.class_names)), np.float32)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model in evaluation mode for a block and restores each module's own mode after it.
+
+    `model.train()` alone would also wake the batch norms of a frozen backbone.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def deepest_readable_layer(network: Any, image_size_px: int) -> str:
+    """Deepest stage of a CNN whose map has at least 6 cells a side at this input size.
+
+    At the published input sizes (224, 299) this is the last stage, as Grad-CAM is usually drawn;
+    small inputs shrink the last map to one to three cells, too coarse to point at anything.
+    """
+    stages = network.feature_info
+    readable = [stage for stage in stages if image_size_px / stage["reduction"] >= _MIN_MAP_CELLS]
+    return (readable or stages[:1])[-1]["module"]

@@ -1,0 +1,27 @@
+"""InceptionV3 (Szegedy et al., Rethinking the Inception Architecture, 2016)."""
+
+from timm.models import InceptionV3 as TimmInceptionV3
+from torch import nn
+
+from openmed.models.base import BaseModel, deepest_readable_layer
+
+_AFTER_BACKBONE = ("global_pool", "head_drop", "fc", "AuxLogits")
+
+
+class InceptionV3(BaseModel):
+    """Inception network, 299 px, mean and standard deviation 0.5; auxiliary head left out."""
+
+    timm_name = "inception_v3.tv_in1k"
+    network_type = TimmInceptionV3
+    image_size_px = 299
+    mean = (0.5, 0.5, 0.5)
+    std = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def explanation_layer(cls, network: nn.Module, image_size_px: int) -> str:
+        """The last mixed block, or the deepest one that is still readable."""
+        return deepest_readable_layer(network, image_size_px)
+
+    def blocks(self) -> list[nn.Module]:
+        """Convolutions and mixed blocks in order."""
+        return [module for name, module in self.network.named_children() if name not in _AFTER_BACKBONE]

@@ -1,0 +1,24 @@
+"""ResNet50 (He et al., Deep Residual Learning for Image Recognition, 2016)."""
+
+from timm.models import ResNet
+from torch import nn
+
+from openmed.models.base import BaseModel, deepest_readable_layer
+
+
+class ResNet50(BaseModel):
+    """Residual network of 50 layers, 224 px, ImageNet statistics."""
+
+    timm_name = "resnet50.a1_in1k"
+    network_type = ResNet
+
+    @classmethod
+    def explanation_layer(cls, network: nn.Module, image_size_px: int) -> str:
+        """The last residual stage, or the deepest one that is still readable."""
+        return deepest_readable_layer(network, image_size_px)
+
+    def blocks(self) -> list[nn.Module]:
+        """The stem and the four residual stages."""
+        net = self.network
+        stem = nn.ModuleList([net.conv1, net.bn1])
+        return [stem, net.layer1, net.layer2, net.layer3, net.layer4]

@@ -1,0 +1,70 @@
+"""What a model carries besides its weights: preprocessing, labels, threshold and origin."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from openmed.errors import BadInput
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything needed to rebuild a model and to feed it.
+
+    Attributes:
+        architecture: Key of the architecture: resnet50, vit or inceptionv3.
+        timm_name: Name of the network in timm.
+        model_options: Further arguments of the network, e.g. {"patch_size": 8}.
+        image_size_px: Side of the square input in pixels.
+        mean: Channel means of the normalisation, for films scaled to 0..1.
+        std: Channel standard deviations of the normalisation.
+        class_names: Names of the classes; the index is the label.
+        positive: The finding that sensitivity and threshold speak of, one of `class_names`.
+        explanation_layer: Layer that the explanation looks at.
+        weights: Where training started: kind, source, revision and sha256.
+        threshold: Films whose probability of `positive` is at least this are flagged (0..1).
+            None until an operating point has been chosen on calibration data.
+    """
+
+    architecture: str
+    timm_name: str
+    image_size_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    class_names: tuple[str, ...]
+    positive: str
+    explanation_layer: str
+    model_options: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, Any] = field(default_factory=dict)
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2 or len(set(self.class_names)) < len(self.class_names):
+            raise BadInput(f"a model needs two or more different classes, not {list(self.class_names)}")
+        if self.positive not in self.class_names:
+            raise BadInput(f"the positive class {self.positive!r} is not one of {list(self.class_names)}")
+
+    @property
+    def positive_index(self) -> int:
+        """Label of the finding of interest."""
+        return self.class_names.index(self.positive)
+
+    def with_threshold(self, threshold: float) -> "ModelSpec":
+        """Returns a copy with the operating threshold (0..1) frozen in."""
+        return replace(self, threshold=float(threshold))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the spec as JSON content."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "ModelSpec":
+        """Builds a spec from JSON content.
+
+        Raises:
+            BadInput: A field is missing or unknown.
+        """
+        try:
+            lists = {name: tuple(content[name]) for name in ("mean", "std", "class_names") if name in content}
+            return cls(**{**content, **lists})
+        except TypeError as error:
+            raise BadInput(f"this is not a model description: {error}") from None

@@ -1,0 +1,38 @@
+"""Vision transformer (Dosovitskiy et al., An Image is Worth 16x16 Words, 2021)."""
+
+from timm.models import VisionTransformer
+from torch import nn
+
+from openmed.models.base import BaseModel
+
+
+class ViT(BaseModel):
+    """Small vision transformer, 224 px, patches of 16 px, ImageNet statistics.
+
+    The default weights are DINO's (Caron et al., 2021): self-supervised features led the
+    published comparison on pneumonia films, and they use ImageNet's statistics.
+    """
+
+    timm_name = "vit_small_patch16_224.dino"
+    network_type = VisionTransformer
+    fixed_input = True
+
+    @classmethod
+    def explanation_layer(cls, network: nn.Module, image_size_px: int) -> str:
+        """All attention blocks: rollout reads each of them."""
+        return "blocks"
+
+    def blocks(self) -> list[nn.Module]:
+        """The patch embedding, the transformer blocks and the final norm with the last of them."""
+        *inner, last = self.network.blocks
+        return [self.network.patch_embed, *inner, nn.ModuleList([last, self.network.norm])]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along height and width."""
+        return self.network.patch_embed.grid_size
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches: the class token and registers, if any."""
+        return self.network.num_prefix_tokens

@@ -1,0 +1,95 @@
+"""The state of a training on disk, from which it continues bit for bit.
+
+One safetensors file holds weights, optimiser state and, as JSON metadata, the place in the
+schedule. Random numbers need no state: each step's generator is seeded from the run's seed and
+the step's number.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from openmed.files import atomic_path
+
+STATE_FILE = "state.safetensors"
+
+
+@dataclass
+class Position:
+    """Where a training stands.
+
+    Attributes:
+        phase: Index of the phase.
+        epoch: Completed epochs of the phase.
+        batch: Completed batches of the epoch.
+        step: Completed optimiser steps of the phase.
+        loss_sum: Sum over this epoch's films of their loss.
+        seconds: Seconds spent on this epoch so far.
+        stale_epochs: Epochs of the phase since the best result.
+        best: The best epoch so far: phase, epoch, validation_auc, validation_loss.
+        history: One row a completed epoch.
+        scaler: State of the float16 loss scaler.
+    """
+
+    phase: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    stale_epochs: int = 0
+    best: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+def save_state(
+    folder: Path, fingerprint: str, position: Position, network: nn.Module, optimizer: Optimizer | None
+) -> None:
+    """Writes the state atomically over the previous one."""
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    if optimizer is not None:
+        for index, slots in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
+    metadata = {"fingerprint": fingerprint, "position": json.dumps(asdict(position))}
+    with atomic_path(Path(folder) / STATE_FILE) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+
+
+def load_state(folder: Path, fingerprint: str) -> tuple[Position, dict[str, Tensor]] | None:
+    """Reads the state of the same training, or None when there is none.
+
+    A state with another fingerprint belongs to a training with other data or settings and is
+    ignored, as is a file that cannot be read.
+    """
+    try:
+        with safe_open(Path(folder) / STATE_FILE, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            if metadata.get("fingerprint") != fingerprint:
+                return None
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+    return Position(**json.loads(metadata["position"])), tensors
+
+
+def restore_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Puts saved weights and buffers back."""
+    prefix = "network."
+    network.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+
+
+def restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Puts the saved optimiser state back; the learning rate follows from the step."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, slot = name.split(".", 2)
+            slots.setdefault(int(index), {})[slot] = tensor
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,122 @@
+"""Draws heat maps of test films, checks that they can be trusted, and writes the report."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from openmed.data.cache import FilmCache
+from openmed.data.images import decode_film
+from openmed.errors import IntegrityError
+from openmed.explain.faithfulness import deletion_drop
+from openmed.explain.heatmap import explain, methods
+from openmed.explain.overlay import encode_jpeg, overlay
+from openmed.files import sha256_bytes, write_bytes, write_json, write_text
+from openmed.models.base import BaseModel
+from openmed.models.checkpoint import load_model
+from pipeline.params import Params
+from pipeline.report.page import build_report
+from pipeline.stage import CACHE, DATA, MANIFEST, folder, main
+from pipeline.train import pick_device, use_device
+
+_PICTURE_PX = 320
+OUTCOMES = ("true_positive", "false_positive", "false_negative", "true_negative")
+
+
+def run(params: Params, architecture: str) -> None:
+    """Explains example films of each outcome and writes heat maps, their check and the report."""
+    use_device(params)
+    model = load_model(folder("evaluate", architecture) / "model").to(pick_device(params.run.device))
+    predictions = pd.read_parquet(folder("evaluate", architecture) / "predictions.parquet")
+    test = predictions[predictions["split"] == "test"].reset_index(drop=True)
+    test["outcome"] = _outcomes(test, model)
+    target = folder("explain", architecture)
+    checks = _check_maps(model, test, params)
+    examples = _draw_examples(model, _choose(test, params.explain.examples), target / "examples")
+    content = {
+        "architecture": architecture,
+        "primary_method": methods(model)[0],
+        "layer": model.explanation_target(),
+        "faithfulness": checks,
+        "examples": examples,
+    }
+    write_json(target / "explain.json", content)
+    write_text(target / "report.html", build_report(params, architecture, model.spec, content))
+    primary = checks[methods(model)[0]]
+    print(f"explain {architecture}: {len(examples)} films; maps "
+          f"{'can be trusted' if primary['trusted'] else 'cannot be trusted'}: {primary['reason']}")
+
+
+def _outcomes(test: pd.DataFrame, model: BaseModel) -> np.ndarray:
+    has = (test["label"] == model.spec.positive_index).to_numpy()
+    flagged = (test["score"] >= model.spec.threshold).to_numpy()
+    return np.select(
+        [has & flagged, ~has & flagged, has & ~flagged], OUTCOMES[:3], default=OUTCOMES[3]
+    )
+
+
+def _choose(test: pd.DataFrame, each: int) -> pd.DataFrame:
+    """The clearest films of each outcome: the surest right ones and the worst wrong ones."""
+    parts = []
+    for outcome in OUTCOMES:
+        films = test[test["outcome"] == outcome]
+        high_first = outcome in ("true_positive", "false_positive")
+        parts.append(films.sort_values(["score", "id"], ascending=not high_first).head(each))
+    return pd.concat(parts).reset_index(drop=True)
+
+
+def _check_maps(model: BaseModel, test: pd.DataFrame, params: Params) -> dict[str, dict]:
+    """The deletion test on films that the model flags rightly."""
+    films = test[test["outcome"] == "true_positive"].sort_values("id").head(params.explain.checked_films)
+    cache = FilmCache(CACHE, model.spec.image_size_px)
+    pixels = cache.films[cache.rows(films["id"])]
+    index = model.spec.positive_index
+    return {
+        method: asdict(deletion_drop(model, pixels, heat, index, seed=params.run.seed))
+        for method, heat in explain(model, pixels, index).items()
+    }
+
+
+def _draw_examples(model: BaseModel, films: pd.DataFrame, target: Path) -> list[dict]:
+    """Writes each film and its overlays; the map always speaks of the finding of interest."""
+    cache = FilmCache(CACHE, model.spec.image_size_px)
+    maps = explain(model, cache.films[cache.rows(films["id"])], model.spec.positive_index)
+    sources = pd.read_parquet(MANIFEST).set_index("id")
+    target.mkdir(parents=True, exist_ok=True)
+    examples = []
+    for position, film in enumerate(films.itertuples()):
+        picture = _readable(_checked_film(sources.at[film.id, "path"], sources.at[film.id, "sha256"]))
+        names = {"film": f"{film.id}.jpg"} | {method: f"{film.id}_{method}.jpg" for method in maps}
+        write_bytes(target / names["film"], encode_jpeg(cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)))
+        for method, heat in maps.items():
+            write_bytes(target / names[method], encode_jpeg(overlay(picture, heat[position])))
+        examples.append(
+            {
+                "id": film.id,
+                "outcome": film.outcome,
+                "label": model.spec.class_names[film.label],
+                "score": float(film.score),
+                "pictures": names,
+            }
+        )
+    return examples
+
+
+def _checked_film(path: str, sha256: str) -> np.ndarray:
+    data = (DATA / path).read_bytes()
+    if sha256_bytes(data) != sha256:
+        raise IntegrityError(f"{DATA / path} was changed after it was validated: run the pipeline again")
+    return decode_film(data, path)
+
+
+def _readable(film: np.ndarray) -> np.ndarray:
+    """Shrinks a film for the page, keeping its shape."""
+    scale = _PICTURE_PX / max(film.shape)
+    size = (max(1, round(film.shape[1] * scale)), max(1, round(film.shape[0] * scale)))
+    return cv2.resize(film, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+if __name__ == "__main__":
+    main(run, per_architecture=True)

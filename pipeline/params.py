@@ -1,0 +1,179 @@
+"""params.yaml as frozen, typed settings. Unknown keys and impossible values are refused."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from openmed.errors import BadInput
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Task(_Section):
+    """What is classified: the classes in label order and the finding of interest."""
+
+    classes: tuple[str, ...] = Field(min_length=2)
+    positive: str
+
+    @model_validator(mode="after")
+    def _known(self) -> "Task":
+        if self.positive not in self.classes or len(set(self.classes)) != len(self.classes):
+            raise ValueError("`positive` must be one of `classes`, and these must differ")
+        return self
+
+
+class Run(_Section):
+    """What makes a run repeatable: seed, CPU threads and device."""
+
+    seed: Count
+    threads: Positive
+    device: Literal["auto", "cpu", "cuda"]
+
+
+class Validate(_Section):
+    """Limits of the incoming films."""
+
+    max_quarantined_share: Share
+    min_side_px: Positive
+
+
+class Split(_Section):
+    """Shares of the patients' films and the near-duplicate limit in bits of 256."""
+
+    shares: dict[Literal["train", "validation", "calibration", "test"], Annotated[float, Field(gt=0, lt=1)]]
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=20)]
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Split":
+        if len(self.shares) != 4 or not math.isclose(sum(self.shares.values()), 1, abs_tol=1e-6):
+            raise ValueError("`shares` must name train, validation, calibration and test and add up to 1")
+        return self
+
+
+class Preprocess(_Section):
+    """Side of the square input of each architecture, in pixels."""
+
+    image_size_px: dict[str, Annotated[int, Field(ge=16, le=2048)]]
+
+
+class Resample(_Section):
+    """How training rows are balanced."""
+
+    strategy: Literal["over", "under", "weighted", "none"]
+
+
+class Head(_Section):
+    """First step: the head on the frozen backbone."""
+
+    epochs: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+
+
+class Finetune(Head):
+    """Second step: the backbone's last blocks, or all of them."""
+
+    blocks: Literal["all"] | Positive
+
+
+class Augment(_Section):
+    """Largest random changes of training films; see openmed.training.settings.Augmentation."""
+
+    rotate_degrees: Annotated[float, Field(ge=0, le=45)]
+    shift: Share
+    scale: Annotated[float, Field(ge=0, le=0.5)]
+    brightness: Share
+    contrast: Annotated[float, Field(ge=0, lt=1)]
+    flip: bool
+
+
+class Train(_Section):
+    """Training of one architecture."""
+
+    timm_name: str
+    model_options: dict[str, Any]
+    weights: str
+    weights_sha256: str | None
+    batch_films: Annotated[int, Field(ge=2)]
+    micro_batch_films: Positive
+    weight_decay: Annotated[float, Field(ge=0)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    warmup_share: Share
+    patience_epochs: Positive
+    mixed_precision: bool
+    head: Head
+    finetune: Finetune
+    augment: Augment
+
+
+class Evaluate(_Section):
+    """Operating point, intervals and the floors that their lower bounds must reach."""
+
+    target_sensitivity: Annotated[float, Field(gt=0, le=1)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    replicates: Annotated[int, Field(ge=100)]
+    floors: dict[Literal["sensitivity", "specificity", "auc"], Share] = Field(min_length=1)
+
+
+class Explain(_Section):
+    """How many films of each outcome the report shows, and how many the map check uses."""
+
+    examples: Positive
+    checked_films: Positive
+
+
+class Promotion(_Section):
+    """How much worse than the champion a challenger may be, on identical films."""
+
+    margins: dict[Literal["auc", "sensitivity", "specificity"], Share]
+
+
+class Params(_Section):
+    """All settings of the pipeline."""
+
+    task: Task
+    run: Run
+    architectures: tuple[str, ...] = Field(min_length=1)
+    validate_: Validate = Field(alias="validate")
+    split: Split
+    preprocess: Preprocess
+    resample: Resample
+    train: dict[str, Train]
+    evaluate: Evaluate
+    explain: Explain
+    promotion: Promotion
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Params":
+        for name in self.architectures:
+            if name not in self.train or name not in self.preprocess.image_size_px:
+                raise ValueError(f"{name!r} needs entries in `train` and in `preprocess.image_size_px`")
+        return self
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """Reads the settings.
+
+    Raises:
+        BadInput: The file is missing, is not YAML, or holds an unknown key or impossible value.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path} does not exist: run this in the project's folder") from None
+    except (OSError, yaml.YAMLError) as error:
+        raise BadInput(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BadInput(f"{path}: {place}: {first['msg']}") from None

@@ -1,0 +1,21 @@
+"""Decodes every usable film once and stores it at each architecture's input size."""
+
+import pandas as pd
+
+from openmed.data.cache import write_cache
+from pipeline.params import Params
+from pipeline.stage import CACHE, DATA, MANIFEST, main, progress
+
+
+def run(params: Params) -> None:
+    """Reads the films that the manifest accepts and writes one uint8 array for each size."""
+    manifest = pd.read_parquet(MANIFEST, columns=["id", "path", "sha256", "status"])
+    films = manifest[manifest["status"] == "accepted"]
+    sizes = {params.preprocess.image_size_px[name] for name in params.architectures}
+    with progress(len(films), "preprocess") as tick:
+        write_cache(CACHE, DATA, films, sizes, tick)
+    print(f"preprocess: {len(films)} films at {', '.join(f'{size} px' for size in sorted(sizes))}")
+
+
+if __name__ == "__main__":
+    main(run)

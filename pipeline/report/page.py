@@ -1,0 +1,100 @@
+"""Gathers what the stages wrote into one page that a clinician can read."""
+
+import pandas as pd
+
+from openmed.files import read_json, sha256_file
+from openmed.models.spec import ModelSpec
+from pipeline.params import Params
+from pipeline.report.charts import (
+    history_chart,
+    precision_recall_chart,
+    reliability_chart,
+    roc_chart,
+    score_chart,
+)
+from pipeline.report.render import picture, render, tool_versions
+from pipeline.stage import CACHE, MANIFEST, SPLIT, folder
+
+_METRIC_NAMES = {
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "auc": "Area under the ROC curve",
+    "accuracy": "Accuracy",
+    "f1": "F1",
+    "ppv": "Positive predictive value",
+    "npv": "Negative predictive value",
+    "average_precision": "Average precision",
+    "brier": "Brier score (0 is best)",
+}
+_OUTCOMES = {
+    "false_negative": "Missed: has the finding, was not flagged",
+    "false_positive": "False alarms: no finding, was flagged",
+    "true_positive": "Rightly flagged",
+    "true_negative": "Rightly passed",
+}
+METHOD_NAMES = {
+    "grad_cam": "Grad-CAM",
+    "gradient_attention": "gradient-weighted attention",
+    "rollout": "attention rollout",
+}
+
+
+def build_report(params: Params, architecture: str, spec: ModelSpec, explanation: dict) -> str:
+    """Builds the report of one architecture from the artefacts in the working folder."""
+    evaluated, trained = folder("evaluate", architecture), folder("train", architecture)
+    metrics, gates = read_json(evaluated / "metrics.json"), read_json(evaluated / "gates.json")
+    return render(
+        "report.html",
+        spec=spec,
+        params=params,
+        training=params.train[architecture],
+        metrics=metrics,
+        gates=gates,
+        metric_rows=[(name, metrics["test"][key]) for key, name in _METRIC_NAMES.items()],
+        charts=_charts(architecture, metrics, spec),
+        outcomes=_examples(architecture, explanation),
+        explanation=explanation,
+        method_names=METHOD_NAMES,
+        data=read_json(folder("validate") / "summary.json"),
+        expectations=read_json(folder("validate") / "expectations.json"),
+        split=read_json(folder("split") / "summary.json"),
+        resampled=read_json(folder("resample") / "summary.json"),
+        trained=read_json(trained / "summary.json"),
+        hashes={
+            "weights": metrics["model"]["weights_sha256"],
+            "manifest": sha256_file(MANIFEST),
+            "split": sha256_file(SPLIT),
+            "film cache": sha256_file(CACHE / "cache.json"),
+            "predictions": sha256_file(evaluated / "predictions.parquet"),
+        },
+        versions=tool_versions(),
+    )
+
+
+def _charts(architecture: str, metrics: dict, spec: ModelSpec) -> dict[str, str]:
+    evaluated = folder("evaluate", architecture)
+    predictions = pd.read_parquet(evaluated / "predictions.parquet")
+    test = predictions[predictions["split"] == "test"]
+    scores = {
+        name: test.loc[test["label"] == index, "score"].to_numpy() for index, name in enumerate(spec.class_names)
+    }
+    charts = {
+        "Receiver operating characteristic": roc_chart(pd.read_csv(evaluated / "roc.csv"), metrics),
+        "Scores of the test films; the line is the threshold": score_chart(scores, metrics["threshold"]),
+        "Precision and recall": precision_recall_chart(pd.read_csv(evaluated / "precision_recall.csv")),
+        "Reliability of the probabilities; larger dots are more films": reliability_chart(
+            pd.read_csv(evaluated / "reliability.csv")
+        ),
+        "Training": history_chart(pd.read_csv(folder("train", architecture) / "history.csv")),
+    }
+    return {title: picture(svg, "svg+xml") for title, svg in charts.items()}
+
+
+def _examples(architecture: str, explanation: dict) -> dict[str, list[dict]]:
+    """Example films by outcome, the errors first, with their pictures inside."""
+    source = folder("explain", architecture) / "examples"
+    grouped: dict[str, list[dict]] = {title: [] for title in _OUTCOMES.values()}
+    for example in explanation["examples"]:
+        shown = {kind: picture((source / name).read_bytes(), "jpeg") for kind, name in example["pictures"].items()}
+        grouped[_OUTCOMES[example["outcome"]]].append(example | {"pictures": shown})
+    return grouped

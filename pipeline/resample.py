@@ -1,0 +1,31 @@
+"""Balances the classes of the training rows (imbalanced-learn); other splits stay as they are."""
+
+import numpy as np
+import pandas as pd
+
+from openmed.data.sampling import resample_rows
+from openmed.files import atomic_path, write_json
+from pipeline.params import Params
+from pipeline.stage import ROWS, SPLIT, folder, main
+
+
+def run(params: Params) -> None:
+    """Reads the split and writes the list of training rows, in which films may repeat."""
+    split = pd.read_parquet(SPLIT)
+    films = split[split["split"] == "train"].reset_index(drop=True)
+    rows = films.iloc[resample_rows(films["label"].to_numpy(), params.resample.strategy, params.run.seed)]
+    with atomic_path(ROWS) as temporary:
+        rows[["id", "label"]].reset_index(drop=True).to_parquet(temporary)
+    before, after = (_counts(part["label"], params.task.classes) for part in (films, rows))
+    summary = {"strategy": params.resample.strategy, "before": before, "after": after}
+    write_json(folder("resample") / "summary.json", summary)
+    print(f"resample ({params.resample.strategy}): {before} -> {after}")
+
+
+def _counts(labels: pd.Series, classes: tuple[str, ...]) -> dict[str, int]:
+    counts = np.bincount(labels, minlength=len(classes))
+    return {name: int(count) for name, count in zip(classes, counts, strict=True)}
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,99 @@
+"""The model as MLflow serves it. MLflow stores this very file with each version and runs it to load one.
+
+So that a stored version can be served without this repository, it uses nothing but `openmed`, which is
+stored beside it, and MLflow.
+"""
+
+from pathlib import Path
+
+import mlflow.models  # noqa: TID253 - MLflow itself runs this file
+import mlflow.pyfunc  # noqa: TID253
+import numpy as np
+import pandas as pd  # noqa: TID253
+from mlflow.exceptions import MlflowException  # noqa: TID253
+
+from openmed.data.images import decode_film, resize_film
+from openmed.errors import BadInput
+from openmed.models.checkpoint import load_model
+
+_BATCH_FILMS = 32
+
+
+class FilmClassifier(mlflow.pyfunc.PythonModel):
+    """Classifies film files with a model folder (safetensors and JSON, never a pickle)."""
+
+    def load_context(self, context) -> None:
+        """Loads the model folder stored with the version.
+
+        Raises:
+            IntegrityError: The weights are not those that were stored.
+            BadInput: The model has no operating threshold.
+        """
+        self._model = load_model(Path(context.artifacts["model"]))
+        if self._model.spec.threshold is None:
+            raise BadInput(
+                "the model has no operating threshold: run the evaluate stage and register it again"
+            )
+
+    def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
+        """Classifies films.
+
+        Args:
+            context: Unused; MLflow passes it.
+            model_input: Column image: the bytes of a JPEG or PNG file, one film a row.
+            params: Unused; MLflow passes it.
+
+        Returns:
+            One row a film: label (the positive class when its probability reaches the threshold, else
+            the most probable other class), probability (of the positive class, 0..1), threshold (0..1).
+
+        Raises:
+            MlflowException: A row is not a usable image (HTTP status 400 where the model is served).
+        """
+        if "image" not in getattr(model_input, "columns", ()):
+            raise MlflowException.invalid_parameter_value(
+                "the input needs a column 'image' with the bytes of one JPEG or PNG file in each row"
+            )
+        images = list(model_input["image"])
+        parts = [self._batch(images, start) for start in range(0, len(images), _BATCH_FILMS)]
+        return pd.concat(parts, ignore_index=True) if parts else self._table(np.zeros((0, self._classes)))
+
+    @property
+    def _classes(self) -> int:
+        return len(self._model.spec.class_names)
+
+    def _batch(self, images: list[bytes], start: int) -> pd.DataFrame:
+        size = self._model.spec.image_size_px
+        rows = range(start, min(start + _BATCH_FILMS, len(images)))
+        films = [resize_film(_decoded(images[row], row), size) for row in rows]
+        return self._table(self._model.predict(np.stack(films)))
+
+    def _table(self, probabilities: np.ndarray) -> pd.DataFrame:
+        spec = self._model.spec
+        positive = probabilities[:, spec.positive_index].astype(np.float64)
+        others = probabilities.copy()
+        others[:, spec.positive_index] = -1
+        labels = np.where(
+            positive >= spec.threshold, spec.positive, np.array(spec.class_names)[others.argmax(1)]
+        )
+        return pd.DataFrame(
+            {
+                "label": labels.astype(object),
+                "probability": positive,
+                "threshold": np.full(len(positive), spec.threshold),
+            }
+        )
+
+
+def _decoded(image: object, row: int) -> np.ndarray:
+    if not isinstance(image, bytes | bytearray):
+        raise MlflowException.invalid_parameter_value(
+            f"the image in row {row} is {type(image).__name__}, not the bytes of a JPEG or PNG file"
+        )
+    try:
+        return decode_film(bytes(image), f"the image in row {row}")
+    except BadInput as error:
+        raise MlflowException.invalid_parameter_value(str(error)) from None
+
+
+mlflow.models.set_model(FilmClassifier())

@@ -1,0 +1,104 @@
+"""What every stage shares: where artefacts lie, how errors reach a user, how work shows progress."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from openmed.errors import OpenMedError
+from pipeline.params import Params, load_params
+
+DATA = Path("data")
+MANIFEST = Path("artifacts/validate/manifest.parquet")
+SPLIT = Path("artifacts/split/split.parquet")
+CACHE = Path("artifacts/preprocess")
+ROWS = Path("artifacts/resample/rows.parquet")
+_LOG_EVERY_S = 10
+
+
+def folder(stage: str, architecture: str | None = None) -> Path:
+    """Where a stage writes, relative to the project."""
+    return Path("artifacts", stage, architecture or "")
+
+
+def main(run: Callable[..., None], *, per_architecture: bool = False) -> None:
+    """Runs a stage as a command of its own and exits with its code."""
+    parser = argparse.ArgumentParser(description=(sys.modules["__main__"].__doc__ or "").split("\n")[0])
+    if per_architecture:
+        parser.add_argument("--architecture", required=True)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(guarded(lambda: run(load_params(), **vars(arguments))))
+
+
+def guarded(action: Callable[[], None], *, debug: bool = False) -> int:
+    """Runs an action; an error becomes one sentence on stderr and an exit code.
+
+    Args:
+        action: What to do.
+        debug: Show the traceback too.
+
+    Returns:
+        0 done, 2 bad input, 3 integrity, 4 resource, 130 or 143 interrupted, 1 a bug.
+    """
+    try:
+        action()
+    except OpenMedError as error:
+        return _say(str(error), error.exit_code, debug)
+    except MemoryError:
+        return _say("the memory is not enough: lower the batch or the image size", 4, debug)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _say(f"{error.strerror or error}{where}", 4, debug)
+    except KeyboardInterrupt:
+        return _say("interrupted; run the same command to go on", 130, debug)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    return 0
+
+
+def _say(sentence: str, code: int, debug: bool) -> int:
+    if debug or os.environ.get("OPENMED_DEBUG"):
+        traceback.print_exc()
+    print(f"openmed: {sentence}", file=sys.stderr, flush=True)
+    return code
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise SystemExit(128 + signum)
+
+
+@contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """Shows a bar with the time left on a terminal, and a line every ten seconds in a log.
+
+    Yields:
+        A function to call once an item.
+    """
+    if sys.stderr.isatty():
+        from rich.progress import track
+
+        steps = iter(track(range(total), description=what, transient=False))
+        yield lambda: next(steps, None)
+        for _ in steps:
+            break
+        return
+    started, said, done = time.monotonic(), time.monotonic(), 0
+
+    def tick() -> None:
+        nonlocal done, said
+        done += 1
+        now = time.monotonic()
+        if now - said > _LOG_EVERY_S:
+            said, left = now, (now - started) / done * (total - done)
+            print(f"{what}: {done} of {total}, about {left:.0f} s left", flush=True)
+
+    yield tick
+
+
+__all__ = ["CACHE", "DATA", "MANIFEST", "ROWS", "SPLIT", "Params", "folder", "guarded", "main", "progress"]

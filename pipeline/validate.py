@@ -1,0 +1,63 @@
+"""Measures every film, quarantines unusable ones and holds the manifest against expectations."""
+
+import pandas as pd
+
+from openmed.data.manifest import measure_films, read_films
+from openmed.errors import BadInput
+from openmed.files import atomic_path, write_json, write_text
+from pipeline.expectations import check
+from pipeline.params import Params
+from pipeline.report.render import render
+from pipeline.stage import DATA, MANIFEST, folder, main, progress
+
+
+def run(params: Params) -> None:
+    """Reads data/ and writes the manifest, the expectations' results and their page.
+
+    Raises:
+        BadInput: A critical expectation failed.
+    """
+    films = read_films(DATA, params.task.classes)
+    with progress(len(films), "validate") as tick:
+        manifest = measure_films(DATA, films, min_side_px=params.validate_.min_side_px, tick=tick)
+    with atomic_path(MANIFEST) as temporary:
+        manifest.to_parquet(temporary)
+    summary = _summary(manifest, params.task.classes)
+    result = check(manifest, params)
+    target = folder("validate")
+    write_json(target / "summary.json", summary)
+    write_json(target / "expectations.json", result)
+    bad = manifest.loc[manifest["status"] == "quarantined", ["id", "reason"]].to_dict("records")
+    page = render("expectations.html", result=result, summary=summary, quarantined=bad[:200])
+    write_text(target / "expectations.html", page)
+    print(f"validate: {summary['films']} films of {summary['patients']} patients, "
+          f"{summary['quarantined']} quarantined")
+    _stop_on_failure(result)
+
+
+def _summary(manifest: pd.DataFrame, classes: tuple[str, ...]) -> dict:
+    accepted = manifest[manifest["status"] == "accepted"]
+    return {
+        "films": len(manifest),
+        "accepted": len(accepted),
+        "quarantined": len(manifest) - len(accepted),
+        "patients": int(manifest["patient"].nunique()),
+        "exact_copies": int(accepted["sha256"].duplicated().sum()),
+        "classes": {name: int((accepted["label"] == index).sum()) for index, name in enumerate(classes)},
+    }
+
+
+def _stop_on_failure(result: dict) -> None:
+    failed = [item for item in result["results"] if not item["success"] and item["severity"] == "critical"]
+    if failed:
+        first = failed[0]
+        films = f" (films {', '.join(first['films'][:5])})" if first["films"] else ""
+        raise BadInput(
+            f"{len(failed)} critical expectation(s) failed; the first: \"{first['meaning']}\" does not hold "
+            f"for {first['unexpected'] or 'the table with'} of {first['checked']} rows{films}: "
+            "see artifacts/validate/expectations.html"
+        )
+
+
+if __name__ == "__main__":
+    main(run)

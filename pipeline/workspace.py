@@ -1,0 +1,228 @@
+"""One scheduled run, one workspace: a git worktree that shares the DVC cache.
+
+A run never touches a person's working copy nor another run. Making a workspace costs no copy of
+the code history and, where the file system allows links, no copy of the data.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from openmed.errors import BadInput, OpenMedError, ResourceError
+from openmed.files import read_json, write_json
+
+DATA_FILE = "data.dvc"
+_SECONDS_PER_DAY = 86_400
+
+
+def create(repo: Path, revision: str, run_id: str, home: Path) -> Path:
+    """Makes the workspace of a run, or finds it again.
+
+    The commit that `revision` means is written down the first time, so that a retried task works
+    on the same commit although `HEAD` has moved on. A workspace that is there already is kept
+    with everything the run has made in it.
+
+    Args:
+        repo: The main checkout, whose DVC cache and remotes are shared.
+        revision: A commit, tag or branch.
+        run_id: The id of the run; characters that do not suit a folder name are replaced.
+        home: The state folder; the workspace is `home/runs/<run id>`.
+
+    Returns:
+        The folder of the workspace, with the data of that revision in it.
+
+    Raises:
+        BadInput: The revision does not exist, holds no DVC project, or the run began on another.
+        ResourceError: The data is neither in the cache nor on the remote.
+    """
+    repo, path = Path(repo).resolve(), path_of(run_id, home)
+    commit = _pinned_commit(repo, revision, path)
+    _git(repo, "worktree", "prune")
+    if not _is_at(path, commit):
+        shutil.rmtree(path, ignore_errors=True)
+        _git(repo, "worktree", "prune")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _git(repo, "worktree", "add", "--quiet", "--detach", str(path), commit)
+    for needed in (".dvc", "dvc.yaml", DATA_FILE):
+        if not (path / needed).exists():
+            raise BadInput(f"revision {revision} holds no {needed}; commit it or choose another revision")
+    _share_cache(repo, path)
+    _obtain_data(path)
+    return path
+
+
+def path_of(run_id: str, home: Path) -> Path:
+    """Returns the folder a run works in, whether or not it exists."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", run_id)
+    if safe != run_id or safe.startswith("."):
+        # Two ids that differ in replaced characters alone must not share a folder.
+        safe = f"{safe.lstrip('.')}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}"
+    if not run_id:
+        raise BadInput("a run needs an id that is not empty")
+    return Path(home).resolve() / "runs" / safe
+
+
+def commit_of(workspace: Path) -> str:
+    """Returns the full hash of the commit a workspace or checkout stands on."""
+    return _git(workspace, "rev-parse", "HEAD")
+
+
+def remove(repo: Path, path: Path) -> None:
+    """Removes a workspace; one that is gone already is no error."""
+    # rmtree follows no links, so links into the shared cache lose their name and nothing else.
+    shutil.rmtree(path, ignore_errors=True)
+    _git(Path(repo), "worktree", "prune")
+    if Path(path).exists():
+        raise ResourceError(f"workspace {path} could not be removed; check who owns its files")
+
+
+def prune(repo: Path, home: Path, keep_days: float) -> list[Path]:
+    """Removes the workspaces of runs that began more than `keep_days` days ago.
+
+    Returns:
+        The folders removed.
+    """
+    runs = Path(home).resolve() / "runs"
+    oldest = time.time() - keep_days * _SECONDS_PER_DAY
+    removed = []
+    for record in sorted(runs.glob("*.json")) if runs.is_dir() else []:
+        if record.stat().st_mtime < oldest:
+            path = record.with_suffix("")
+            if path.exists():
+                remove(repo, path)
+                removed.append(path)
+            record.unlink()
+    return removed
+
+
+def set_params(workspace: Path, values: Mapping[str, Any]) -> None:
+    """Overrides values of params.yaml and leaves the rest of the file, comments too, as it is.
+
+    Args:
+        workspace: The folder that holds params.yaml.
+        values: New values by dotted key, such as `{"run.seed": 7}`.
+
+    Raises:
+        BadInput: params.yaml has no such key; nothing is changed then.
+    """
+    # PyYAML reads 1e-4 as text and would write it back as text; DVC's own editor does not.
+    from dvc.utils.serialize import modify_yaml
+
+    path = Path(workspace) / "params.yaml"
+    if not path.is_file():
+        raise BadInput(f"{path} does not exist; the revision must hold params.yaml")
+    if not values:
+        return
+    with modify_yaml(str(path)) as params:
+        for dotted, value in values.items():
+            *sections, key = dotted.split(".")
+            place: Any = params
+            for section in sections:
+                place = place.get(section) if isinstance(place, Mapping) else None
+            if not isinstance(place, Mapping) or key not in place:
+                raise BadInput(f"params.yaml has no setting '{dotted}'; name one that it holds")
+            place[key] = value
+
+
+def link_types() -> list[str]:
+    """Returns how DVC may put cached files into a workspace, the best way first.
+
+    Hard links and symbolic links cost no disk, and their files are read-only. The superuser
+    writes through that protection, and a write through a link changes the shared cache of every
+    run. So as root the files are copied where the file system has no copy on write.
+    """
+    if os.geteuid() == 0:
+        return ["reflink", "copy"]
+    return ["reflink", "hardlink", "symlink", "copy"]
+
+
+def _pinned_commit(repo: Path, revision: str, path: Path) -> str:
+    record = path.with_name(f"{path.name}.json")
+    if record.exists():
+        pinned = read_json(record)
+        if pinned["revision"] != revision:
+            raise BadInput(
+                f"run {path.name} began at revision {pinned['revision']}, not {revision}; start a new run"
+            )
+        return pinned["commit"]
+    try:
+        commit = _git(repo, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    except ResourceError as error:
+        if not (repo / ".git").exists():
+            raise BadInput(f"{repo} is not a git checkout; scheduled runs need one") from None
+        if "not found on this machine" in str(error):
+            raise
+        raise BadInput(f"revision '{revision}' is not in {repo}; fetch it or choose another") from None
+    write_json(record, {"revision": revision, "commit": commit})
+    return commit
+
+
+def _is_at(path: Path, commit: str) -> bool:
+    # A worktree has a file named .git; without it git would answer for the main checkout.
+    if not (path / ".git").is_file():
+        return False
+    try:
+        return commit_of(path) == commit
+    except OpenMedError:
+        return False
+
+
+def _share_cache(repo: Path, path: Path) -> None:
+    """Points the workspace at the cache and the remotes of the main checkout."""
+    from dvc.config import Config, merge
+
+    main = Config(dvc_dir=str(repo / ".dvc"))
+    own = Config(dvc_dir=str(path / ".dvc"))
+    with own.edit("local", validate=False) as local:
+        # Credentials and remotes that stand in the checkout's local settings are not in git.
+        merge(local, main.load_one("local"))
+        for name, remote in main["remote"].items():
+            # A relative path in .dvc/config would mean another folder from here.
+            local["remote"].setdefault(name, {})["url"] = remote["url"]
+        local["cache"]["dir"] = str(Path(main["cache"].get("dir") or repo / ".dvc" / "cache").resolve())
+        local["cache"]["type"] = ",".join(link_types())
+    (path / ".dvc" / "config.local").chmod(0o600)
+
+
+def _obtain_data(path: Path) -> None:
+    if _dvc(path, "checkout", DATA_FILE).returncode == 0:
+        return
+    pulled = _dvc(path, "pull", DATA_FILE)
+    if pulled.returncode != 0:
+        raise ResourceError(
+            f"the data of {DATA_FILE} is neither in the DVC cache nor on a remote ({_last_error(pulled)}); "
+            "run 'dvc push' where the data is, or check the remote"
+        )
+
+
+def _dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def _last_error(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+    return lines[-1].removeprefix("ERROR: ") if lines else f"dvc ended with {done.returncode}"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    # Inside a git hook GIT_DIR and its like name another repository than `folder`.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        raise ResourceError("git was not found on this machine; install it") from None
+    if done.returncode != 0:
+        detail = " ".join(done.stderr.split()) or f"it ended with {done.returncode}"
+        raise ResourceError(f"'git {arguments[0]}' failed in {folder}: {detail}")
+    return done.stdout.strip()

@@ -1,0 +1,20 @@
+"""Airflow for the DAG tests: a home of its own, set before anything imports airflow."""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_HOME = tempfile.mkdtemp(prefix="openmed-airflow-tests-")
+
+os.environ["AIRFLOW_HOME"] = _HOME
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(ROOT / "dags")
+sys.path.insert(0, str(ROOT / "dags"))
+
+
+def pytest_sessionfinish():
+    """Takes the temporary home away."""
+    shutil.rmtree(_HOME, ignore_errors=True)

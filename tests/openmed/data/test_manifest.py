@@ -1,0 +1,198 @@
+"""The manifest: lists that are refused, films that are quarantined, rows that keep their order."""
+
+import hashlib
+import threading
+
+import cv2
+import numpy as np
+import pytest
+
+from openmed.data.manifest import is_inside, measure_films, ordered_map, perceptual_hash, read_films
+from openmed.errors import BadInput
+
+CLASSES = ("NORMAL", "PNEUMONIA")
+HEADER = "path,label,patient,split\n"
+
+
+def write_list(folder, rows):
+    (folder / "films.csv").write_text(HEADER + "".join(row + "\n" for row in rows))
+
+
+def write_film(path, seed=0, side=64):
+    noise = np.random.default_rng(seed).integers(0, 256, (8, 8), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), cv2.resize(noise, (side, side), interpolation=cv2.INTER_CUBIC))
+
+
+def test_the_list_is_read_as_text_with_labels_as_indexes(tmp_path):
+    write_list(tmp_path, ["films/a.png,PNEUMONIA,007,", "films/b.png,NORMAL,NA,test"])
+    films = read_films(tmp_path, CLASSES)
+    assert films.to_dict("list") == {
+        "path": ["films/a.png", "films/b.png"],
+        "label": [1, 0],
+        "patient": ["007", "NA"],
+        "declared_split": ["", "test"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (["a.png,COVID,p,"], "a label other than NORMAL, PNEUMONIA in 1 row(s), the first on line 2"),
+        (["a.png,NORMAL,p,", "b.png,NORMAL,p,exam"], "an unknown split in 1 row(s), the first on line 3"),
+        (["a.png,NORMAL,,"], "no patient in 1 row(s)"),
+        (["a.png,NORMAL,p,", "a.png,NORMAL,p,"], "a path that was listed before in 1 row(s)"),
+        (["../a.png,NORMAL,p,"], "a path outside the data folder"),
+        (["/etc/a.png,NORMAL,p,"], "a path outside the data folder"),
+        (["C:/a.png,NORMAL,p,"], "a path outside the data folder"),
+        ([], "lists no films"),
+    ],
+)
+def test_a_bad_list_is_refused_in_one_sentence(tmp_path, rows, problem):
+    write_list(tmp_path, rows)
+    with pytest.raises(BadInput) as refusal:
+        read_films(tmp_path, CLASSES)
+    message = str(refusal.value)
+    assert problem in message and "films.csv" in message and "\n" not in message
+
+
+def test_a_refusal_does_not_repeat_names(tmp_path):
+    write_list(tmp_path, ["Anna_Schmidt.png,OTHER,Anna Schmidt,"])
+    with pytest.raises(BadInput) as refusal:
+        read_films(tmp_path, CLASSES)
+    assert "Schmidt" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"path,label\na,b\n", "must have the columns path, label, patient, split"),
+        (b"", "cannot be read"),
+        (HEADER.encode() + b"\xff\xfe,a,b,c\n", "cannot be read"),
+        (HEADER.encode() + b'"a,b,c\n', "cannot be read"),
+    ],
+)
+def test_what_is_no_such_table_is_refused(tmp_path, content, problem):
+    (tmp_path / "films.csv").write_bytes(content)
+    with pytest.raises(BadInput, match=problem):
+        read_films(tmp_path, CLASSES)
+
+
+def test_a_missing_list_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(BadInput, match="does not exist: get the sample with `dvc pull` or import films"):
+        read_films(tmp_path, CLASSES)
+
+
+@pytest.mark.parametrize("path", ["a/b.png", "a..b/c.png", "...", "a/x:y.png"])
+def test_paths_below_the_folder_are_inside(path):
+    assert is_inside(path)
+
+
+@pytest.mark.parametrize("path", ["/a", "../a", "a/../../b", "a/..", "..\\a", "C:/a", "\\\\host\\a"])
+def test_paths_that_lead_out_are_not_inside(path):
+    assert not is_inside(path)
+
+
+@pytest.fixture
+def mixed_folder(tmp_path):
+    for index in range(4):
+        write_film(tmp_path / f"films/{index}.png", index)
+    (tmp_path / "films/copy.png").write_bytes((tmp_path / "films/0.png").read_bytes())
+    (tmp_path / "films/again.png").write_bytes((tmp_path / "films/0.png").read_bytes())
+    (tmp_path / "films/text.png").write_text("no film")
+    (tmp_path / "films/empty.png").touch()
+    write_film(tmp_path / "films/small.png", side=20)
+    cv2.imwrite(str(tmp_path / "films/blank.png"), np.full((64, 64), 80, np.uint8))
+    names = ["3", "text", "0", "small", "copy", "blank", "1", "gone", "again", "2", "empty"]
+    write_list(tmp_path, [f"films/{name}.png,NORMAL,p{name}," for name in names])
+    return tmp_path
+
+
+def test_bad_films_are_quarantined_with_a_reason_and_good_ones_accepted(mixed_folder):
+    ticks = []
+    manifest = measure_films(
+        mixed_folder, read_films(mixed_folder, CLASSES), tick=lambda: ticks.append(1)
+    ).set_index("patient")
+    assert len(ticks) == len(manifest) == 11
+    bad = manifest[manifest["status"] == "quarantined"]["reason"].to_dict()
+    assert bad == {
+        "ptext": "the film is not a JPEG or PNG image",
+        "pempty": "the film is empty",
+        "psmall": "only 20 x 20 pixels",
+        "pblank": "the film is blank",
+        "pgone": "cannot be read: No such file or directory",
+    }
+    assert set(manifest["status"]) == {"accepted", "quarantined"}
+    assert (manifest.loc[manifest["status"] == "accepted", "reason"] == "").all()
+    assert manifest.loc[["ptext", "pgone"], ["width", "mean", "sharpness"]].isna().all(axis=None)
+
+
+def test_rows_keep_the_order_of_the_list(mixed_folder):
+    films = read_films(mixed_folder, CLASSES)
+    manifest = measure_films(mixed_folder, films)
+    assert list(manifest["path"]) == list(films["path"])
+    for path, digest in zip(manifest["path"], manifest["sha256"], strict=True):
+        file = mixed_folder / path
+        assert digest == (hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else "")
+
+
+def test_ids_are_unique_for_exact_copies_and_come_from_the_content(mixed_folder):
+    manifest = measure_films(mixed_folder, read_films(mixed_folder, CLASSES)).set_index("patient")
+    assert manifest["id"].is_unique
+    first = hashlib.sha256((mixed_folder / "films/0.png").read_bytes()).hexdigest()[:16]
+    assert list(manifest.loc[["p0", "pcopy", "pagain"], "id"]) == [first, first + "-2", first + "-3"]
+
+
+def test_measurements_agree_with_numpy(tmp_path):
+    write_film(tmp_path / "a.png", 5)
+    write_list(tmp_path, ["a.png,NORMAL,p,"])
+    row = measure_films(tmp_path, read_films(tmp_path, CLASSES)).iloc[0]
+    film = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_GRAYSCALE).astype(float)
+    padded = np.pad(film, 1, mode="reflect")
+    neighbours = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+    assert (row["width"], row["height"], row["bits"]) == (64, 64, 8)
+    assert row["mean"] == pytest.approx(film.mean())
+    assert row["std"] == pytest.approx(film.std())
+    assert row["sharpness"] == pytest.approx((neighbours - 4 * film).var(), rel=1e-4)
+
+
+def test_a_folder_of_nothing_but_broken_films_is_measured_not_crashed_on(tmp_path):
+    (tmp_path / "a.png").write_text("no film")
+    write_list(tmp_path, ["a.png,NORMAL,p,", "b.png,NORMAL,p,"])
+    manifest = measure_films(tmp_path, read_films(tmp_path, CLASSES))
+    assert list(manifest["status"]) == ["quarantined"] * 2 and manifest["id"].is_unique
+    assert manifest["width"].isna().all() and str(manifest["width"].dtype) == "Int64"
+
+
+def test_the_perceptual_hash_says_where_a_film_brightens_to_the_right():
+    rising = np.tile(np.arange(0, 170, dtype=np.uint8), (160, 1))
+    assert perceptual_hash(rising) == "f" * 64
+    assert perceptual_hash(rising[:, ::-1].copy()) == "0" * 64
+
+
+def test_the_perceptual_hash_hardly_changes_with_size_and_compression(tmp_path):
+    write_film(tmp_path / "a.png", 3, side=512)
+    film = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_GRAYSCALE)
+    small = cv2.resize(film, (224, 224), interpolation=cv2.INTER_AREA)
+    jpeg = cv2.imdecode(cv2.imencode(".jpg", film)[1], cv2.IMREAD_GRAYSCALE)
+    whole, *others = (int(perceptual_hash(version), 16) for version in (film, small, jpeg))
+    assert max((whole ^ other).bit_count() for other in others) <= 8
+
+
+def test_an_ordered_map_keeps_order_and_bounds_what_is_in_flight():
+    started, lock = [], threading.Lock()
+
+    def square(number):
+        with lock:
+            started.append(number)
+        return number * number
+
+    results = ordered_map(square, iter(range(10_000)))
+    assert [next(results) for _ in range(3)] == [0, 1, 4]
+    assert len(started) < 2_000
+    assert list(results) == [n * n for n in range(3, 10_000)]
+
+
+def test_an_ordered_map_passes_errors_on():
+    with pytest.raises(ZeroDivisionError):
+        list(ordered_map(lambda n: 1 / n, [1, 0, 1]))

@@ -1,0 +1,277 @@
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from openmed.errors import BadInput, IntegrityError, ResourceError
+from openmed.models.weights import find_weights
+
+NETWORK = "test_resnet.r160_in1k"
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+ADDRESS = f"/timm/{NETWORK}/resolve/main/model.safetensors"
+
+UNREACHABLE = "http://127.0.0.1:9"
+
+# What a user's own process does: the hub's client reads its settings when it is imported.
+CREATE = f"""
+import json, sys, torch
+from safetensors.torch import save_file
+from openmed.models.factory import ModelFactory
+torch.set_num_threads(1)
+model = ModelFactory.create("resnet50", timm_name="{NETWORK}", image_size_px=32, weights="imagenet")
+save_file(model.network.state_dict(), sys.argv[1])
+print(json.dumps(model.spec.weights))
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The two requests that the hub's client makes to fetch a file."""
+
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def answer(self, with_body):
+        self.server.requests.append((self.command, self.path))
+        if self.path != ADDRESS and REVISION not in self.path:
+            self.send_error(404)
+            return
+        content = self.server.content
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", REVISION)
+        self.send_header("ETag", f'"{self.server.announced}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def made_up(tmp_path):
+    """Weights of the right names and shapes, with the 1,000 classes of ImageNet."""
+    torch.manual_seed(11)
+    network = timm.create_model("test_resnet", num_classes=1000)
+    path = tmp_path / "made_up.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture
+def hub(made_up):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.content = made_up.read_bytes()
+    server.announced = sha256(server.content).hexdigest()
+    server.requests = []
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def address_of(server):
+    return f"http://127.0.0.1:{server.server_address[1]}"
+
+
+def create_elsewhere(tmp_path, endpoint):
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "127.0.0.1",
+    }
+    command = [sys.executable, "-c", CREATE, str(tmp_path / "created.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def use_hub(tmp_path, monkeypatch):
+    """Points the hub's client of this process at an address and an empty cache."""
+
+    def use(endpoint, offline=False):
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+        huggingface_hub.close_session()
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield use
+    huggingface_hub.close_session()
+
+
+def test_imagenet_weights_are_fetched_once_and_their_origin_is_recorded(hub, made_up, tmp_path):
+    origin = create_elsewhere(tmp_path, address_of(hub))
+    assert origin == {
+        "kind": "imagenet",
+        "source": f"timm/{NETWORK}",
+        "revision": REVISION,
+        "sha256": sha256(hub.content).hexdigest(),
+    }
+    served, created = load_file(made_up), load_file(tmp_path / "created.safetensors")
+    backbone = [name for name in served if not name.startswith("fc.")]
+    assert len(backbone) == len(served) - 2
+    assert all(torch.equal(created[name], served[name]) for name in backbone)
+    assert created["fc.weight"].shape == (2, 96)
+    assert not torch.equal(created["fc.weight"], served["fc.weight"][:2])
+
+    # Later runs need no hub, and a new version there does not change where they start.
+    assert create_elsewhere(tmp_path, UNREACHABLE) == origin
+    assert sum(command == "GET" for command, _ in hub.requests) == 1, hub.requests
+
+
+def test_imagenet_weights_with_another_hash_than_asked_for_are_refused(hub, use_hub):
+    use_hub(address_of(hub))
+    assert find_weights("imagenet", NETWORK, sha256(hub.content).hexdigest()).revision == REVISION
+    with pytest.raises(IntegrityError, match="0" * 64):
+        find_weights("imagenet", NETWORK, "0" * 64)
+
+
+def test_imagenet_weights_that_are_not_what_the_hub_announced_are_refused(hub, use_hub):
+    hub.announced = "f" * 64
+    use_hub(address_of(hub))
+    with pytest.raises(IntegrityError, match="damaged: delete"):
+        find_weights("imagenet", NETWORK)
+
+
+def test_imagenet_weights_that_changed_on_this_machine_are_refused(hub, use_hub):
+    use_hub(address_of(hub))
+    blob = find_weights("imagenet", NETWORK).path.resolve()
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    with pytest.raises(IntegrityError, match="damaged: delete"):
+        find_weights("imagenet", NETWORK)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_an_unreachable_hub_is_reported_at_once_with_both_alternatives(use_hub, offline):
+    use_hub(UNREACHABLE, offline)
+    started = time.monotonic()
+    with pytest.raises(ResourceError, match=r"path of a local safetensors file, or to `none`"):
+        find_weights("imagenet", NETWORK)
+    assert time.monotonic() - started < 10
+
+
+def test_a_broken_proxy_is_reported(use_hub, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("HTTP_PROXY", UNREACHABLE)
+    monkeypatch.setenv("http_proxy", UNREACHABLE)
+    use_hub("http://hub.invalid")
+    with pytest.raises(ResourceError, match="cannot be fetched"):
+        find_weights("imagenet", NETWORK)
+
+
+def test_a_hub_without_the_file_is_reported(hub, use_hub):
+    use_hub(address_of(hub) + "/elsewhere")
+    with pytest.raises(ResourceError, match=NETWORK):
+        find_weights("imagenet", NETWORK)
+
+
+def test_no_weights_need_no_file(make):
+    assert make("resnet50").spec.weights == {"kind": "none", "source": None, "revision": None, "sha256": None}
+
+
+def test_a_local_file_gives_the_backbone_and_a_fresh_head(make, made_up):
+    digest = sha256(made_up.read_bytes()).hexdigest()
+    model = make("resnet50", weights=str(made_up), weights_sha256=digest)
+    # The folder means nothing on another machine and may tell something about this one.
+    expected = {"kind": "file", "source": "made_up.safetensors", "revision": None, "sha256": digest}
+    assert model.spec.weights == expected
+    served, created = load_file(made_up), model.network.state_dict()
+    assert all(torch.equal(created[name], served[name]) for name in served if not name.startswith("fc."))
+    assert created["fc.weight"].shape == (2, 96)
+
+
+def test_a_local_file_of_a_vit_is_fitted_to_another_input_size(make, tmp_path):
+    path = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=1000).state_dict(), path)
+    model = make("vit", weights=str(path), image_size_px=64)
+    assert model.network.pos_embed.shape[1] == 1 + 16
+
+
+def test_a_model_of_our_own_is_a_start_for_another_number_of_classes(make, tmp_path):
+    path = tmp_path / "own.safetensors"
+    save_file(make("resnet50", seed=4).network.state_dict(), path)
+    model = make("resnet50", weights=str(path), class_names=("A", "B", "C"), positive="C")
+    assert torch.equal(model.network.conv1[0].weight, load_file(path)["conv1.0.weight"])
+
+
+def test_a_local_file_with_another_hash_is_refused(make, made_up):
+    with pytest.raises(IntegrityError, match=r"made_up\.safetensors has sha256"):
+        make("resnet50", weights=str(made_up), weights_sha256="0" * 64)
+
+
+@pytest.mark.parametrize(
+    "lacking", ["layer2.0.conv1.weight", "layer3.0.bn1.bias", "layer1.0.bn1.running_var"]
+)
+def test_a_local_file_that_lacks_a_tensor_is_refused(make, made_up, lacking):
+    tensors = load_file(made_up)
+    del tensors[lacking]
+    save_file(tensors, made_up)
+    with pytest.raises(BadInput, match=f"1 tensors are missing, the first is {lacking}"):
+        make("resnet50", weights=str(made_up))
+
+
+def test_a_local_file_of_another_network_is_refused(make, tmp_path):
+    save_file(timm.create_model("test_vit", num_classes=1000).state_dict(), tmp_path / "vit.safetensors")
+    with pytest.raises(BadInput):
+        make("resnet50", weights=str(tmp_path / "vit.safetensors"))
+
+
+def test_a_local_file_of_other_shapes_is_refused(make, made_up):
+    tensors = load_file(made_up)
+    tensors["layer2.0.conv1.weight"] = torch.zeros(3, 3)
+    save_file(tensors, made_up)
+    with pytest.raises(BadInput, match=r"layer2\.0\.conv1\.weight"):
+        make("resnet50", weights=str(made_up))
+
+
+def test_the_step_counters_of_batch_norm_may_be_missing(make, made_up):
+    tensors = {name: t for name, t in load_file(made_up).items() if not name.endswith("num_batches_tracked")}
+    save_file(tensors, made_up)
+    make("resnet50", weights=str(made_up))
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.bin", "weights"])
+def test_a_file_of_another_kind_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"anything")
+    with pytest.raises(BadInput, match="`none` to train from scratch"):
+        find_weights(str(tmp_path / name), NETWORK)
+
+
+@pytest.mark.parametrize("name", ["absent.safetensors", "Imagenet", ""])
+def test_a_missing_file_is_refused_with_the_alternatives(tmp_path, name):
+    with pytest.raises(BadInput, match="local safetensors file"):
+        find_weights(str(tmp_path / name), NETWORK)
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"\x80\x04" + b"x" * 100])
+def test_a_file_that_only_has_the_name_is_refused(tmp_path, content):
+    (tmp_path / "weights.safetensors").write_bytes(content)
+    with pytest.raises(BadInput, match="not a readable safetensors file"):
+        find_weights(str(tmp_path / "weights.safetensors"), NETWORK)
+
+
+def test_a_network_without_published_weights_is_refused():
+    with pytest.raises(BadInput, match="timm has no ImageNet weights for 'vit_giant_patch14_224'"):
+        find_weights("imagenet", "vit_giant_patch14_224")

@@ -1,0 +1,87 @@
+"""Atomic writes: old content or new, never a part, never a leftover."""
+
+import hashlib
+import json
+import math
+
+import pytest
+
+from openmed import files
+from openmed.errors import BadInput, IntegrityError, OpenMedError, ResourceError
+
+
+def test_an_atomic_write_makes_the_folder_and_leaves_only_the_file(tmp_path):
+    target = tmp_path / "new" / "folder" / "table.csv"
+    with files.atomic_path(target) as temporary:
+        assert temporary.parent == target.parent and temporary.suffix == ".csv"
+        temporary.write_text("a")
+        assert not target.exists()
+    assert [path.name for path in target.parent.iterdir()] == ["table.csv"]
+    assert target.read_text() == "a"
+
+
+@pytest.mark.parametrize("interruption", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_interrupted_write_leaves_the_old_content_and_no_temporary_file(tmp_path, interruption):
+    target = tmp_path / "weights.bin"
+    files.write_bytes(target, b"old")
+    with pytest.raises(interruption), files.atomic_path(target) as temporary:
+        temporary.write_bytes(b"half of the n")
+        raise interruption
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.bin"]
+    assert target.read_bytes() == b"old"
+
+
+def test_a_failed_rename_leaves_no_temporary_file(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError):
+        files.write_bytes(tmp_path / "taken", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_two_writers_of_one_file_use_different_temporary_files(tmp_path):
+    with files.atomic_path(tmp_path / "a.txt") as first, files.atomic_path(tmp_path / "a.txt") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a.txt").read_text() == "first"
+
+
+def test_json_turns_nan_and_infinities_into_null_at_any_depth(tmp_path):
+    content = {"auc": math.nan, "low": [1.5, (math.inf, {"x": -math.inf})], "name": "Köln", "n": 3}
+    files.write_json(tmp_path / "m.json", content)
+    text = (tmp_path / "m.json").read_text(encoding="utf-8")
+    assert "NaN" not in text and "Infinity" not in text and "Köln" in text and text.endswith("}\n")
+    assert files.read_json(tmp_path / "m.json") == {
+        "auc": None,
+        "low": [1.5, [None, {"x": None}]],
+        "name": "Köln",
+        "n": 3,
+    }
+    assert json.loads(text)["n"] == 3
+
+
+def test_text_is_written_as_utf8(tmp_path):
+    files.write_text(tmp_path / "a.txt", "Größe")
+    assert (tmp_path / "a.txt").read_bytes() == "Größe".encode()
+
+
+def test_a_missing_or_broken_json_is_refused_by_name(tmp_path):
+    with pytest.raises(BadInput, match=r"gone\.json does not exist"):
+        files.read_json(tmp_path / "gone.json")
+    (tmp_path / "broken.json").write_bytes(b'{"a": \xff')
+    with pytest.raises(BadInput, match=r"broken\.json cannot be read as JSON"):
+        files.read_json(tmp_path / "broken.json")
+    with pytest.raises(BadInput, match="cannot be read as JSON"):
+        files.read_json(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_the_hash_is_that_of_the_whole_file(tmp_path, size):
+    data = bytes(index % 251 for index in range(size))
+    (tmp_path / "f").write_bytes(data)
+    assert files.sha256_file(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+def test_each_error_has_its_exit_code():
+    codes = [error.exit_code for error in (OpenMedError, BadInput, IntegrityError, ResourceError)]
+    assert codes == [1, 2, 3, 4]

@@ -1,0 +1,581 @@
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from openmed.data.images import decode_film, resize_film
+from openmed.errors import BadInput, IntegrityError, ResourceError
+from openmed.files import sha256_file, write_json
+from openmed.metrics.gates import judge, to_json
+from openmed.metrics.intervals import bootstrap
+from openmed.models.checkpoint import WEIGHTS_FILE, save_model
+from openmed.models.factory import ModelFactory
+from pipeline import registry
+
+TINY = {"resnet50": "test_resnet", "vit": "test_vit"}
+SPLITS = ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 4 + ["test"] * 24
+FLOORS = {"auc": 0.5, "sensitivity": 0.5, "specificity": 0.5}
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory):
+    # Building the tables of a fresh store takes seconds; all test files of one session share the first.
+    path = tmp_path_factory.getbasetemp() / "migrated.db"
+    if not path.exists():
+        import mlflow
+
+        mlflow.MlflowClient(f"sqlite:///{path}", f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(tmp_path, migrated, monkeypatch):
+    """An empty state folder with a migrated store in it."""
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(migrated, home / "mlflow.db")
+    monkeypatch.setenv("OPENMED_HOME", str(home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return home
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, migrated):
+    """A state folder with one registered candidate, and its workspace: for tests that change nothing."""
+    home, workspace = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("shared")
+    shutil.copy(migrated, home / "mlflow.db")
+    make_workspace(workspace)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENMED_HOME", str(home))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        register(workspace)
+    return home, workspace
+
+
+@pytest.fixture
+def registered(shared, monkeypatch):
+    monkeypatch.setenv("OPENMED_HOME", str(shared[0]))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return shared
+
+
+def make_workspace(
+    folder,
+    architectures=("resnet50",),
+    *,
+    seed=0,
+    films_seed=0,
+    good=True,
+    floors=FLOORS,
+    validation=None,
+    **edits,
+):
+    """Writes what the pipeline leaves behind: tiny real models, and scores that are right or wrong."""
+    films = _write_films(folder, films_seed)
+    params = {
+        "task": {"classes": ["NORMAL", "PNEUMONIA"], "positive": "PNEUMONIA"},
+        "run": {"seed": 1},
+        "architectures": list(architectures),
+        "train": {name: {"timm_name": TINY[name], "head": {"epochs": 1}} for name in architectures},
+        "evaluate": {"replicates": 200, "confidence": 0.95, "floors": floors},
+        "promotion": {"margins": {"auc": 0.02, "sensitivity": 0.05, "specificity": 0.05}},
+    } | edits
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "data.dvc").write_text("outs:\n- md5: 0123abcd.dir\n  path: data\n")
+    (folder / "dvc.lock").write_text(f"schema: '2.0'\nstages: {{}}\n# {seed} {films_seed}\n")
+    for index, name in enumerate(architectures):
+        auc = (validation or {}).get(name, 0.9 - index / 10)
+        _write_candidate(folder, name, films, seed=seed, good=good, floors=floors, validation_auc=auc)
+    return folder
+
+
+def _write_films(folder, films_seed):
+    rng, rows = np.random.default_rng(films_seed), []
+    for index, split in enumerate(SPLITS):
+        patient = f"DOE^JANE-{films_seed}{index // 2:03d}"
+        path = f"films/{patient}_{index}.png"
+        content = cv2.imencode(".png", rng.integers(0, 256, (40, 36), dtype=np.uint8))[1].tobytes()
+        (folder / "data" / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "data" / path).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        rows.append((digest[:16], path, digest, (index // 2) % 2, patient, split))
+    films = pd.DataFrame(rows, columns=["id", "path", "sha256", "label", "patient", "split"])
+    for stage in ("validate", "split"):
+        (folder / "artifacts" / stage).mkdir(parents=True)
+    manifest = films.drop(columns="split").assign(status="accepted")
+    manifest.to_parquet(folder / "artifacts/validate/manifest.parquet")
+    films[["id", "patient", "label", "split"]].to_parquet(folder / "artifacts/split/split.parquet")
+    write_json(folder / "artifacts/validate/summary.json", {"films": len(films)})
+    (folder / "artifacts/validate/expectations.html").write_text("<p>All 8 expectations hold.</p>")
+    return films
+
+
+def _write_candidate(folder, name, films, *, seed, good, floors, validation_auc):
+    model = ModelFactory.create(name, timm_name=TINY[name], image_size_px=32, seed=seed)
+    model.spec = model.spec.with_threshold(0.5)
+    target = folder / "artifacts/evaluate" / name
+    digest = save_model(target / "model", model)
+    rows = films[films["split"] != "train"].drop(columns=["path", "sha256"])
+    noise = np.random.default_rng(seed).uniform(0, 0.2, len(rows))
+    right = (rows["label"] == 1) == good
+    rows = rows.assign(score=np.where(right, 0.7 + noise, 0.1 + noise))
+    rows = rows.assign(probability_NORMAL=1 - rows["score"], probability_PNEUMONIA=rows["score"])
+    rows.to_parquet(target / "predictions.parquet")
+    test = rows[rows["split"] == "test"]
+    intervals = bootstrap(test["label"], test["score"], test["patient"], 0.5, replicates=200, seed=1)
+    verdict, gates = judge(intervals, floors)
+    write_json(target / "gates.json", to_json(verdict, gates))
+    metrics = {
+        "architecture": name,
+        "positive": "PNEUMONIA",
+        "threshold": 0.5,
+        "validation": {"auc": validation_auc},
+        "test": {"n": len(test)} | {key: value.to_json() for key, value in intervals.items()},
+        "model": {"weights_sha256": digest},
+    }
+    write_json(target / "metrics.json", metrics)
+    (target / "roc.csv").write_text("fpr,tpr,threshold\n0,0,1\n")
+    train, explain = folder / "artifacts/train" / name, folder / "artifacts/explain" / name
+    train.mkdir(parents=True)
+    (train / "history.csv").write_text(
+        "epoch,step_name,train_loss,validation_loss,validation_auc,learning_rate,seconds\n"
+        "1,head,0.7,0.7,,0.001,1.5\n2,finetune,0.5,0.6,0.8,0.001,1.5\n"
+    )
+    (explain / "examples").mkdir(parents=True)
+    (explain / "examples/one.jpg").write_bytes(cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes())
+    (explain / "report.html").write_text("<p>Report</p>")
+
+
+def register(workspace, run_key="run-1", revision="abc"):
+    return registry.register_candidates(workspace, run_key=run_key, revision=revision)
+
+
+def client(home):
+    import mlflow
+
+    return mlflow.MlflowClient(f"sqlite:///{home / 'mlflow.db'}", f"sqlite:///{home / 'mlflow.db'}")
+
+
+def stored_weights(home):
+    return sorted(home.glob(f"mlartifacts/**/{WEIGHTS_FILE}"))
+
+
+def test_each_architecture_becomes_a_version_and_validation_films_choose_the_challenger(store, tmp_path):
+    workspace = make_workspace(tmp_path / "ws", ("resnet50", "vit"), validation={"resnet50": 0.7, "vit": 0.8})
+    result = register(workspace)
+    assert set(result["versions"]) == {"resnet50", "vit"}
+    assert (result["architecture"], result["verdict"]) == ("vit", "PASS")
+    assert result["version"] == result["versions"]["vit"]
+    assert result["metrics"]["auc"] == 1.0
+    assert registry.aliases() == {"challenger": result["version"]}
+    newest, oldest = registry.list_versions()
+    assert (newest["version"], oldest["version"]) == ("2", "1")
+    assert (
+        newest["aliases"] == ["challenger"] and newest["sensitivity"] == 1.0 and newest["approved_by"] is None
+    )
+    assert newest["created"].endswith("+00:00")
+    assert oldest["tags"]["data_md5"] == "0123abcd.dir"
+    assert oldest["tags"]["dvc_lock_sha256"] == sha256_file(workspace / "dvc.lock")
+    assert registry.champion() is None
+    runs = client(store).search_runs(["1"])
+    assert {run.info.status for run in runs} == {"FINISHED"} and len(runs) == 3
+    assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {None, result["run_id"]}
+    child = client(store).get_run(newest["run_id"]).data
+    assert child.params["train.timm_name"] == "test_vit" and child.params["evaluate.floors.auc"] == "0.5"
+    assert child.metrics["test_auc"] == 1.0 and child.metrics["best_validation_auc"] == 0.8
+    history = client(store).get_metric_history(newest["run_id"], "train_loss")
+    assert [(point.step, point.value) for point in history] == [(1, 0.7), (2, 0.5)]
+
+
+def test_an_unknown_validation_auc_is_never_the_best(store, tmp_path):
+    workspace = make_workspace(
+        tmp_path / "ws", ("resnet50", "vit"), validation={"resnet50": None, "vit": 0.1}
+    )
+    assert register(workspace)["architecture"] == "vit"
+
+
+def test_a_retried_task_registers_nothing_twice(store, tmp_path):
+    workspace = make_workspace(tmp_path / "ws")
+    first = register(workspace)
+    client(store).delete_registered_model_alias(registry.MODEL_NAME, "challenger")
+    assert register(workspace) == first
+    assert len(registry.list_versions()) == 1 and len(client(store).search_runs(["1"])) == 2
+    # A decision made since then is not undone by the retry.
+    assert registry.aliases() == {}
+
+
+def test_a_run_key_belongs_to_one_revision(store, tmp_path):
+    workspace = make_workspace(tmp_path / "ws")
+    register(workspace)
+    with pytest.raises(BadInput, match="was registered at revision abc, not def"):
+        register(workspace, revision="def")
+    with pytest.raises(BadInput, match="run key"):
+        register(workspace, run_key="it's")
+
+
+@pytest.mark.parametrize("step", ["_log_numbers", "_check_stored", "_make_version", "alias", "end"])
+def test_a_kill_between_steps_leaves_one_version_of_each_architecture_after_a_retry(
+    store, tmp_path, monkeypatch, step
+):
+    from mlflow import MlflowClient
+
+    workspace = make_workspace(tmp_path / "ws", ("resnet50", "vit") if step == "_make_version" else ("vit",))
+    owner, name = {
+        "alias": (MlflowClient, "set_registered_model_alias"),
+        "end": (MlflowClient, "set_terminated"),
+    }.get(step, (registry, step))
+    with monkeypatch.context() as patch:
+        calls, real = [], getattr(owner, name)
+
+        def killed(*args, **kwargs):
+            calls.append(1)
+            # In a run of two, the first is made and the second is cut off.
+            if step == "_make_version" and len(calls) == 1:
+                return real(*args, **kwargs)
+            raise KeyboardInterrupt
+
+        patch.setattr(owner, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            register(workspace)
+    result = register(workspace)
+    found = registry.list_versions()
+    assert sorted(version["architecture"] for version in found) == sorted(result["versions"])
+    runs = client(store).search_runs(["1"])
+    assert len(runs) == 1 + len(found) and {run.info.status for run in runs} == {"FINISHED"}
+    assert registry.aliases()["challenger"] == result["version"]
+
+
+def test_a_model_that_was_stored_in_part_is_not_registered(store, tmp_path, monkeypatch):
+    real = registry._log_model
+
+    def cut_short(run_id, folder):
+        model_id = real(run_id, folder)
+        with stored_weights(store)[0].open("r+b") as stream:
+            stream.truncate(1000)
+        return model_id
+
+    monkeypatch.setattr(registry, "_log_model", cut_short)
+    with pytest.raises(IntegrityError, match=r"weights\.safetensors of resnet50"):
+        register(make_workspace(tmp_path / "ws"))
+    assert registry.list_versions() == []
+
+
+def test_a_pending_model_is_not_registered(store, tmp_path, monkeypatch):
+    import mlflow
+
+    monkeypatch.setattr(
+        registry,
+        "_log_model",
+        lambda run_id, folder: mlflow.MlflowClient().create_logged_model("1", source_run_id=run_id).model_id,
+    )
+    with pytest.raises(IntegrityError, match="PENDING, not READY"):
+        register(make_workspace(tmp_path / "ws"))
+    assert registry.list_versions() == []
+
+
+def test_nothing_stored_is_pickled_and_it_loads_where_pickles_are_refused(registered, monkeypatch):
+    import mlflow
+
+    store, version = registered[0], "1"
+    assert registry.list_versions()[0]["version"] == version
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    files = [path for path in store.joinpath("mlartifacts").rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert not [
+        path for path in files if path.suffix in (".pkl", ".pickle", ".pth", ".pt", ".bin", ".joblib")
+    ]
+    # A pickle of protocol 2 or later begins with 0x80 and its number, a torch archive is a zip.
+    assert not [
+        path for path in files if path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK")
+    ]
+    assert mlflow.pyfunc.load_model(f"models:/{registry.MODEL_NAME}/{version}") is not None
+
+
+def test_no_patient_is_named_anywhere_in_the_store(store, tmp_path):
+    workspace = make_workspace(tmp_path / "ws")
+    page = workspace / "artifacts/validate/expectations.html"
+    page.write_text("<p>Film films/DOE^JANE-0003_7.png is blank.</p>")
+    (workspace / "artifacts/explain/resnet50/explain.json").write_text('{"patient": "DOE^JANE-0003"}')
+    result = register(workspace)
+    first = client(store).get_run(result["run_id"])
+    assert first.data.tags["withheld"] == "validate/expectations.html"
+    for path in store.rglob("*"):
+        assert "DOE" not in path.name
+        if path.is_file():
+            assert b"DOE^JANE" not in path.read_bytes(), path
+            if path.suffix == ".parquet":
+                assert "DOE^" not in pd.read_parquet(path).to_csv()
+    predictions = pd.read_parquet(registry.artifact(result["version"], "predictions.parquet"))
+    original = pd.read_parquet(workspace / "artifacts/evaluate/resnet50/predictions.parquet")
+    # The same films still belong together.
+    pairs = pd.concat([predictions["patient"], original["patient"]], axis=1).drop_duplicates()
+    assert len(pairs) == original["patient"].nunique() == predictions["patient"].nunique()
+
+
+def test_the_numbers_of_patients_depend_on_films_alone(tmp_path):
+    workspace = make_workspace(tmp_path / "ws")
+    done = registry._Retraining.read(workspace)
+    renamed = registry._Retraining(
+        workspace,
+        {},
+        "",
+        done.films.assign(patient=done.films["patient"].map(lambda name: f"x{name[::-1]}")),
+        {},
+    )
+    before, after = done.pseudonyms(), renamed.pseudonyms()
+    assert [before[name] for name in done.films["patient"]] == [
+        after[name] for name in renamed.films["patient"]
+    ]
+
+
+def test_an_image_inside_a_page_is_not_taken_for_a_name(tmp_path):
+    done = registry._Retraining.read(make_workspace(tmp_path / "ws"))
+    object.__setattr__(done, "films", done.films.assign(patient="12345"))
+    assert not done.names_a_patient('<img src="data:image/png;base64,AA/12345/BB=="> 912345')
+    assert done.names_a_patient("patient 12345.")
+
+
+def test_load_gives_the_model_of_a_folder_version_or_alias(registered):
+    _, workspace = registered
+    films = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
+    folder = workspace / "artifacts/evaluate/resnet50/model"
+    models = [
+        registry.load(address)
+        for address in (folder, "models:/openmed-cxr/1", "models:/openmed-cxr@challenger")
+    ]
+    assert models[1].spec == models[0].spec and models[0].spec.threshold == 0.5
+    for model in models[1:]:
+        np.testing.assert_array_equal(model.predict(films), models[0].predict(films))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("nowhere", "nowhere is no model folder: name one with a model.json"),
+        ("models:/openmed-cxr/9", "openmed-cxr has no version 9: choose one of 1"),
+        ("models:/openmed-cxr@champion", "openmed-cxr has no champion: choose one of challenger"),
+        ("models:/other@champion", "is no model address: use models:/openmed-cxr@champion"),
+        ("models:/openmed-cxr/x", "is no model address"),
+    ],
+)
+def test_a_wrong_address_is_refused_in_one_sentence(registered, address, message):
+    with pytest.raises(BadInput, match=message) as refused:
+        registry.load(address)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_empty_registry_is_no_error_to_read(store):
+    assert registry.list_versions() == [] and registry.aliases() == {} and registry.champion() is None
+    with pytest.raises(BadInput, match="openmed-cxr has no champion: register and promote a model first"):
+        registry.load("models:/openmed-cxr@champion")
+    with pytest.raises(BadInput, match="has no version 1: register a retraining first"):
+        registry.verify("1")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, "model.json"])
+def test_a_flipped_byte_in_the_stored_model_is_refused(registered, name):
+    registry.verify("1")
+    path = stored_weights(registered[0])[0].with_name(name)
+    before = path.read_bytes()
+    # In the description: the threshold 0.5 becomes 0.4.
+    place = before.index(b'"threshold": 0.5') + 15 if name == "model.json" else len(before) // 2
+    path.write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
+    try:
+        for read in (registry.verify, lambda version: registry.load(f"models:/openmed-cxr/{version}")):
+            with pytest.raises(IntegrityError, match=f"{name} of version 1 in the store is not what was"):
+                read("1")
+    finally:
+        path.write_bytes(before)
+
+
+def test_lost_weights_are_named(store, tmp_path):
+    version = register(make_workspace(tmp_path / "ws"))["version"]
+    shutil.rmtree(stored_weights(store)[0].parent)
+    with pytest.raises(IntegrityError, match="the stored model of version 1 cannot be fetched"):
+        registry.verify(version)
+
+
+def test_evidence_is_given_back_only_unchanged(store, tmp_path):
+    version = register(make_workspace(tmp_path / "ws"))["version"]
+    path = registry.artifact(version, "gates.json")
+    assert json.loads(path.read_text())["verdict"] == "PASS"
+    assert registry.report_address(version).endswith("report.html")
+    with pytest.raises(BadInput, match=r"has no secret\.txt among its evidence"):
+        registry.artifact(version, "secret.txt")
+    path.write_text(path.read_text().replace("0.5", "0.4"))
+    with pytest.raises(IntegrityError, match=r"gates\.json of version 1 is lost or was changed"):
+        registry.artifact(version, "gates.json")
+    path.unlink()
+    with pytest.raises(IntegrityError, match=r"gates\.json of version 1 is lost or was changed"):
+        registry.artifact(version, "gates.json")
+
+
+def test_a_candidate_without_a_report_has_no_report_address(store, tmp_path):
+    workspace = make_workspace(tmp_path / "ws")
+    shutil.rmtree(workspace / "artifacts/explain")
+    (workspace / "artifacts/train/resnet50/history.csv").unlink()
+    assert registry.report_address(register(workspace)["version"]) is None
+
+
+def test_the_champion_is_scored_on_the_test_films_with_its_own_preprocessing(store, tmp_path):
+    first = register(make_workspace(tmp_path / "a"))["version"]
+    registry.move_champion(first, expected=None, previous=None)
+    second = make_workspace(tmp_path / "b", ("vit",), seed=5, films_seed=1)
+    version = register(second, "run-2")["version"]
+    about = json.loads(registry.artifact(version, "champion.json").read_text())
+    assert about == {"version": first, "threshold": 0.5, "positive": "PNEUMONIA", "problem": None}
+    scores = pd.read_parquet(registry.artifact(version, "champion_predictions.parquet"))
+    films = registry.films_of(second).set_index("id").loc[scores["id"]]
+    assert set(films["split"]) == {"test"} and len(films) == 24
+    squares = [resize_film(decode_film((second / "data" / path).read_bytes()), 32) for path in films["path"]]
+    expected = registry.load(tmp_path / "a/artifacts/evaluate/resnet50/model").predict(np.stack(squares))[
+        :, 1
+    ]
+    np.testing.assert_allclose(scores["score"], expected, atol=1e-6)
+    seen = pd.read_parquet(registry.artifact(version, "training_films.parquet"))
+    assert seen["split"].value_counts().to_dict() == {"train": 8, "validation": 4, "calibration": 4}
+    assert not set(seen["sha256"]) & set(films["sha256"])
+
+
+def test_a_damaged_champion_does_not_stop_a_registration(store, tmp_path):
+    first = register(make_workspace(tmp_path / "a"))["version"]
+    registry.move_champion(first, expected=None, previous=None)
+    stored_weights(store)[0].write_bytes(b"broken")
+    version = register(make_workspace(tmp_path / "b", ("vit",)), "run-2")["version"]
+    about = json.loads(registry.artifact(version, "champion.json").read_text())
+    assert about["version"] == first and "is not what was registered" in about["problem"]
+
+
+def test_films_that_changed_after_validation_are_not_scored(store, tmp_path):
+    first = register(make_workspace(tmp_path / "a"))["version"]
+    registry.move_champion(first, expected=None, previous=None)
+    workspace = make_workspace(tmp_path / "b", ("vit",), films_seed=1)
+    films = registry.films_of(workspace)
+    (workspace / "data" / films["path"].iloc[-1]).unlink()
+    with pytest.raises(IntegrityError, match="was changed after it was validated") as refused:
+        register(workspace, "run-2")
+    assert "DOE" not in str(refused.value)
+
+
+def test_a_workspace_that_lacks_something_is_refused_before_anything_is_logged(store, tmp_path):
+    cases = {
+        "params.yaml": "is missing or is not YAML",
+        "data.dvc": "is missing or is not YAML",
+        "artifacts/split/split.parquet": "missing or unreadable",
+        "artifacts/evaluate/resnet50/gates.json": "does not exist",
+    }
+    for number, (name, message) in enumerate(cases.items()):
+        workspace = make_workspace(tmp_path / f"ws{number}")
+        (workspace / name).unlink()
+        with pytest.raises(BadInput, match=message):
+            register(workspace)
+    for number, (content, message) in enumerate(
+        {"a: 1": "lacks", "architectures: []": "no architecture"}.items()
+    ):
+        workspace = make_workspace(tmp_path / f"ps{number}")
+        (workspace / "params.yaml").write_text(content)
+        with pytest.raises(BadInput, match=message):
+            register(workspace)
+    assert registry.list_versions() == [] and client(store).search_runs(["1"]) == []
+
+
+def test_evidence_of_another_model_is_refused(store, tmp_path):
+    workspace = make_workspace(tmp_path / "ws")
+    path = workspace / "artifacts/evaluate/resnet50/metrics.json"
+    metrics = json.loads(path.read_text())
+    write_json(path, metrics | {"threshold": 0.25})
+    with pytest.raises(IntegrityError, match="another threshold"):
+        register(workspace)
+    write_json(path, metrics | {"model": {"weights_sha256": "0" * 64}})
+    with pytest.raises(IntegrityError, match="other weights"):
+        register(workspace)
+    write_json(path, metrics)
+    rows = pd.read_parquet(path.with_name("predictions.parquet"))
+    rows.assign(patient="stranger").to_parquet(path.with_name("predictions.parquet"))
+    with pytest.raises(BadInput, match="patients that are in no split"):
+        register(workspace)
+    rows.to_parquet(path.with_name("predictions.parquet"))
+    write_json(path, metrics | {"note": "DOE^JANE-0003"})
+    with pytest.raises(BadInput, match="names a patient"):
+        register(workspace)
+    manifest = workspace / "artifacts/validate/manifest.parquet"
+    pd.read_parquet(manifest).iloc[1:].to_parquet(manifest)
+    with pytest.raises(BadInput, match="a split of other films than its manifest"):
+        register(workspace)
+
+
+def test_two_threads_that_move_the_champion_leave_one_winner(store, tmp_path):
+    workspace = make_workspace(tmp_path / "ws", ("resnet50", "vit"))
+    versions = list(register(workspace)["versions"].values())
+    start, outcome = threading.Barrier(2), {}
+
+    def move(version):
+        start.wait()
+        try:
+            registry.move_champion(version, expected=None, previous=None)
+            outcome[version] = None
+        except BadInput as error:
+            outcome[version] = str(error)
+
+    threads = [threading.Thread(target=move, args=(version,)) for version in versions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [version for version, error in outcome.items() if error is None]
+    (loser,) = [version for version in versions if version != winner]
+    assert registry.champion() == winner and registry.aliases().get("previous") is None
+    assert f"the champion is version {winner} by now, not none" in outcome[loser]
+
+
+def test_a_champion_moved_behind_our_back_is_noticed(store, tmp_path, monkeypatch):
+    versions = list(register(make_workspace(tmp_path / "ws", ("resnet50", "vit")))["versions"].values())
+    real, answers = registry.champion, [None, versions[1]]
+    monkeypatch.setattr(registry, "champion", lambda: answers.pop(0) if answers else real())
+    with pytest.raises(IntegrityError, match=f"became version {versions[1]} while version {versions[0]}"):
+        registry.move_champion(versions[0], expected=None, previous=None)
+
+
+def test_a_server_that_is_down_is_told_in_one_sentence(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ResourceError, match="cannot be used") as refused:
+        registry.list_versions()
+    assert "secret" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.slow
+def test_parallel_first_use_of_a_fresh_store_works(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENMED_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    command = [sys.executable, "-c", "from pipeline import registry; print(registry.list_versions())"]
+    tasks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [task.communicate()[0].splitlines()[-1] for task in tasks] == ["[]", "[]"]
+
+
+def test_importing_the_application_side_loads_no_heavy_library():
+    code = (
+        "import sys; from pipeline import project, registry;"
+        "heavy = {'torch', 'timm', 'mlflow', 'pandas', 'cv2', 'sklearn'}; print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert io.StringIO(done.stdout).readline().strip() == "[]"
+
+
+def test_nothing_is_written_into_the_current_folder(store, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    register(make_workspace(tmp_path / "ws"))
+    assert list(here.iterdir()) == []
+    assert all(Path(path).is_relative_to(store) for path in stored_weights(store))

@@ -1,0 +1,206 @@
+"""Workspaces of scheduled runs, on a real git and DVC repository."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from openmed.errors import BadInput, ResourceError
+from pipeline import workspace
+
+PARAMS = """\
+# kept
+run:
+  seed: 1  # the seed
+  device: cpu
+train:
+  learning_rate: 1e-4
+"""
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@localhost"]
+    command = ["git", *identity, *arguments]
+    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A committed project with two films in the cache and on a remote named by a relative path."""
+    from dvc.repo import Repo
+
+    folder = tmp_path_factory.mktemp("checkout") / "project"
+    folder.mkdir()
+    git(folder, "init", "--quiet")
+    with Repo.init(str(folder)) as repo:
+        (folder / "data").mkdir()
+        for name in ("a", "b"):
+            (folder / "data" / name).write_text(name)
+        (folder / "params.yaml").write_text(PARAMS)
+        (folder / "dvc.yaml").write_text("stages:\n  one:\n    cmd: echo one\n")
+        config = "[core]\n    remote = store\n['remote \"store\"']\n    url = ../../storage\n"
+        (folder / ".dvc" / "config").write_text(config)
+    with Repo(str(folder)) as repo:
+        repo.add(str(folder / "data"))
+        repo.push()
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "first")
+    return folder
+
+
+@pytest.fixture
+def unpushed(project):
+    """Takes the data out of the cache for one test."""
+    cache = project / ".dvc" / "cache"
+    cache.rename(project / "hidden")
+    yield project
+    if cache.exists():
+        subprocess.run(["rm", "-rf", str(cache)], check=True)
+    (project / "hidden").rename(cache)
+
+
+def test_a_workspace_holds_the_revision_and_its_data(project, tmp_path):
+    path = workspace.create(project, "HEAD", "manual__2026-01-04T02:00:00+00:00", tmp_path)
+    assert path.parent == tmp_path / "runs"
+    assert ":" not in path.name
+    assert sorted(file.name for file in (path / "data").iterdir()) == ["a", "b"]
+    assert workspace.commit_of(path) == git(project, "rev-parse", "HEAD")
+    config = (path / ".dvc" / "config.local").read_text()
+    assert str(project / ".dvc" / "cache") in config
+    assert git(path, "status", "--porcelain") == ""
+    workspace.remove(project, path)
+    assert not path.exists()
+    assert str(path) not in git(project, "worktree", "list")
+    workspace.remove(project, path)
+
+
+def test_writing_into_a_workspace_as_root_leaves_the_cache_alone(project, tmp_path):
+    path = workspace.create(project, "HEAD", "run", tmp_path)
+    if os.geteuid() == 0:
+        (path / "data" / "a").write_text("changed")
+    cached = [f for f in (project / ".dvc" / "cache").rglob("*") if f.is_file() and f.suffix != ".dir"]
+    assert sorted(file.read_text() for file in cached) == ["a", "b"]
+
+
+def test_a_retry_keeps_the_workspace_and_its_commit_although_head_moved(project, tmp_path):
+    path = workspace.create(project, "HEAD", "run", tmp_path)
+    first = workspace.commit_of(path)
+    (path / "made").write_text("by a stage")
+    git(project, "commit", "--quiet", "--allow-empty", "--message", "moved on")
+    assert workspace.create(project, "HEAD", "run", tmp_path) == path
+    assert workspace.commit_of(path) == first
+    assert (path / "made").exists()
+    with pytest.raises(BadInput, match="began at revision HEAD, not HEAD~1; start a new run"):
+        workspace.create(project, "HEAD~1", "run", tmp_path)
+
+
+def test_a_half_made_workspace_is_made_again(project, tmp_path):
+    half = workspace.path_of("run", tmp_path)
+    half.mkdir(parents=True)
+    (half / ".git").write_text("gitdir: /nowhere")
+    assert (workspace.create(project, "HEAD", "run", tmp_path) / "data" / "a").read_text() == "a"
+
+
+def test_data_that_is_not_cached_is_pulled(unpushed, tmp_path):
+    path = workspace.create(unpushed, "HEAD", "run", tmp_path)
+    assert (path / "data" / "b").read_text() == "b"
+
+
+def test_data_that_is_nowhere_is_one_clear_sentence(unpushed, tmp_path):
+    storage = unpushed.parent / "storage"
+    storage.rename(storage.with_name("gone"))
+    try:
+        with pytest.raises(ResourceError, match="neither in the DVC cache nor on a remote") as refusal:
+            workspace.create(unpushed, "HEAD", "run", tmp_path)
+        assert "\n" not in str(refusal.value)
+    finally:
+        if storage.exists():
+            subprocess.run(["rm", "-rf", str(storage)], check=True)
+        storage.with_name("gone").rename(storage)
+
+
+def test_an_unknown_revision_is_refused(project, tmp_path):
+    with pytest.raises(BadInput, match="revision 'nowhere' is not in"):
+        workspace.create(project, "nowhere", "run", tmp_path)
+    with pytest.raises(BadInput, match="revision '--help' is not in"):
+        workspace.create(project, "--help", "run", tmp_path)
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="is not a git checkout"):
+        workspace.create(tmp_path, "HEAD", "run", tmp_path / "home")
+
+
+def test_a_revision_without_data_is_refused(tmp_path):
+    repo = tmp_path / "bare"
+    repo.mkdir()
+    git(repo, "init", "--quiet")
+    git(repo, "commit", "--quiet", "--allow-empty", "--message", "empty")
+    with pytest.raises(BadInput, match=r"holds no \.dvc"):
+        workspace.create(repo, "HEAD", "run", tmp_path)
+
+
+def test_no_git_is_one_clear_sentence(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ResourceError, match="git was not found"):
+        workspace.create(project, "HEAD", "run", tmp_path)
+
+
+def test_variables_of_a_git_hook_do_not_lead_elsewhere(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    assert len(workspace.commit_of(project)) == 40
+
+
+def test_ids_that_differ_in_replaced_characters_get_two_folders(tmp_path):
+    paths = {workspace.path_of(run_id, tmp_path) for run_id in ("a:b", "a+b", "a-b", "../a-b", "..")}
+    assert len(paths) == 5
+    assert all(path.parent == tmp_path / "runs" for path in paths)
+    with pytest.raises(BadInput, match="not empty"):
+        workspace.path_of("", tmp_path)
+
+
+def test_old_workspaces_are_pruned_and_young_ones_kept(project, tmp_path):
+    old = workspace.create(project, "HEAD", "old", tmp_path)
+    young = workspace.create(project, "HEAD", "young", tmp_path)
+    long_ago = time.time() - 20 * 86_400
+    os.utime(old.with_name("old.json"), (long_ago, long_ago))
+    assert workspace.prune(project, tmp_path, keep_days=14) == [old]
+    assert not old.exists() and young.exists()
+    assert workspace.prune(project, tmp_path / "nothing", keep_days=14) == []
+
+
+def test_set_params_changes_what_is_named_and_nothing_else(tmp_path):
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    workspace.set_params(tmp_path, {"run.seed": 7})
+    assert (tmp_path / "params.yaml").read_text() == PARAMS.replace("seed: 1 ", "seed: 7 ")
+    workspace.set_params(tmp_path, {})
+    assert yaml.safe_load((tmp_path / "params.yaml").read_text())["run"] == {"seed": 7, "device": "cpu"}
+
+
+@pytest.mark.parametrize("key", ["run.sead", "sead", "run.seed.deeper", "nobody.seed"])
+def test_set_params_refuses_an_unknown_key_and_changes_nothing(tmp_path, key):
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    with pytest.raises(BadInput, match=f"no setting '{key}'"):
+        workspace.set_params(tmp_path, {"run.seed": 7, key: 1})
+    assert (tmp_path / "params.yaml").read_text() == PARAMS
+    with pytest.raises(BadInput, match="does not exist"):
+        workspace.set_params(tmp_path / "absent", {key: 1})
+
+
+def test_links_are_not_used_as_root(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert workspace.link_types() == ["reflink", "copy"]
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert workspace.link_types() == ["reflink", "hardlink", "symlink", "copy"]
+
+
+def test_dvc_is_not_imported_before_it_is_needed():
+    code = "import sys, pipeline.workspace; print('dvc' in sys.modules)"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
