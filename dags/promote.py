@@ -7,6 +7,7 @@ retraining. Nothing is promoted by silence.
 import logging
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import HITLBranchOperator, HITLOperator
@@ -60,19 +61,19 @@ class ReviewOperator(HITLBranchOperator):
         return self.do_branch(context, [self.options_mapping[option] for option in answer["chosen_options"]])
 
 
-def asked_version(params: dict[str, Any], events: dict[Any, list[Any]]) -> str:
-    """Returns the version given by hand, or the newest one announced.
+def asked_candidate(params: dict[str, Any], events: dict[Any, list[Any]]) -> dict[str, str]:
+    """Returns the version given by hand, or what the newest announcement says.
 
     Raises:
         AirflowFailException: There is neither.
     """
     if params["version"]:
-        return params["version"]
+        return {"version": params["version"]}
     announced = [event for found in events.values() for event in found if "version" in (event.extra or {})]
     if not announced:
         raise AirflowFailException("no candidate is named; start the run with the parameter 'version'")
     # Candidates that came while a review was waiting arrive in one run; the last one counts.
-    return str(max(announced, key=lambda event: event.timestamp).extra["version"])
+    return max(announced, key=lambda event: event.timestamp).extra
 
 
 @task(
@@ -83,11 +84,11 @@ def gate(*, params: dict[str, Any], triggering_asset_events: Any) -> dict[str, A
     """Returns the verdict with its evidence."""
     from pipeline import promotion
 
-    version = asked_version(params, dict(triggering_asset_events or {}))
+    candidate = asked_candidate(params, dict(triggering_asset_events or {}))
+    folder = Path(candidate.get("workspace") or "absent")
     enter_project()
     with one_sentence():
-        # The evidence comes from the registry alone: the workspace may be gone by now.
-        return promotion.gate(version, workspace=None)
+        return promotion.gate(str(candidate["version"]), workspace=folder if folder.is_dir() else None)
 
 
 @task.branch(doc_md="Sends what passed the gates to a person and everything else to `reject`.")
@@ -113,7 +114,7 @@ def promote(*, ti: Any) -> dict[str, Any]:
         return promotion.promote(
             judged["version"],
             approved_by=person["name"] or person["id"],
-            comment=(answer["params_input"] or {}).get("comment"),
+            comment=(answer["params_input"] or {}).get("comment") or "",
             expected_champion=judged["champion"],
         )
 
@@ -139,7 +140,10 @@ def refusal(judged: dict[str, Any], answer: dict[str, Any] | None) -> tuple[str,
     """Returns who refused and why, from the gate's result and the answer of the review if any."""
     if answer is None:
         failed = [each["reason"] for each in judged["gates"] if each["verdict"] != "PASS"]
-        return "gate", "; ".join(failed) or f"the gates say {judged['verdict']}"
+        failed += [each["reason"] for each in judged["comparison"] if each["verdict"] == "FAIL"]
+        return "gate", "; ".join(
+            reason.rstrip(".") for reason in failed
+        ) or f"the gates say {judged['verdict']}"
     person = answer["responded_by_user"]
     if not person:
         return "nobody", f"no answer within {ANSWER_WITHIN.days} days"

@@ -146,8 +146,8 @@ def register(*, run_id: str, ti: Any) -> Any:
 
 @task(
     execution_timeout=timedelta(minutes=30),
-    doc_md=f"Removes the workspace once the candidates are registered. A failed run keeps it "
-    f"{KEEP_WORKSPACES_DAYS:g} days, so that its tasks can be cleared and go on.",
+    doc_md="Removes the workspaces of earlier complete runs. The one of this run stays: complete, until "
+    f"the next one is; failed, {KEEP_WORKSPACES_DAYS:g} days, so that its tasks can be cleared and go on.",
 )
 def cleanup(*, ti: Any) -> str:
     """Says in one sentence what became of the workspace."""
@@ -157,8 +157,8 @@ def cleanup(*, ti: Any) -> str:
     if not ti.xcom_pull(task_ids="register", key="candidate"):
         return f"The run is not complete: {path} is kept for {KEEP_WORKSPACES_DAYS:g} days."
     with one_sentence():
-        workspace.remove(PROJECT, Path(path))
-    return f"{path} is removed; its outputs stay in the DVC cache."
+        removed = workspace.retire(PROJECT, Path(path))
+    return f"{path} is kept for the gate; {len(removed)} earlier ones are removed."
 
 
 with DAG(

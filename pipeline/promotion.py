@@ -88,7 +88,14 @@ def overall(floors_verdict: str, comparison_gates: Sequence[Mapping[str, Any]] |
     return PASS if all(found["verdict"] in known for found in comparison_gates) else FAIL
 
 
-def promote(version: str, *, approved_by: str, comment: str, expected_champion: str | None) -> dict[str, Any]:
+def promote(
+    version: str,
+    *,
+    approved_by: str,
+    comment: str | None,
+    expected_champion: str | None,
+    workspace: Path | None = None,
+) -> dict[str, Any]:
     """Makes a version the champion and records who let it through.
 
     Repeating it for the same version and person, after a kill too, changes nothing but what is missing.
@@ -98,6 +105,7 @@ def promote(version: str, *, approved_by: str, comment: str, expected_champion: 
         approved_by: Who approved it.
         comment: Why; may be empty.
         expected_champion: The champion it was compared with, None if there was none.
+        workspace: As for `gate`.
 
     Returns:
         The record: decision, version, approved_by, approved_at, previous_champion, comment, verdict.
@@ -114,7 +122,7 @@ def promote(version: str, *, approved_by: str, comment: str, expected_champion: 
         )
     if registry.champion() == version:
         return _repeated(found, approved_by, comment)
-    judged = gate(version)
+    judged = gate(version, workspace=workspace)
     if judged["verdict"] != PASS:
         raise BadInput(
             f"version {version} cannot be promoted: its gate says {judged['verdict']}; see its table"
@@ -308,7 +316,7 @@ def _rechecked(found: Mapping[str, Any]) -> dict[str, Any]:
     return dict(found)
 
 
-def _repeated(found: Mapping[str, Any], approved_by: str, comment: str) -> dict[str, Any]:
+def _repeated(found: Mapping[str, Any], approved_by: str, comment: str | None) -> dict[str, Any]:
     """Answers a promotion of what is the champion already: the same again, or the end of a killed one."""
     version, tags = found["version"], found["tags"]
     record = yaml.safe_load(tags.get(_RECORD_TAG, "null"))
@@ -322,7 +330,7 @@ def _repeated(found: Mapping[str, Any], approved_by: str, comment: str) -> dict[
 
 
 def _record_promotion(
-    version: str, approved_by: str, comment: str, previous: str | None, verdict: str
+    version: str, approved_by: str, comment: str | None, previous: str | None, verdict: str
 ) -> dict[str, Any]:
     record = {
         "decision": "promoted",
@@ -330,7 +338,7 @@ def _record_promotion(
         "approved_by": approved_by,
         "approved_at": _now(),
         "previous_champion": previous,
-        "comment": comment,
+        "comment": comment or "",
         "verdict": verdict,
     }
     _keep(version, record, "approved_at")
@@ -363,7 +371,7 @@ def _markdown(result: Mapping[str, Any]) -> str:
     lines += ["Comparison with the champion", "", result["note"], ""]
     if result["comparison"]:
         lines += [*_table(result["comparison"], "accepted"), ""]
-    lines.append(f"Report: {result['report'] or 'none was made'}")
+    lines.append(f"Report: {result['report'] or 'none is stored'}")
     return "\n".join(lines) + "\n"
 
 

@@ -298,9 +298,6 @@ def _existing(client: "MlflowClient", run_key: str, candidate: _Candidate) -> st
     }
     for found in _search(client, f"name = '{MODEL_NAME}' and tags.run_key = '{run_key}'"):
         if wanted.items() <= found.tags.items():
-            # A kill may have come between the version and the end of its run.
-            if client.get_run(found.run_id).info.status == "RUNNING":
-                client.set_terminated(found.run_id)
             return str(found.version)
     return None
 
@@ -319,12 +316,12 @@ def _candidate(
     run = client.create_run(parent.info.experiment_id, run_name=candidate.architecture, tags=tags)
     run_id = run.info.run_id
     with tempfile.TemporaryDirectory() as folder:
-        evidence = _stage_candidate(done, candidate, against, Path(folder))
+        evidence, withheld = _stage_candidate(done, candidate, against, Path(folder))
         client.log_artifacts(run_id, folder)
     _log_numbers(client, run_id, done, candidate)
     model_id = _log_model(run_id, candidate.folder / "model")
     _check_stored(client, model_id, candidate)
-    version = _make_version(
+    return _make_version(
         client,
         model_id,
         run_id,
@@ -337,6 +334,7 @@ def _candidate(
             "weights_sha256": candidate.weights_sha256,
             "spec_sha256": candidate.spec_sha256,
             "evidence": json.dumps(evidence),
+            "withheld": ", ".join(withheld),
             "report": f"{run.info.artifact_uri}/report.html" if "report.html" in evidence else "",
             "threshold": str(candidate.metrics["threshold"]),
             "validation_auc": str(candidate.metrics["validation"]["auc"]),
@@ -344,8 +342,6 @@ def _candidate(
         }
         | {name: str(candidate.metrics["test"][name]["value"]) for name in _JUDGED},
     )
-    client.set_terminated(run_id)
-    return version
 
 
 def _discard_unfinished(client: "MlflowClient", parent: "Run", architecture: str) -> None:
@@ -363,8 +359,12 @@ def _stage_candidate(
     candidate: _Candidate,
     against: tuple[dict[str, Any], "pd.DataFrame | None"],
     folder: Path,
-) -> dict[str, str]:
-    """Copies the evidence on one candidate into a folder; returns the SHA-256 of each file in it."""
+) -> tuple[dict[str, str], list[str]]:
+    """Copies the evidence on one candidate into a folder.
+
+    Returns:
+        The SHA-256 of each file in it, and the names of files left out because they name a patient.
+    """
     name, artifacts = candidate.architecture, done.workspace / "artifacts"
     explain = artifacts / "explain" / name
     texts = {
@@ -392,7 +392,7 @@ def _stage_candidate(
     if scores is not None:
         _write_table(folder / "champion_predictions.parquet", scores.reset_index(drop=True))
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}, withheld
 
 
 def _copy_texts(done: _Retraining, texts: Mapping[str, Path], folder: Path) -> list[str]:
@@ -564,6 +564,7 @@ def artifact(version: str, path: str) -> Path:
         IntegrityError: The file is not the one that was logged.
     """
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     with _store() as client:
         found = _get(client, version)
@@ -571,18 +572,18 @@ def artifact(version: str, path: str) -> Path:
         if expected is None:
             raise BadInput(f"version {version} of {MODEL_NAME} has no {path} among its evidence")
         # What lies in a local store is used in place; anything else is fetched into the state folder.
-        local = client.get_run(found.run_id).info.artifact_uri.startswith(("file:", "/"))
-        target = None if local else str(project.home() / "downloads" / str(version))
-        lost = f"{path} of version {version} is lost or was changed: register the retraining again"
+        root = client.get_run(found.run_id).info.artifact_uri
+        target = None if _is_local(root) else str(project.home() / "downloads" / str(version))
         try:
-            file = Path(
-                mlflow.artifacts.download_artifacts(run_id=found.run_id, artifact_path=path, dst_path=target)
-            )
+            file = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{root}/{path}", dst_path=target))
             digest = sha256_file(file)
-        except OSError:
-            raise IntegrityError(lost) from None
+        except (OSError, MlflowException) as error:
+            kind = type(error).__name__
+            raise IntegrityError(
+                f"{path} of version {version} cannot be fetched ({kind}): restore it, or register it again"
+            ) from error
     if digest != expected:
-        raise IntegrityError(lost)
+        raise IntegrityError(f"{path} of version {version} was changed: restore it, or register it again")
     return file
 
 
@@ -632,7 +633,7 @@ def report_address(version: str) -> str | None:
         if not found.tags.get("report"):
             return None
         run = client.get_run(found.run_id).info
-    if run.artifact_uri.startswith(("file:", "/")):
+    if _is_local(run.artifact_uri):
         return str(artifact(version, "report.html"))
     server = _without_password(project.tracking_uri()).rstrip("/")
     return f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/report.html"
@@ -741,6 +742,10 @@ def _client(mlflow: Any, uri: str) -> "MlflowClient":
             local = uri.startswith("sqlite:")
             client.create_experiment(EXPERIMENT, (project.home() / "mlartifacts").as_uri() if local else None)
     return client
+
+
+def _is_local(uri: str) -> bool:
+    return uri.startswith(("file:", "/"))
 
 
 def _without_password(uri: str) -> str:

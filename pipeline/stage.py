@@ -96,7 +96,7 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
         now = time.monotonic()
         if now - said > _LOG_EVERY_S:
             said, left = now, (now - started) / done * (total - done)
-            print(f"{what}: {done} of {total}, about {left:.0f} s left", flush=True)
+            print(f"{what}: {done} of {total}, about {left:.0f} s left", file=sys.stderr, flush=True)
 
     yield tick
 

@@ -83,6 +83,25 @@ def remove(repo: Path, path: Path) -> None:
         raise ResourceError(f"workspace {path} could not be removed; check who owns its files")
 
 
+def retire(repo: Path, path: Path) -> list[Path]:
+    """Marks the run of a workspace as complete and removes those completed before it.
+
+    The newest complete workspace stays: when the champion changes before its candidate is judged,
+    the gate scores the new champion on the films in it.
+
+    Returns:
+        The folders removed.
+    """
+    record = _record_of(path)
+    write_json(record, {**read_json(record), "complete": True})
+    removed = []
+    for other in sorted(record.parent.glob("*.json")):
+        if other != record and read_json(other).get("complete") and _folder_of(other).exists():
+            remove(repo, _folder_of(other))
+            removed.append(_folder_of(other))
+    return removed
+
+
 def prune(repo: Path, home: Path, keep_days: float) -> list[Path]:
     """Removes the workspaces of runs that began more than `keep_days` days ago.
 
@@ -94,7 +113,7 @@ def prune(repo: Path, home: Path, keep_days: float) -> list[Path]:
     removed = []
     for record in sorted(runs.glob("*.json")) if runs.is_dir() else []:
         if record.stat().st_mtime < oldest:
-            path = record.with_suffix("")
+            path = _folder_of(record)
             if path.exists():
                 remove(repo, path)
                 removed.append(path)
@@ -143,8 +162,16 @@ def link_types() -> list[str]:
     return ["reflink", "hardlink", "symlink", "copy"]
 
 
+def _record_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _folder_of(record: Path) -> Path:
+    return record.with_name(record.name.removesuffix(".json"))
+
+
 def _pinned_commit(repo: Path, revision: str, path: Path) -> str:
-    record = path.with_name(f"{path.name}.json")
+    record = _record_of(path)
     if record.exists():
         pinned = read_json(record)
         if pinned["revision"] != revision:

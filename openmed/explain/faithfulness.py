@@ -24,7 +24,7 @@ class Faithfulness:
     """Result of the deletion test over some films.
 
     Attributes:
-        map_drop: Mean fall (-1..1) of the class's probability when the hottest part is hidden.
+        map_drop: Mean fall of the class's log-odds when the hottest part is hidden.
         random_drop: The same for the same shape at random places. NaN, as `map_drop`, without films.
         films: Number of films.
         p_value: One-sided Wilcoxon signed-rank test of the paired falls; NaN where not tested.
@@ -58,7 +58,7 @@ def deletion_drop(
         model: The model that is explained.
         films: uint8 (N, S, S), S being the model's input size; films that the model calls `class_index`.
         heat: float (N, h, w), one map a film, of any size.
-        class_index: Label whose probability is watched.
+        class_index: Label whose log-odds are watched.
         share: Part of each film's area that is hidden, above 0 and below 1.
         seed: Seed of the random places.
         places: Random places tried for each film.
@@ -80,12 +80,18 @@ def deletion_drop(
     blurred = np.stack([cv2.GaussianBlur(film, (0, 0), size / 8) for film in films])
     masks = np.stack([_hottest(one, share, size, rng) for one in heat])
 
-    def probability_without(hidden: np.ndarray) -> np.ndarray:
-        return model.predict(np.where(hidden, blurred, films))[:, class_index].astype(np.float64)
+    def log_odds_without(hidden: np.ndarray) -> np.ndarray:
+        return _log_odds(model.predict(np.where(hidden, blurred, films))[:, class_index])
 
-    whole = model.predict(films)[:, class_index].astype(np.float64)
-    elsewhere = [probability_without(_shifted(masks, rng)) for _ in range(places)]
-    return _judge(whole - probability_without(masks), whole - np.mean(elsewhere, axis=0))
+    whole = _log_odds(model.predict(films)[:, class_index])
+    elsewhere = [log_odds_without(_shifted(masks, rng)) for _ in range(places)]
+    return _judge(whole - log_odds_without(masks), whole - np.mean(elsewhere, axis=0))
+
+
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+    """Log-odds still move where a sure model's probability is stuck at 0.999."""
+    inside = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
+    return np.log(inside / (1 - inside))
 
 
 def _hottest(heat: np.ndarray, share: float, size: int, rng: np.random.Generator) -> np.ndarray:

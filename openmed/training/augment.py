@@ -21,8 +21,9 @@ def augment(films: Tensor, settings: Augmentation) -> Tensor:
     Returns:
         float32 (N, S, S) in 0..1. What is moved in from outside repeats the border.
     """
-    batch = films.float() / 255 if films.dtype == torch.uint8 else films
-    grid = affine_grid(_affine(len(batch), settings).to(batch.device), [len(batch), 1, *batch.shape[1:]], False)
+    batch = films.float() / 255 if films.dtype == torch.uint8 else films.float()
+    affine = _affine(len(batch), settings).to(batch.device)
+    grid = affine_grid(affine, [len(batch), 1, *batch.shape[1:]], align_corners=False)
     moved = grid_sample(batch[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
     gain = 1 + _uniform(len(batch), settings.contrast).to(batch.device)
     offset = _uniform(len(batch), settings.brightness).to(batch.device)

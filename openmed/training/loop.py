@@ -22,7 +22,15 @@ from openmed.models.base import BaseModel
 from openmed.training.augment import augment
 from openmed.training.phases import decay_groups, frozen, learning_rate_share, unfreeze
 from openmed.training.settings import Phase, TrainSettings
-from openmed.training.state import Position, load_state, restore_network, restore_optimizer, save_state
+from openmed.training.state import (
+    STATE_FILE,
+    Position,
+    is_whole,
+    load_state,
+    restore_network,
+    restore_optimizer,
+    save_state,
+)
 
 BEST_FILE = "best.safetensors"
 
@@ -116,11 +124,7 @@ class Trainer:
             TrainingDiverged: The loss is not finite.
             TrainingStopped: `should_stop` said so; the state is on disk.
         """
-        saved = load_state(self.folder, self.fingerprint)
-        tensors = None
-        if saved:
-            self.position, tensors = saved
-            restore_network(self.model.network, tensors)
+        tensors = self._resume()
         for index in range(self.position.phase, len(self.settings.phases)):
             if self.position.phase != index:
                 self._enter_phase(index)
@@ -129,6 +133,17 @@ class Trainer:
         if self.position.best:
             self.model.network.load_state_dict(load_file(self.folder / BEST_FILE))
         return self.position
+
+    def _resume(self) -> dict[str, torch.Tensor] | None:
+        """Takes up the saved state, if any; returns its tensors."""
+        saved = load_state(self.folder, self.fingerprint)
+        if saved is None or (saved[0].best and not is_whole(self.folder / BEST_FILE)):
+            # Another training's state must never meet the best weights that this one will write.
+            (self.folder / STATE_FILE).unlink(missing_ok=True)
+            return None
+        self.position, tensors = saved
+        restore_network(self.model.network, tensors)
+        return tensors
 
     def _enter_phase(self, index: int) -> None:
         """Begins a later phase from the best weights so far."""
@@ -148,7 +163,8 @@ class Trainer:
             restore_optimizer(self.optimizer, tensors)
             if self.position.scaler:
                 self.scaler.load_state_dict(self.position.scaler)
-        while self.position.epoch < phase.epochs and self.position.stale_epochs < self.settings.patience_epochs:
+        patience = self.settings.patience_epochs
+        while self.position.epoch < phase.epochs and self.position.stale_epochs < patience:
             self._run_epoch(phase)
 
     def _run_epoch(self, phase: Phase) -> None:
@@ -169,13 +185,11 @@ class Trainer:
         """One optimiser step, in micro-batches whose gradients add up to the batch's."""
         place, settings = self.position, self.settings
         torch.manual_seed(_mix(settings.seed, place.phase, place.step))
-        rate = phase.learning_rate * learning_rate_share(place.step, total_steps, settings.warmup_share)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._rate(phase, place.step, total_steps)
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = 0.0
-        for start in range(0, len(batch), settings.micro_batch_films):
-            part = batch[start : start + settings.micro_batch_films]
+        for part in _nearly_equal(batch, settings.micro_batch_films):
             loss = self._loss(self.train, part, augmented=True)
             self.scaler.scale(loss / len(batch)).backward()
             loss_sum += loss.item()
@@ -189,6 +203,9 @@ class Trainer:
         self.scaler.update()
         place.loss_sum += loss_sum
         place.step += 1
+
+    def _rate(self, phase: Phase, step: int, total_steps: int) -> float:
+        return phase.learning_rate * learning_rate_share(step, total_steps, self.settings.warmup_share)
 
     def _loss(self, films: Films, part: np.ndarray, *, augmented: bool) -> torch.Tensor:
         """Sum of the films' losses."""
@@ -210,12 +227,13 @@ class Trainer:
             "train_loss": place.loss_sum / len(self.train),
             "validation_loss": loss,
             "validation_auc": auc,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self._rate(phase, place.step - 1, total),
             "seconds": place.seconds,
         }
         place.history.append(row)
         place.stale_epochs += 1
-        if place.best is None or (auc, -loss) > (place.best["validation_auc"], -place.best["validation_loss"]):
+        best = place.best
+        if best is None or (auc, -loss) > (best["validation_auc"], -best["validation_loss"]):
             place.best = {key: row[key] for key in ("phase", "epoch", "validation_auc", "validation_loss")}
             place.stale_epochs = 0
             with atomic_path(self.folder / BEST_FILE) as temporary:
@@ -246,9 +264,9 @@ class Trainer:
         return _macro_auc(films.labels, scores), loss / len(films)
 
     def _batches(self, phase: int, epoch: int) -> list[np.ndarray]:
-        """The epoch's order, cut into batches of nearly equal size (batch norm needs two films)."""
+        """The epoch's order, cut into batches."""
         order = np.random.default_rng([self.settings.seed, phase, epoch]).permutation(len(self.train))
-        return np.array_split(order, math.ceil(len(order) / self.settings.batch_films))
+        return _nearly_equal(order, self.settings.batch_films)
 
     def _set_mode(self, phase: Phase) -> None:
         """Training mode for what learns; a frozen block keeps its batch statistics."""
@@ -267,9 +285,14 @@ class Trainer:
             raise TrainingStopped("the training was stopped; it continues from here when it is run again")
 
     def _save(self) -> None:
-        self.position = replace(self.position, scaler=self.scaler.state_dict())
+        self.position.scaler = self.scaler.state_dict()
         save_state(self.folder, self.fingerprint, self.position, self.model.network, self.optimizer)
         self._saved_at = time.monotonic()
+
+
+def _nearly_equal(rows: np.ndarray, most: int) -> list[np.ndarray]:
+    """Cuts rows into parts of nearly equal size: batch norm cannot learn from a single film."""
+    return np.array_split(rows, math.ceil(len(rows) / most))
 
 
 def _amp_type(device: torch.device, wanted: bool) -> torch.dtype | None:

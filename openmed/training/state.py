@@ -58,8 +58,9 @@ def save_state(
         for index, slots in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
     metadata = {"fingerprint": fingerprint, "position": json.dumps(asdict(position))}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(Path(folder) / STATE_FILE) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        save_file(tensors, temporary, metadata)
 
 
 def load_state(folder: Path, fingerprint: str) -> tuple[Position, dict[str, Tensor]] | None:
@@ -77,6 +78,15 @@ def load_state(folder: Path, fingerprint: str) -> tuple[Position, dict[str, Tens
     except (OSError, SafetensorError):
         return None
     return Position(**json.loads(metadata["position"])), tensors
+
+
+def is_whole(path: Path) -> bool:
+    """Tells whether a safetensors file is there and not cut short."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def restore_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -174,6 +174,16 @@ def test_old_workspaces_are_pruned_and_young_ones_kept(project, tmp_path):
     assert workspace.prune(project, tmp_path / "nothing", keep_days=14) == []
 
 
+def test_a_complete_run_stays_until_the_next_one_is_complete(project, tmp_path):
+    first, second, failed = (
+        workspace.create(project, "HEAD", name, tmp_path) for name in ("1", "2", "failed.1")
+    )
+    assert workspace.retire(project, first) == []
+    assert workspace.retire(project, second) == [first]
+    assert workspace.retire(project, second) == []
+    assert second.exists() and failed.exists() and not first.exists()
+
+
 def test_set_params_changes_what_is_named_and_nothing_else(tmp_path):
     (tmp_path / "params.yaml").write_text(PARAMS)
     workspace.set_params(tmp_path, {"run.seed": 7})

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openmed.data import importing
+from openmed.data import importing, readers
 from openmed.data.images import decode_film
-from openmed.data.importing import import_films, iter_labelled, patient_of
+from openmed.data.importing import import_films
 from openmed.data.manifest import ordered_map, read_films
+from openmed.data.sources import iter_labelled, patient_of
 from openmed.errors import BadInput, ResourceError
 
 CLASSES = ("NORMAL", "PNEUMONIA")
@@ -338,9 +339,9 @@ def test_a_zip_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path, monkeypa
     with zipfile.ZipFile(tmp_path / "s.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name in ("NORMAL/a.png", "PNEUMONIA/b.png"):
             archive.writestr(name, bytes(4 << 20))
-    monkeypatch.setattr(importing, "_HARMLESS_BYTES", 5 << 20)
+    monkeypatch.setattr(readers, "_HARMLESS_BYTES", 5 << 20)
     refuse(tmp_path / "s.zip", tmp_path / "data", "would unpack to 8 MiB, more than 200 times its size")
-    monkeypatch.setattr(importing, "_HARMLESS_BYTES", 9 << 20)
+    monkeypatch.setattr(readers, "_HARMLESS_BYTES", 9 << 20)
     assert import_films(tmp_path / "s.zip", tmp_path / "data", class_names=CLASSES).films == 2
 
 

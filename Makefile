@@ -1,0 +1,53 @@
+# Every target does all the set-up it needs: Python 3.11 to 3.13, make and git are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+READY := $(VENV)/.ready
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: demo test test-fast lint format up lock clean help
+
+help:  ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "OpenMed needs Python 3.11 to 3.13; choose one with make PYTHON=python3.12 ..."; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@echo "Installing the locked environment"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+data/films.csv: | $(READY)
+	@$(BIN)/dvc pull --quiet data.dvc
+
+demo: $(READY) data/films.csv  ## Run both DAGs once (DATA=films.zip LIMIT=600 for your own films)
+	@$(BIN)/openmed demo $(if $(DATA),--data "$(DATA)") $(if $(LIMIT),--limit $(LIMIT))
+
+test: $(READY) data/films.csv  ## Run all tests with coverage
+	@$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
+
+test-fast: $(READY)  ## Run the tests that need no services and no whole pipelines
+	@$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)  ## Check style, imports and layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+format: $(READY)  ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+up: $(READY) data/films.csv  ## Start Airflow and MLflow for daily use
+	@$(BIN)/openmed up
+
+lock:  ## Write requirements.lock anew
+	@uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras --no-emit-index-url pyproject.toml -o requirements.lock
+
+clean:  ## Remove what stages and tests wrote; the environment and the registry stay
+	@rm -rf artifacts .pytest_cache .ruff_cache .coverage*

@@ -1,0 +1,232 @@
+"""The `openmed` command. Everything heavy is imported by the command that needs it."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.project import environment, home, project_root
+
+app = typer.Typer(
+    help="Retrain, judge, explain and promote chest X-ray classifiers. For research, not a diagnosis.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Films: import your own, or draw the sample.", no_args_is_help=True)
+registry = typer.Typer(help="Registered versions: list, promote, roll back.", no_args_is_help=True)
+app.add_typer(data, name="data")
+app.add_typer(registry, name="registry")
+
+Model = Annotated[str, typer.Argument(help="A model folder, or models:/openmed-cxr@champion or /VERSION.")]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable output only.")]
+
+
+def main() -> None:
+    """Runs the command; errors become one sentence and an exit code."""
+    from pipeline.stage import guarded
+
+    environment()
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    sys.exit(guarded(lambda: app(args=arguments, prog_name="openmed"), debug=debug))
+
+
+@app.callback()
+def _all(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Takes --debug anywhere; `main` has read it before."""
+
+
+@data.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="Folder or zip of class folders, or a CSV manifest.")],
+    to: Annotated[Path | None, typer.Option(help="Data folder to write; default: data/.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take about this many films, whole patients.")] = None,
+    replace: Annotated[bool, typer.Option(help="Replace the films that are there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Lays films out as a data folder, patients taken from the file names."""
+    from openmed.data.importing import import_films
+    from pipeline.dataset import new_folder, own_remote
+    from pipeline.params import load_params
+
+    root = project_root()
+    target = to or root / "data"
+    params = load_params(root / "params.yaml")
+    with new_folder(target, replace=replace) as folder:
+        summary = import_films(
+            source, folder, class_names=params.task.classes, limit=limit, seed=params.run.seed
+        )
+    if as_json:
+        _print_json(summary.to_json())
+        return
+    classes = ", ".join(f"{name} {count}" for name, count in summary.per_class.items())
+    print(f"{target}: {summary.films} films of {summary.patients} patients ({classes})")
+    if summary.skipped:
+        print(f"{summary.skipped} files were passed over: they are not films")
+    if summary.merged_validation:
+        print(f"{summary.merged_validation} films declared for validation are too few and went back to training")
+    if summary.unmatched:
+        print(f"{summary.unmatched} films name no patient: each counts as a patient of its own")
+    if target == root / "data":
+        own_remote(root)
+        print("Next: `dvc add data`, then commit data.dvc")
+
+
+@data.command()
+def sample(
+    to: Annotated[Path, typer.Argument(help="Folder to write.")],
+    films: Annotated[int, typer.Option(min=40, help="How many films.")] = 440,
+    seed: Annotated[int, typer.Option(min=0)] = 7,
+) -> None:
+    """Draws chest-film phantoms, as the bundled sample was drawn."""
+    from openmed.data.phantom import write_sample
+    from pipeline.dataset import new_folder
+
+    with new_folder(to, replace=False) as folder:
+        write_sample(folder, films=films, seed=seed)
+    print(f"{to}: {films} phantoms")
+
+
+@app.command()
+def predict(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(help="Film files.")],
+    as_json: Json = False,
+) -> None:
+    """Predicts films."""
+    from pipeline.inference import predict_films
+    from pipeline.registry import load
+
+    for row in predict_films(load(model), images, model):
+        if as_json:
+            print(json.dumps(row))
+        else:
+            at = "" if row["threshold"] is None else f"  (threshold {row['threshold']:.3f})"
+            print(f"{row['path']}  {row['label']}  {row['probability']:.3f}{at}")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    films: Annotated[Path, typer.Argument(metavar="DATA", help="Folder or zip of class folders.")],
+    as_json: Json = False,
+) -> None:
+    """Judges a model at its frozen threshold on films it has never seen."""
+    from pipeline.inference import evaluate_source
+    from pipeline.registry import load
+
+    result = evaluate_source(load(model), films)
+    if as_json:
+        _print_json(result | {"model": model})
+        return
+    print(f"{result['n']} films of {result['patients']} patients, threshold {result['threshold']:.3f}")
+    for name, (low, high) in result["intervals"].items():
+        print(f"{name:12} {_number(result[name])}  [{_number(low)}, {_number(high)}]")
+    if result["unusable"]:
+        print(f"{result['unusable']} films could not be decoded and were left out")
+
+
+@app.command()
+def explain(
+    model: Model,
+    image: Annotated[Path, typer.Argument(help="A film file.")],
+    out: Annotated[Path, typer.Option(help="Picture to write, a .jpg.")],
+) -> None:
+    """Writes the heat map of a film."""
+    from pipeline.inference import explain_film
+    from pipeline.registry import load
+
+    for path in explain_film(load(model), image, out):
+        print(path)
+
+
+@registry.command("list")
+def list_(as_json: Json = False) -> None:
+    """Lists the registered versions, newest first."""
+    from pipeline.registry import list_versions
+
+    versions = list_versions()
+    if as_json:
+        _print_json(versions)
+        return
+    columns = ("version", "architecture", "verdict", "aliases", "auc", "sensitivity", "specificity", "approved_by")
+    _print_table(columns, [[_cell(version.get(column)) for column in columns] for version in versions])
+
+
+@registry.command()
+def promote(
+    version: Annotated[str, typer.Argument(help="Version to make the champion.")],
+    by: Annotated[str, typer.Option(help="Who approves.")],
+    comment: Annotated[str, typer.Option(help="Why.")] = "",
+) -> None:
+    """Makes a version the champion if it passes its gates now."""
+    from pipeline import promotion
+    from pipeline.registry import champion
+
+    record = promotion.promote(version, approved_by=by, comment=comment, expected_champion=champion())
+    print(f"version {version} is the champion, approved by {record['approved_by']}")
+
+
+@registry.command()
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why the champion is taken back.")],
+    by: Annotated[str, typer.Option(help="Who decides.")],
+) -> None:
+    """Makes the previous champion the champion again."""
+    from pipeline import promotion
+
+    record = promotion.rollback(reason, by)
+    print(f"version {record['version']} is the champion again")
+
+
+@app.command()
+def up(
+    airflow_port: Annotated[int, typer.Option(help="0 takes a free port.")] = 8080,
+    mlflow_port: Annotated[int, typer.Option(help="0 takes a free port.")] = 5000,
+    gpu_slots: Annotated[int, typer.Option(min=1, help="Trainings that may run at once.")] = 1,
+) -> None:
+    """Starts Airflow and MLflow on this machine, until Ctrl-C."""
+    from pipeline.services import up as start
+
+    start(project_root(), home(), airflow_port=airflow_port, mlflow_port=mlflow_port, gpu_slots=gpu_slots)
+
+
+@app.command()
+def demo(
+    films: Annotated[Path | None, typer.Option("--data", help="Your films instead of the sample.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take about this many films.")] = None,
+) -> None:
+    """Runs both DAGs once under a local Airflow and approves the model on your behalf."""
+    from pipeline.demo import run_demo
+
+    run_demo(project_root(), home(), films, limit)
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content))
+
+
+def _number(value: float | None) -> str:
+    return "not computable" if value is None else f"{value:.3f}"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value if value is not None else "")
+
+
+def _print_table(columns: tuple[str, ...], rows: list[list[str]], say: Callable[[str], None] = print) -> None:
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    main()

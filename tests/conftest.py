@@ -1,0 +1,89 @@
+"""What all tests share: quiet tools and one small pipeline that really ran."""
+
+import os
+
+# Read when torch is loaded; spinning threads would fight with the services of other tests.
+os.environ["OMP_WAIT_POLICY"] = "passive"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import contextlib
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.project import environment
+
+environment()
+
+ROOT = Path(__file__).parents[1]
+FILMS = 160
+
+
+def toy_params() -> dict:
+    """The shipped settings with tiny real networks, so that all stages run in seconds."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["run"]["threads"] = 1
+    params["preprocess"]["image_size_px"] = {"resnet50": 48, "vit": 48, "inceptionv3": 75}
+    networks = {"resnet50": "test_resnet", "vit": "test_vit", "inceptionv3": "inception_v3.tv_in1k"}
+    for name, settings in params["train"].items():
+        settings |= {"timm_name": networks[name], "model_options": {}, "micro_batch_films": 8}
+        settings["head"] = {"epochs": 1, "learning_rate": 1.0e-3}
+        settings["finetune"] |= {"epochs": 6, "learning_rate": 2.0e-3}
+    params["train"]["vit"]["model_options"] = {"patch_size": 8}
+    params["train"]["inceptionv3"]["finetune"] |= {"epochs": 1, "blocks": 1}
+    params["train"]["inceptionv3"]["head"]["epochs"] = 0
+    params["evaluate"] |= {"replicates": 200, "floors": {"sensitivity": 0.3, "specificity": 0.1, "auc": 0.5}}
+    params["explain"] = {"examples": 2, "checked_films": 8}
+    return params
+
+
+def write_params(folder: Path, params: dict) -> None:
+    """Writes settings where the stages look for them."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def run_stages(folder: Path, names: list[str]) -> None:
+    """Runs stages in this process, as `dvc repro` would in processes of their own."""
+    import importlib
+
+    from pipeline.params import load_params
+
+    with contextlib.chdir(folder):
+        for name in names:
+            stage, _, architecture = name.partition("@")
+            module = importlib.import_module(f"pipeline.{stage}")
+            module.run(load_params(), *([architecture] if architecture else []))
+
+
+@pytest.fixture
+def params() -> dict:
+    return copy.deepcopy(toy_params())
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder in which every stage ran once on phantoms; only to be read."""
+    from openmed.data.phantom import write_sample
+
+    folder = tmp_path_factory.mktemp("toy") / "project"
+    write_sample(folder / "data", films=FILMS, size_px=96)
+    write_params(folder, toy_params())
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    shared = ["validate", "split", "preprocess", "resample"]
+    each = [f"{stage}@{name}" for name in toy_params()["architectures"] for stage in ("train", "evaluate", "explain")]
+    run_stages(folder, shared + each)
+    return folder
+
+
+@pytest.fixture
+def workspace(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the toy to change, with a state folder of its own."""
+    folder = tmp_path / "project"
+    shutil.copytree(toy, folder)
+    monkeypatch.setenv("OPENMED_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("OPENMED_PROJECT", raising=False)
+    monkeypatch.chdir(folder)
+    return folder

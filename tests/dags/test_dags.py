@@ -1,0 +1,230 @@
+"""The shape of the two DAGs, as Airflow itself reads them."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from pipeline.graph import load_graph
+
+ROOT = Path(__file__).parents[2]
+STAGES = load_graph(ROOT / "dvc.yaml")
+
+
+@pytest.fixture(scope="module")
+def dags():
+    from airflow.dag_processing.dagbag import DagBag
+
+    bag = DagBag(dag_folder=str(ROOT / "dags"))
+    assert bag.import_errors == {}
+    assert set(bag.dags) == {"retrain", "promote"}
+    return bag.dags
+
+
+def task_id(stage: str) -> str:
+    return stage.replace("@", ".")
+
+
+def test_each_stage_is_one_task_with_the_edges_of_dvc_yaml(dags):
+    retrain = dags["retrain"]
+    assert set(retrain.task_dict) == {task_id(name) for name in STAGES} | {"prepare", "register", "cleanup"}
+    for name, stage in STAGES.items():
+        expected = {task_id(other) for other in stage.upstream} or {"prepare"}
+        task = retrain.get_task(task_id(name))
+        assert task.upstream_task_ids == expected
+        assert task.stage == name
+
+
+def test_registration_needs_every_stage_and_the_workspace_outlives_it(dags):
+    retrain = dags["retrain"]
+    before = retrain.get_task("register").get_flat_relative_ids(upstream=True)
+    assert before == {task_id(name) for name in STAGES} | {"prepare"}
+    assert retrain.get_task("prepare").is_setup
+    assert retrain.get_task("cleanup").is_teardown
+    assert "register" in retrain.get_task("cleanup").upstream_task_ids
+
+
+def test_only_trainings_queue_for_the_gpu_and_every_task_has_an_end(dags):
+    pools = {name: task.pool for name, task in dags["retrain"].task_dict.items()}
+    assert {name for name, pool in pools.items() if pool == "gpu"} == {
+        task_id(name) for name in STAGES if name.startswith("train@")
+    }
+    for dag in dags.values():
+        for task in dag.tasks:
+            assert task.doc_md and task.owner == "ml-engineering"
+            if task.task_id not in ("review", "triage", "tell"):
+                assert task.execution_timeout and task.retries == 2
+    train = next(task for task in dags["retrain"].tasks if task.task_id.startswith("train."))
+    assert train.execution_timeout == timedelta(hours=12)
+
+
+def test_task_docs_are_the_first_lines_of_the_stages(dags):
+    first_line = (ROOT / "pipeline" / "validate.py").read_text().splitlines()[0].strip('"')
+    assert dags["retrain"].get_task("validate").doc_md.startswith(first_line)
+
+
+def test_one_run_at_a_time_and_nothing_is_made_up_for(dags):
+    for dag in dags.values():
+        assert dag.max_active_runs == 1 and dag.catchup is False and dag.doc_md
+
+
+@pytest.mark.parametrize(
+    ("minutes_after_slot", "next_slot"), [(1, "2026-01-04"), (10, "2026-01-11"), (16 * 60, "2026-01-11")]
+)
+def test_a_new_start_does_not_make_up_for_the_last_slot(dags, monkeypatch, minutes_after_slot, next_slot):
+    from airflow.serialization.decoders import decode_timetable
+    from airflow.serialization.encoders import encode_timetable
+    from airflow.timetables import trigger
+    from airflow.timetables.base import TimeRestriction
+
+    now = datetime(2026, 1, 4, 2, tzinfo=UTC) + timedelta(minutes=minutes_after_slot)
+    monkeypatch.setattr(trigger, "utcnow", lambda: now)
+    timetable = decode_timetable(encode_timetable(dags["retrain"].timetable))
+    info = timetable.next_dagrun_info(
+        last_automated_data_interval=None, restriction=TimeRestriction(None, None, catchup=False)
+    )
+    assert info.run_after.date().isoformat() == next_slot
+
+
+def test_the_schedule_can_be_changed_or_switched_off(monkeypatch):
+    import retrain
+
+    monkeypatch.setenv("OPENMED_SCHEDULE", "off")
+    assert retrain.schedule() == [retrain.DATASET]
+    monkeypatch.setenv("OPENMED_SCHEDULE", "30 4 * * *")
+    assert retrain.schedule().timetable.expression == "30 4 * * *"
+
+
+def test_defaults_of_the_forms_are_valid(dags):
+    for dag in dags.values():
+        dag.params.validate()
+    assert dags["retrain"].params.dump() == {"revision": "HEAD", "seed": None, "force": False, "note": None}
+
+
+def test_a_candidate_of_retraining_starts_promotion(dags):
+    announced = dags["retrain"].get_task("register").outlets
+    awaited = dags["promote"].timetable.asset_condition.objects
+    assert [asset.name for asset in announced] == [asset.name for asset in awaited] == ["openmed_candidate"]
+
+
+def test_silence_is_a_no_and_nobody_is_promoted_without_review(dags):
+    promote = dags["promote"]
+    review = promote.get_task("review")
+    assert review.defaults == ["Reject"] and review.response_timeout == timedelta(days=7)
+    assert review.options_mapping == {"Approve": "promote", "Reject": "reject"}
+    assert review.retries == 3 and review.execution_timeout is None
+    assert promote.get_task("promote").upstream_task_ids == {"review"}
+    assert promote.get_task("promote").pool == promote.get_task("reject").pool == "registry"
+    assert promote.get_task("reject").upstream_task_ids == {"triage", "review"}
+
+
+def test_reviewers_may_be_named(monkeypatch):
+    import promote
+
+    assert promote.reviewers() is None
+    monkeypatch.setenv("OPENMED_REVIEWERS", "ada, ben")
+    assert promote.reviewers() == [{"id": "ada", "name": "ada"}, {"id": "ben", "name": "ben"}]
+
+
+def test_the_newest_candidate_is_judged_unless_one_is_named():
+    from promote import asked_candidate
+
+    def event(version, day):
+        return SimpleNamespace(extra={"version": version}, timestamp=datetime(2026, 1, day, tzinfo=UTC))
+
+    events = {"openmed_candidate": [event("7", 2), event("6", 1), SimpleNamespace(extra={}, timestamp=None)]}
+    assert asked_candidate({"version": None}, events) == {"version": "7"}
+    assert asked_candidate({"version": "3"}, events) == {"version": "3"}
+    with pytest.raises(AirflowFailException, match="parameter 'version'"):
+        asked_candidate({"version": None}, {})
+
+
+def test_a_refusal_names_who_and_why():
+    from promote import refusal
+
+    judged = {
+        "verdict": "FAIL",
+        "gates": [
+            {"verdict": "FAIL", "reason": "the AUC is below 0.9."},
+            {"verdict": "PASS", "reason": "fine"},
+        ],
+        "comparison": [
+            {"verdict": "FAIL", "reason": "it is worse than the champion"},
+            {"verdict": "INSUFFICIENT EVIDENCE", "reason": "too few films"},
+        ],
+    }
+    reason = "the AUC is below 0.9; it is worse than the champion"
+    assert refusal(judged, None) == ("gate", reason)
+    nothing = {"verdict": "INSUFFICIENT EVIDENCE", "gates": [], "comparison": []}
+    assert refusal(nothing, None) == ("gate", "the gates say INSUFFICIENT EVIDENCE")
+    silence = {"responded_by_user": None, "params_input": {}}
+    assert refusal(judged, silence) == ("nobody", "no answer within 7 days")
+    person = {"id": "1", "name": "ada"}
+    no = {"responded_by_user": person, "params_input": {"comment": "edges are wrong"}}
+    assert refusal(judged, no) == ("ada", "edges are wrong")
+    assert refusal(judged, {**no, "params_input": None})[1].endswith("without a comment")
+
+
+class Handed:
+    """What earlier tasks handed on, read as a task reads it."""
+
+    def __init__(self, **values):
+        self.values = values
+
+    def xcom_pull(self, task_ids, key="return_value"):
+        return self.values.get(task_ids if key == "return_value" else f"{task_ids}_{key}")
+
+
+def test_the_outcome_is_one_sentence():
+    import promote
+
+    judged = {"version": "7", "champion": "3", "verdict": "PASS", "gates": [], "comparison": []}
+    person = {"id": "1", "name": "ada"}
+    answer = {"responded_by_user": person, "params_input": {"comment": None}}
+    tell = promote.tell.function
+    promoted = Handed(gate=judged, review_answer=answer, promote={"version": "7"})
+    said = "Version 7 is the champion now, in place of version 3: approved by ada."
+    assert tell(ti=promoted) == said
+    first = {**judged, "champion": None}
+    silent = Handed(gate=first, review_answer={"responded_by_user": None, "params_input": {}})
+    said = "Version 7 is rejected by nobody (no answer within 7 days); there is still no champion."
+    assert tell(ti=silent) == said
+
+
+@pytest.mark.parametrize(
+    ("verdict", "following"), [("PASS", "review"), ("FAIL", "reject"), ("INSUFFICIENT EVIDENCE", "reject")]
+)
+def test_only_a_candidate_that_passed_reaches_a_person(verdict, following):
+    import promote
+
+    assert promote.triage.function(ti=Handed(gate={"verdict": verdict})) == following
+
+
+def test_an_approval_without_a_name_promotes_nothing():
+    import promote
+
+    nameless = Handed(gate={"version": "7"}, review_answer={"responded_by_user": None})
+    with pytest.raises(AirflowFailException, match="nobody's name"):
+        promote.promote.function(ti=nameless)
+
+
+def test_a_revision_with_other_stages_fails_before_anything_runs(tmp_path, monkeypatch):
+    import retrain
+
+    from pipeline import workspace
+
+    (tmp_path / "dvc.yaml").write_text("stages:\n  other:\n    cmd: echo\n")
+    monkeypatch.setattr(workspace, "create", lambda *_: tmp_path)
+    monkeypatch.setattr(workspace, "prune", lambda *_: [])
+    params = {"revision": "v0", "seed": None, "note": None}
+    with pytest.raises(AirflowFailException, match="revision v0 has other stages"):
+        retrain.prepare.function(run_id="r", params=params)
+
+
+def test_a_failed_run_keeps_its_workspace(tmp_path):
+    import retrain
+
+    said = retrain.cleanup.function(ti=Handed(prepare={"path": str(tmp_path)}))
+    assert "is kept for 14 days" in said and tmp_path.exists()

@@ -1,0 +1,368 @@
+"""What can be said of the images and the compose files without an engine."""
+
+import fnmatch
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+COMPOSE = (DOCKER / "compose.yaml").read_text()
+CUDA = (DOCKER / "compose.cuda.yaml").read_text()
+VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?:(:[-?])([^}]*))?\}")
+SECRET = re.compile(r"PASSWORD$|SECRET|_KEY$|TOKEN")
+SERVICES = yaml.safe_load(COMPOSE)["services"]
+ONE_SHOT = {"airflow-init"}
+# The part of the compose specification in use: a misspelt key would be refused by Docker alone.
+SERVICE_KEYS = {
+    *("build", "cap_drop", "command", "configs", "depends_on", "environment", "healthcheck", "image", "init"),
+    *("ports", "pull_policy", "restart", "security_opt", "stop_grace_period", "volumes", "working_dir"),
+}
+
+
+def example() -> dict[str, str]:
+    lines = (DOCKER / "env.example").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def rendered(**values: str) -> dict:
+    """The compose file as Compose reads it, every required variable set to its own name."""
+
+    def value(match: re.Match) -> str:
+        name, kind, rest = match.groups()
+        return values.get(name) or (rest if kind == ":-" else f"/{name}")
+
+    return yaml.safe_load(VARIABLE.sub(value, COMPOSE).replace("$$", "$"))
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile as (instruction, arguments), continuation lines joined."""
+    text = re.sub(r"\\\n\s*", " ", (DOCKER / "Dockerfile").read_text())
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+def locked(path: Path) -> dict[str, str]:
+    pinned = r"^([a-z0-9][a-z0-9._-]*)(?:\[[^\]]*\])?==([^\s;]+)"
+    return dict(re.findall(pinned, path.read_text(), re.MULTILINE))
+
+
+def stages(word: str) -> list[str]:
+    return [rest for name, rest in instructions() if name == word]
+
+
+# --- compose: variables and secrets ---
+
+
+def test_every_variable_of_the_compose_files_is_in_the_example_and_no_other():
+    used = {match[1] for match in VARIABLE.finditer(COMPOSE + CUDA)}
+    assert used == set(example())
+
+
+def test_example_holds_no_value():
+    assert set(example().values()) == {""}
+
+
+def test_secrets_have_no_default_and_must_be_set():
+    for name, kind, _ in VARIABLE.findall(COMPOSE):
+        if SECRET.search(name):
+            assert kind == ":?", name
+
+
+def test_no_secret_is_written_into_a_compose_file():
+    for service, settings in SERVICES.items():
+        for name, value in settings.get("environment", {}).items():
+            if SECRET.search(name):
+                assert VARIABLE.fullmatch(value), f"{service}: {name}"
+            for login in re.findall(r"//[^/@\s]+:([^/@]*(?:\{[^}]*\})?)@", VARIABLE.sub("${}", str(value))):
+                assert login == "${}", f"{service}: {name}"
+
+
+def test_secrets_stand_in_no_command_line():
+    for service, settings in SERVICES.items():
+        names = [match[1] for match in VARIABLE.finditer(str(settings.get("command", "")))]
+        assert not [name for name in names if SECRET.search(name)], service
+
+
+def test_git_ignores_the_filled_in_example():
+    assert "/.env" in (DOCKER / ".gitignore").read_text().split()
+
+
+# --- compose: services ---
+
+
+def test_services_use_only_known_keys():
+    for service, settings in SERVICES.items():
+        assert set(settings) <= SERVICE_KEYS, service
+
+
+def test_every_published_port_is_bound_to_loopback():
+    published = [port for settings in SERVICES.values() for port in settings.get("ports", [])]
+    assert len(published) == 2
+    for port in published:
+        assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port), port
+
+
+def test_every_service_restarts_and_has_a_health_check_unless_it_runs_once():
+    for service, settings in SERVICES.items():
+        if service in ONE_SHOT:
+            assert settings["restart"] == "no"
+        else:
+            assert settings["restart"] == "unless-stopped", service
+            assert settings["healthcheck"]["test"][0] == "CMD", service
+
+
+def test_services_wait_for_services_that_can_be_waited_for():
+    for service, settings in SERVICES.items():
+        for needed, how in settings.get("depends_on", {}).items():
+            if needed in ONE_SHOT:
+                assert how == {"condition": "service_completed_successfully"}, service
+            else:
+                assert how == {"condition": "service_healthy"}, service
+                assert "healthcheck" in SERVICES[needed]
+
+
+def test_images_are_pinned_or_built_here():
+    own = {settings["image"] for settings in SERVICES.values() if "build" in settings}
+    for service, settings in SERVICES.items():
+        if settings["image"] in own:
+            assert settings["pull_policy"] == "never", service
+        else:
+            assert re.search(r":\d+\.\d+(\.\d+)?(-[a-z]+)?$", settings["image"]), service
+
+
+def test_our_containers_cannot_gain_rights():
+    for service, settings in SERVICES.items():
+        if settings["image"].startswith("openmed"):
+            assert settings["cap_drop"] == ["ALL"], service
+            assert settings["security_opt"] == ["no-new-privileges:true"], service
+        assert "docker.sock" not in str(settings)
+
+
+def test_code_is_mounted_read_only_and_only_the_scheduler_writes_beside_it():
+    for service, settings in rendered()["services"].items():
+        mounts = [each for each in settings.get("volumes", []) if isinstance(each, dict)]
+        written = {each["target"] for each in mounts if not each.get("read_only")}
+        allowed = {"/OPENMED_PROJECT/.git", "/OPENMED_PROJECT/.dvc/cache", "/OPENMED_HOME"}
+        assert written == (allowed if service == "airflow-scheduler" else set()), service
+        for each in mounts:
+            assert each["source"] == each["target"]
+
+
+def test_named_volumes_are_declared_and_used():
+    used = {v.split(":")[0] for s in SERVICES.values() for v in s.get("volumes", []) if isinstance(v, str)}
+    assert used == set(yaml.safe_load(COMPOSE)["volumes"])
+
+
+def test_cuda_file_gives_the_gpu_to_the_service_that_runs_the_tasks():
+    added = yaml.safe_load(CUDA)["services"]
+    assert set(added) == {"airflow-scheduler"}
+    (device,) = added["airflow-scheduler"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia"
+    assert "gpu" in device["capabilities"]
+
+
+# --- compose: what it says to Airflow and MLflow ---
+
+
+def test_airflow_settings_are_options_that_airflow_has():
+    package = Path(find_spec("airflow").submodule_search_locations[0])
+    known = yaml.safe_load((package / "config_templates" / "config.yml").read_text())
+    found = 0
+    for settings in SERVICES.values():
+        for name in settings.get("environment", {}):
+            if name.startswith("AIRFLOW__"):
+                section, option = name.removeprefix("AIRFLOW__").lower().split("__", 1)
+                assert option in known[section]["options"], name
+                found += 1
+    assert found > 50
+
+
+def test_airflow_commands_are_understood_by_airflows_own_parser(tmp_path):
+    commands = [s["command"][1:] for s in SERVICES.values() if s.get("command", [""])[0] == "airflow"]
+    script = rendered()["services"]["airflow-init"]["command"][2]
+    for line in re.findall(r"^airflow (.+)$", script, re.MULTILINE):
+        commands.append(re.findall(r'[^\s"]+|"[^"]*"', line))
+    assert len(commands) == 7
+    program = (
+        "import json, sys\nfrom airflow.cli.cli_parser import get_parser\n"
+        "for command in json.loads(sys.argv[1]): get_parser().parse_args(command)\n"
+    )
+    environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    arguments = [sys.executable, "-c", program, json.dumps(commands)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_mlflow_command_is_understood_by_mlflow_and_asks_for_a_password():
+    from mlflow.cli import cli
+
+    program, group, *arguments = SERVICES["mlflow"]["command"]
+    assert (program, group) == ("mlflow", "server")
+    options = cli.commands["server"].make_context("server", list(arguments)).params
+    assert options["app_name"] == "basic-auth"
+    assert options["workers"] == "1"
+    tracking = SERVICES["airflow-scheduler"]["environment"]["MLFLOW_TRACKING_URI"]
+    allowed = options["allowed_hosts"].split(",")
+    for host in (tracking.removeprefix("http://"), "127.0.0.1:5000", "localhost:5000"):
+        assert any(fnmatch.fnmatch(host, pattern) for pattern in allowed)
+    assert not any(fnmatch.fnmatch("evil.example.com", pattern) for pattern in allowed)
+
+
+def test_pools_that_the_dags_use_are_made():
+    script = SERVICES["airflow-init"]["command"][2]
+    made = set(re.findall(r"^airflow pools set (\w+)", script, re.MULTILINE))
+    sources = "".join(path.read_text() for path in (ROOT / "dags").glob("*.py"))
+    assert made == set(re.findall(r'pool="(\w+)"', sources)) | set(re.findall(r'"(gpu)" if', sources))
+
+
+def test_init_writes_the_passwords_for_the_owner_alone(tmp_path):
+    script = rendered()["services"]["airflow-init"]["command"][2]
+    assert "umask 077" in script
+    program = re.search(r"<<'PYTHON'\n(.*)PYTHON\n", script, re.DOTALL)[1]
+    file = tmp_path / "passwords.json"
+    environment = {
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(file),
+        "OPENMED_ADMIN_PASSWORD": 'a"b$c',
+        "OPENMED_REVIEWER_PASSWORD": "ü",
+    }
+    subprocess.run([sys.executable, "-c", program], env=environment, umask=0o077, check=True)
+    assert json.loads(file.read_text()) == {"admin": 'a"b$c', "reviewer": "ü"}
+    assert file.stat().st_mode & 0o777 == 0o600
+    users = SERVICES["airflow-init"]["environment"]["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"]
+    assert {each.split(":")[0] for each in users.split(",")} == {"admin", "reviewer"}
+
+
+@pytest.fixture
+def health_page():
+    """An HTTP page that says what Airflow says of a running scheduler and a dead triggerer."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/api/v2/monitor/health" else 404)
+            self.end_headers()
+            self.wfile.write(b'{"scheduler": {"status": "healthy"}, "triggerer": {"status": "unhealthy"}}')
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("service", "healthy"),
+    [
+        ("airflow-apiserver", True),
+        ("airflow-scheduler", True),
+        ("airflow-triggerer", False),
+        ("airflow-dag-processor", False),
+        ("mlflow", False),
+    ],
+)
+def test_health_check_tells_a_healthy_component_from_others(service, healthy, health_page):
+    kind, _, *arguments = SERVICES[service]["healthcheck"]["test"]
+    there = re.compile(r"(airflow-apiserver|127\.0\.0\.1):\d+")
+    command = [sys.executable, *(there.sub(health_page, argument) for argument in arguments)]
+    assert kind == "CMD"
+    assert (subprocess.run(command, capture_output=True, check=False).returncode == 0) == healthy
+
+
+# --- the image ---
+
+
+def test_base_images_are_pinned_or_stages_of_the_same_file():
+    known = {"packages-${DEVICE}"}
+    for base, name in (re.fullmatch(r"(\S+) AS (\S+)", each).groups() for each in stages("FROM")):
+        assert base in known or re.fullmatch(r"[a-z]+:\d+\.\d+\.\d+-\S+", base), base
+        known.add(name)
+    assert {"packages-cpu", "packages-cuda"} <= known
+
+
+def test_base_image_has_the_python_the_lock_is_made_for():
+    wanted = re.search(r"--python-version (\S+)", (ROOT / "requirements.lock").read_text())[1]
+    assert stages("FROM")[0].startswith(f"python:{wanted}.")
+
+
+def test_image_ends_as_an_ordinary_user():
+    last_stage = instructions()[max(i for i, (word, _) in enumerate(instructions()) if word == "FROM") :]
+    users = [rest for word, rest in last_stage if word == "USER"]
+    assert users == ["openmed"]
+    assert int(re.search(r"USER_ID=(\d+)", str(last_stage))[1]) >= 1000
+
+
+def test_image_holds_no_secret_and_fetches_nothing_by_address():
+    assert not stages("ADD")
+    assert "://" not in "".join(rest for _, rest in instructions())
+    for word, rest in instructions():
+        if word in {"ARG", "ENV"}:
+            assert not SECRET.search(rest.partition("=")[0]), rest
+
+
+def test_what_is_copied_exists_and_reaches_the_builder():
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    ignored = [line for line in lines if line[:1] not in ("", "#")]
+    assert ignored[0] == "*"
+    copied = [rest.split()[0] for rest in stages("COPY") if not rest.startswith("--from=")]
+    assert {f"!{source}" for source in copied} == set(ignored[1:])
+    for source in copied:
+        assert (ROOT / source).is_file(), source
+
+
+def test_every_installation_from_a_lock_checks_hashes():
+    installs = [rest for rest in stages("RUN") if re.search(r"pip install .*--requirement", rest)]
+    assert len(installs) == 3
+    for install in installs:
+        assert "--require-hashes" in install
+        assert "--no-deps" in install
+
+
+# --- its packages ---
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "bootstrap.lock"])
+def test_lock_of_the_image_pins_and_hashes_what_is_asked_for(name):
+    text, versions = (DOCKER / name).read_text(), locked(DOCKER / name)
+    asked = (DOCKER / name.replace(".lock", ".in")).read_text().splitlines()
+    assert {line for line in asked if not line.startswith("#")} <= set(versions)
+    blocks = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)[1:]
+    assert len(blocks) == len(versions)
+    assert all("--hash=sha256:" in block for block in blocks)
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "bootstrap.lock"])
+def test_locks_of_the_image_agree_with_the_projects(name):
+    project = locked(ROOT / "requirements.lock")
+    both = {package for package in locked(DOCKER / name) if package in project}
+    assert {package: project[package] for package in both} == {
+        package: version for package, version in locked(DOCKER / name).items() if package in both
+    }
+
+
+def test_postgres_provider_is_of_the_set_that_airflow_asks_for():
+    from importlib.metadata import requires
+
+    from packaging.requirements import Requirement
+
+    versions = locked(DOCKER / "requirements.lock")
+    needed = [Requirement(line) for line in requires("apache-airflow")]
+    (provider,) = [each for each in needed if each.marker and str(each.marker) == 'extra == "postgres"']
+    assert provider.specifier.contains(versions[provider.name])
+
+
+def test_cpu_image_leaves_out_exactly_what_the_lock_has_for_gpus():
+    listed = {line for line in (DOCKER / "cuda-packages.txt").read_text().splitlines() if line[:1] != "#"}
+    gpu = re.compile(r"(torch|torchvision|triton|(nvidia|cuda)-.+)")
+    assert listed == {package for package in locked(ROOT / "requirements.lock") if gpu.fullmatch(package)}

@@ -1,0 +1,124 @@
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from openmed.training import augment as module
+from openmed.training.augment import augment
+from openmed.training.settings import Augmentation
+
+STILL = Augmentation(rotate_degrees=0, shift=0, scale=0, brightness=0, contrast=0)
+SIZE = 48
+
+
+@pytest.fixture
+def films():
+    """Smooth, so that ways of interpolating agree, and with a plain border."""
+    noise = gaussian_filter(np.random.default_rng(0).random((6, SIZE, SIZE)), (0, 3, 3))
+    noise = 255 * (noise - noise.min()) / np.ptp(noise)
+    return torch.from_numpy(noise.astype(np.uint8))
+
+
+@pytest.fixture
+def largest(monkeypatch):
+    """Makes every random change the largest one, to the positive side."""
+    monkeypatch.setattr(module, "_uniform", lambda n, most: torch.full((n,), float(most)))
+
+
+def warped(films, matrix):
+    """What OpenCV makes of the films; the matrix tells where a film's pixels go."""
+    flags = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REPLICATE}
+    return np.stack(
+        [cv2.warpAffine(f.numpy().astype(np.float32) / 255, matrix, (SIZE, SIZE), **flags) for f in films]
+    )
+
+
+def test_no_change_is_the_identity(films):
+    for given in (films, films.float() / 255):
+        moved = augment(given, STILL)
+        assert moved.dtype == torch.float32 and moved.shape == films.shape
+        assert (moved - films.float() / 255).abs().max() < 1e-6
+
+
+def test_output_stays_a_grey_film_whatever_the_changes(films):
+    strong = Augmentation(rotate_degrees=180, shift=0.9, scale=0.9, brightness=3, contrast=3, flip=True)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        moved = augment(films, strong)
+        assert moved.shape == films.shape and moved.dtype == torch.float32
+        assert torch.isfinite(moved).all() and moved.min() >= 0 and moved.max() <= 1
+
+
+@pytest.mark.parametrize("degrees", [5.0, 30.0, -17.0])
+def test_a_rotation_is_opencvs_about_the_middle(films, largest, degrees):
+    middle = ((SIZE - 1) / 2, (SIZE - 1) / 2)
+    expected = warped(films, cv2.getRotationMatrix2D(middle, degrees, 1.0))
+    moved = augment(films, replace(STILL, rotate_degrees=degrees)).numpy()
+    assert np.abs(moved - expected).max() < 0.02
+
+
+@pytest.mark.parametrize("share", [0.125, -0.25, 0.06])
+def test_a_shift_is_a_share_of_the_side_and_repeats_the_border(films, largest, share):
+    there = np.float32([[1, 0, -share * SIZE], [0, 1, -share * SIZE]])
+    moved = augment(films, replace(STILL, shift=share)).numpy()
+    assert np.abs(moved - warped(films, there)).max() < 0.02
+
+
+@pytest.mark.parametrize("share", [0.2, -0.3])
+def test_a_change_of_size_keeps_the_middle(films, largest, share):
+    middle = ((SIZE - 1) / 2, (SIZE - 1) / 2)
+    expected = warped(films, cv2.getRotationMatrix2D(middle, 0, 1 / (1 + share)))
+    moved = augment(films, replace(STILL, scale=share)).numpy()
+    assert np.abs(moved - expected).max() < 0.02
+
+
+def test_brightness_and_contrast_are_added_and_scaled_about_the_mean(films, largest):
+    grey = 0.3 + 0.4 * films.numpy() / 255
+    moved = augment(torch.from_numpy(grey), replace(STILL, brightness=0.1, contrast=0.15)).numpy()
+    mean = grey.mean((1, 2), keepdims=True)
+    assert np.allclose(moved, (grey - mean) * 1.15 + mean + 0.1, atol=1e-6)
+
+
+def test_random_changes_keep_within_their_limits_and_reach_both_sides():
+    torch.manual_seed(0)
+    spot = np.zeros((400, SIZE, SIZE), np.float32)
+    spot[:, SIZE // 2 - 1 : SIZE // 2 + 1, SIZE // 2 - 1 : SIZE // 2 + 1] = 1
+    moved = augment(torch.from_numpy(spot), replace(STILL, shift=0.1)).numpy()
+    place = np.arange(SIZE) - (SIZE - 1) / 2
+    across = (moved.sum(1) * place).sum(1) / moved.sum((1, 2))
+    down = (moved.sum(2) * place).sum(1) / moved.sum((1, 2))
+    for offsets in (across, down):
+        assert np.abs(offsets).max() <= 0.1 * SIZE + 1e-3
+        assert offsets.min() < -0.09 * SIZE and offsets.max() > 0.09 * SIZE
+    assert abs(np.corrcoef(across, down)[0, 1]) < 0.2
+
+
+def test_films_are_mirrored_only_when_asked(films):
+    torch.manual_seed(0)
+    many = films[:1].repeat(200, 1, 1)
+    same = augment(many, STILL)
+    assert (same - many.float() / 255).abs().max() < 1e-6
+    asked = augment(many, replace(STILL, flip=True))
+    mirrored = (asked - many.flip(2).float() / 255).abs().amax((1, 2)) < 1e-5
+    kept = (asked - many.float() / 255).abs().amax((1, 2)) < 1e-5
+    assert (mirrored ^ kept).all() and 60 < mirrored.sum() < 140
+
+
+def test_films_of_a_batch_change_each_in_their_own_way_and_a_seed_repeats_it(films):
+    many = films[:1].repeat(5, 1, 1)
+    runs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        runs.append(augment(many, Augmentation()))
+    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+    assert all(not torch.equal(runs[0][0], other) for other in runs[0][1:])
+
+
+def test_the_given_films_are_left_as_they_are(films):
+    grey = films.float() / 255
+    before = grey.clone()
+    augment(grey, Augmentation(flip=True))
+    assert torch.equal(grey, before)

@@ -1,0 +1,379 @@
+import importlib.util
+import json
+import shutil
+import sqlite3
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from openmed.errors import BadInput, IntegrityError
+from openmed.files import read_json, write_json
+from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS
+from pipeline import promotion, registry
+
+# The workspaces are those of the registry's own tests.
+_found = importlib.util.spec_from_file_location(
+    "registry_cases", Path(__file__).with_name("test_registry.py")
+)
+cases = importlib.util.module_from_spec(_found)
+_found.loader.exec_module(cases)
+migrated = cases.migrated
+
+NO_FLOORS = {"auc": 0.0, "sensitivity": 0.0, "specificity": 0.0}
+CHAMPION, BETTER, WORSE, FAILED, UNKNOWN, OVERLAPPING, SWALLOWED = "1234567"
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory, migrated):
+    """A registry with a champion and challengers of every kind, each registered beside it."""
+    root = tmp_path_factory.mktemp("ground")
+    home = root / "home"
+    home.mkdir()
+    shutil.copy(migrated, home / "mlflow.db")
+    turned = ["test"] * 24 + ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 4
+    inside = ["test"] * 16 + ["train"] * 16 + ["validation"] * 4 + ["calibration"] * 4
+    kinds = [
+        {},
+        {"seed": 1, "films_seed": 1},
+        {"seed": 2, "films_seed": 1, "good": False, "floors": NO_FLOORS},
+        {"seed": 3, "films_seed": 1, "good": False},
+        {"seed": 4, "films_seed": 1},
+        {"seed": 5, "splits": turned},
+        {"seed": 6, "splits": inside},
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENMED_HOME", str(home))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for number, kind in enumerate(kinds, start=1):
+            workspace = cases.make_workspace(root / str(number), ("vit",), **kind)
+            if str(number) == UNKNOWN:
+                _claim_that_nan_passes(workspace / "artifacts/evaluate/vit/gates.json")
+            assert cases.register(workspace, f"run-{number}")["version"] == str(number)
+            if number == 1:
+                record = promotion.promote("1", approved_by="Dr First", comment="", expected_champion=None)
+                assert record["previous_champion"] is None
+    shutil.copy(home / "mlflow.db", root / "snapshot.db")
+    return root
+
+
+def _claim_that_nan_passes(path):
+    content = read_json(path)
+    content["gates"][0] |= {"value": None, "low": None, "high": None}
+    assert content["gates"][0]["verdict"] == content["verdict"] == PASS
+    write_json(path, content)
+
+
+@pytest.fixture
+def stage(ground, monkeypatch):
+    """The same registry for every test: version 1 is the champion, nothing is decided on the others."""
+    monkeypatch.setenv("OPENMED_HOME", str(ground / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with sqlite3.connect(ground / "snapshot.db") as kept, sqlite3.connect(ground / "home/mlflow.db") as store:
+        kept.backup(store)
+    return ground
+
+
+def promote(version=BETTER, by="Dr Adams", expected=CHAMPION, **more):
+    return promotion.promote(
+        version, approved_by=by, comment="looks right", expected_champion=expected, **more
+    )
+
+
+def aliases():
+    return {name: version for name, version in registry.aliases().items() if name != "challenger"}
+
+
+def test_the_gate_compares_on_the_same_films_and_its_numbers_are_right(stage):
+    result = promotion.gate(BETTER)
+    assert (result["verdict"], result["champion"], result["version"]) == (PASS, CHAMPION, BETTER)
+    assert [gate["name"] for gate in result["comparison"]] == [
+        "auc vs champion",
+        "sensitivity vs champion",
+        "specificity vs champion",
+    ]
+    films = pd.read_parquet(stage / BETTER / "artifacts/evaluate/vit/predictions.parquet")
+    films = films[films["split"] == "test"].set_index("id")
+    theirs = pd.read_parquet(registry.artifact(BETTER, "champion_predictions.parquet")).set_index("id")[
+        "score"
+    ]
+    theirs = theirs.loc[films.index]
+    auc = roc_auc_score(films["label"], films["score"]) - roc_auc_score(films["label"], theirs)
+    flagged = theirs[films["label"] == 1] >= 0.5
+    values = [gate["value"] for gate in result["comparison"]]
+    assert values[0] == pytest.approx(auc) and values[1] == pytest.approx(1 - flagged.mean())
+    assert (result["films_compared"], result["films_left_out"]) == (24, 0)
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_the_table_is_markdown_with_every_gate_and_the_report(stage):
+    result = promotion.gate(BETTER)
+    table = result["table_markdown"]
+    assert f"**Version {BETTER} (vit): PASS**" in table
+    assert table.count("\n| auc") == 2 and "| metric | value | interval | required |" in table
+    assert f"Report: {result['report']}" in table and Path(result["report"]).is_file()
+
+
+def test_the_first_model_needs_no_champion_to_be_compared_with(stage):
+    registry.drop_alias("champion", version=CHAMPION)
+    result = promotion.gate(BETTER)
+    assert (result["verdict"], result["champion"], result["comparison"]) == (PASS, None, [])
+    assert "There is no champion to compare with." in result["table_markdown"]
+
+
+def test_the_champion_is_judged_by_its_floors_alone(stage):
+    assert promotion.gate(CHAMPION)["note"] == "This version is the champion."
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict"), [(WORSE, FAIL), (FAILED, FAIL), (UNKNOWN, FAIL), (SWALLOWED, INSUFFICIENT)]
+)
+def test_a_version_that_does_not_pass_cannot_be_promoted(stage, version, verdict):
+    assert promotion.gate(version)["verdict"] == verdict
+    with pytest.raises(BadInput, match=f"version {version} cannot be promoted: its gate says {verdict}"):
+        promote(version)
+    assert aliases() == {"champion": CHAMPION}
+
+
+def test_a_version_worse_than_the_champion_fails_although_its_floors_pass(stage):
+    result = promotion.gate(WORSE)
+    assert {gate["verdict"] for gate in result["gates"]} == {PASS}
+    assert result["comparison"][0]["verdict"] == FAIL
+
+
+def test_a_gate_that_says_pass_without_numbers_fails(stage):
+    (gate,) = [gate for gate in promotion.gate(UNKNOWN)["gates"] if gate["value"] is None]
+    assert gate["verdict"] == FAIL and "its numbers do not" in gate["reason"]
+    assert "unknown to unknown" in promotion.gate(UNKNOWN)["table_markdown"]
+
+
+def test_films_that_shaped_the_champion_are_left_out_of_the_comparison(stage):
+    result = promotion.gate(OVERLAPPING)
+    assert (result["films_compared"], result["films_left_out"]) == (8, 16)
+    assert result["verdict"] == PASS and "16 were left out" in result["note"]
+    swallowed = promotion.gate(SWALLOWED)
+    assert (swallowed["films_compared"], swallowed["comparison"]) == (0, [])
+    assert "16 of 16 test films have shaped champion 1" in swallowed["note"]
+
+
+@pytest.mark.parametrize(
+    ("floors", "comparison", "verdict"),
+    [
+        (PASS, [], PASS),
+        (PASS, [PASS, INSUFFICIENT], PASS),
+        (PASS, [PASS, FAIL], FAIL),
+        (PASS, ["?"], FAIL),
+        (PASS, None, INSUFFICIENT),
+        (FAIL, [PASS], FAIL),
+        (FAIL, None, FAIL),
+        (INSUFFICIENT, [PASS], INSUFFICIENT),
+    ],
+)
+def test_floors_must_pass_and_the_comparison_must_not_fail(floors, comparison, verdict):
+    gates = None if comparison is None else [{"verdict": each} for each in comparison]
+    assert promotion.overall(floors, gates) == verdict
+
+
+def test_a_champion_that_changed_since_the_registration_asks_for_a_new_comparison(stage):
+    promote(BETTER)
+    result = promotion.gate(OVERLAPPING)
+    assert result["verdict"] == INSUFFICIENT and result["comparison"] == []
+    assert (
+        "version 6 was registered beside champion 1, but the champion is 2 by now: retrain" in result["note"]
+    )
+    again = promotion.gate(OVERLAPPING, workspace=stage / OVERLAPPING)
+    assert again["verdict"] != INSUFFICIENT and again["films_compared"] == 24
+    other = promotion.gate(OVERLAPPING, workspace=stage / BETTER)
+    assert other["verdict"] == INSUFFICIENT and "no scores for 24 of 24 test films" in other["note"]
+
+
+def test_a_version_registered_before_there_was_a_champion_must_be_compared_with_it(stage):
+    registry.move_champion(BETTER, expected=CHAMPION, previous=None)
+    assert "registered beside no champion, but the champion is 2" in promotion.gate(CHAMPION)["note"]
+
+
+def test_a_champion_that_cannot_be_scored_or_looks_for_something_else_stops_the_gate(stage, monkeypatch):
+    real = promotion.read_json
+
+    def edited(changes):
+        return lambda path: real(path) | (changes if path.name == "champion.json" else {})
+
+    monkeypatch.setattr(promotion, "read_json", edited({"problem": "it is broken"}))
+    result = promotion.gate(BETTER)
+    assert result["verdict"] == INSUFFICIENT and "could not be scored (it is broken)" in result["note"]
+    monkeypatch.setattr(promotion, "read_json", edited({"positive": "FRACTURE"}))
+    assert "looks for FRACTURE, not PNEUMONIA" in promotion.gate(BETTER)["note"]
+    monkeypatch.setattr(registry, "score_champion", lambda _: ({"version": "9", "problem": None}, None))
+    monkeypatch.setattr(promotion, "read_json", edited({"problem": "it is broken"}))
+    assert "it changed again" in promotion.gate(BETTER, workspace=stage)["note"]
+
+
+def test_a_promotion_moves_the_alias_and_records_who_why_and_what_before(stage):
+    record = promote()
+    assert aliases() == {"champion": BETTER, "previous": CHAMPION}
+    assert {key: record[key] for key in ("decision", "version", "approved_by", "previous_champion")} == {
+        "decision": "promoted",
+        "version": BETTER,
+        "approved_by": "Dr Adams",
+        "previous_champion": CHAMPION,
+    }
+    found = registry.get_version(BETTER)
+    assert found["approved_by"] == "Dr Adams" and found["approved_at"].endswith("Z")
+    assert found["tags"]["comment"] == "looks right" and found["aliases"][0] == "champion"
+    stored = stage.glob(f"home/mlartifacts/{found['run_id']}/artifacts/decisions/*-promoted.json")
+    assert record in [read_json(path) for path in stored]
+
+
+def test_a_retried_promotion_changes_nothing(stage):
+    assert promote() == promote()
+    assert aliases() == {"champion": BETTER, "previous": CHAMPION}
+    with pytest.raises(BadInput, match="is the champion already, by Dr Adams"):
+        promote(by="Dr Brown", expected=BETTER)
+
+
+@pytest.mark.parametrize("step", ["move_champion", "keep_record", "last tag"])
+def test_a_promotion_killed_halfway_is_finished_by_its_retry(stage, monkeypatch, step):
+    name = "set_tags" if step == "last tag" else step
+    real = getattr(registry, name)
+
+    def killed(version, *args, **kwargs):
+        if step != "last tag" or "record" in args[0]:
+            raise KeyboardInterrupt
+        return real(version, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            promote()
+    record = promote()
+    assert record["previous_champion"] == CHAMPION and record["comment"] == "looks right"
+    assert aliases() == {"champion": BETTER, "previous": CHAMPION}
+
+
+def test_two_racing_promotions_leave_one_champion_and_one_loser_with_an_error(stage):
+    start, outcome = threading.Barrier(2), {}
+
+    def race(version):
+        start.wait()
+        try:
+            outcome[version] = promote(version)
+        except BadInput as error:
+            outcome[version] = error
+
+    threads = [threading.Thread(target=race, args=(version,)) for version in (BETTER, OVERLAPPING)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [version for version, result in outcome.items() if isinstance(result, dict)]
+    (loser,) = {BETTER, OVERLAPPING} - {winner}
+    assert isinstance(outcome[loser], BadInput)
+    assert aliases() == {"champion": winner, "previous": CHAMPION}
+    assert registry.get_version(loser)["approved_by"] is None
+
+
+def test_a_champion_moved_behind_our_back_is_noticed(stage, monkeypatch):
+    answers = [CHAMPION, OVERLAPPING]
+    monkeypatch.setattr(registry, "champion", lambda: answers.pop(0))
+    with pytest.raises(IntegrityError, match=f"became version {OVERLAPPING} while version {BETTER}"):
+        registry.move_champion(BETTER, expected=CHAMPION, previous=None)
+
+
+def test_the_champion_moves_only_from_where_it_was_expected(stage):
+    with pytest.raises(BadInput, match="the champion is version 1 by now, not none: compare 2 again"):
+        registry.move_champion(BETTER, expected=None, previous=None)
+
+
+def test_a_promotion_against_another_champion_than_reviewed_is_refused(stage):
+    with pytest.raises(BadInput, match="was reviewed against champion None, but the champion is 1"):
+        promote(expected=None)
+    with pytest.raises(BadInput, match="the approver must be named"):
+        promote(by=" ")
+    with pytest.raises(BadInput, match="has no version 99"):
+        promote("99")
+    assert aliases() == {"champion": CHAMPION}
+
+
+def test_a_rejected_version_stays_rejected_and_the_champion_stays(stage):
+    assert registry.aliases()["challenger"] == SWALLOWED
+    record = promotion.reject(SWALLOWED, by="Dr Adams", reason="heat maps off the lung")
+    assert "challenger" not in registry.aliases() and aliases() == {"champion": CHAMPION}
+    assert registry.get_version(SWALLOWED)["decision"] == "rejected"
+    assert promotion.reject(SWALLOWED, by="Dr Adams", reason="again") == record
+    promotion.reject(BETTER, by="Dr Adams", reason="no")
+    with pytest.raises(BadInput, match="version 2 was rejected by Dr Adams"):
+        promote()
+    with pytest.raises(BadInput, match="is the champion: roll back"):
+        promotion.reject(CHAMPION, by="Dr Adams", reason="no")
+
+
+def test_rejecting_leaves_a_newer_challenger_alone(stage):
+    promotion.reject(BETTER, by="gate", reason="no")
+    assert registry.aliases()["challenger"] == SWALLOWED
+
+
+def test_a_rollback_puts_the_previous_champion_back_and_goes_no_further_than_there_is(stage):
+    promote()
+    with pytest.raises(BadInput, match="needs a reason"):
+        promotion.rollback(" ", "Dr Adams")
+    record = promotion.rollback("misses apical opacities", "Dr Adams")
+    assert (record["version"], record["replaced"]) == (CHAMPION, BETTER)
+    assert aliases() == {"champion": CHAMPION}
+    assert registry.get_version(BETTER)["decision"] == "rolled back"
+    assert registry.get_version(BETTER)["tags"]["reason"] == "misses apical opacities"
+    with pytest.raises(BadInput, match="no previous champion"):
+        promotion.rollback("again", "Dr Adams")
+    # The model taken off can be let through again, by a new decision.
+    assert promote(by="Dr Brown")["approved_by"] == "Dr Brown"
+
+
+def test_each_rollback_goes_one_step_back(stage):
+    promote()
+    promote(OVERLAPPING, expected=BETTER, workspace=stage / OVERLAPPING)
+    assert aliases() == {"champion": OVERLAPPING, "previous": BETTER}
+    promotion.rollback("first", "Dr Adams")
+    assert aliases() == {"champion": BETTER, "previous": CHAMPION}
+    promotion.rollback("second", "Dr Adams")
+    assert aliases() == {"champion": CHAMPION}
+
+
+def test_changed_weights_are_neither_gated_promoted_nor_rolled_back_to(stage):
+    promote()
+    model = registry.get_version(CHAMPION)["tags"]["model_id"]
+    path = stage / f"home/mlartifacts/models/{model}/artifacts/artifacts/model/weights.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        with pytest.raises(IntegrityError, match="version 1 in the store is not what was registered"):
+            promotion.rollback("bad", "Dr Adams")
+        with pytest.raises(IntegrityError):
+            promotion.gate(CHAMPION)
+    finally:
+        path.write_bytes(content)
+    assert aliases() == {"champion": BETTER, "previous": CHAMPION}
+
+
+def test_changed_evidence_is_refused(stage):
+    path = registry.artifact(FAILED, "gates.json")
+    content = path.read_text()
+    path.write_text(content.replace(FAIL, PASS))
+    try:
+        with pytest.raises(IntegrityError, match=r"gates\.json of version 4 was changed"):
+            promotion.gate(FAILED)
+    finally:
+        path.write_text(content)
+
+
+def test_settings_that_are_missing_are_named(stage, tmp_path, monkeypatch):
+    broken = tmp_path / "params.yaml"
+    broken.write_text("promotion: {}\n")
+    real = registry.artifact
+    monkeypatch.setattr(
+        registry, "artifact", lambda version, path: broken if path == "params.yaml" else real(version, path)
+    )
+    with pytest.raises(
+        BadInput, match=r"params\.yaml of version 2 lacks settings of the comparison: 'margins'"
+    ):
+        promotion.gate(BETTER)

@@ -1,0 +1,245 @@
+"""The stages as they run: what they write, what they refuse, that they can be repeated."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from openmed.data.cache import FilmCache
+from openmed.data.images import read_film, resize_film
+from openmed.errors import BadInput, IntegrityError
+from openmed.files import sha256_file
+from openmed.models.checkpoint import load_model
+from pipeline.params import load_params
+from tests.conftest import FILMS, run_stages, write_params
+
+ARCHITECTURES = ("resnet50", "vit", "inceptionv3")
+
+
+def read(folder, path):
+    return json.loads((folder / "artifacts" / path).read_text())
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_stages_write_exactly_what_dvc_yaml_declares(toy):
+    from pipeline.graph import load_graph
+
+    written = {f"artifacts/{name}" for name in files(toy / "artifacts")}
+    declared = {out for stage in load_graph(toy / "dvc.yaml").values() for out in stage.outs}
+    covered = {name for name in written if any(name == out or name.startswith(out + "/") for out in declared)}
+    assert written == covered
+    assert all((toy / out).exists() for out in declared)
+
+
+def test_the_manifest_measures_each_film(toy):
+    manifest = pd.read_parquet(toy / "artifacts/validate/manifest.parquet")
+    assert len(manifest) == FILMS
+    assert manifest["id"].is_unique
+    row = manifest.iloc[5]
+    film = read_film(toy / "data" / row["path"])
+    assert (row["height"], row["width"]) == film.shape
+    assert row["mean"] == pytest.approx(film.mean())
+    assert row["std"] == pytest.approx(film.std())
+    assert row["sha256"] == sha256_file(toy / "data" / row["path"])
+
+
+def test_no_patient_is_in_two_splits(toy):
+    split = pd.read_parquet(toy / "artifacts/split/split.parquet")
+    assert split.groupby("patient")["split"].nunique().max() == 1
+
+
+def test_the_planted_near_duplicates_stay_together(toy):
+    manifest = pd.read_parquet(toy / "artifacts/validate/manifest.parquet")
+    split = pd.read_parquet(toy / "artifacts/split/split.parquet").merge(manifest[["id", "sha256"]], on="id")
+    copies = split[split["sha256"].duplicated(keep=False)]
+    assert len(copies) >= 2
+    assert copies.groupby("sha256")["split"].nunique().max() == 1
+    assert read(toy, "split/summary.json")["pairs_between_patients"] >= 1
+
+
+def test_the_cache_holds_the_films_at_each_size(toy):
+    manifest = pd.read_parquet(toy / "artifacts/validate/manifest.parquet")
+    for size in (48, 75):
+        cache = FilmCache(toy / "artifacts/preprocess", size)
+        film = manifest.iloc[7]
+        expected = resize_film(read_film(toy / "data" / film["path"]), size)
+        assert np.array_equal(cache.films[cache.rows([film["id"]])[0]], expected)
+
+
+def test_training_rows_are_balanced_and_come_from_the_training_split_alone(toy):
+    rows = pd.read_parquet(toy / "artifacts/resample/rows.parquet")
+    split = pd.read_parquet(toy / "artifacts/split/split.parquet").set_index("id")
+    assert set(split.loc[rows["id"], "split"]) == {"train"}
+    assert rows["label"].value_counts().nunique() == 1
+    summary = read(toy, "resample/summary.json")
+    assert summary["before"]["NORMAL"] < summary["before"]["PNEUMONIA"]
+    assert summary["after"]["NORMAL"] == summary["after"]["PNEUMONIA"] == len(rows) // 2
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_predictions_come_from_the_stored_model(toy, name):
+    predictions = pd.read_parquet(toy / f"artifacts/evaluate/{name}/predictions.parquet")
+    model = load_model(toy / f"artifacts/evaluate/{name}/model")
+    cache = FilmCache(toy / "artifacts/preprocess", model.spec.image_size_px)
+    expected = model.predict(cache.films[cache.rows(predictions["id"])])
+    assert np.allclose(predictions["probability_PNEUMONIA"], expected[:, 1], atol=1e-5)
+    assert np.allclose(predictions["score"], predictions["probability_PNEUMONIA"])
+    assert set(predictions["split"]) == {"validation", "calibration", "test"}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_threshold_reaches_the_target_on_calibration_films_and_is_frozen(toy, name):
+    metrics = read(toy, f"evaluate/{name}/metrics.json")
+    predictions = pd.read_parquet(toy / f"artifacts/evaluate/{name}/predictions.parquet")
+    calibration = predictions[(predictions["split"] == "calibration") & (predictions["label"] == 1)]
+    assert (calibration["score"] >= metrics["threshold"]).mean() >= metrics["target_sensitivity"]
+    assert load_model(toy / f"artifacts/evaluate/{name}/model").spec.threshold == metrics["threshold"]
+    assert load_model(toy / f"artifacts/train/{name}/model").spec.threshold is None
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_test_metrics_are_those_of_scikit_learn(toy, name):
+    from sklearn.metrics import confusion_matrix, roc_auc_score
+
+    test = read(toy, f"evaluate/{name}/metrics.json")["test"]
+    threshold = read(toy, f"evaluate/{name}/metrics.json")["threshold"]
+    films = pd.read_parquet(toy / f"artifacts/evaluate/{name}/predictions.parquet").query("split == 'test'")
+    tn, fp, fn, tp = confusion_matrix(films["label"], films["score"] >= threshold).ravel()
+    assert (test["tn"], test["fp"], test["fn"], test["tp"]) == (tn, fp, fn, tp)
+    assert test["auc"]["value"] == pytest.approx(roc_auc_score(films["label"], films["score"]))
+    assert test["auc"]["low"] <= test["auc"]["value"] <= test["auc"]["high"]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_report_stands_alone_and_is_small(toy, name):
+    page = (toy / f"artifacts/explain/{name}/report.html").read_text()
+    assert len(page.encode()) < 5_000_000
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
+    assert "not a diagnosis" in page
+    assert read(toy, f"evaluate/{name}/gates.json")["verdict"] in page
+    assert read(toy, f"evaluate/{name}/metrics.json")["model"]["weights_sha256"] in page
+
+
+def test_no_patient_is_named_outside_the_tables_that_need_it(toy):
+    patients = pd.read_csv(toy / "data/films.csv", dtype=str)["patient"].unique()
+    shown = [path for path in (toy / "artifacts").rglob("*") if path.suffix in (".html", ".json", ".csv")]
+    assert shown
+    text = "".join(path.read_text() for path in shown)
+    assert not [patient for patient in patients if patient in text]
+
+
+def test_the_expectations_page_stands_alone(toy):
+    page = (toy / "artifacts/validate/expectations.html").read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    assert read(toy, "validate/expectations.json")["success"] is True
+
+
+def test_the_same_settings_give_the_same_bytes_again(toy, workspace):
+    before = {name: sha256_file(toy / name) for name in files(toy)}
+    names = ["validate", "split", "preprocess", "resample", "train@vit", "evaluate@vit", "explain@vit"]
+    run_stages(workspace, names)
+    assert {name: sha256_file(workspace / name) for name in files(workspace)} == before
+
+
+def test_a_class_without_films_stops_the_run(workspace):
+    films = pd.read_csv(workspace / "data/films.csv", dtype=str, keep_default_na=False)
+    films[films["label"] == "NORMAL"].to_csv(workspace / "data/films.csv", index=False)
+    with pytest.raises(BadInput, match="Every class has films"):
+        run_stages(workspace, ["validate"])
+    assert "Every class has films" in (workspace / "artifacts/validate/expectations.html").read_text()
+
+
+def test_too_many_unusable_films_stop_the_run_and_name_them(workspace):
+    paths = sorted((workspace / "data/films").rglob("*.jpeg"))[:12]
+    for path in paths:
+        path.write_bytes(b"not a film")
+    with pytest.raises(BadInput, match="Few films are unusable"):
+        run_stages(workspace, ["validate"])
+    manifest = pd.read_parquet(workspace / "artifacts/validate/manifest.parquet")
+    bad = manifest[manifest["status"] == "quarantined"]
+    assert len(bad) == len(paths)
+    assert bad["reason"].str.len().min() > 0
+
+
+def test_a_few_unusable_films_are_quarantined_and_the_run_goes_on(workspace):
+    path = sorted((workspace / "data/films").rglob("*.jpeg"))[0]
+    path.write_bytes(b"")
+    run_stages(workspace, ["validate", "split", "preprocess"])
+    assert read(workspace, "validate/summary.json")["quarantined"] == 1
+    ids = pd.read_parquet(workspace / "artifacts/preprocess/films.parquet")["id"]
+    assert len(ids) == FILMS - 1
+
+
+def test_a_byte_changed_after_validation_is_found_before_use(workspace):
+    manifest = pd.read_parquet(workspace / "artifacts/validate/manifest.parquet")
+    path = workspace / "data" / manifest["path"].iloc[3]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match="was changed after it was validated"):
+        run_stages(workspace, ["preprocess"])
+
+
+def test_an_unknown_architecture_is_refused(workspace):
+    with pytest.raises(BadInput, match="vgg"):
+        run_stages(workspace, ["train@vgg"])
+
+
+def test_cuda_that_is_not_there_is_refused_and_never_replaced(workspace, params):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    params["run"]["device"] = "cuda"
+    write_params(workspace, params)
+    with pytest.raises(BadInput, match="no usable GPU"):
+        run_stages(workspace, ["train@vit"])
+
+
+def test_a_model_with_shuffled_training_labels_does_not_pass_its_gates(workspace, params):
+    params["evaluate"]["floors"] = {"auc": 0.55}
+    write_params(workspace, params)
+    run_stages(workspace, ["evaluate@resnet50"])
+    assert read(workspace, "evaluate/resnet50/gates.json")["verdict"] == "PASS"
+    rows = pd.read_parquet(workspace / "artifacts/resample/rows.parquet")
+    films = rows.drop_duplicates("id").set_index("id")["label"]
+    shuffled = pd.Series(np.random.default_rng(3).permutation(films), films.index)
+    rows["label"] = shuffled.loc[rows["id"]].to_numpy()
+    rows.to_parquet(workspace / "artifacts/resample/rows.parquet")
+    run_stages(workspace, ["train@resnet50", "evaluate@resnet50"])
+    assert read(workspace, "evaluate/resnet50/gates.json")["verdict"] != "PASS"
+
+
+def test_a_stage_of_its_own_ends_with_a_sentence_and_exit_code_2(workspace):
+    (workspace / "data/films.csv").write_text("path,label\n")
+    done = subprocess.run([sys.executable, "-m", "pipeline.validate"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "openmed: data/films.csv must have the columns path, label, patient, split"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_three_classes_go_all_the_way(workspace, params):
+    """A third class is the positive of a task of its own; nothing assumes two."""
+    films = pd.read_csv(workspace / "data/films.csv", dtype=str, keep_default_na=False)
+    sick = films["label"] == "PNEUMONIA"
+    films.loc[sick & (films["patient"].str[-1].isin(list("13579"))), "label"] = "COVID"
+    films.to_csv(workspace / "data/films.csv", index=False)
+    params["task"] = {"classes": ["NORMAL", "PNEUMONIA", "COVID"], "positive": "COVID"}
+    params["train"]["resnet50"]["finetune"]["epochs"] = 1
+    write_params(workspace, params)
+    shared = ["validate", "split", "preprocess", "resample"]
+    run_stages(workspace, [*shared, "train@resnet50", "evaluate@resnet50", "explain@resnet50"])
+    predictions = pd.read_parquet(workspace / "artifacts/evaluate/resnet50/predictions.parquet")
+    columns = [f"probability_{name}" for name in params["task"]["classes"]]
+    assert np.allclose(predictions[columns].sum(axis=1), 1, atol=1e-5)
+    assert np.allclose(predictions["score"], predictions["probability_COVID"])
+    assert load_params(workspace / "params.yaml").task.positive == "COVID"
