@@ -46,7 +46,9 @@ def _all(
 def import_(
     source: Annotated[Path, typer.Argument(help="Folder or zip of class folders, or a CSV manifest.")],
     to: Annotated[Path | None, typer.Option(help="Data folder to write; default: data/.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take about this many films, whole patients.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take about this many films, whole patients.")
+    ] = None,
     replace: Annotated[bool, typer.Option(help="Replace the films that are there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -70,7 +72,9 @@ def import_(
     if summary.skipped:
         print(f"{summary.skipped} files were passed over: they are not films")
     if summary.merged_validation:
-        print(f"{summary.merged_validation} films declared for validation are too few and went back to training")
+        print(
+            f"{summary.merged_validation} films declared for validation are too few and went back to training"
+        )
     if summary.unmatched:
         print(f"{summary.unmatched} films name no patient: each counts as a patient of its own")
     if target == root / "data":
@@ -81,7 +85,7 @@ def import_(
 @data.command()
 def sample(
     to: Annotated[Path, typer.Argument(help="Folder to write.")],
-    films: Annotated[int, typer.Option(min=40, help="How many films.")] = 440,
+    films: Annotated[int, typer.Option(min=40, help="How many films.")] = 560,
     seed: Annotated[int, typer.Option(min=0)] = 7,
 ) -> None:
     """Draws chest-film phantoms, as the bundled sample was drawn."""
@@ -155,7 +159,16 @@ def list_(as_json: Json = False) -> None:
     if as_json:
         _print_json(versions)
         return
-    columns = ("version", "architecture", "verdict", "aliases", "auc", "sensitivity", "specificity", "approved_by")
+    columns = (
+        "version",
+        "architecture",
+        "verdict",
+        "aliases",
+        "auc",
+        "sensitivity",
+        "specificity",
+        "approved_by",
+    )
     _print_table(columns, [[_cell(version.get(column)) for column in columns] for version in versions])
 
 

@@ -73,7 +73,14 @@ def _commit_films(
         options = ["--replace"] + ([] if limit is None else ["--limit", str(limit)])
         _run(folder, sys.executable, "-m", "pipeline.cli", "data", "import", str(films), *options)
         _run(folder, sys.executable, "-m", "dvc", "add", "--quiet", "data")
-        author = ("-c", "user.name=openmed demo", "-c", "user.email=demo@localhost", "-c", "commit.gpgsign=false")
+        author = (
+            "-c",
+            "user.name=openmed demo",
+            "-c",
+            "user.email=demo@localhost",
+            "-c",
+            "commit.gpgsign=false",
+        )
         if _git(folder, "status", "--porcelain"):
             _git(folder, *author, "commit", "--quiet", "--all", "--message", f"Use {films.name} as data")
         revision = _git(folder, "rev-parse", "HEAD")
@@ -123,7 +130,9 @@ def _decide(
 ) -> tuple[str, str]:
     """Waits for the promotion that the candidate starts, approves it, and returns run id and outcome."""
     candidate = admin.xcom("retrain", retrain, "register", "candidate")
-    say(f"Candidate: version {candidate['version']}, {candidate['architecture']}, gates {candidate['verdict']}")
+    say(
+        f"Candidate: version {candidate['version']}, {candidate['architecture']}, gates {candidate['verdict']}"
+    )
     run = _promotion_of(admin, candidate["version"])
     say(f"DAG promote, run {run}")
     while admin.run_state("promote", run) not in ("success", "failed"):
@@ -159,7 +168,9 @@ def _conclude(judged: dict[str, Any], outcome: str) -> None:
         print(f"Version {judged['version']} ({judged['architecture']}) is the champion of openmed-cxr.")
     else:
         champion = f"version {judged['champion']} stays" if judged["champion"] else "there is none"
-        print(f"Version {judged['version']} ({judged['architecture']}) was rejected; the champion: {champion}.")
+        print(
+            f"Version {judged['version']} ({judged['architecture']}) was rejected; the champion: {champion}."
+        )
     print(f"Report:     {judged['report']}")
     print("Web pages:  make up   (Airflow and MLflow with these runs)")
     print("Try it:     .venv/bin/openmed evaluate models:/openmed-cxr@champion FOLDER_OR_ZIP --json")

@@ -48,9 +48,13 @@ def run(params: Params, architecture: str) -> None:
     write_json(target / "metrics.json", _metrics(params, model.spec, threshold, parts, intervals, source))
     _write_curves(target, parts["test"], positive)
     finish_model(source, target / "model", threshold)
-    print(f"evaluate {architecture}: {verdict}; threshold {threshold:.3f}; " + ", ".join(
-        f"{gate.name} {gate.value:.3f} [{gate.low:.3f}, {gate.high:.3f}] floor {gate.floor:.2f}" for gate in gates
-    ))
+    print(
+        f"evaluate {architecture}: {verdict}; threshold {threshold:.3f}; "
+        + ", ".join(
+            f"{gate.name} {gate.value:.3f} [{gate.low:.3f}, {gate.high:.3f}] floor {gate.floor:.2f}"
+            for gate in gates
+        )
+    )
 
 
 def predict_split(model: BaseModel, split: pd.DataFrame) -> pd.DataFrame:
@@ -110,7 +114,10 @@ def _metrics(
         "positive": spec.positive,
         "threshold": threshold,
         "target_sensitivity": params.evaluate.target_sensitivity,
-        "validation": {"n": len(validation), "auc": film_intervals(validation, spec, threshold, params)["auc"].value},
+        "validation": {
+            "n": len(validation),
+            "auc": film_intervals(validation, spec, threshold, params)["auc"].value,
+        },
         "calibration": {
             "n": len(calibration),
             "sensitivity": calibrated["sensitivity"].value,

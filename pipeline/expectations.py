@@ -28,11 +28,15 @@ def check(manifest: pd.DataFrame, params: Params) -> dict[str, Any]:
         "$min_side_px": params.validate_.min_side_px,
     }
     for definition in definitions:
-        definition["kwargs"] = {k: values.get(v, v) if isinstance(v, str) else v for k, v in definition["kwargs"].items()}
+        definition["kwargs"] = {
+            k: values.get(v, v) if isinstance(v, str) else v for k, v in definition["kwargs"].items()
+        }
     accepted = manifest[manifest["status"] == "accepted"].reset_index(drop=True)
     results: list[dict[str, Any]] = [{}] * len(definitions)
     for accepted_only, table in ((False, manifest), (True, accepted)):
-        chosen = [i for i, item in enumerate(definitions) if item.get("accepted_only", False) == accepted_only]
+        chosen = [
+            i for i, item in enumerate(definitions) if item.get("accepted_only", False) == accepted_only
+        ]
         for i, raw in zip(chosen, _run(table, [definitions[i] for i in chosen]), strict=True):
             results[i] = _result(definitions[i], raw, table)
     failed = [item for item in results if item["severity"] == "critical" and not item["success"]]

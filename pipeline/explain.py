@@ -45,16 +45,16 @@ def run(params: Params, architecture: str) -> None:
     write_json(target / "explain.json", content)
     write_text(target / "report.html", build_report(params, architecture, model.spec, content))
     primary = checks[methods(model)[0]]
-    print(f"explain {architecture}: {len(examples)} films; maps "
-          f"{'can be trusted' if primary['trusted'] else 'cannot be trusted'}: {primary['reason']}")
+    print(
+        f"explain {architecture}: {len(examples)} films; maps "
+        f"{'can be trusted' if primary['trusted'] else 'cannot be trusted'}: {primary['reason']}"
+    )
 
 
 def _outcomes(test: pd.DataFrame, model: BaseModel) -> np.ndarray:
     has = (test["label"] == model.spec.positive_index).to_numpy()
     flagged = (test["score"] >= model.spec.threshold).to_numpy()
-    return np.select(
-        [has & flagged, ~has & flagged, has & ~flagged], OUTCOMES[:3], default=OUTCOMES[3]
-    )
+    return np.select([has & flagged, ~has & flagged, has & ~flagged], OUTCOMES[:3], default=OUTCOMES[3])
 
 
 def _choose(test: pd.DataFrame, each: int) -> pd.DataFrame:

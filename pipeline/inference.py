@@ -80,7 +80,9 @@ def evaluate_source(
     labels, patients, scores = [], [], []
     with progress(len(films), "evaluate") as tick:
         for part in _batches(films):
-            usable = [(film, pixels) for film, pixels in _decoded(part, spec.image_size_px) if pixels is not None]
+            usable = [
+                (film, pixels) for film, pixels in _decoded(part, spec.image_size_px) if pixels is not None
+            ]
             if usable:
                 probabilities = model.predict(np.stack([pixels for _, pixels in usable]))
                 scores += probabilities[:, spec.positive_index].tolist()

@@ -3,11 +3,9 @@
 `airflow standalone` is not used, because it opens its log servers on every interface.
 """
 
-import configparser
 import fcntl
 import io
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -20,19 +18,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from openmed.errors import ResourceError
-from openmed.files import read_json, write_bytes, write_json
+from openmed.files import read_json
 from pipeline.airflow_client import AirflowClient, open_local
+from pipeline.airflow_settings import ADMIN, LOOPBACK, REVIEWER, AirflowSettings
 
-LOOPBACK = "127.0.0.1"
-ADMIN, REVIEWER = "admin", "reviewer"
 _STOP_WITHIN_S = 15.0
-_OFFLINE = {
-    "DVC_NO_ANALYTICS": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-}
+_REMOTE = ("http:", "https:")
 
 
 class Services:
@@ -42,7 +33,8 @@ class Services:
         project: The folder that holds dvc.yaml and dags/.
         home: The state folder; everything the services write lies below it.
         airflow_port: Port of Airflow; 0 takes a free one.
-        mlflow_port: Port of MLflow; 0 takes a free one, None starts no MLflow server.
+        mlflow_port: Port of MLflow; 0 takes a free one, None starts no MLflow server. None is started
+            either when MLFLOW_TRACKING_URI names a server, where the models are then.
         gpu_slots: How many trainings may run at once.
         schedule: Cron expression of the retraining, `off` for none, None for the default.
         parallelism: How many tasks may run at once.
@@ -61,19 +53,26 @@ class Services:
     ) -> None:
         self.project, self.home = Path(project).resolve(), Path(home).resolve()
         self.logs = self.home / "logs"
-        self.airflow_home = self.home / "airflow"
-        self.password_file = self.airflow_home / "passwords.json"
         self.username = ADMIN
-        self._airflow_port = airflow_port or _free_port()
+        self._settings = AirflowSettings(
+            self.project, self.home, airflow_port or _free_port(), schedule, parallelism
+        )
+        if os.environ.get("MLFLOW_TRACKING_URI", "").startswith(_REMOTE):
+            mlflow_port = None
         self._mlflow_port = _free_port() if mlflow_port == 0 else mlflow_port
-        self._gpu_slots, self._schedule, self._parallelism = gpu_slots, schedule, parallelism
+        self._gpu_slots = gpu_slots
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock: io.TextIOWrapper | None = None
 
     @property
     def airflow_url(self) -> str:
         """Where Airflow answers."""
-        return f"http://{LOOPBACK}:{self._airflow_port}"
+        return self._settings.url
+
+    @property
+    def password_file(self) -> Path:
+        """JSON of user -> password."""
+        return self._settings.password_file
 
     @property
     def mlflow_url(self) -> str | None:
@@ -98,13 +97,13 @@ class Services:
         self.logs.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         try:
-            for port in filter(None, (self._airflow_port, self._mlflow_port)):
+            for port in filter(None, (self._settings.port, self._mlflow_port)):
                 _check_port(port)
-            self._write_settings()
+            self._settings.write()
             if self._mlflow_port:
-                self._spawn("mlflow", *self._mlflow_command())
-            self._migrate()
-            api = ["-H", LOOPBACK, "-p", str(self._airflow_port), "-w", "1"]
+                self._spawn("mlflow", "pipeline.registry.server", str(self._mlflow_port))
+            self._settings.migrate(self.logs / "migrate.log")
+            api = ["-H", LOOPBACK, "-p", str(self._settings.port), "-w", "1"]
             self._spawn("api-server", "airflow", "api-server", *api)
             self._spawn("scheduler", "airflow", "scheduler", "--skip-serve-logs")
             self._spawn("dag-processor", "airflow", "dag-processor")
@@ -204,7 +203,7 @@ class Services:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 cwd=self.home,
-                env=self._environment(),
+                env=self._settings.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -212,107 +211,6 @@ class Services:
                 # The lock lives as long as any component, also when this process was killed.
                 pass_fds=[self._lock.fileno()] if self._lock else [],
             )
-
-    def _environment(self) -> dict[str, str]:
-        # A setting of another Airflow in the caller's environment would win over our file.
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW_")}
-        path = os.pathsep.join(filter(None, [str(self.project), os.environ.get("PYTHONPATH")]))
-        own = {
-            "AIRFLOW_HOME": str(self.airflow_home),
-            "OPENMED_PROJECT": str(self.project),
-            "OPENMED_HOME": str(self.home),
-            "PYTHONPATH": path,
-        }
-        if self._schedule is not None:
-            own["OPENMED_SCHEDULE"] = self._schedule
-        return {**inherited, **_OFFLINE, **own}
-
-    def _write_settings(self) -> None:
-        """Writes airflow.cfg and the passwords, both for the owner's eyes alone."""
-        self.airflow_home.mkdir(parents=True, exist_ok=True)
-        self.airflow_home.chmod(0o700)
-        known = read_json(self.password_file) if self.password_file.exists() else {}
-        if set(known) != {ADMIN, REVIEWER}:
-            write_json(self.password_file, {user: secrets.token_urlsafe(18) for user in (ADMIN, REVIEWER)})
-        self.password_file.chmod(0o600)
-        secret_file = self.airflow_home / "secrets.json"
-        if not secret_file.exists():
-            write_json(secret_file, {name: secrets.token_urlsafe(64) for name in ("jwt", "session")})
-        secret_file.chmod(0o600)
-        text = io.StringIO()
-        config = configparser.RawConfigParser()
-        config.read_dict(self._settings(read_json(secret_file)))
-        config.write(text)
-        target = self.airflow_home / "airflow.cfg"
-        # Airflow reads % as the start of a template in its own file.
-        write_bytes(target, text.getvalue().replace("%", "%%").encode())
-        target.chmod(0o600)
-
-    def _settings(self, secret: dict[str, str]) -> dict[str, dict[str, Any]]:
-        return {
-            "core": {
-                "dags_folder": self.project / "dags",
-                "load_examples": False,
-                "executor": "LocalExecutor",
-                "parallelism": self._parallelism,
-                # Safe because dags/retrain.py never makes up for a slot it was not there for.
-                "dags_are_paused_at_creation": False,
-                "simple_auth_manager_users": f"{ADMIN}:admin,{REVIEWER}:user",
-                "simple_auth_manager_passwords_file": self.password_file,
-                "execution_api_server_url": f"{self.airflow_url}/execution/",
-            },
-            "database": {"sql_alchemy_conn": f"sqlite:///{self.airflow_home}/airflow.db"},
-            "logging": {"base_log_folder": self.logs / "tasks"},
-            "api": {
-                "host": LOOPBACK,
-                "port": self._airflow_port,
-                "base_url": self.airflow_url,
-                "workers": 1,
-                "secret_key": secret["session"],
-                "expose_config": False,
-            },
-            "api_auth": {"jwt_secret": secret["jwt"]},
-            # Three missed heartbeats, the default, end a training when the API server restarts: wait
-            # five minutes instead. A finished task holds its slot for one heartbeat, 5 s by default.
-            "workers": {"max_failed_heartbeats": 300, "min_heartbeat_interval": 1},
-            # A changed DAG file or dvc.yaml is seen within seconds.
-            "dag_processor": {
-                "refresh_interval": 10,
-                "min_file_process_interval": 10,
-                "parsing_processes": 1,
-            },
-        }
-
-    def _migrate(self) -> None:
-        """Brings the database to the installed version of Airflow, which takes 7 s, once."""
-        from importlib.metadata import version
-
-        marker, wanted = self.airflow_home / "migrated.json", version("apache-airflow")
-        done = read_json(marker) if marker.exists() else None
-        if done == wanted and (self.airflow_home / "airflow.db").exists():
-            return
-        log = self.logs / "migrate.log"
-        with log.open("ab") as output:
-            command = [sys.executable, "-m", "airflow", "db", "migrate"]
-            code = subprocess.run(
-                command, cwd=self.home, env=self._environment(), stdout=output, stderr=output, check=False
-            ).returncode
-        if code != 0:
-            raise ResourceError(f"Airflow's database could not be made (exit {code}); see {log}")
-        write_json(marker, wanted)
-
-    def _mlflow_command(self) -> list[str]:
-        store, artifacts = f"sqlite:///{self.home / 'mlflow.db'}", str(self.home / "mlartifacts")
-        place = ["--host", LOOPBACK, "--port", str(self._mlflow_port), "--workers", "1"]
-        return [
-            "mlflow",
-            "server",
-            "--backend-store-uri",
-            store,
-            "--artifacts-destination",
-            artifacts,
-            *place,
-        ]
 
     def _unhealthy(self) -> list[str]:
         missing = []
@@ -329,20 +227,15 @@ class Services:
         return missing + [part for part in parts if (health.get(part) or {}).get("status") != "healthy"]
 
     def _set_pools(self) -> None:
-        pools = {
-            "gpu": (self._gpu_slots, "Trainings"),
-            "registry": (1, "Moves of the champion, one at a time"),
-        }
-        actions = [
-            {
-                "action": "create",
-                "action_on_existence": "overwrite",
-                "entities": [
-                    {"name": name, "slots": slots, "description": text, "include_deferred": False}
-                    for name, (slots, text) in pools.items()
-                ],
-            }
+        pools = [
+            ("gpu", self._gpu_slots, "Trainings"),
+            ("registry", 1, "Moves of the champion, one at a time"),
         ]
+        entities = [
+            {"name": name, "slots": slots, "description": text, "include_deferred": False}
+            for name, slots, text in pools
+        ]
+        actions = [{"action": "create", "action_on_existence": "overwrite", "entities": entities}]
         self.client().request("PATCH", "pools", {"actions": actions})
 
 

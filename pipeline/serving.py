@@ -6,11 +6,11 @@ stored beside it, and MLflow.
 
 from pathlib import Path
 
-import mlflow.models  # noqa: TID253 - MLflow itself runs this file
-import mlflow.pyfunc  # noqa: TID253
+import mlflow.models
+import mlflow.pyfunc
 import numpy as np
-import pandas as pd  # noqa: TID253
-from mlflow.exceptions import MlflowException  # noqa: TID253
+import pandas as pd
+from mlflow.exceptions import MlflowException
 
 from openmed.data.images import decode_film, resize_film
 from openmed.errors import BadInput

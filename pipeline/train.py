@@ -140,16 +140,20 @@ def _write(architecture: str, model: BaseModel, history: list[dict], best: dict 
             "epochs": len(table),
         },
     )
-    print(f"train {architecture}: best epoch {best.get('epoch')} of {best.get('phase')}, "
-          f"validation AUC {best.get('validation_auc', float('nan')):.3f}")
+    print(
+        f"train {architecture}: best epoch {best.get('epoch')} of {best.get('phase')}, "
+        f"validation AUC {best.get('validation_auc', float('nan')):.3f}"
+    )
 
 
 @contextmanager
 def _stop_on_sigterm() -> Iterator[Callable[[], bool]]:
     """Turns SIGTERM and Ctrl-C into a request that the training answers with a checkpoint."""
     asked: list[int] = []
-    before = {sign: signal.signal(sign, lambda number, frame: asked.append(number))
-              for sign in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        sign: signal.signal(sign, lambda number, frame: asked.append(number))
+        for sign in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield lambda: bool(asked)
     finally:
@@ -170,7 +174,9 @@ def _shown(settings: TrainSettings, films: int) -> Iterator[Callable[[Progress],
 
 def _print_epoch(state: Progress) -> None:
     if row := state.epoch_result:
-        left = (state.batches - state.batches_done) * row["seconds"] / max(1, state.batches_done // row["epoch"])
+        left = (
+            (state.batches - state.batches_done) * row["seconds"] / max(1, state.batches_done // row["epoch"])
+        )
         print(
             f"{row['phase']} epoch {row['epoch']}: loss {row['train_loss']:.3f}, validation loss "
             f"{row['validation_loss']:.3f}, AUC {row['validation_auc']:.3f}, {row['seconds']:.1f} s, "

@@ -30,8 +30,10 @@ def run(params: Params) -> None:
     bad = manifest.loc[manifest["status"] == "quarantined", ["id", "reason"]].to_dict("records")
     page = render("expectations.html", result=result, summary=summary, quarantined=bad[:200])
     write_text(target / "expectations.html", page)
-    print(f"validate: {summary['films']} films of {summary['patients']} patients, "
-          f"{summary['quarantined']} quarantined")
+    print(
+        f"validate: {summary['films']} films of {summary['patients']} patients, "
+        f"{summary['quarantined']} quarantined"
+    )
     _stop_on_failure(result)
 
 
@@ -53,7 +55,7 @@ def _stop_on_failure(result: dict) -> None:
         first = failed[0]
         films = f" (films {', '.join(first['films'][:5])})" if first["films"] else ""
         raise BadInput(
-            f"{len(failed)} critical expectation(s) failed; the first: \"{first['meaning']}\" does not hold "
+            f'{len(failed)} critical expectation(s) failed; the first: "{first["meaning"]}" does not hold '
             f"for {first['unexpected'] or 'the table with'} of {first['checked']} rows{films}: "
             "see artifacts/validate/expectations.html"
         )

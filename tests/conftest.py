@@ -73,7 +73,11 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_params(folder, toy_params())
     shutil.copy(ROOT / "dvc.yaml", folder)
     shared = ["validate", "split", "preprocess", "resample"]
-    each = [f"{stage}@{name}" for name in toy_params()["architectures"] for stage in ("train", "evaluate", "explain")]
+    each = [
+        f"{stage}@{name}"
+        for name in toy_params()["architectures"]
+        for stage in ("train", "evaluate", "explain")
+    ]
     run_stages(folder, shared + each)
     return folder
 

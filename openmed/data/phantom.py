@@ -102,7 +102,7 @@ def draw(patient_seed: int, film_seed: int, *, pneumonia: bool, size_px: int = 2
 
 
 def sample_plan(
-    films: int = 440, seed: int = 7, class_names: tuple[str, str] = CLASS_NAMES
+    films: int = 560, seed: int = 7, class_names: tuple[str, str] = CLASS_NAMES
 ) -> list[PlannedFilm]:
     """Plans a sample set: which film of which patient is filed under which name.
 
@@ -136,9 +136,9 @@ def sample_plan(
 def write_sample(
     folder: Path,
     *,
-    films: int = 440,
+    films: int = 560,
     seed: int = 7,
-    size_px: int = 256,
+    size_px: int = 192,
     class_names: tuple[str, str] = CLASS_NAMES,
 ) -> None:
     """Writes a sample set in the layout of a data folder: `films/<CLASS>/<name>.jpeg` and `films.csv`.

@@ -46,7 +46,9 @@ def precision_recall_chart(curve: pd.DataFrame) -> bytes:
 
     def draw(axes):
         axes.step(curve["recall"], curve["precision"], where="post", color=_BLUE)
-        axes.set(xlabel="sensitivity", ylabel="positive predictive value", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.set(
+            xlabel="sensitivity", ylabel="positive predictive value", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
+        )
 
     return _svg(draw)
 
@@ -58,7 +60,9 @@ def reliability_chart(points: pd.DataFrame) -> bytes:
         axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle=":")
         sizes = 20 + 180 * points["films"] / points["films"].max()
         axes.scatter(points["predicted"], points["observed"], s=sizes, color=_BLUE, alpha=0.75)
-        axes.set(xlabel="predicted probability", ylabel="observed share", xlim=(-0.04, 1.04), ylim=(-0.06, 1.06))
+        axes.set(
+            xlabel="predicted probability", ylabel="observed share", xlim=(-0.04, 1.04), ylim=(-0.06, 1.06)
+        )
 
     return _svg(draw)
 

@@ -76,7 +76,8 @@ def _charts(architecture: str, metrics: dict, spec: ModelSpec) -> dict[str, str]
     predictions = pd.read_parquet(evaluated / "predictions.parquet")
     test = predictions[predictions["split"] == "test"]
     scores = {
-        name: test.loc[test["label"] == index, "score"].to_numpy() for index, name in enumerate(spec.class_names)
+        name: test.loc[test["label"] == index, "score"].to_numpy()
+        for index, name in enumerate(spec.class_names)
     }
     charts = {
         "Receiver operating characteristic": roc_chart(pd.read_csv(evaluated / "roc.csv"), metrics),
@@ -95,6 +96,8 @@ def _examples(architecture: str, explanation: dict) -> dict[str, list[dict]]:
     source = folder("explain", architecture) / "examples"
     grouped: dict[str, list[dict]] = {title: [] for title in _OUTCOMES.values()}
     for example in explanation["examples"]:
-        shown = {kind: picture((source / name).read_bytes(), "jpeg") for kind, name in example["pictures"].items()}
+        shown = {
+            kind: picture((source / name).read_bytes(), "jpeg") for kind, name in example["pictures"].items()
+        }
         grouped[_OUTCOMES[example["outcome"]]].append(example | {"pictures": shown})
     return grouped

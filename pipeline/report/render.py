@@ -7,7 +7,16 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-_TOOLS = ("torch", "torchvision", "timm", "scikit-learn", "imbalanced-learn", "great-expectations", "mlflow", "dvc")
+_TOOLS = (
+    "torch",
+    "torchvision",
+    "timm",
+    "scikit-learn",
+    "imbalanced-learn",
+    "great-expectations",
+    "mlflow",
+    "dvc",
+)
 
 
 def render(template: str, **content: Any) -> str:

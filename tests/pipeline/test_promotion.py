@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import shutil
 import sqlite3
@@ -13,14 +12,8 @@ from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, write_json
 from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS
 from pipeline import promotion, registry
-
-# The workspaces are those of the registry's own tests.
-_found = importlib.util.spec_from_file_location(
-    "registry_cases", Path(__file__).with_name("test_registry.py")
-)
-cases = importlib.util.module_from_spec(_found)
-_found.loader.exec_module(cases)
-migrated = cases.migrated
+from pipeline.registry import versions
+from tests.pipeline.conftest import make_workspace, register
 
 NO_FLOORS = {"auc": 0.0, "sensitivity": 0.0, "specificity": 0.0}
 CHAMPION, BETTER, WORSE, FAILED, UNKNOWN, OVERLAPPING, SWALLOWED = "1234567"
@@ -48,10 +41,10 @@ def ground(tmp_path_factory, migrated):
         patch.setenv("OPENMED_HOME", str(home))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         for number, kind in enumerate(kinds, start=1):
-            workspace = cases.make_workspace(root / str(number), ("vit",), **kind)
+            workspace = make_workspace(root / str(number), ("vit",), **kind)
             if str(number) == UNKNOWN:
                 _claim_that_nan_passes(workspace / "artifacts/evaluate/vit/gates.json")
-            assert cases.register(workspace, f"run-{number}")["version"] == str(number)
+            assert register(workspace, f"run-{number}")["version"] == str(number)
             if number == 1:
                 record = promotion.promote("1", approved_by="Dr First", comment="", expected_champion=None)
                 assert record["previous_champion"] is None
@@ -276,7 +269,7 @@ def test_two_racing_promotions_leave_one_champion_and_one_loser_with_an_error(st
 
 def test_a_champion_moved_behind_our_back_is_noticed(stage, monkeypatch):
     answers = [CHAMPION, OVERLAPPING]
-    monkeypatch.setattr(registry, "champion", lambda: answers.pop(0))
+    monkeypatch.setattr(versions, "champion", lambda: answers.pop(0))
     with pytest.raises(IntegrityError, match=f"became version {OVERLAPPING} while version {BETTER}"):
         registry.move_champion(BETTER, expected=CHAMPION, previous=None)
 

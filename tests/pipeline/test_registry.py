@@ -1,4 +1,3 @@
-import hashlib
 import json
 import os
 import shutil
@@ -8,160 +7,21 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 from openmed.data.images import decode_film, resize_film
 from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import sha256_file, write_json
-from openmed.metrics.gates import judge, to_json
-from openmed.metrics.intervals import bootstrap
-from openmed.models.checkpoint import WEIGHTS_FILE, save_model
-from openmed.models.factory import ModelFactory
-from pipeline import promotion, registry
-
-TINY = {"resnet50": "test_resnet", "vit": "test_vit"}
-SPLITS = ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 4 + ["test"] * 24
-FLOORS = {"auc": 0.5, "sensitivity": 0.5, "specificity": 0.5}
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory):
-    # Building the tables of a fresh store takes seconds; all test files of one session share the first.
-    path = tmp_path_factory.getbasetemp() / "migrated.db"
-    if not path.exists():
-        import mlflow
-
-        mlflow.MlflowClient(f"sqlite:///{path}", f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def store(tmp_path, migrated, monkeypatch):
-    """An empty state folder with a migrated store in it."""
-    home = tmp_path / "home"
-    home.mkdir()
-    shutil.copy(migrated, home / "mlflow.db")
-    monkeypatch.setenv("OPENMED_HOME", str(home))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return home
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory, migrated):
-    """A state folder with one registered candidate, and its workspace: for tests that change nothing."""
-    home, workspace = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("shared")
-    shutil.copy(migrated, home / "mlflow.db")
-    make_workspace(workspace)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPENMED_HOME", str(home))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        register(workspace)
-    return home, workspace
-
-
-@pytest.fixture
-def registered(shared, monkeypatch):
-    monkeypatch.setenv("OPENMED_HOME", str(shared[0]))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return shared
-
-
-def make_workspace(
-    folder,
-    architectures=("resnet50",),
-    *,
-    seed=0,
-    films_seed=0,
-    good=True,
-    floors=FLOORS,
-    validation=None,
-    splits=SPLITS,
-    **edits,
-):
-    """Writes what the pipeline leaves behind: tiny real models, and scores that are right or wrong."""
-    films = _write_films(folder, films_seed, splits)
-    params = {
-        "task": {"classes": ["NORMAL", "PNEUMONIA"], "positive": "PNEUMONIA"},
-        "run": {"seed": 1},
-        "architectures": list(architectures),
-        "train": {name: {"timm_name": TINY[name], "head": {"epochs": 1}} for name in architectures},
-        "evaluate": {"replicates": 200, "confidence": 0.95, "floors": floors},
-        "promotion": {"margins": {"auc": 0.02, "sensitivity": 0.05, "specificity": 0.05}},
-    } | edits
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    (folder / "data.dvc").write_text("outs:\n- md5: 0123abcd.dir\n  path: data\n")
-    (folder / "dvc.lock").write_text(f"schema: '2.0'\nstages: {{}}\n# {seed} {films_seed}\n")
-    for index, name in enumerate(architectures):
-        auc = (validation or {}).get(name, 0.9 - index / 10)
-        _write_candidate(folder, name, films, seed=seed, good=good, floors=floors, validation_auc=auc)
-    return folder
-
-
-def _write_films(folder, films_seed, splits):
-    rng, rows = np.random.default_rng(films_seed), []
-    for index, split in enumerate(splits):
-        patient = f"DOE^JANE-{films_seed}{index // 2:03d}"
-        path = f"films/{patient}_{index}.png"
-        content = cv2.imencode(".png", rng.integers(0, 256, (40, 36), dtype=np.uint8))[1].tobytes()
-        (folder / "data" / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "data" / path).write_bytes(content)
-        digest = hashlib.sha256(content).hexdigest()
-        rows.append((digest[:16], path, digest, (index // 2) % 2, patient, split))
-    films = pd.DataFrame(rows, columns=["id", "path", "sha256", "label", "patient", "split"])
-    for stage in ("validate", "split"):
-        (folder / "artifacts" / stage).mkdir(parents=True)
-    manifest = films.drop(columns="split").assign(status="accepted")
-    manifest.to_parquet(folder / "artifacts/validate/manifest.parquet")
-    films[["id", "patient", "label", "split"]].to_parquet(folder / "artifacts/split/split.parquet")
-    write_json(folder / "artifacts/validate/summary.json", {"films": len(films)})
-    (folder / "artifacts/validate/expectations.html").write_text("<p>All 8 expectations hold.</p>")
-    return films
-
-
-def _write_candidate(folder, name, films, *, seed, good, floors, validation_auc):
-    model = ModelFactory.create(name, timm_name=TINY[name], image_size_px=32, seed=seed)
-    model.spec = model.spec.with_threshold(0.5)
-    target = folder / "artifacts/evaluate" / name
-    digest = save_model(target / "model", model)
-    rows = films[films["split"] != "train"].drop(columns=["path", "sha256"])
-    noise = np.random.default_rng(seed).uniform(0, 0.2, len(rows))
-    right = (rows["label"] == 1) == good
-    rows = rows.assign(score=np.where(right, 0.7 + noise, 0.1 + noise))
-    rows = rows.assign(probability_NORMAL=1 - rows["score"], probability_PNEUMONIA=rows["score"])
-    rows.to_parquet(target / "predictions.parquet")
-    test = rows[rows["split"] == "test"]
-    intervals = bootstrap(test["label"], test["score"], test["patient"], 0.5, replicates=200, seed=1)
-    verdict, gates = judge(intervals, floors)
-    write_json(target / "gates.json", to_json(verdict, gates))
-    metrics = {
-        "architecture": name,
-        "positive": "PNEUMONIA",
-        "threshold": 0.5,
-        "validation": {"auc": validation_auc},
-        "test": {"n": len(test)} | {key: value.to_json() for key, value in intervals.items()},
-        "model": {"weights_sha256": digest},
-    }
-    write_json(target / "metrics.json", metrics)
-    (target / "roc.csv").write_text("fpr,tpr,threshold\n0,0,1\n")
-    train, explain = folder / "artifacts/train" / name, folder / "artifacts/explain" / name
-    train.mkdir(parents=True)
-    (train / "history.csv").write_text(
-        "epoch,step_name,train_loss,validation_loss,validation_auc,learning_rate,seconds\n"
-        "1,head,0.7,0.7,,0.001,1.5\n2,finetune,0.5,0.6,0.8,0.001,1.5\n"
-    )
-    (explain / "examples").mkdir(parents=True)
-    (explain / "examples/one.jpg").write_bytes(cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes())
-    (explain / "report.html").write_text("<p>Report</p>")
-
-
-def register(workspace, run_key="run-1", revision="abc"):
-    return registry.register_candidates(workspace, run_key=run_key, revision=revision)
+from openmed.models.checkpoint import WEIGHTS_FILE
+from pipeline import project, promotion, registry
+from pipeline.registry import candidates, server
+from pipeline.registry.retraining import Retraining
+from tests.pipeline.conftest import make_workspace, register
 
 
 def client(home):
@@ -205,7 +65,7 @@ def test_an_unknown_validation_auc_is_never_the_best(tmp_path):
     workspace = make_workspace(
         tmp_path / "ws", ("resnet50", "vit"), validation={"resnet50": None, "vit": 0.1}
     )
-    found = registry._Retraining.read(workspace).candidates
+    found = Retraining.read(workspace).candidates
     assert max(found.values(), key=lambda candidate: candidate.validation_auc) is found["vit"]
 
 
@@ -226,7 +86,7 @@ def test_a_retried_task_registers_nothing_twice(store, tmp_path):
     assert registry.aliases() == {}
 
 
-@pytest.mark.parametrize("step", ["_check_stored", "_make_version", "alias", "end"])
+@pytest.mark.parametrize("step", ["check_stored", "_make_version", "alias", "end"])
 def test_a_kill_between_steps_leaves_one_version_of_each_architecture_after_a_retry(
     store, tmp_path, monkeypatch, step
 ):
@@ -236,7 +96,7 @@ def test_a_kill_between_steps_leaves_one_version_of_each_architecture_after_a_re
     owner, name = {
         "alias": (MlflowClient, "set_registered_model_alias"),
         "end": (MlflowClient, "set_terminated"),
-    }.get(step, (registry, step))
+    }.get(step, (candidates, step))
     with monkeypatch.context() as patch:
         calls, real = [], getattr(owner, name)
 
@@ -259,7 +119,7 @@ def test_a_kill_between_steps_leaves_one_version_of_each_architecture_after_a_re
 
 
 def test_a_model_that_was_stored_in_part_is_not_registered(store, tmp_path, monkeypatch):
-    real = registry._log_model
+    real = candidates.log_model
 
     def cut_short(run_id, folder):
         model_id = real(run_id, folder)
@@ -267,7 +127,7 @@ def test_a_model_that_was_stored_in_part_is_not_registered(store, tmp_path, monk
             stream.truncate(1000)
         return model_id
 
-    monkeypatch.setattr(registry, "_log_model", cut_short)
+    monkeypatch.setattr(candidates, "log_model", cut_short)
     with pytest.raises(IntegrityError, match=r"weights\.safetensors of resnet50"):
         register(make_workspace(tmp_path / "ws"))
     assert registry.list_versions() == []
@@ -277,8 +137,8 @@ def test_a_pending_model_is_not_registered(store, tmp_path, monkeypatch):
     import mlflow
 
     monkeypatch.setattr(
-        registry,
-        "_log_model",
+        candidates,
+        "log_model",
         lambda run_id, folder: mlflow.MlflowClient().create_logged_model("1", source_run_id=run_id).model_id,
     )
     with pytest.raises(IntegrityError, match="PENDING, not READY"):
@@ -328,8 +188,8 @@ def test_no_patient_is_named_anywhere_in_the_store(store, tmp_path):
 
 def test_the_numbers_of_patients_depend_on_films_alone(tmp_path):
     workspace = make_workspace(tmp_path / "ws")
-    done = registry._Retraining.read(workspace)
-    renamed = registry._Retraining(
+    done = Retraining.read(workspace)
+    renamed = Retraining(
         workspace,
         {},
         "",
@@ -343,7 +203,7 @@ def test_the_numbers_of_patients_depend_on_films_alone(tmp_path):
 
 
 def test_an_image_inside_a_page_is_not_taken_for_a_name(tmp_path):
-    done = registry._Retraining.read(make_workspace(tmp_path / "ws"))
+    done = Retraining.read(make_workspace(tmp_path / "ws"))
     object.__setattr__(done, "films", done.films.assign(patient="12345"))
     assert not done.names_a_patient('<img src="data:image/png;base64,AA/12345/BB=="> 912345')
     assert done.names_a_patient("patient 12345.")
@@ -532,39 +392,24 @@ def test_a_server_that_is_down_is_told_in_one_sentence(store, monkeypatch):
     assert "secret" not in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.slow
-def test_parallel_first_use_of_a_fresh_store_works(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENMED_HOME", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    command = [sys.executable, "-c", "from pipeline import registry; print(registry.list_versions())"]
-    tasks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [task.communicate()[0].splitlines()[-1] for task in tasks] == ["[]", "[]"]
-
-
-@pytest.fixture
-def server(tmp_path, migrated, monkeypatch):
-    """A real tracking server on loopback, with a store and artifacts of its own."""
-    shutil.copy(migrated, tmp_path / "server.db")
+def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-    ]
-    command += ["--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1"]
-    environment = os.environ | {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    with (tmp_path / "log").open("wb") as log:
+        return found.getsockname()[1]
+
+
+@contextmanager
+def running(command, folder, port):
+    """A server in a process of its own, until the block ends."""
+    off = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
+            [sys.executable, "-m", *command],
+            cwd=folder,
+            env=os.environ | off | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + 120
@@ -573,11 +418,9 @@ def server(tmp_path, migrated, monkeypatch):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
                 break
             except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+                assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
                 time.sleep(0.5)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("OPENMED_HOME", str(tmp_path / "home"))
-        yield tmp_path / "artifacts"
+        yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
@@ -587,8 +430,59 @@ def server(tmp_path, migrated, monkeypatch):
             process.wait()
 
 
+def test_the_page_of_the_store_serves_the_store_and_its_command_shows_no_password(store, monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
+    server.main(5000)
+    ((_, command, environment),) = started
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == project.tracking_uri()
+    assert project.tracking_uri() not in " ".join(command) and "127.0.0.1" in command
+    place = client(store).get_experiment_by_name(registry.EXPERIMENT).artifact_location
+    assert place == Path(command[command.index("--artifacts-destination") + 1]).as_uri()
+
+
 @pytest.mark.slow
-def test_a_tracking_server_serves_as_well_as_a_local_store(server, tmp_path):
+def test_tasks_and_the_page_may_use_a_fresh_store_at_once_and_the_page_shows_what_they_log(
+    tmp_path, monkeypatch
+):
+    home = tmp_path / "home"
+    monkeypatch.setenv("OPENMED_HOME", str(home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    first = [sys.executable, "-c", "from pipeline import registry; print(registry.list_versions())"]
+    tasks = [subprocess.Popen(first, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    port = free_port()
+    with running(["pipeline.registry.server", str(port)], tmp_path, port) as page:
+        assert [task.communicate()[0].splitlines()[-1] for task in tasks] == ["[]", "[]"]
+        version = registry.get_version(register(make_workspace(tmp_path / "ws"))["version"])
+
+        def fetch(path):
+            with urllib.request.urlopen(f"{page}/{path}", timeout=30) as answer:
+                return answer.read()
+
+        listed = json.loads(fetch(f"ajax-api/2.0/mlflow/artifacts/list?run_id={version['run_id']}"))
+        assert {"report.html", "metrics.json"} <= {each["path"] for each in listed["files"]}
+        report = fetch(f"get-artifact?run_uuid={version['run_id']}&path=report.html")
+        assert report == Path(registry.report_address(version["version"])).read_bytes()
+        model = f"ajax-api/2.0/mlflow/logged-models/{version['tags']['model_id']}/artifacts"
+        found = fetch(f"{model}/files?artifact_file_path=artifacts/model/model.json")
+        assert found == stored_weights(home)[0].with_name("model.json").read_bytes()
+
+
+@pytest.fixture
+def tracked(tmp_path, migrated, monkeypatch):
+    """A real tracking server on loopback, with a store and artifacts of its own."""
+    shutil.copy(migrated, tmp_path / "server.db")
+    port = free_port()
+    command = ["mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    command += ["--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1"]
+    with running([*command, "--port", str(port), "--workers", "1"], tmp_path, port) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        monkeypatch.setenv("OPENMED_HOME", str(tmp_path / "home"))
+        yield tmp_path / "artifacts"
+
+
+@pytest.mark.slow
+def test_a_tracking_server_serves_as_well_as_a_local_store(tracked, tmp_path):
     workspace = make_workspace(tmp_path / "ws")
     first = register(workspace)
     assert register(workspace) == first
@@ -599,7 +493,7 @@ def test_a_tracking_server_serves_as_well_as_a_local_store(server, tmp_path):
     assert judged["verdict"] == "PASS" and judged["films_compared"] == 24
     assert judged["report"].startswith("http://127.0.0.1:") and judged["report"].endswith("/report.html")
     assert registry.load("models:/openmed-cxr@champion").spec.threshold == 0.5
-    (weights, _) = sorted(server.rglob(WEIGHTS_FILE), key=lambda path: path.stat().st_mtime)
+    (weights, _) = sorted(tracked.rglob(WEIGHTS_FILE), key=lambda path: path.stat().st_mtime)
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0\0")
     with pytest.raises(IntegrityError, match="is not what was registered"):
         registry.verify("1")

@@ -161,7 +161,7 @@ def test_a_question_is_answered_again_when_it_is_asked_again(client):
 
 def test_settings_stay_on_loopback_and_secrets_are_for_the_owner_alone(tmp_path):
     made = Services(ROOT, tmp_path, schedule="off", gpu_slots=2)
-    made._write_settings()
+    made._settings.write()
     first = made.password
     config = configparser.RawConfigParser()
     config.read(tmp_path / "airflow" / "airflow.cfg")
@@ -171,18 +171,25 @@ def test_settings_stay_on_loopback_and_secrets_are_for_the_owner_alone(tmp_path)
     for name in ("airflow.cfg", "passwords.json", "secrets.json"):
         assert stat.S_IMODE((tmp_path / "airflow" / name).stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "airflow").stat().st_mode) == 0o700
-    Services(ROOT, tmp_path)._write_settings()
+    Services(ROOT, tmp_path)._settings.write()
     assert made.password == first and len(first) >= 20
-    environment = made._environment()
+    environment = made._settings.environment()
     assert environment["OPENMED_SCHEDULE"] == "off" and environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert first not in environment.values()
 
 
 def test_another_airflow_in_the_environment_does_not_reach_ours(tmp_path, monkeypatch):
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "postgresql://production")
-    environment = Services(ROOT, tmp_path)._environment()
+    environment = Services(ROOT, tmp_path)._settings.environment()
     assert not any(key.startswith("AIRFLOW__") for key in environment)
     assert environment["AIRFLOW_HOME"] == str(tmp_path / "airflow")
+
+
+def test_no_mlflow_is_started_where_another_one_keeps_the_models(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.hospital:5000")
+    assert Services(ROOT, tmp_path, mlflow_port=5000).mlflow_url is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    assert Services(ROOT, tmp_path, mlflow_port=5000).mlflow_url == "http://127.0.0.1:5000"
 
 
 def test_services_of_one_home_run_once_and_a_taken_port_is_named(tmp_path):
@@ -233,10 +240,10 @@ def test_what_does_not_get_healthy_is_named_and_stopped_by_force(tmp_path):
 def test_a_database_that_cannot_be_made_is_one_sentence(tmp_path):
     made = Services(ROOT, tmp_path, mlflow_port=None)
     made.logs.mkdir()
-    made._write_settings()
+    made._settings.write()
     (tmp_path / "airflow" / "airflow.db").mkdir()
     with pytest.raises(ResourceError, match=r"database could not be made \(exit 1\); see"):
-        made._migrate()
+        made._settings.migrate(made.logs / "migrate.log")
 
 
 def test_up_stops_when_it_is_told_to(tmp_path, monkeypatch, capsys):

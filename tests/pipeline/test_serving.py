@@ -1,5 +1,4 @@
 import base64
-import importlib.util
 import json
 import os
 import shutil
@@ -21,21 +20,14 @@ import pytest
 from openmed.data.images import decode_film, resize_film
 from openmed.errors import BadInput
 from pipeline import registry
-
-# The workspace is that of the registry's own tests.
-_found = importlib.util.spec_from_file_location(
-    "registry_cases", Path(__file__).with_name("test_registry.py")
-)
-cases = importlib.util.module_from_spec(_found)
-_found.loader.exec_module(cases)
-migrated, shared, registered = cases.migrated, cases.shared, cases.registered
+from pipeline.registry.store import connect
 
 
 @pytest.fixture
 def served(registered):
     import mlflow
 
-    with registry._store():
+    with connect():
         return mlflow.pyfunc.load_model(f"models:/{registry.MODEL_NAME}/1")
 
 

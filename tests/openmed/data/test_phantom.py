@@ -118,7 +118,7 @@ def test_mean_brightness_alone_is_a_poor_classifier():
     assert max(auc, 1 - auc) < 0.8
 
 
-@pytest.mark.parametrize("films", [30, 61, 440])
+@pytest.mark.parametrize("films", [30, 61, 560])
 def test_a_plan_has_the_wanted_films_about_one_normal_to_three_with_pneumonia(films):
     plan = sample_plan(films)
     assert len(plan) == films == len({film.path for film in plan})

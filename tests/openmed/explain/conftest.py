@@ -6,14 +6,6 @@ from openmed.models.base import BaseModel
 from openmed.models.factory import ModelFactory
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def lively(model: BaseModel, seed: int = 0) -> BaseModel:
     """Random weights give nearly constant logits; larger ones give maps worth comparing."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,16 +1,7 @@
 import numpy as np
 import pytest
-import torch
 
 from openmed.models.factory import ModelFactory
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

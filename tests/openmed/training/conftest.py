@@ -15,14 +15,6 @@ SHORT = TrainSettings(
 )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make_films(n=40, classes=2, seed=0):
     """Noise with a bright bar whose height is the class."""
     rng = np.random.default_rng(seed)

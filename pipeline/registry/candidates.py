@@ -1,0 +1,193 @@
+"""Registering the models of a retraining, once each, however often it is tried.
+
+Hides the MLflow runs that stand for a retraining and its candidates, the order of the steps, and what a
+killed try leaves behind.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openmed.errors import BadInput
+from openmed.files import sha256_file
+from pipeline.registry.evidence import log_numbers, stage_candidate, stage_parent
+from pipeline.registry.models import check_stored, log_model
+from pipeline.registry.retraining import Candidate, Retraining
+from pipeline.registry.scoring import score_champion
+from pipeline.registry.store import CHALLENGER, EXPERIMENT, MODEL_NAME, connect, locked, search
+from pipeline.registry.versions import JUDGED
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+def register_candidates(workspace: Path, *, run_key: str, revision: str) -> dict[str, Any]:
+    """Registers the models of one retraining, each as a version of `openmed-cxr`.
+
+    The current champion is scored on the same test films, while they are at hand, so that it can be
+    compared later. The candidate with the best AUC on validation films becomes the challenger; test
+    films choose nothing. Calling again with the same `run_key`, after a kill too, adds only what is
+    missing: a version is made last, when everything it stands for is stored and checked.
+
+    Args:
+        workspace: A checkout in which the pipeline has run.
+        run_key: Names the retraining, such as the id of the scheduled run.
+        revision: The git commit it ran at.
+
+    Returns:
+        version, architecture, verdict and metrics of the challenger; versions: architecture -> version;
+        run_id of the MLflow run that stands for the retraining.
+
+    Raises:
+        BadInput: An artefact is missing, or the run key belongs to another revision.
+        IntegrityError: A stored model is not the one that was evaluated.
+        ResourceError: The MLflow store does not answer.
+    """
+    if not re.fullmatch(r"[^'\"`\\\s]{1,250}", run_key):
+        raise BadInput(f"the run key {run_key!r} holds quotes or spaces, or is too long: choose another")
+    done = Retraining.read(Path(workspace))
+    with locked("register"), connect() as client:
+        parent = _parent_run(client, done, run_key, revision)
+        versions, added = _versions(client, parent, done)
+        best = max(done.candidates.values(), key=lambda candidate: candidate.validation_auc)
+        # A finished retraining is left alone: a decision made since then is not undone by a retry.
+        if added or parent.info.status != "FINISHED":
+            client.set_registered_model_alias(MODEL_NAME, CHALLENGER, versions[best.architecture])
+            client.set_terminated(parent.info.run_id)
+    return {
+        "version": versions[best.architecture],
+        "architecture": best.architecture,
+        "verdict": best.verdict,
+        "versions": versions,
+        "run_id": parent.info.run_id,
+        "metrics": {name: best.metrics["test"][name]["value"] for name in JUDGED},
+    }
+
+
+def _parent_run(client: "MlflowClient", done: Retraining, run_key: str, revision: str) -> "Run":
+    """Finds or makes the run that stands for the retraining, and logs what all candidates share."""
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    found = client.search_runs([experiment], f"tags.run_key = '{run_key}' and tags.kind = 'retraining'")
+    if found:
+        known = found[0].data.tags["revision"]
+        if known != revision:
+            raise BadInput(
+                f"run key {run_key} was registered at revision {known}, not {revision}: use a new key"
+            )
+        parent = found[0]
+    else:
+        tags = {"kind": "retraining", "run_key": run_key, "revision": revision, "data_md5": done.data_md5}
+        parent = client.create_run(experiment, run_name=run_key, tags=tags)
+    if parent.info.status != "FINISHED":
+        with tempfile.TemporaryDirectory() as folder:
+            withheld = stage_parent(done, Path(folder))
+            client.log_artifacts(parent.info.run_id, folder)
+        tags = {"dvc_lock_sha256": sha256_file(done.workspace / "dvc.lock"), "withheld": ", ".join(withheld)}
+        _set_run_tags(client, parent.info.run_id, tags)
+    return parent
+
+
+def _set_run_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
+    for key, value in tags.items():
+        client.set_tag(run_id, key, value)
+
+
+def _versions(client: "MlflowClient", parent: "Run", done: Retraining) -> tuple[dict[str, str], bool]:
+    """Finds or makes the version of each architecture; tells whether any was made."""
+    versions, against = {}, None
+    for name, candidate in done.candidates.items():
+        version = _existing(client, parent.data.tags["run_key"], candidate)
+        if version is None:
+            against = against or score_champion(done.workspace)
+            version = _candidate(client, parent, done, candidate, against)
+        versions[name] = version
+    return versions, against is not None
+
+
+def _existing(client: "MlflowClient", run_key: str, candidate: Candidate) -> str | None:
+    """Finds the version that an earlier try registered for the very same model."""
+    wanted = {
+        "architecture": candidate.architecture,
+        "weights_sha256": candidate.weights_sha256,
+        "spec_sha256": candidate.spec_sha256,
+    }
+    for found in search(client, f"name = '{MODEL_NAME}' and tags.run_key = '{run_key}'"):
+        if wanted.items() <= found.tags.items():
+            return str(found.version)
+    return None
+
+
+def _discard_unfinished(client: "MlflowClient", parent: "Run", architecture: str) -> None:
+    """Deletes the child runs of an earlier, killed try that never became a version."""
+    query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.architecture = '{architecture}'"
+    registered = {found.run_id for found in search(client, f"name = '{MODEL_NAME}'")}
+    for run in client.search_runs([parent.info.experiment_id], query):
+        if run.info.run_id not in registered:
+            client.set_terminated(run.info.run_id, "KILLED")
+            client.delete_run(run.info.run_id)
+
+
+def _candidate(
+    client: "MlflowClient",
+    parent: "Run",
+    done: Retraining,
+    candidate: Candidate,
+    against: tuple[dict[str, Any], "pd.DataFrame | None"],
+) -> str:
+    """Logs a candidate as a child run, checks what was stored and makes it a version."""
+    _discard_unfinished(client, parent, candidate.architecture)
+    shared = {key: parent.data.tags[key] for key in ("run_key", "revision", "data_md5")}
+    tags = {"mlflow.parentRunId": parent.info.run_id, "architecture": candidate.architecture, **shared}
+    run = client.create_run(parent.info.experiment_id, run_name=candidate.architecture, tags=tags)
+    run_id = run.info.run_id
+    with tempfile.TemporaryDirectory() as folder:
+        evidence, withheld = stage_candidate(done, candidate, against, Path(folder))
+        client.log_artifacts(run_id, folder)
+    log_numbers(client, run_id, done, candidate)
+    model_id = log_model(run_id, candidate.folder / "model")
+    check_stored(client, model_id, candidate)
+    tags = (
+        shared
+        | _described(candidate)
+        | {
+            "dvc_lock_sha256": sha256_file(done.workspace / "dvc.lock"),
+            "model_id": model_id,
+            "evidence": json.dumps(evidence),
+            "withheld": ", ".join(withheld),
+            "report": f"{run.info.artifact_uri}/report.html" if "report.html" in evidence else "",
+            "champion_version": against[0]["version"] or "",
+        }
+    )
+    return _make_version(client, model_id, run_id, tags)
+
+
+def _described(candidate: Candidate) -> dict[str, str]:
+    """Returns what a candidate says of itself, as tags of its version."""
+    return {
+        "architecture": candidate.architecture,
+        "verdict": candidate.verdict,
+        "weights_sha256": candidate.weights_sha256,
+        "spec_sha256": candidate.spec_sha256,
+        "threshold": str(candidate.metrics["threshold"]),
+        "validation_auc": str(candidate.metrics["validation"]["auc"]),
+        **{name: str(candidate.metrics["test"][name]["value"]) for name in JUDGED},
+    }
+
+
+def _make_version(client: "MlflowClient", model_id: str, run_id: str, tags: dict[str, str]) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(MODEL_NAME)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    made = client.create_model_version(
+        MODEL_NAME, f"models:/{model_id}", run_id, tags=tags, model_id=model_id, await_creation_for=60
+    )
+    return str(made.version)

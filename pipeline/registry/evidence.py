@@ -1,0 +1,153 @@
+"""What is kept about a model beside its weights: files and numbers.
+
+Hides what is logged under which name, and that nothing of it names a patient: films go by the hash of
+their content, patients by a number that means nothing outside one retraining.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openmed.errors import BadInput
+from openmed.files import atomic_path, sha256_file, write_json
+from pipeline.registry.retraining import Candidate, Retraining, read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+
+_METRICS_PER_CALL = 1000
+
+
+def stage_parent(done: Retraining, folder: Path) -> list[str]:
+    """Copies what all candidates share; returns the files left out because they name a patient."""
+    artifacts = done.workspace / "artifacts"
+    texts = {
+        "params.yaml": done.workspace / "params.yaml",
+        "dvc.lock": done.workspace / "dvc.lock",
+        "validate/summary.json": artifacts / "validate" / "summary.json",
+        "validate/expectations.html": artifacts / "validate" / "expectations.html",
+    }
+    withheld = _copy_texts(done, texts, folder)
+    split = done.films[["id", "patient", "label", "split"]]
+    _write_table(folder / "split" / "split.parquet", _pseudonymous(split, done.pseudonyms()))
+    return withheld
+
+
+def stage_candidate(
+    done: Retraining,
+    candidate: Candidate,
+    against: tuple[dict[str, Any], "pd.DataFrame | None"],
+    folder: Path,
+) -> tuple[dict[str, str], list[str]]:
+    """Copies the evidence on one candidate into a folder.
+
+    Returns:
+        The SHA-256 of each file in it, and the names of files left out because they name a patient.
+    """
+    name, artifacts = candidate.architecture, done.workspace / "artifacts"
+    explain = artifacts / "explain" / name
+    texts = {
+        path.name: path for path in sorted(candidate.folder.iterdir()) if path.suffix in (".json", ".csv")
+    }
+    texts |= {path.name: path for path in (explain / "explain.json", explain / "report.html")}
+    texts |= {"history.csv": artifacts / "train" / name / "history.csv"}
+    texts |= {"training_summary.json": artifacts / "train" / name / "summary.json"}
+    texts |= {"params.yaml": done.workspace / "params.yaml"}
+    withheld = _copy_texts(done, texts, folder)
+    if {"metrics.json", "gates.json"} & set(withheld):
+        raise BadInput(f"metrics.json or gates.json of {name} names a patient: it cannot be registered")
+    for image in sorted((explain / "examples").glob("*.jpg")):
+        (folder / "examples").mkdir(exist_ok=True)
+        (folder / "examples" / image.name).write_bytes(image.read_bytes())
+    predictions = read_table(candidate.folder / "predictions.parquet")
+    _write_table(folder / "predictions.parquet", _pseudonymous(predictions, done.pseudonyms()))
+    # Validation and calibration films have shaped the model too: they count as seen.
+    seen = done.films.loc[
+        done.films["split"].isin(["train", "validation", "calibration"]), ["sha256", "split"]
+    ]
+    _write_table(folder / "training_films.parquet", seen.reset_index(drop=True))
+    about, scores = against
+    write_json(folder / "champion.json", about)
+    if scores is not None:
+        _write_table(folder / "champion_predictions.parquet", scores.reset_index(drop=True))
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}, withheld
+
+
+def _copy_texts(done: Retraining, texts: Mapping[str, Path], folder: Path) -> list[str]:
+    """Copies the texts that exist and name no patient; returns the names of those that do."""
+    withheld = []
+    for name, source in texts.items():
+        if not source.is_file():
+            continue
+        text = source.read_text(encoding="utf-8")
+        if done.names_a_patient(text):
+            withheld.append(name)
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return withheld
+
+
+def _pseudonymous(films: "pd.DataFrame", pseudonyms: Mapping[str, str]) -> "pd.DataFrame":
+    codes = films["patient"].map(pseudonyms)
+    if codes.isna().any():
+        raise BadInput(
+            "predictions.parquet holds patients that are in no split: run the evaluate stage again"
+        )
+    return films.assign(patient=codes)
+
+
+def _write_table(path: Path, table: "pd.DataFrame") -> None:
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def log_numbers(client: "MlflowClient", run_id: str, done: Retraining, candidate: Candidate) -> None:
+    """Logs the settings, the metrics with their intervals, and the course of the training."""
+    from mlflow.entities import Metric, Param
+
+    name, now_ms = candidate.architecture, int(time.time() * 1000)
+    sections = {key: done.params.get(key) for key in ("run", "resample", "evaluate", "promotion")}
+    sections["train"] = (done.params.get("train") or {}).get(name)
+    params = [Param(key, str(value)) for key, value in _flat(sections).items()]
+    client.log_batch(run_id, params=params)
+    numbers = {"best_validation_auc": candidate.metrics["validation"]["auc"]}
+    for key, value in candidate.metrics["test"].items():
+        if isinstance(value, Mapping):
+            numbers |= {f"test_{key}": value["value"]}
+            numbers |= {f"test_{key}_{end}": value[end] for end in ("low", "high")}
+        else:
+            numbers[f"test_{key}"] = value
+    metrics = [Metric(key, float(value), now_ms, 0) for key, value in numbers.items() if value is not None]
+    metrics += _history(done.workspace / "artifacts" / "train" / name / "history.csv", now_ms)
+    for start in range(0, len(metrics), _METRICS_PER_CALL):
+        client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
+
+
+def _history(path: Path, now_ms: int) -> list:
+    import pandas as pd
+    from mlflow.entities import Metric
+
+    if not path.is_file():
+        return []
+    history = pd.read_csv(path)
+    columns = [name for name in history.select_dtypes("number").columns if name != "epoch"]
+    return [
+        Metric(name, float(row[name]), now_ms, int(row["epoch"]))
+        for _, row in history.iterrows()
+        for name in columns
+        if math.isfinite(row[name])
+    ]
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, Mapping):
+        return {} if content is None else {prefix: content}
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -1,0 +1,163 @@
+"""Models in the store: put in as MLflow can serve them, given back only unchanged.
+
+Hides MLflow's model format, which holds a folder of safetensors and JSON here and nothing pickled, and the
+addresses of models.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openmed.errors import BadInput, IntegrityError
+from openmed.files import sha256_file
+from pipeline.registry.retraining import Candidate
+from pipeline.registry.store import MODEL_NAME, connect
+from pipeline.registry.versions import aliases, find
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+    from openmed.models.base import BaseModel
+    from openmed.models.spec import ModelSpec
+
+_SERVED_WITH = ("mlflow", "numpy", "opencv-python-headless", "pandas", "safetensors", "timm", "torch")
+
+
+def load(address: str | Path) -> "BaseModel":
+    """Loads a model, ready to predict on the CPU.
+
+    Args:
+        address: A model folder, `models:/openmed-cxr@champion` or `models:/openmed-cxr/7`.
+
+    Raises:
+        BadInput: There is no such folder, version or alias.
+        IntegrityError: The stored model is not the one that was registered.
+    """
+    from openmed.models.checkpoint import SPEC_FILE, load_model
+
+    if not str(address).startswith("models:"):
+        if not (Path(address) / SPEC_FILE).is_file():
+            raise BadInput(
+                f"{address} is no model folder: name one with a {SPEC_FILE}, or models:/{MODEL_NAME}@champion"
+            )
+        return load_model(Path(address))
+    with connect() as client:
+        version = find(client, _resolve(client, str(address)))
+        with _stored_model(client, version.tags["model_id"], f"version {version.version}") as folder:
+            _check_version(folder, version)
+            return load_model(folder)
+
+
+def verify(version: str) -> "ModelSpec":
+    """Checks that the stored model of a version is the one that was registered; returns its description.
+
+    Raises:
+        BadInput: There is no such version.
+        IntegrityError: Weights or description were changed or are missing.
+    """
+    from openmed.models.checkpoint import read_spec
+
+    with connect() as client:
+        found = find(client, version)
+        with _stored_model(client, found.tags["model_id"], f"version {version}") as folder:
+            _check_version(folder, found)
+            return read_spec(folder)[0]
+
+
+def log_model(run_id: str, folder: Path) -> str:
+    """Logs a model folder so that MLflow can serve it; returns the id of the logged model."""
+    import cv2
+    import mlflow
+    import numpy as np
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    import openmed
+
+    outputs = [("label", DataType.string), ("probability", DataType.double), ("threshold", DataType.double)]
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema([ColSpec(kind, name) for name, kind in outputs]),
+    )
+    blank = cv2.imencode(".png", np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1)))[1].tobytes()
+    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).parents[1] / "serving.py"),
+            artifacts={"model": folder.resolve().as_uri()},
+            code_paths=[str(Path(openmed.__file__).parent)],
+            # A local build such as 2.11.0+cpu is not a version that an index knows.
+            pip_requirements=[f"{name}=={installed_version(name).split('+')[0]}" for name in _SERVED_WITH],
+            signature=signature,
+            input_example=pd.DataFrame({"image": [blank]}),
+        )
+    return logged.model_id
+
+
+def check_stored(client: "MlflowClient", model_id: str, candidate: Candidate) -> None:
+    """Refuses a model that was stored in part: MLflow itself would register it as ready."""
+    status = str(client.get_logged_model(model_id).status)
+    if status != "READY":
+        raise IntegrityError(
+            f"the store holds {candidate.architecture} as {status}, not READY: register it again"
+        )
+    with _stored_model(client, model_id, candidate.architecture) as folder:
+        _check_hashes(folder, candidate.weights_sha256, candidate.spec_sha256, candidate.architecture)
+
+
+@contextmanager
+def _stored_model(client: "MlflowClient", model_id: str, what: str) -> Iterator[Path]:
+    """Fetches a stored model folder for as long as the block lasts."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    uri = f"{client.get_logged_model(model_id).artifact_location}/artifacts/model"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
+        except (OSError, MlflowException) as error:
+            kind = type(error).__name__
+            raise IntegrityError(
+                f"the stored model of {what} cannot be fetched ({kind}): restore it"
+            ) from error
+        yield found
+
+
+def _check_version(folder: Path, version: "ModelVersion") -> None:
+    tags, what = version.tags, f"version {version.version}"
+    _check_hashes(folder, tags.get("weights_sha256"), tags.get("spec_sha256"), what)
+
+
+def _check_hashes(folder: Path, weights_sha256: str | None, spec_sha256: str | None, what: str) -> None:
+    from openmed.models.checkpoint import SPEC_FILE, WEIGHTS_FILE
+
+    for name, expected in ((WEIGHTS_FILE, weights_sha256), (SPEC_FILE, spec_sha256)):
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != expected:
+            raise IntegrityError(
+                f"{name} of {what} in the store is not what was registered: restore it, or retrain"
+            )
+
+
+def _resolve(client: "MlflowClient", address: str) -> str:
+    match = re.fullmatch(rf"models:/{MODEL_NAME}(?:@([\w-]+)|/(\d+))", address)
+    if match is None:
+        raise BadInput(
+            f"{address} is no model address: use models:/{MODEL_NAME}@champion or models:/{MODEL_NAME}/1"
+        )
+    alias, version = match.groups()
+    if version is not None:
+        return version
+    known = aliases()
+    if alias not in known:
+        remedy = (
+            f"choose one of {', '.join(sorted(known))}" if known else "register and promote a model first"
+        )
+        raise BadInput(f"{MODEL_NAME} has no {alias}: {remedy}")
+    return known[alias]

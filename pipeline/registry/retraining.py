@@ -1,0 +1,138 @@
+"""What one retraining left behind in its workspace.
+
+Hides the layout of the artefacts, their agreement with each other, and who the patients are.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from openmed.errors import BadInput, IntegrityError
+from openmed.files import read_json, sha256_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Shorter identifiers are found in any text; they can name nobody.
+_SHORTEST_IDENTIFIER = 5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One trained and evaluated model of a workspace."""
+
+    architecture: str
+    folder: Path
+    metrics: dict[str, Any]
+    verdict: str
+    weights_sha256: str
+    spec_sha256: str
+
+    @classmethod
+    def read(cls, workspace: Path, architecture: str) -> "Candidate":
+        """Reads what `evaluate` left for one architecture; refuses evidence on another model."""
+        from openmed.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, read_spec
+
+        folder = workspace / "artifacts" / "evaluate" / architecture
+        metrics, gates = read_json(folder / "metrics.json"), read_json(folder / "gates.json")
+        spec, expected = read_spec(folder / "model")
+        found = sha256_file(folder / "model" / WEIGHTS_FILE)
+        if not found == expected == metrics["model"]["weights_sha256"]:
+            raise IntegrityError(
+                f"{folder} was evaluated with other weights than it holds: run evaluate again"
+            )
+        if spec.threshold is None or spec.threshold != metrics["threshold"]:
+            raise IntegrityError(
+                f"{folder} was evaluated at another threshold than its model has: run it again"
+            )
+        digest = sha256_file(folder / "model" / SPEC_FILE)
+        return cls(architecture, folder, metrics, gates["verdict"], found, digest)
+
+    @property
+    def validation_auc(self) -> float:
+        """AUC on validation films; minus infinity when it could not be computed, so it is never best."""
+        value = self.metrics["validation"]["auc"]
+        return -math.inf if value is None or math.isnan(value) else value
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """What a workspace holds when the pipeline has run in it."""
+
+    workspace: Path
+    params: dict[str, Any]
+    data_md5: str
+    films: "pd.DataFrame"
+    """id, patient, label, split, path, sha256 of every film in a split."""
+    candidates: dict[str, Candidate]
+
+    @classmethod
+    def read(cls, workspace: Path) -> "Retraining":
+        """Reads a workspace; BadInput or IntegrityError when something is missing or does not agree."""
+        params = _read_yaml(workspace / "params.yaml")
+        data = _read_yaml(workspace / "data.dvc")
+        _read_yaml(workspace / "dvc.lock")
+        try:
+            names, data_md5 = list(params["architectures"]), data["outs"][0]["md5"]
+        except (KeyError, IndexError, TypeError):
+            raise BadInput(
+                f"{workspace} lacks `architectures` in params.yaml or a hash in data.dvc"
+            ) from None
+        candidates = {name: Candidate.read(workspace, name) for name in names}
+        if not candidates:
+            raise BadInput(f"params.yaml in {workspace} names no architecture: there is nothing to register")
+        return cls(workspace, params, data_md5, films_of(workspace), candidates)
+
+    def pseudonyms(self) -> dict[str, str]:
+        """Patient -> number by the patient's first film id: stable, and not to be guessed backwards."""
+        # A hash of the identifier could be undone by trying all identifiers there are.
+        first = self.films.groupby("patient")["id"].min().sort_values()
+        return {patient: f"p{number:06d}" for number, patient in enumerate(first.index, start=1)}
+
+    def names_a_patient(self, text: str) -> bool:
+        """Tells whether an identifier of a patient stands in a text, embedded images aside."""
+        text = re.sub(r"data:[\w/+.-]+;base64,[\w+/=]+", "", text)
+        known = {str(name) for name in self.films["patient"].unique()}
+        return any(
+            re.search(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", text)
+            for name in known
+            if len(name) >= _SHORTEST_IDENTIFIER and name in text
+        )
+
+
+def films_of(workspace: Path) -> "pd.DataFrame":
+    """Reads the films of a workspace: id, patient, label, split, path (below data/) and sha256.
+
+    Raises:
+        BadInput: The pipeline has not run there.
+    """
+    artifacts = Path(workspace) / "artifacts"
+    split = read_table(artifacts / "split" / "split.parquet", ["id", "patient", "label", "split"])
+    manifest = read_table(artifacts / "validate" / "manifest.parquet", ["id", "path", "sha256"])
+    films = split.merge(manifest, on="id", how="left", validate="one_to_one")
+    if films["sha256"].isna().any():
+        raise BadInput(f"{artifacts} holds a split of other films than its manifest: run the pipeline again")
+    return films
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        raise BadInput(
+            f"{path} is missing or is not YAML: run the pipeline in this workspace first"
+        ) from None
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> "pd.DataFrame":
+    """Reads a table of a stage; BadInput when it is not there."""
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path, columns=columns)
+    except (OSError, ValueError, KeyError):
+        raise BadInput(f"{path} is missing or unreadable: run the pipeline in this workspace first") from None

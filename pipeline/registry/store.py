@@ -1,0 +1,87 @@
+"""The MLflow store: where it is, how it is made on first use, and its errors in one sentence.
+
+Hides MLflow's global state, the races of a fresh SQLite file and the locks among this host's processes.
+"""
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from openmed.errors import ResourceError
+from pipeline import project
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+MODEL_NAME = "openmed-cxr"
+EXPERIMENT = "openmed-cxr"
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+
+
+@contextmanager
+def connect() -> Iterator["MlflowClient"]:
+    """Gives a client of the store and turns MLflow's errors into one sentence."""
+    project.environment()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    uri = project.tracking_uri()
+    try:
+        yield _client(mlflow, uri)
+    except MlflowException as error:
+        first = str(error).strip().splitlines()[0].replace(uri, without_password(uri))[:300]
+        raise ResourceError(
+            f"the model registry at {without_password(uri)} cannot be used ({first}): "
+            "check that it runs and MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def _client(mlflow: Any, uri: str) -> "MlflowClient":
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    # MLflow writes the address into the environment, where it would outlive a change of the state folder.
+    if named is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    # The first use of a fresh SQLite file builds its tables, which breaks when two processes do it at once.
+    with locked("store"):
+        client = mlflow.MlflowClient(uri, uri)
+        if client.get_experiment_by_name(EXPERIMENT) is None:
+            local = uri.startswith("sqlite:")
+            client.create_experiment(EXPERIMENT, (project.home() / "mlartifacts").as_uri() if local else None)
+    return client
+
+
+@contextmanager
+def locked(what: str) -> Iterator[None]:
+    """Lets one process or thread of this state folder do `what` at a time; a killed holder lets go."""
+    folder = project.home()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{what}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def search(client: "MlflowClient", query: str) -> Iterator["ModelVersion"]:
+    """Gives all versions that a query finds, page after page."""
+    token = None
+    while True:
+        page = client.search_model_versions(query, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def is_local(uri: str) -> bool:
+    """Tells whether artifacts lie in a folder of this machine."""
+    return uri.startswith(("file:", "/"))
+
+
+def without_password(uri: str) -> str:
+    """Returns an address that may be shown and logged."""
+    return re.sub(r"//[^/@]*@", "//", uri)

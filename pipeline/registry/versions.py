@@ -1,0 +1,215 @@
+"""The versions of the model: what is known about each, and which one is live.
+
+Hides MLflow's tags, aliases and error codes, and that its aliases let the last writer win.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openmed.errors import BadInput, IntegrityError
+from openmed.files import sha256_file
+from pipeline import project
+from pipeline.registry.store import (
+    CHAMPION,
+    MODEL_NAME,
+    PREVIOUS,
+    connect,
+    is_local,
+    locked,
+    search,
+    without_password,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+JUDGED = ("auc", "sensitivity", "specificity")
+
+
+def get_version(version: str) -> dict[str, Any]:
+    """Describes one version as `list_versions` does, with all its tags under `tags`."""
+    with connect() as client:
+        return _described(find(client, version), aliases())
+
+
+def list_versions() -> list[dict[str, Any]]:
+    """Describes all versions, the newest first.
+
+    Returns:
+        For each: version, architecture, verdict, aliases, created (ISO 8601, UTC), auc, sensitivity and
+        specificity on test films (None if unknown), decision, approved_by, approved_at, run_key,
+        revision, data_md5, run_id and tags.
+    """
+    with connect() as client:
+        named = aliases()
+        found = [_described(version, named) for version in search(client, f"name = '{MODEL_NAME}'")]
+    return sorted(found, key=lambda version: int(version["version"]), reverse=True)
+
+
+def aliases() -> dict[str, str]:
+    """Returns alias -> version; empty when nothing has been registered."""
+    from mlflow.exceptions import MlflowException
+
+    with connect() as client:
+        try:
+            found = client.get_registered_model(MODEL_NAME).aliases
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def champion() -> str | None:
+    """Returns the version that is live, None when there is none."""
+    return aliases().get(CHAMPION)
+
+
+def artifact(version: str, path: str) -> Path:
+    """Returns a file logged with a version, as a path on this machine that is only to be read.
+
+    Raises:
+        BadInput: There is no such version, or no such file was logged with it.
+        IntegrityError: The file is not the one that was logged.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    with connect() as client:
+        found = find(client, version)
+        expected = json.loads(found.tags.get("evidence", "{}")).get(path)
+        if expected is None:
+            raise BadInput(f"version {version} of {MODEL_NAME} has no {path} among its evidence")
+        # What lies in a local store is used in place; anything else is fetched into the state folder.
+        root = client.get_run(found.run_id).info.artifact_uri
+        target = None if is_local(root) else str(project.home() / "downloads" / str(version))
+        try:
+            file = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{root}/{path}", dst_path=target))
+            digest = sha256_file(file)
+        except (OSError, MlflowException) as error:
+            kind = type(error).__name__
+            raise IntegrityError(
+                f"{path} of version {version} cannot be fetched ({kind}): restore it, or register it again"
+            ) from error
+    if digest != expected:
+        raise IntegrityError(f"{path} of version {version} was changed: restore it, or register it again")
+    return file
+
+
+def report_address(version: str) -> str | None:
+    """Returns where the report of a version can be opened: a path here, or a page of the MLflow server."""
+    with connect() as client:
+        found = find(client, version)
+        if not found.tags.get("report"):
+            return None
+        run = client.get_run(found.run_id).info
+    if is_local(run.artifact_uri):
+        return str(artifact(version, "report.html"))
+    server = without_password(project.tracking_uri()).rstrip("/")
+    return f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/report.html"
+
+
+def move_champion(version: str, *, expected: str | None, previous: str | None) -> None:
+    """Makes a version the champion, if the champion is still the one that the decision was about.
+
+    MLflow lets the last writer win, so the change is made under a lock and read again. Over a tracking
+    server the lock holds among the processes that share one state folder; run promotions on one host.
+
+    Args:
+        version: The new champion.
+        expected: The champion that the decision was about; None for none.
+        previous: The version to roll back to from now on; None for none.
+
+    Raises:
+        BadInput: There is no such version, or the champion is another one by now.
+        IntegrityError: Another writer moved the champion at the same moment.
+    """
+    with locked("champion"), connect() as client:
+        find(client, version)
+        now = champion()
+        if now != expected:
+            raise BadInput(
+                f"the champion is {_spoken(now)} by now, not {_spoken(expected)}: compare {version} again"
+            )
+        if previous is not None:
+            client.set_registered_model_alias(MODEL_NAME, PREVIOUS, previous)
+        elif PREVIOUS in aliases():
+            client.delete_registered_model_alias(MODEL_NAME, PREVIOUS)
+        client.set_registered_model_alias(MODEL_NAME, CHAMPION, version)
+        now = champion()
+        if now != version:
+            raise IntegrityError(
+                f"the champion became {_spoken(now)} while version {version} was promoted: decide again"
+            )
+
+
+def drop_alias(alias: str, *, version: str) -> None:
+    """Removes an alias if it points to `version`."""
+    with locked("champion"), connect() as client:
+        if aliases().get(alias) == version:
+            client.delete_registered_model_alias(MODEL_NAME, alias)
+
+
+def set_tags(version: str, tags: Mapping[str, str]) -> None:
+    """Sets tags of a version, in order."""
+    with connect() as client:
+        find(client, version)
+        for key, value in tags.items():
+            client.set_model_version_tag(MODEL_NAME, version, key, value)
+
+
+def keep_record(version: str, name: str, record: Mapping[str, Any]) -> None:
+    """Stores a decision beside the evidence of a version, as decisions/<name>.json."""
+    with connect() as client:
+        client.log_dict(find(client, version).run_id, dict(record), f"decisions/{name}.json")
+
+
+def find(client: "MlflowClient", version: str) -> "ModelVersion":
+    """Returns one version as MLflow has it; BadInput with those that exist when there is no such version."""
+    from mlflow.exceptions import MlflowException
+
+    if str(version).isdigit():
+        try:
+            return client.get_model_version(MODEL_NAME, str(version))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    known = sorted((int(found.version) for found in search(client, f"name = '{MODEL_NAME}'")), reverse=True)
+    remedy = f"choose one of {', '.join(map(str, known[:10]))}" if known else "register a retraining first"
+    raise BadInput(f"{MODEL_NAME} has no version {version}: {remedy}")
+
+
+def _described(version: "ModelVersion", named: Mapping[str, str]) -> dict[str, Any]:
+    tags = dict(version.tags)
+    created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds")
+    kept = (
+        "architecture",
+        "verdict",
+        "decision",
+        "approved_by",
+        "approved_at",
+        "run_key",
+        "revision",
+        "data_md5",
+    )
+    return {
+        "version": str(version.version),
+        "aliases": sorted(alias for alias, target in named.items() if target == str(version.version)),
+        "created": created,
+        "run_id": version.run_id,
+        "tags": tags,
+        **{key: tags.get(key) for key in kept},
+        **{key: _number(tags.get(key)) for key in JUDGED},
+    }
+
+
+def _number(text: str | None) -> float | None:
+    return None if text in (None, "None", "") else float(text)
+
+
+def _spoken(version: str | None) -> str:
+    return "none" if version is None else f"version {version}"

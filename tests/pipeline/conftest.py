@@ -1,0 +1,157 @@
+"""A registry to test with: an empty store, and workspaces as the pipeline leaves them, made in a second."""
+
+import hashlib
+import shutil
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from openmed.files import write_json
+from pipeline import registry
+
+TINY = {"resnet50": "test_resnet", "vit": "test_vit"}
+SPLITS = ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 4 + ["test"] * 24
+FLOORS = {"auc": 0.5, "sensitivity": 0.5, "specificity": 0.5}
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory):
+    """An empty store; building its tables takes seconds, so tests copy this one."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}", f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(tmp_path, migrated, monkeypatch):
+    """An empty state folder with a migrated store in it."""
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(migrated, home / "mlflow.db")
+    monkeypatch.setenv("OPENMED_HOME", str(home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return home
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory, migrated):
+    """A state folder with one registered candidate, and its workspace: for tests that change nothing."""
+    home, workspace = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("shared")
+    shutil.copy(migrated, home / "mlflow.db")
+    make_workspace(workspace)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENMED_HOME", str(home))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        register(workspace)
+    return home, workspace
+
+
+@pytest.fixture
+def registered(shared, monkeypatch):
+    """The shared state folder and workspace, with the environment pointing there."""
+    monkeypatch.setenv("OPENMED_HOME", str(shared[0]))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return shared
+
+
+def make_workspace(
+    folder,
+    architectures=("resnet50",),
+    *,
+    seed=0,
+    films_seed=0,
+    good=True,
+    floors=FLOORS,
+    validation=None,
+    splits=SPLITS,
+    **edits,
+):
+    """Writes what the pipeline leaves behind: tiny real models, and scores that are right or wrong."""
+    films = _write_films(folder, films_seed, splits)
+    params = {
+        "task": {"classes": ["NORMAL", "PNEUMONIA"], "positive": "PNEUMONIA"},
+        "run": {"seed": 1},
+        "architectures": list(architectures),
+        "train": {name: {"timm_name": TINY[name], "head": {"epochs": 1}} for name in architectures},
+        "evaluate": {"replicates": 200, "confidence": 0.95, "floors": floors},
+        "promotion": {"margins": {"auc": 0.02, "sensitivity": 0.05, "specificity": 0.05}},
+    } | edits
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "data.dvc").write_text("outs:\n- md5: 0123abcd.dir\n  path: data\n")
+    (folder / "dvc.lock").write_text(f"schema: '2.0'\nstages: {{}}\n# {seed} {films_seed}\n")
+    for index, name in enumerate(architectures):
+        auc = (validation or {}).get(name, 0.9 - index / 10)
+        _write_candidate(folder, name, films, seed=seed, good=good, floors=floors, validation_auc=auc)
+    return folder
+
+
+def _write_films(folder, films_seed, splits):
+    rng, rows = np.random.default_rng(films_seed), []
+    for index, split in enumerate(splits):
+        patient = f"DOE^JANE-{films_seed}{index // 2:03d}"
+        path = f"films/{patient}_{index}.png"
+        content = cv2.imencode(".png", rng.integers(0, 256, (40, 36), dtype=np.uint8))[1].tobytes()
+        (folder / "data" / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "data" / path).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        rows.append((digest[:16], path, digest, (index // 2) % 2, patient, split))
+    films = pd.DataFrame(rows, columns=["id", "path", "sha256", "label", "patient", "split"])
+    for stage in ("validate", "split"):
+        (folder / "artifacts" / stage).mkdir(parents=True)
+    manifest = films.drop(columns="split").assign(status="accepted")
+    manifest.to_parquet(folder / "artifacts/validate/manifest.parquet")
+    films[["id", "patient", "label", "split"]].to_parquet(folder / "artifacts/split/split.parquet")
+    write_json(folder / "artifacts/validate/summary.json", {"films": len(films)})
+    (folder / "artifacts/validate/expectations.html").write_text("<p>All 8 expectations hold.</p>")
+    return films
+
+
+def _write_candidate(folder, name, films, *, seed, good, floors, validation_auc):
+    from openmed.metrics.gates import judge, to_json
+    from openmed.metrics.intervals import bootstrap
+    from openmed.models.checkpoint import save_model
+    from openmed.models.factory import ModelFactory
+
+    model = ModelFactory.create(name, timm_name=TINY[name], image_size_px=32, seed=seed)
+    model.spec = model.spec.with_threshold(0.5)
+    target = folder / "artifacts/evaluate" / name
+    digest = save_model(target / "model", model)
+    rows = films[films["split"] != "train"].drop(columns=["path", "sha256"])
+    noise = np.random.default_rng(seed).uniform(0, 0.2, len(rows))
+    right = (rows["label"] == 1) == good
+    rows = rows.assign(score=np.where(right, 0.7 + noise, 0.1 + noise))
+    rows = rows.assign(probability_NORMAL=1 - rows["score"], probability_PNEUMONIA=rows["score"])
+    rows.to_parquet(target / "predictions.parquet")
+    test = rows[rows["split"] == "test"]
+    intervals = bootstrap(test["label"], test["score"], test["patient"], 0.5, replicates=200, seed=1)
+    verdict, gates = judge(intervals, floors)
+    write_json(target / "gates.json", to_json(verdict, gates))
+    metrics = {
+        "architecture": name,
+        "positive": "PNEUMONIA",
+        "threshold": 0.5,
+        "validation": {"auc": validation_auc},
+        "test": {"n": len(test)} | {key: value.to_json() for key, value in intervals.items()},
+        "model": {"weights_sha256": digest},
+    }
+    write_json(target / "metrics.json", metrics)
+    (target / "roc.csv").write_text("fpr,tpr,threshold\n0,0,1\n")
+    train, explain = folder / "artifacts/train" / name, folder / "artifacts/explain" / name
+    train.mkdir(parents=True)
+    (train / "history.csv").write_text(
+        "epoch,step_name,train_loss,validation_loss,validation_auc,learning_rate,seconds\n"
+        "1,head,0.7,0.7,,0.001,1.5\n2,finetune,0.5,0.6,0.8,0.001,1.5\n"
+    )
+    (explain / "examples").mkdir(parents=True)
+    (explain / "examples/one.jpg").write_bytes(cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes())
+    (explain / "report.html").write_text("<p>Report</p>")
+
+
+def register(workspace, run_key="run-1", revision="abc"):
+    """Registers what is in a workspace."""
+    return registry.register_candidates(workspace, run_key=run_key, revision=revision)
