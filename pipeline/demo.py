@@ -131,7 +131,8 @@ def _decide(
     """Waits for the promotion that the candidate starts, approves it, and returns run id and outcome."""
     candidate = admin.xcom("retrain", retrain, "register", "candidate")
     say(
-        f"Candidate: version {candidate['version']}, {candidate['architecture']}, gates {candidate['verdict']}"
+        f"Candidate: version {candidate['version']}, {candidate['architecture']}, "
+        f"gates {candidate['verdict']}"
     )
     run = _promotion_of(admin, candidate["version"])
     say(f"DAG promote, run {run}")

@@ -20,9 +20,9 @@ from openmed.metrics.operating_point import choose_threshold
 from openmed.models.base import BaseModel
 from openmed.models.checkpoint import WEIGHTS_FILE, load_model, read_spec, write_spec
 from openmed.models.spec import ModelSpec
+from pipeline.device import pick_device, use_device
 from pipeline.params import Params
 from pipeline.stage import CACHE, MANIFEST, SPLIT, folder, main
-from pipeline.train import pick_device, use_device
 
 _SPLITS = ("validation", "calibration", "test")
 

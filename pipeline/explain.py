@@ -16,10 +16,10 @@ from openmed.explain.overlay import encode_jpeg, overlay
 from openmed.files import sha256_bytes, write_bytes, write_json, write_text
 from openmed.models.base import BaseModel
 from openmed.models.checkpoint import load_model
+from pipeline.device import pick_device, use_device
 from pipeline.params import Params
 from pipeline.report.page import build_report
 from pipeline.stage import CACHE, DATA, MANIFEST, folder, main
-from pipeline.train import pick_device, use_device
 
 _PICTURE_PX = 320
 OUTCOMES = ("true_positive", "false_positive", "false_negative", "true_negative")

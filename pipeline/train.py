@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pandas as pd
-import torch
 
 from openmed.data.cache import FilmCache
 from openmed.errors import BadInput
@@ -17,6 +16,7 @@ from openmed.models.checkpoint import save_model
 from openmed.models.factory import ModelFactory
 from openmed.training.loop import Films, Progress, Trainer
 from openmed.training.settings import Augmentation, Phase, TrainSettings
+from pipeline.device import pick_device, use_device
 from pipeline.params import Params, Train
 from pipeline.project import home
 from pipeline.stage import CACHE, ROWS, SPLIT, folder, main, progress
@@ -95,23 +95,6 @@ def section_of(params: Params, architecture: str) -> Train:
     if architecture not in params.train:
         raise BadInput(f"params.yaml has no `train.{architecture}`: it has {', '.join(params.train)}")
     return params.train[architecture]
-
-
-def use_device(params: Params) -> None:
-    """Fixes what a bit-identical run depends on: threads and deterministic kernels."""
-    torch.set_num_threads(params.run.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def pick_device(wanted: str) -> torch.device:
-    """CUDA when it is wanted or there, the CPU otherwise.
-
-    Raises:
-        BadInput: CUDA is wanted and not there.
-    """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise BadInput("`run.device` is cuda, but this machine has no usable GPU: set it to auto or cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _films(cache: FilmCache, rows: pd.DataFrame) -> Films:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from openmed.errors import OpenMedError
 from openmed.files import atomic_path
+from openmed.metrics.classification import auc
 from openmed.models.base import BaseModel
 from openmed.training.augment import augment
 from openmed.training.phases import decay_groups, frozen, learning_rate_share, unfreeze
@@ -303,7 +303,7 @@ def _amp_type(device: torch.device, wanted: bool) -> torch.dtype | None:
 
 def _macro_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     present = np.unique(labels)
-    return float(np.mean([roc_auc_score(labels == label, scores[:, label]) for label in present]))
+    return float(np.mean([auc(labels == label, scores[:, label]) for label in present]))
 
 
 def _mix(*numbers: int) -> int:
