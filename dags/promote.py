@@ -34,8 +34,6 @@ Candidate **{{ gate['version'] }}** against
 {{ 'champion **' ~ gate['champion'] ~ '**' if gate['champion'] else 'no champion: it would be the first' }}.
 
 {{ gate['table_markdown'] }}
-
-{% if gate['report'] %}Report with films and heat maps: {{ gate['report'] }}{% endif %}
 """
 
 

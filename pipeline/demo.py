@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openmed.errors import OpenMedError, ResourceError
-from pipeline import workspace
+from pipeline import registry, workspace
 from pipeline.airflow_client import AirflowClient
 from pipeline.services import REVIEWER, Services
 
@@ -43,7 +43,8 @@ def run_demo(project: Path, home: Path, films: Path | None, limit: int | None) -
 
     revision = _head(project) if films is None else _commit_films(project, home, films, limit, say)
     say("Starting Airflow (API server, scheduler, DAG processor, triggerer) and MLflow on loopback")
-    with Services(project, home, schedule="off") as services:
+    # The demo's networks are small: three side by side keep the cores busier than one after another.
+    with Services(project, home, schedule="off", gpu_slots=3) as services:
         services.wait_healthy(180)
         for dag in ("retrain", "promote"):
             services.wait_for_dag(dag)
@@ -172,7 +173,7 @@ def _conclude(judged: dict[str, Any], outcome: str) -> None:
         print(
             f"Version {judged['version']} ({judged['architecture']}) was rejected; the champion: {champion}."
         )
-    print(f"Report:     {judged['report']}")
+    print(f"Report:     {registry.artifact(judged['version'], 'report.html')}")
     print("Web pages:  make up   (Airflow and MLflow with these runs)")
     print("Try it:     .venv/bin/openmed evaluate models:/openmed-cxr@champion FOLDER_OR_ZIP --json")
 

@@ -371,7 +371,9 @@ def _markdown(result: Mapping[str, Any]) -> str:
     lines += ["Comparison with the champion", "", result["note"], ""]
     if result["comparison"]:
         lines += [*_table(result["comparison"], "accepted"), ""]
-    lines.append(f"Report: {result['report'] or 'none is stored'}")
+    address = result["report"]
+    link = f"[{address}]({address})" if str(address).startswith("http") else address or "none is stored"
+    lines.append(f"Report with films and heat maps: {link}")
     return "\n".join(lines) + "\n"
 
 

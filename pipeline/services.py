@@ -199,11 +199,13 @@ class Services:
         self._lock = lock
 
     def _spawn(self, name: str, module: str, *arguments: str) -> None:
+        # A review links to the report in MLflow, as a browser on this machine reaches it.
+        shown = {"OPENMED_MLFLOW_URL": self.mlflow_url} if self.mlflow_url else {}
         with (self.logs / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 cwd=self.home,
-                env=self._settings.environment(),
+                env=self._settings.environment() | shown,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -3,6 +3,7 @@
 Hides MLflow's tags, aliases and error codes, and that its aliases let the last writer win.
 """
 
+import os
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -101,15 +102,20 @@ def artifact(version: str, path: str) -> Path:
 
 
 def report_address(version: str) -> str | None:
-    """Returns where the report of a version can be opened: a path here, or a page of the MLflow server."""
+    """Returns where a person can open the report of a version: a page of MLflow, or a path here.
+
+    OPENMED_MLFLOW_URL is MLflow's address as a browser reaches it; without it, it is that of the
+    tracking server, and with a store of local files the path of the page.
+    """
     with connect() as client:
         found = find(client, version)
         if not found.tags.get("report"):
             return None
         run = client.get_run(found.run_id).info
-    if is_local(run.artifact_uri):
+    shown = os.environ.get("OPENMED_MLFLOW_URL")
+    if is_local(run.artifact_uri) and not shown:
         return str(artifact(version, "report.html"))
-    server = without_password(project.tracking_uri()).rstrip("/")
+    server = (shown or without_password(project.tracking_uri())).rstrip("/")
     return f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/report.html"
 
 

@@ -106,7 +106,7 @@ def test_the_table_is_markdown_with_every_gate_and_the_report(stage):
     table = result["table_markdown"]
     assert f"**Version {BETTER} (vit): PASS**" in table
     assert table.count("\n| auc") == 2 and "| metric | value | interval | required |" in table
-    assert f"Report: {result['report']}" in table and Path(result["report"]).is_file()
+    assert f"heat maps: {result['report']}" in table and Path(result["report"]).is_file()
 
 
 def test_the_first_model_needs_no_champion_to_be_compared_with(stage):

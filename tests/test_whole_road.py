@@ -1,0 +1,175 @@
+"""The real graph on tiny networks: by `dvc repro`, and by the real DAGs under a real Airflow."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.services import REVIEWER, Services
+from tests.conftest import ROOT, toy_params, write_params
+
+pytestmark = pytest.mark.slow
+ARCHITECTURES = ["resnet50", "vit"]
+
+
+def run(folder: Path, *command: str, code: int = 0) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PATH": path}, check=False
+    )
+    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def ran(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, toy: Path) -> Path:
+    """A checkout of this repository with toy settings and films, after its first `dvc repro`."""
+    folder = tmp_path_factory.mktemp("road") / "project"
+    folder.mkdir()
+    tracked = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").split()
+    for name in tracked:
+        if not name.startswith(("sample/", "tests/", "data.dvc")) and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(toy / "data", folder / "data")
+    params = toy_params()
+    params["architectures"] = ARCHITECTURES
+    write_params(folder, params)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    run(folder, "git", "init", "--quiet")
+    run(folder, "dvc", "add", "--quiet", "data")
+    commit(folder, "Start")
+    output = run(folder, "dvc", "repro")
+    assert ran(output) == {
+        *("validate", "split", "preprocess", "resample"),
+        *(f"{stage}@{name}" for stage in ("train", "evaluate", "explain") for name in ARCHITECTURES),
+    }
+    commit(folder, "Run")
+    return folder
+
+
+def commit(folder: Path, message: str) -> None:
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", message)
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """Hash of every output, from dvc.lock."""
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())
+    return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
+
+
+def test_a_second_repro_does_nothing(project):
+    assert ran(run(project, "dvc", "repro")) == set()
+    assert run(project, "git", "status", "--porcelain") == ""
+
+
+def test_metrics_plots_and_graph_are_shown(project, tmp_path):
+    metrics = json.loads(run(project, "dvc", "metrics", "show", "--json").partition("\n")[0])
+    shown = metrics[""]["data"]["artifacts/evaluate/vit/metrics.json"]["data"]
+    assert shown == json.loads((project / "artifacts/evaluate/vit/metrics.json").read_text())
+    run(project, "dvc", "plots", "show", "--out", str(tmp_path / "plots"))
+    assert "Receiver operating characteristic" in (tmp_path / "plots/index.html").read_text()
+    assert "train@vit" in run(project, "dvc", "dag")
+
+
+def test_our_reading_of_the_graph_is_that_of_dvc(project):
+    from dvc.repo import Repo
+
+    from pipeline.graph import load_graph
+
+    with Repo(str(project)) as repo:
+        graph = repo.index.graph
+        theirs = {
+            stage.addressing.rpartition(":")[2].removesuffix(".dvc"): {
+                upstream.addressing
+                for upstream in graph.successors(stage)
+                if upstream.addressing != "data.dvc"
+            }
+            for stage in graph
+            if stage.addressing != "data.dvc"
+        }
+    assert {name: set(stage.upstream) for name, stage in load_graph(project / "dvc.yaml").items()} == theirs
+
+
+def test_a_changed_vit_setting_reruns_that_branch_alone(project):
+    output = run(project, "dvc", "exp", "run", "-S", "train.vit.finetune.epochs=2")
+    assert ran(output) == {"train@vit", "evaluate@vit", "explain@vit"}
+    run(project, "git", "checkout", "--quiet", ".")
+    run(project, "dvc", "checkout", "--quiet", "--force")
+
+
+def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champion(project, tmp_path, toy):
+    home = tmp_path / "home"
+    with Services(project, home, schedule="off") as services:
+        services.wait_healthy(180)
+        for dag in ("retrain", "promote"):
+            services.wait_for_dag(dag)
+        admin, reviewer = services.client(), services.client(REVIEWER)
+        for dag in ("promote", "retrain"):
+            admin.set_paused(dag, False)
+        # Without force DVC would bring the outputs of `dvc repro` back from its run cache.
+        admin.trigger("retrain", {"force": True}, "road")
+        assert admin.wait_for_run("retrain", "road", 400) == "success"
+        workspace = Path(admin.xcom("retrain", "road", "prepare")["path"])
+        assert outputs(workspace) == outputs(project)
+        candidate = admin.xcom("retrain", "road", "register", "candidate")
+        promotion = wait_for_promotion(admin)
+        assert reviewer.decide("promote", promotion, "Approve", "fine", 120) == "success"
+        assert admin.task_states("promote", promotion)["promote"] == "success"
+    environment = {**os.environ, "OPENMED_HOME": str(home), "OPENMED_PROJECT": str(project)}
+    listed = json.loads(cli(project, environment, "registry", "list", "--json"))
+    champion = next(version for version in listed if "champion" in version["aliases"])
+    assert champion["version"] == candidate["version"]
+    assert champion["approved_by"] == REVIEWER
+    evaluated_on_unseen_films(project, environment, tmp_path)
+
+
+def wait_for_promotion(admin) -> str:
+    import time
+
+    for _ in range(120):
+        if found := admin.runs("promote"):
+            return found[-1]["dag_run_id"]
+        time.sleep(0.5)
+    raise AssertionError("the candidate started no promotion")
+
+
+def evaluated_on_unseen_films(project: Path, environment: dict, tmp_path: Path) -> None:
+    from openmed.data.phantom import write_sample
+
+    write_sample(tmp_path / "new", films=40, seed=99, size_px=96)
+    archive = tmp_path / "some.zip"
+    with zipfile.ZipFile(archive, "w") as stream:
+        for path in (tmp_path / "new/films").rglob("*.jpeg"):
+            stream.write(path, f"chest/test/{path.parent.name}/{path.name}")
+    result = json.loads(
+        cli(project, environment, "evaluate", "models:/openmed-cxr@champion", str(archive), "--json")
+    )
+    assert result["n"] == 40
+    assert {"auc", "sensitivity", "specificity", "accuracy"} == set(result["intervals"])
+    assert result["intervals"]["auc"][0] <= result["auc"] <= result["intervals"]["auc"][1]
+
+
+def cli(folder: Path, environment: dict, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
