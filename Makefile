@@ -29,7 +29,7 @@ demo: $(READY) data/films.csv  ## Run both DAGs once (DATA=films.zip LIMIT=600 f
 	@$(BIN)/openmed demo $(if $(DATA),--data "$(DATA)") $(if $(LIMIT),--limit $(LIMIT))
 
 test: $(READY) data/films.csv  ## Run all tests with coverage
-	@$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=95 --durations=15
 
 test-fast: $(READY)  ## Run the tests that need no services and no whole pipelines
 	@$(BIN)/python -m pytest -m "not slow"

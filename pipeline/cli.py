@@ -64,6 +64,9 @@ def import_(
         summary = import_films(
             source, folder, class_names=params.task.classes, limit=limit, seed=params.run.seed
         )
+    own = target.resolve() == (root / "data").resolve()
+    if own:
+        own_remote(root)
     if as_json:
         _print_json(summary.to_json())
         return
@@ -77,8 +80,7 @@ def import_(
         )
     if summary.unmatched:
         print(f"{summary.unmatched} films name no patient: each counts as a patient of its own")
-    if target == root / "data":
-        own_remote(root)
+    if own:
         print("Next: `dvc add data`, then commit data.dvc")
 
 

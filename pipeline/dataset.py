@@ -31,6 +31,9 @@ def new_folder(target: Path, *, replace: bool) -> Iterator[Path]:
             target.rename(old)
         filling.rename(target)
     finally:
+        # Between the two renames `old` holds the only copy.
+        if old.exists() and not target.exists():
+            old.rename(target)
         for folder in (filling, old):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -58,7 +58,7 @@ def guarded(action: Callable[[], None], *, debug: bool = False) -> int:
     except KeyboardInterrupt:
         return _say("interrupted; run the same command to go on", 130, debug)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
 
 
@@ -81,12 +81,13 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
         A function to call once an item.
     """
     if sys.stderr.isatty():
-        from rich.progress import track
+        from rich.console import Console
+        from rich.progress import Progress
 
-        steps = iter(track(range(total), description=what, transient=False))
-        yield lambda: next(steps, None)
-        for _ in steps:
-            break
+        # On stderr: stdout may be a file that wants nothing but the result.
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda: bar.advance(task)
         return
     started, said, done = time.monotonic(), time.monotonic(), 0
 

@@ -3,8 +3,8 @@
 Hides MLflow's tags, aliases and error codes, and that its aliases let the last writer win.
 """
 
-import os
 import json
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path

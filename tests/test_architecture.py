@@ -1,0 +1,205 @@
+"""What holds for the repository as a whole: complete graph, no pickle, whole sample."""
+
+import ast
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from openmed.data.images import decode_film, read_film
+from openmed.data.phantom import draw, sample_plan
+from pipeline import graph
+from pipeline.params import load_params
+from tests.conftest import ROOT
+
+STAGES = graph.load_graph(ROOT / "dvc.yaml")
+CODE = [path for name in ("openmed", "pipeline", "dags") for path in sorted((ROOT / name).rglob("*.py"))]
+# Loaded by every stage, and not worth training anew for: they hold no code but what the test below allows.
+BARE_PACKAGES = {"openmed/__init__.py", "pipeline/__init__.py"}
+
+
+def module_file(name):
+    """The file of one of our modules, None for anything else."""
+    if name.split(".")[0] not in ("openmed", "pipeline"):
+        return None
+    place = ROOT.joinpath(*name.split("."))
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+
+
+@cache
+def imported(file):
+    """Files of ours that a file imports, at any level, with the packages above them."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports are not followed here"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    parts = [name.split(".") for name in names]
+    names |= {".".join(part[:length]) for part in parts for length in range(1, len(part))}
+    return {found for found in map(module_file, names) if found}
+
+
+def reached(file):
+    found, waiting = set(), {file}
+    while waiting:
+        found |= waiting
+        waiting = set().union(*map(imported, waiting)) - found
+    return {path.relative_to(ROOT).as_posix() for path in found}
+
+
+def covered(path, deps):
+    return any(path == dep or path.startswith(dep + "/") for dep in deps)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_all_code_that_it_runs(name):
+    needed = reached(ROOT / "pipeline" / f"{name.partition('@')[0]}.py") - BARE_PACKAGES
+    assert {"pipeline/stage.py", "pipeline/params.py", "openmed/errors.py"} <= needed
+    assert not sorted(path for path in needed if not covered(path, STAGES[name].deps))
+
+
+def test_the_code_that_stages_depend_on_exists():
+    deps = {dep for stage in STAGES.values() for dep in stage.deps if dep.startswith(("openmed", "pipeline"))}
+    assert deps
+    assert not [dep for dep in deps if not (ROOT / dep).exists()]
+
+
+def test_the_packages_that_no_stage_depends_on_hold_next_to_no_code():
+    for name in BARE_PACKAGES:
+        for node in ast.parse((ROOT / name).read_text()).body:
+            text = ast.unparse(node)
+            bare = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            assert bare or text == "import os" or text.startswith(("os.environ.setdefault(", "__version__"))
+
+
+def test_nothing_is_pickled():
+    refused = {"pickle", "cPickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}
+    calls = {"torch.save", "torch.load", "yaml.unsafe_load", "yaml.full_load", "pandas.read_pickle"}
+    found = []
+    for file in CODE:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names = {alias.name.split(".")[0] for alias in node.names} & refused
+            elif isinstance(node, ast.ImportFrom):
+                names = {(node.module or "").split(".")[0]} & refused
+                names |= {f"{node.module}.{alias.name}" for alias in node.names} & calls
+            elif isinstance(node, ast.Attribute):
+                names = {ast.unparse(node)} & calls | {node.attr} & {"read_pickle", "to_pickle"}
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("np.load", "numpy.load"):
+                names = {"np.load"} if "allow_pickle=True" in ast.unparse(node) else set()
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "yaml.load":
+                # graph.py takes the C twin of SafeLoader, for which yaml.safe_load has no place.
+                names = set() if "Loader=_LOADER" in ast.unparse(node) else {"yaml.load"}
+            else:
+                names = set()
+            found += [f"{file.relative_to(ROOT)}: {name}" for name in names]
+    assert not found
+    safe = (yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    assert graph._LOADER in safe
+    assert [file.name for file in CODE if "_LOADER)" in file.read_text()] == ["graph.py"]
+
+
+def test_every_yaml_file_loads():
+    ignored = {".venv", ".git", ".openmed", "artifacts", "data", "sample"}
+    files = [
+        path
+        for path in ROOT.rglob("*")
+        if path.suffix in (".yaml", ".yml", ".dvc")
+        and path.is_file()
+        and not ignored & set(path.relative_to(ROOT).parts)
+    ]
+    assert {"dvc.yaml", "params.yaml", "data.dvc", "expectations.yaml"} <= {path.name for path in files}
+    for path in files:
+        assert isinstance(yaml.safe_load(path.read_text()), dict | list), path
+
+
+@cache
+def sample_files():
+    return {path.parent.name + path.name: path for path in (ROOT / "sample/files/md5").glob("*/*")}
+
+
+def md5(data):
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def listing():
+    """Path in the data folder -> md5, as data.dvc points to it."""
+    (out,) = yaml.safe_load((ROOT / "data.dvc").read_text())["outs"]
+    if out.get("remote") != "sample":
+        pytest.skip("data.dvc points to films of your own")
+    files = json.loads(sample_files()[out["md5"]].read_bytes())
+    assert len(files) == out["nfiles"]
+    assert sum(sample_files()[entry["md5"]].stat().st_size for entry in files) == out["size"]
+    return {entry["relpath"]: entry["md5"] for entry in files}
+
+
+def test_every_file_of_the_sample_is_what_its_name_says():
+    assert sample_files()
+    for name, path in sample_files().items():
+        assert md5(path.read_bytes()) == name.removesuffix(".dir")
+
+
+def test_the_sample_holds_exactly_what_data_dvc_points_to(listing):
+    assert {name for name in sample_files() if not name.endswith(".dir")} == set(listing.values())
+    assert sum(name.endswith(".dir") for name in sample_files()) == 1
+    assert set(listing) == {"films.csv", *(film.path for film in sample_plan())}
+
+
+def test_the_sample_is_what_would_be_drawn_today(listing):
+    for film in sample_plan()[::28]:
+        drawn = draw(film.patient_seed, film.film_seed, pneumonia=film.pneumonia, size_px=192).film
+        drawn = cv2.add(drawn, np.full_like(drawn, film.grey_shift))
+        jpeg = cv2.imencode(".jpeg", drawn, (cv2.IMWRITE_JPEG_QUALITY, film.jpeg_quality))[1].tobytes()
+        kept = read_film(sample_files()[listing[film.path]]).astype(int)
+        assert np.abs(kept - decode_film(jpeg)).mean() < 3, film.path
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "docker/requirements.lock", "docker/bootstrap.lock"])
+def test_a_lock_file_has_hashes_and_names_no_index(name):
+    text = (ROOT / name).read_text()
+    assert not re.search(r"https?://|--(extra-)?index-url|--find-links|^-[if] ", text, re.MULTILINE)
+    pins = [line for line in text.replace("\\\n", " ").splitlines() if re.match(r"[A-Za-z0-9]", line)]
+    assert pins
+    assert not [pin for pin in pins if "==" not in pin or "--hash=sha256:" not in pin]
+
+
+def test_the_commands_of_the_readme_are_targets():
+    done = subprocess.run(
+        ["make", "-n", "demo", "test", "lint", "up"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for part in ("openmed demo", "pytest", "ruff check", "lint-imports", "openmed up"):
+        assert part in done.stdout
+
+
+def test_continuous_integration_runs_what_the_readme_says():
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    assert {"make lint", "make test"} <= set(script.read_text().splitlines())
+
+
+def test_the_application_sets_how_threads_wait_before_torch_is_loaded():
+    code = (
+        "import os, sys, pipeline\n"
+        "assert os.environ['OMP_WAIT_POLICY'] == 'passive'\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    clean = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_graph_and_the_settings_name_the_same_architectures():
+    trained = {name.partition("@")[2] for name in STAGES if name.startswith("train@")}
+    assert trained == set(load_params(ROOT / "params.yaml").architectures)
