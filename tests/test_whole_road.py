@@ -93,6 +93,7 @@ def test_a_changed_vit_setting_reruns_that_branch_alone(project):
     run(project, "dvc", "checkout", "--quiet", "--force")
 
 
+@pytest.mark.timeout(1500)
 def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champion(project, tmp_path, toy):
     home = tmp_path / "home"
     with Services(project, home, schedule="off") as services:
@@ -104,7 +105,7 @@ def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champio
             admin.set_paused(dag, False)
         # Without force DVC would bring the outputs of `dvc repro` back from its run cache.
         admin.trigger("retrain", {"force": True}, "road")
-        assert admin.wait_for_run("retrain", "road", 400) == "success"
+        assert admin.wait_for_run("retrain", "road", 900) == "success"
         workspace = Path(admin.xcom("retrain", "road", "prepare")["path"])
         assert outputs(workspace) == outputs(project)
         candidate = admin.xcom("retrain", "road", "register", "candidate")

@@ -74,19 +74,19 @@ class ModelFactory:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = _network(family, name, size, len(class_names), options, start)
+            spec = ModelSpec(
+                architecture=architecture,
+                timm_name=name,
+                model_options=options,
+                image_size_px=size,
+                mean=tuple(family.mean),
+                std=tuple(family.std),
+                class_names=tuple(class_names),
+                positive=positive,
+                explanation_layer=family.explanation_layer(network, size),
+                weights=start.to_json(),
+            )
             _calm_head(network.get_classifier())
-        spec = ModelSpec(
-            architecture=architecture,
-            timm_name=name,
-            model_options=options,
-            image_size_px=size,
-            mean=tuple(family.mean),
-            std=tuple(family.std),
-            class_names=tuple(class_names),
-            positive=positive,
-            explanation_layer=family.explanation_layer(network, size),
-            weights=start.to_json(),
-        )
         return family(spec, network)
 
 
