@@ -14,6 +14,7 @@ from openmed.data.images import read_film, resize_film
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_file
 from openmed.models.checkpoint import load_model
+from pipeline import promotion, registry
 from pipeline.params import load_params
 from tests.conftest import FILMS, run_stages, write_params
 
@@ -203,18 +204,28 @@ def test_cuda_that_is_not_there_is_refused_and_never_replaced(workspace, params)
         run_stages(workspace, ["train@vit"])
 
 
-def test_a_model_with_shuffled_training_labels_does_not_pass_its_gates(workspace, params):
+def test_a_model_with_shuffled_training_labels_is_refused_and_the_champion_stays(workspace, store, params):
+    params["architectures"] = ["resnet50"]
     params["evaluate"]["floors"] = {"auc": 0.55}
     write_params(workspace, params)
+    (workspace / "data.dvc").write_text("outs:\n- {md5: 0123456789abcdef0123456789abcdef.dir, path: data}\n")
+    (workspace / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     run_stages(workspace, ["evaluate@resnet50"])
-    assert read(workspace, "evaluate/resnet50/gates.json")["verdict"] == "PASS"
+    good = registry.register_candidates(workspace, run_key="good", revision="a")["version"]
+    promotion.promote(good, approved_by="Dr Adams", comment="", expected_champion=None)
+
     rows = pd.read_parquet(workspace / "artifacts/resample/rows.parquet")
     films = rows.drop_duplicates("id").set_index("id")["label"]
     shuffled = pd.Series(np.random.default_rng(3).permutation(films), films.index)
     rows["label"] = shuffled.loc[rows["id"]].to_numpy()
     rows.to_parquet(workspace / "artifacts/resample/rows.parquet")
-    run_stages(workspace, ["train@resnet50", "evaluate@resnet50"])
+    run_stages(workspace, ["train@resnet50", "evaluate@resnet50", "explain@resnet50"])
     assert read(workspace, "evaluate/resnet50/gates.json")["verdict"] != "PASS"
+    bad = registry.register_candidates(workspace, run_key="bad", revision="b")["version"]
+    assert promotion.gate(bad)["verdict"] != "PASS"
+    with pytest.raises(BadInput, match="cannot be promoted"):
+        promotion.promote(bad, approved_by="Dr Adams", comment="", expected_champion=good)
+    assert registry.champion() == good
 
 
 def test_a_stage_of_its_own_ends_with_a_sentence_and_exit_code_2(workspace):
