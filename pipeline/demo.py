@@ -1,5 +1,6 @@
 """The demo: both DAGs once, under a real local Airflow, with the review answered over its REST API."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,8 @@ def run_demo(project: Path, home: Path, films: Path | None, limit: int | None) -
         DemoFailed: A run failed.
     """
     started = time.monotonic()
+    # Without this a SIGTERM would end the demo and leave the services running.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
     def say(text: str) -> None:
         print(f"[{time.monotonic() - started:5.0f} s] {text}", flush=True)
