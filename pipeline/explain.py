@@ -9,11 +9,11 @@ import pandas as pd
 
 from openmed.data.cache import FilmCache
 from openmed.data.images import decode_film
-from openmed.errors import IntegrityError
+from openmed.data.manifest import film_bytes
 from openmed.explain.faithfulness import deletion_drop
 from openmed.explain.heatmap import explain, methods
 from openmed.explain.overlay import encode_jpeg, overlay
-from openmed.files import sha256_bytes, write_bytes, write_json, write_text
+from openmed.files import write_bytes, write_json, write_text
 from openmed.models.base import BaseModel
 from openmed.models.checkpoint import load_model
 from pipeline.device import pick_device, use_device
@@ -87,7 +87,8 @@ def _draw_examples(model: BaseModel, films: pd.DataFrame, target: Path) -> list[
     target.mkdir(parents=True, exist_ok=True)
     examples = []
     for position, film in enumerate(films.itertuples()):
-        picture = _readable(_checked_film(sources.at[film.id, "path"], sources.at[film.id, "sha256"]))
+        content = film_bytes(DATA, sources.at[film.id, "path"], sources.at[film.id, "sha256"])
+        picture = _readable(decode_film(content, f"film {film.id}"))
         names = {"film": f"{film.id}.jpg"} | {method: f"{film.id}_{method}.jpg" for method in maps}
         write_bytes(target / names["film"], encode_jpeg(cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)))
         for method, heat in maps.items():
@@ -102,13 +103,6 @@ def _draw_examples(model: BaseModel, films: pd.DataFrame, target: Path) -> list[
             }
         )
     return examples
-
-
-def _checked_film(path: str, sha256: str) -> np.ndarray:
-    data = (DATA / path).read_bytes()
-    if sha256_bytes(data) != sha256:
-        raise IntegrityError(f"{DATA / path} was changed after it was validated: run the pipeline again")
-    return decode_film(data, path)
 
 
 def _readable(film: np.ndarray) -> np.ndarray:

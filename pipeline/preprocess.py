@@ -4,7 +4,7 @@ import pandas as pd
 
 from openmed.data.cache import write_cache
 from pipeline.params import Params
-from pipeline.stage import CACHE, DATA, MANIFEST, main, progress
+from pipeline.stage import CACHE, DATA, MANIFEST, film_store, main, progress
 
 
 def run(params: Params) -> None:
@@ -12,8 +12,8 @@ def run(params: Params) -> None:
     manifest = pd.read_parquet(MANIFEST, columns=["id", "path", "sha256", "status"])
     films = manifest[manifest["status"] == "accepted"]
     sizes = {params.preprocess.image_size_px[name] for name in params.architectures}
-    with progress(len(films), "preprocess") as tick:
-        write_cache(CACHE, DATA, films, sizes, tick)
+    with film_store() as store, progress(len(films), "preprocess") as tick:
+        write_cache(CACHE, DATA, films, sizes, store, tick)
     print(f"preprocess: {len(films)} films at {', '.join(f'{size} px' for size in sorted(sizes))}")
 
 

@@ -9,9 +9,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openmed.errors import OpenMedError
 from pipeline.params import Params, load_params
+from pipeline.project import home
+
+if TYPE_CHECKING:
+    from openmed.data.store import FilmStore
 
 DATA = Path("data")
 MANIFEST = Path("artifacts/validate/manifest.parquet")
@@ -24,6 +29,13 @@ _LOG_EVERY_S = 10
 def folder(stage: str, architecture: str | None = None) -> Path:
     """Where a stage writes, relative to the project."""
     return Path("artifacts", stage, architecture or "")
+
+
+def film_store() -> "FilmStore":
+    """The films that this machine has read before, whatever the run; in the state folder."""
+    from openmed.data.store import FilmStore
+
+    return FilmStore(home() / "films")
 
 
 def main(run: Callable[..., None], *, per_architecture: bool = False) -> None:
@@ -102,4 +114,16 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
     yield tick
 
 
-__all__ = ["CACHE", "DATA", "MANIFEST", "ROWS", "SPLIT", "Params", "folder", "guarded", "main", "progress"]
+__all__ = [
+    "CACHE",
+    "DATA",
+    "MANIFEST",
+    "ROWS",
+    "SPLIT",
+    "Params",
+    "film_store",
+    "folder",
+    "guarded",
+    "main",
+    "progress",
+]

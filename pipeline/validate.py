@@ -8,7 +8,7 @@ from openmed.files import atomic_path, write_json, write_text
 from pipeline.expectations import check
 from pipeline.params import Params
 from pipeline.report.render import render
-from pipeline.stage import DATA, MANIFEST, folder, main, progress
+from pipeline.stage import DATA, MANIFEST, film_store, folder, main, progress
 
 
 def run(params: Params) -> None:
@@ -18,8 +18,8 @@ def run(params: Params) -> None:
         BadInput: A critical expectation failed.
     """
     films = read_films(DATA, params.task.classes)
-    with progress(len(films), "validate") as tick:
-        manifest = measure_films(DATA, films, min_side_px=params.validate_.min_side_px, tick=tick)
+    with film_store() as store, progress(len(films), "validate") as tick:
+        manifest = measure_films(DATA, films, store, min_side_px=params.validate_.min_side_px, tick=tick)
     with atomic_path(MANIFEST) as temporary:
         manifest.to_parquet(temporary)
     summary = _summary(manifest, params.task.classes)

@@ -131,3 +131,9 @@ def _to_uint8(film: np.ndarray) -> np.ndarray:
         return film
     low, high = int(film.min()), int(film.max())
     return ((film.astype(np.float32) - low) * (255 / max(high - low, 1))).round().astype(np.uint8)
+
+
+def decode_squares(data: bytes, sizes_px: list[int], name: str = "the image") -> list[np.ndarray]:
+    """Decodes a film to squares of several sizes."""
+    film = decode_film(data, name)
+    return [resize_film(film, size) for size in sizes_px]

@@ -10,14 +10,19 @@ import numpy as np
 import pandas as pd
 
 from openmed.data.images import decode_with_depth
-from openmed.errors import BadInput
+from openmed.data.store import FilmStore
+from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_bytes
 
 FILMS_FILE = "films.csv"
 FILMS_COLUMNS = ("path", "label", "patient", "split")
+"""What every list of films has."""
+ABOUT_COLUMNS = ("sha256", "sex", "age_years", "view", "manufacturer", "year")
+"""What a list may have besides: hash of the file, and what is known of patient and examination."""
 DECLARED_SPLITS = ("train", "validation", "test")
 HASH_SIDE = 16
 """Side of the perceptual hash: 16 x 16 bits, written as 64 hex digits."""
+_CHUNK_FILMS = 1024
 
 
 def read_films(data: Path, class_names: Iterable[str]) -> pd.DataFrame:
@@ -28,11 +33,13 @@ def read_films(data: Path, class_names: Iterable[str]) -> pd.DataFrame:
         class_names: The known classes; the index becomes the label.
 
     Returns:
-        Columns path, label (int), patient, declared_split (empty when none is declared).
+        Columns path, label (int), patient, declared_split (empty when none is declared), and those of
+        `ABOUT_COLUMNS` that the list has: age_years and year as Int64, the others as text, empty
+        when unknown.
 
     Raises:
         BadInput: The list is missing, malformed, empty, or names an unknown class, an unknown
-            split, a path outside the folder or the same path twice.
+            split, a path outside the folder or the same path twice, or has a number that is none.
     """
     source = Path(data) / FILMS_FILE
     try:
@@ -41,8 +48,10 @@ def read_films(data: Path, class_names: Iterable[str]) -> pd.DataFrame:
         raise BadInput(f"{source} does not exist: get the sample with `dvc pull` or import films") from None
     except (ValueError, OSError) as error:
         raise BadInput(f"{source} cannot be read: {error}") from None
-    if tuple(films.columns) != FILMS_COLUMNS:
+    if tuple(films.columns[: len(FILMS_COLUMNS)]) != FILMS_COLUMNS:
         raise BadInput(f"{source} must have the columns {', '.join(FILMS_COLUMNS)}")
+    if not set(films.columns[len(FILMS_COLUMNS) :]) <= set(ABOUT_COLUMNS):
+        raise BadInput(f"{source} may have no further columns than {', '.join(ABOUT_COLUMNS)}")
     if films.empty:
         raise BadInput(f"{source} lists no films")
     labels = {name: index for index, name in enumerate(class_names)}
@@ -51,6 +60,9 @@ def read_films(data: Path, class_names: Iterable[str]) -> pd.DataFrame:
     _refuse(films, films["patient"] == "", source, "no patient")
     _refuse(films, films["path"].duplicated(), source, "a path that was listed before")
     _refuse(films, ~films["path"].map(is_inside), source, "a path outside the data folder")
+    for name in {"age_years", "year"} & set(films.columns):
+        _refuse(films, ~films[name].str.fullmatch(r"\d{0,4}"), source, f"a value in {name} that is no number")
+        films[name] = pd.to_numeric(films[name]).astype("Int64")
     films["label"] = films["label"].map(labels).astype("int64")
     return films.rename(columns={"split": "declared_split"})
 
@@ -61,16 +73,46 @@ def is_inside(path: str) -> bool:
     return not path.startswith("/") and ".." not in parts and "\\" not in path and ":" not in parts[0]
 
 
+def film_bytes(data: Path, path: str, sha256: str) -> bytes:
+    """Reads a film's file and holds it against its hash.
+
+    Args:
+        data: The data folder.
+        path: The film's path below it, as in the manifest.
+        sha256: The hash that the manifest recorded.
+
+    Raises:
+        IntegrityError: The file is gone or its content is another.
+    """
+    try:
+        content = (Path(data) / path).read_bytes()
+    except OSError as error:
+        raise IntegrityError(
+            f"{Path(data) / path} cannot be read any more: {error.strerror or error}"
+        ) from None
+    if sha256_bytes(content) != sha256:
+        raise IntegrityError(
+            f"{Path(data) / path} was changed after it was validated: get it back or run the pipeline again"
+        )
+    return content
+
+
 def measure_films(
-    data: Path, films: pd.DataFrame, *, min_side_px: int = 32, tick: Callable[[], None] = lambda: None
+    data: Path,
+    films: pd.DataFrame,
+    store: FilmStore,
+    *,
+    min_side_px: int = 32,
+    tick: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
-    """Reads every film once and measures it.
+    """Measures every film; those that the store knows and nobody touched are not read again.
 
     Memory holds the rows and the few films that are being decoded, never all films.
 
     Args:
         data: The data folder.
         films: What `read_films` returned.
+        store: Remembers measurements.
         min_side_px: Smaller films are quarantined.
         tick: Called once a film, for progress.
 
@@ -78,14 +120,50 @@ def measure_films(
         `films` plus id, sha256, width, height, bits, mean and std (grey levels 0..255),
         sharpness (variance of the Laplacian), perceptual_hash, status (accepted or quarantined)
         and reason. Quarantined films have missing measurements.
+
+    Raises:
+        IntegrityError: A file has another content than the list of films recorded.
     """
     rows = []
-    for row in ordered_map(lambda path: _measure(Path(data) / path, min_side_px), films["path"]):
-        rows.append(row)
-        tick()
+    for start in range(0, len(films), _CHUNK_FILMS):
+        part = films.iloc[start : start + _CHUNK_FILMS]
+        for row in _measure_part(Path(data), part, store):
+            rows.append(_judged(row, min_side_px))
+            tick()
     measured = pd.DataFrame(rows, index=films.index)
-    manifest = pd.concat([_ids(measured["sha256"]), films, measured], axis=1)
+    _hold_against_list(Path(data), films, measured["sha256"])
+    listed = films.drop(columns="sha256", errors="ignore")
+    manifest = pd.concat([_ids(measured["sha256"]), listed, measured], axis=1)
     return manifest.astype({"width": "Int64", "height": "Int64", "bits": "Int64"})
+
+
+def _measure_part(data: Path, films: pd.DataFrame, store: FilmStore) -> list[dict]:
+    """Measures some films; reads those whose hash or measurements are not known."""
+    paths = [data / path for path in films["path"]]
+    known = {path: store.hash_of(path) for path in paths if path.is_file()}
+    measured = store.measurements([digest for digest in known.values() if digest])
+    todo = [path for path in paths if known.get(path) not in measured]
+    hashed, new = {}, {}
+    for path, (state, row) in zip(todo, ordered_map(_measure, todo), strict=True):
+        known[path] = row["sha256"]
+        new[path] = row
+        if state is not None:
+            hashed[path] = (state, row["sha256"])
+    store.remember_hashes(hashed)
+    store.remember_measurements({new[path]["sha256"]: new[path] for path in hashed})
+    return [new[path] if path in new else measured[known[path]] for path in paths]
+
+
+def _hold_against_list(data: Path, films: pd.DataFrame, found: pd.Series) -> None:
+    if "sha256" not in films:
+        return
+    wrong = (films["sha256"] != "") & (found != "") & (films["sha256"] != found)
+    if wrong.any():
+        first = data / films.loc[wrong, "path"].iloc[0]
+        raise IntegrityError(
+            f"{int(wrong.sum())} film(s) were changed since they were imported, the first is {first}: "
+            "get the data back with `dvc checkout --force data.dvc`"
+        )
 
 
 def ordered_map(function: Callable, items: Iterable) -> Iterator:
@@ -114,27 +192,35 @@ def perceptual_hash(film: np.ndarray) -> str:
     return np.packbits(small[:, 1:] > small[:, :-1]).tobytes().hex()
 
 
-def _measure(path: Path, min_side_px: int) -> dict:
+def _measure(path: Path) -> tuple[os.stat_result | None, dict]:
+    """Returns a file's state before it was read, None when it could not be, and what was measured."""
     row = {"sha256": "", "width": None, "height": None, "bits": None, "mean": np.nan, "std": np.nan}
-    row |= {"sharpness": np.nan, "perceptual_hash": "", "status": "quarantined", "reason": ""}
+    row |= {"sharpness": np.nan, "perceptual_hash": "", "reason": ""}
     try:
-        data = path.read_bytes()
-        row["sha256"] = sha256_bytes(data)
-        film, bits = decode_with_depth(data, "the film")
+        state, data = path.stat(), path.read_bytes()
     except OSError as error:
-        return row | {"reason": f"cannot be read: {error.strerror or error}"}
+        return None, row | {"reason": f"cannot be read: {error.strerror or error}"}
+    row["sha256"] = sha256_bytes(data)
+    try:
+        film, bits = decode_with_depth(data, "the film")
     except BadInput as error:
-        return row | {"reason": str(error)}
+        return state, row | {"reason": str(error)}
     height, width = film.shape
     mean, std = (float(value.item()) for value in cv2.meanStdDev(film))
     row |= {"width": width, "height": height, "bits": bits, "mean": mean, "std": std}
     row |= {"sharpness": float(cv2.Laplacian(film, cv2.CV_32F).var())}
     row |= {"perceptual_hash": perceptual_hash(film)}
-    if min(height, width) < min_side_px:
-        return row | {"reason": f"only {width} x {height} pixels"}
-    if std < 1:
-        return row | {"reason": "the film is blank"}
-    return row | {"status": "accepted"}
+    return state, row
+
+
+def _judged(row: dict, min_side_px: int) -> dict:
+    """Adds whether a measured film is usable."""
+    reason = row["reason"]
+    if not reason and min(row["height"], row["width"]) < min_side_px:
+        reason = f"only {row['width']} x {row['height']} pixels"
+    elif not reason and row["std"] < 1:
+        reason = "the film is blank"
+    return row | {"status": "quarantined" if reason else "accepted", "reason": reason}
 
 
 def _ids(digests: pd.Series) -> pd.Series:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from openmed.data.shards import ShardedFilms
 from openmed.errors import OpenMedError
 from openmed.files import atomic_path
 from openmed.metrics.classification import auc
@@ -50,12 +51,12 @@ class Films:
     """Films of one size with the rows to use.
 
     Attributes:
-        pixels: uint8 (n, S, S), usually memory-mapped.
+        pixels: uint8 (n, S, S): an array, or shards on disk that are indexed like one.
         rows: int64 positions into `pixels`; training rows may repeat.
         labels: int64, one a row.
     """
 
-    pixels: np.ndarray
+    pixels: np.ndarray | ShardedFilms
     rows: np.ndarray
     labels: np.ndarray
 

@@ -1,17 +1,27 @@
 """The manifest: lists that are refused, films that are quarantined, rows that keep their order."""
 
 import hashlib
+import os
+import sqlite3
 import threading
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
-from openmed.data.manifest import is_inside, measure_films, ordered_map, perceptual_hash, read_films
-from openmed.errors import BadInput
+from openmed.data import manifest as manifest_module
+from openmed.data.manifest import film_bytes, is_inside, ordered_map, perceptual_hash, read_films
+from openmed.data.store import FilmStore
+from openmed.errors import BadInput, IntegrityError
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 HEADER = "path,label,patient,split\n"
+
+
+def measure_films(data, films, **options):
+    with FilmStore(data / "store") as store:
+        return manifest_module.measure_films(data, films, store, **options)
 
 
 def write_list(folder, rows):
@@ -177,6 +187,109 @@ def test_the_perceptual_hash_hardly_changes_with_size_and_compression(tmp_path):
     jpeg = cv2.imdecode(cv2.imencode(".jpg", film)[1], cv2.IMREAD_GRAYSCALE)
     whole, *others = (int(perceptual_hash(version), 16) for version in (film, small, jpeg))
     assert max((whole ^ other).bit_count() for other in others) <= 8
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Counts the films that are decoded."""
+    seen, original = [], manifest_module.decode_with_depth
+    monkeypatch.setattr(
+        manifest_module, "decode_with_depth", lambda *given: (seen.append(1), original(*given))[1]
+    )
+    return seen
+
+
+def settle(folder):
+    """Dates all films back: a file that was written just now is not trusted to stay as it is."""
+    for path in folder.rglob("*.png"):
+        os.utime(path, ns=(10**18, 10**18))
+
+
+def test_films_that_are_known_are_not_decoded_again(mixed_folder, decoded):
+    films = read_films(mixed_folder, CLASSES)
+    settle(mixed_folder)
+    first = measure_films(mixed_folder, films)
+    assert len(decoded) == 10
+    pd.testing.assert_frame_equal(measure_films(mixed_folder, films), first)
+    assert len(decoded) == 10
+    write_film(mixed_folder / "films/new.png", 77)
+    write_list(mixed_folder, [*(f"{path},NORMAL,p," for path in films["path"]), "films/new.png,NORMAL,p,"])
+    assert len(measure_films(mixed_folder, read_films(mixed_folder, CLASSES))) == 12
+    assert len(decoded) == 11
+
+
+def test_a_film_that_is_written_again_is_measured_again(mixed_folder):
+    films = read_films(mixed_folder, CLASSES)
+    settle(mixed_folder)
+    before = measure_films(mixed_folder, films).set_index("path")
+    write_film(mixed_folder / "films/1.png", 55)
+    after = measure_films(mixed_folder, films).set_index("path")
+    changed = before["sha256"] != after["sha256"]
+    assert list(changed.index[changed]) == ["films/1.png"]
+
+
+def test_the_store_of_a_film_that_was_just_written_is_not_trusted(mixed_folder):
+    films = read_films(mixed_folder, CLASSES)
+    measure_films(mixed_folder, films)
+    write_film(mixed_folder / "films/1.png", 55)
+    found = measure_films(mixed_folder, films).set_index("path").at["films/1.png", "sha256"]
+    assert found == hashlib.sha256((mixed_folder / "films/1.png").read_bytes()).hexdigest()
+
+
+def test_a_damaged_row_of_the_store_is_not_used(mixed_folder):
+    films = read_films(mixed_folder, CLASSES)
+    settle(mixed_folder)
+    first = measure_films(mixed_folder, films)
+    with sqlite3.connect(mixed_folder / "store/films.db") as database:
+        database.execute("UPDATE measured SET row = replace(row, '\"mean\": 1', '\"mean\": 2')")
+    pd.testing.assert_frame_equal(measure_films(mixed_folder, films), first)
+
+
+def test_a_store_that_is_no_database_any_more_is_made_anew(mixed_folder):
+    films = read_films(mixed_folder, CLASSES)
+    first = measure_films(mixed_folder, films)
+    for path in (mixed_folder / "store").iterdir():
+        path.write_bytes(b"not a database, but long enough to be looked at" * 9)
+    pd.testing.assert_frame_equal(measure_films(mixed_folder, films), first)
+
+
+def test_a_film_that_is_not_the_imported_one_stops_with_its_name(tmp_path):
+    write_film(tmp_path / "a.png", 1)
+    write_film(tmp_path / "b.png", 2)
+    hashes = [hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("a.png", "b.png")]
+    lines = [f"{name},NORMAL,p,,{digest}\n" for name, digest in zip(("a.png", "b.png"), hashes, strict=True)]
+    (tmp_path / "films.csv").write_text("path,label,patient,split,sha256\n" + "".join(lines))
+    films = read_films(tmp_path, CLASSES)
+    assert list(measure_films(tmp_path, films)["sha256"]) == hashes
+    content = bytearray((tmp_path / "b.png").read_bytes())
+    content[60] ^= 1
+    (tmp_path / "b.png").write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"1 film\(s\) were changed since .* b\.png".replace(" b", "/b")):
+        measure_films(tmp_path, films)
+
+
+def test_what_is_known_of_a_patient_is_read_with_its_type(tmp_path):
+    (tmp_path / "films.csv").write_text(
+        "path,label,patient,split,sex,age_years,year\na.png,NORMAL,p,,F,7,2021\nb.png,NORMAL,q,,,,\n"
+    )
+    films = read_films(tmp_path, CLASSES)
+    assert films["age_years"].tolist() == [7, pd.NA] and films["sex"].tolist() == ["F", ""]
+    (tmp_path / "films.csv").write_text("path,label,patient,split,age_years\na.png,NORMAL,p,,old\n")
+    with pytest.raises(BadInput, match="a value in age_years that is no number"):
+        read_films(tmp_path, CLASSES)
+    (tmp_path / "films.csv").write_text("path,label,patient,split,address\na.png,NORMAL,p,,x\n")
+    with pytest.raises(BadInput, match="may have no further columns than sha256, sex"):
+        read_films(tmp_path, CLASSES)
+
+
+def test_bytes_that_are_not_those_of_the_manifest_are_refused(tmp_path):
+    write_film(tmp_path / "a.png", 1)
+    digest = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
+    assert film_bytes(tmp_path, "a.png", digest) == (tmp_path / "a.png").read_bytes()
+    with pytest.raises(IntegrityError, match=r"a\.png was changed after it was validated"):
+        film_bytes(tmp_path, "a.png", "0" * 64)
+    with pytest.raises(IntegrityError, match=r"b\.png cannot be read any more"):
+        film_bytes(tmp_path, "b.png", digest)
 
 
 def test_an_ordered_map_keeps_order_and_bounds_what_is_in_flight():

@@ -1,0 +1,259 @@
+"""What was learnt from films, kept by their content, so that work is proportional to what is new.
+
+Hides a small database and the array files beside it. Everything in it can be deleted at any time: it
+is computed again. Everything that comes out of it was checked against a hash.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import time_ns
+
+import numpy as np
+
+from openmed.data.shards import SHARD_FILMS
+from openmed.errors import ResourceError
+from openmed.files import atomic_path, sha256_bytes, sha256_file
+
+_DATABASE = "films.db"
+_TABLES = """
+CREATE TABLE IF NOT EXISTS seen (device INT, inode INT, modified_ns INT, bytes INT, sha256 TEXT,
+    PRIMARY KEY (device, inode)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS measured (film TEXT, code TEXT, row TEXT, digest TEXT,
+    PRIMARY KEY (film, code)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS squares (film TEXT, size_px INT, code TEXT, file TEXT, place INT, digest TEXT,
+    PRIMARY KEY (film, size_px, code)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS shards (file TEXT, code TEXT, digest TEXT, PRIMARY KEY (file)) WITHOUT ROWID;
+"""
+# A file that was written to within one tick of the file system's clock after it was hashed looks unchanged.
+_CLOCK_TICK_NS = 100_000_000
+_LOCK_WAIT_S = 120
+_QUERY_ROWS = 500
+
+
+class FilmStore:
+    """Measurements and decoded squares of films, by the SHA-256 of their files.
+
+    What was made by other code than the present one (the modules of this package, OpenCV, the DICOM
+    decoders) is not used. Several processes may use one store.
+
+    Args:
+        folder: Where the store lies; made when missing.
+
+    Raises:
+        ResourceError: The folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.code = _code_fingerprint()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._database = self._open()
+        except (OSError, sqlite3.Error) as error:
+            raise ResourceError(f"the film store {self.folder} cannot be used: {error}") from None
+
+    def _open(self) -> sqlite3.Connection:
+        path = self.folder / _DATABASE
+        try:
+            return _connect(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            path.unlink()  # not a database any more, and nothing in it is the only copy
+            return _connect(path)
+
+    def close(self) -> None:
+        """Closes the database."""
+        self._database.close()
+
+    def __enter__(self) -> "FilmStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def hash_of(self, path: Path) -> str | None:
+        """Returns the SHA-256 of a file that was hashed before and has not been written to since.
+
+        A file counts as unwritten while its place on the disk, its size and its time of change are the same.
+
+        Raises:
+            OSError: The file cannot be looked at.
+        """
+        state = Path(path).stat()
+        found = self._database.execute(
+            "SELECT modified_ns, bytes, sha256 FROM seen WHERE device = ? AND inode = ?",
+            (state.st_dev, state.st_ino),
+        ).fetchone()
+        return found[2] if found and found[:2] == (state.st_mtime_ns, state.st_size) else None
+
+    def remember_hashes(self, hashed: Mapping[Path, tuple[os.stat_result, str]]) -> None:
+        """Keeps the hashes of files, each with the state it had before it was read."""
+        now = time_ns()
+        rows = [
+            (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size, digest)
+            for state, digest in hashed.values()
+            if now - state.st_mtime_ns > _CLOCK_TICK_NS
+        ]
+        self._write("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?)", rows)
+
+    def measurements(self, films: Sequence[str]) -> dict[str, dict]:
+        """Returns what is known of films, by their SHA-256; unknown ones are absent."""
+        known = {}
+        for film, row, digest in self._select("SELECT film, row, digest FROM measured", films):
+            if sha256_bytes(row.encode()) == digest:
+                known[film] = json.loads(row)
+        return known
+
+    def remember_measurements(self, measured: Mapping[str, dict]) -> None:
+        """Keeps measurements, JSON content by SHA-256."""
+        texts = {film: json.dumps(row) for film, row in measured.items()}
+        rows = [(film, self.code, text, sha256_bytes(text.encode())) for film, text in texts.items()]
+        self._write("INSERT OR REPLACE INTO measured VALUES (?, ?, ?, ?)", rows)
+
+    def shards(
+        self,
+        films: Sequence[str],
+        sizes_px: Sequence[int],
+        decode: Callable[[Sequence[int]], Iterator[Sequence[np.ndarray]]],
+    ) -> dict[int, tuple[Path, str]]:
+        """Finds or makes the shard of a run of films at each size.
+
+        Args:
+            films: SHA-256 of each film, at most `SHARD_FILMS` of them.
+            sizes_px: Sides of the squares.
+            decode: Given positions in `films`, yields the squares of each at all sizes, uint8 (s, s).
+                It is called once, for the films that are not in the store at some size.
+
+        Returns:
+            The file of each size, .npy uint8 (films, s, s), read-only, and its SHA-256.
+        """
+        if len(films) > SHARD_FILMS:
+            raise ValueError(f"{len(films)} films do not fit a shard of {SHARD_FILMS}")
+        files = {size: self._name(films, size) for size in sizes_px}
+        whole = {size: self._whole(file) for size, file in files.items()}
+        missing = [size for size in sizes_px if whole[size] is None]
+        if missing:
+            arrays = {size: np.empty((len(films), size, size), np.uint8) for size in missing}
+            known = [self._take(films, array) for array in arrays.values()]
+            new = np.flatnonzero(~np.logical_and.reduce(known))
+            for position, squares in zip(new.tolist(), decode(new.tolist()), strict=True):
+                for size, square in zip(sizes_px, squares, strict=True):
+                    if size in arrays:
+                        arrays[size][position] = square
+            whole |= {size: self._keep(films, array, files[size]) for size, array in arrays.items()}
+        return {size: (self.folder / files[size], whole[size]) for size in sizes_px}
+
+    def tidy(self) -> None:
+        """Deletes shards that nothing points to any more, and what other code made."""
+        with self._changes() as database:
+            for table in ("measured", "squares", "shards"):
+                database.execute(f"DELETE FROM {table} WHERE code != ?", (self.code,))
+            database.execute("DELETE FROM shards WHERE file NOT IN (SELECT DISTINCT file FROM squares)")
+            kept = {file for (file,) in database.execute("SELECT file FROM shards")}
+            for path in self.folder.glob("*.npy"):
+                # A hidden file is one that another process is still writing.
+                if path.name not in kept and not path.name.startswith("."):
+                    path.unlink(missing_ok=True)
+
+    def _name(self, films: Sequence[str], size_px: int) -> str:
+        content = "\n".join([self.code, str(size_px), *films])
+        return f"{sha256_bytes(content.encode())[:40]}.npy"
+
+    def _whole(self, file: str) -> str | None:
+        """Returns the hash of a shard that is there as it was written, None for any other."""
+        found = self._database.execute("SELECT digest FROM shards WHERE file = ?", (file,)).fetchone()
+        with suppress(OSError):
+            if found and sha256_file(self.folder / file) == found[0]:
+                return found[0]
+        return None
+
+    def _take(self, films: Sequence[str], array: np.ndarray) -> np.ndarray:
+        """Copies the known squares into an array; returns which films were known, bool (films,)."""
+        query = "SELECT film, file, place, digest FROM squares"
+        rows = self._select(query, films, "size_px = ?", (array.shape[1],))
+        places = {film: (file, place, digest) for film, file, place, digest in rows}
+        opened: dict[str, np.ndarray | None] = {}
+        known = np.zeros(len(films), bool)
+        for position, film in enumerate(films):
+            file, place, digest = places.get(film, ("", 0, ""))
+            if file and file not in opened:
+                opened[file] = _opened(self.folder / file, array.shape[1])
+            source = opened.get(file)
+            if source is not None and place < len(source) and _digest(source[place]) == digest:
+                array[position], known[position] = source[place], True
+        return known
+
+    def _keep(self, films: Sequence[str], array: np.ndarray, file: str) -> str:
+        squares = [
+            (film, array.shape[1], self.code, file, place, _digest(square))
+            for place, (film, square) in enumerate(zip(films, array, strict=True))
+        ]
+        # The file gets its name before the commit, under the lock, so that `tidy` never sees it alone.
+        with self._changes() as database, atomic_path(self.folder / file) as temporary:
+            np.save(temporary, array)
+            temporary.chmod(0o444)  # it may be linked into workspaces
+            digest = sha256_file(temporary)
+            database.execute("INSERT OR REPLACE INTO shards VALUES (?, ?, ?)", (file, self.code, digest))
+            database.executemany("INSERT OR REPLACE INTO squares VALUES (?, ?, ?, ?, ?, ?)", squares)
+        return digest
+
+    def _select(
+        self, query: str, films: Sequence[str], condition: str = "true", values: tuple = ()
+    ) -> Iterator[tuple]:
+        for start in range(0, len(films), _QUERY_ROWS):
+            part = films[start : start + _QUERY_ROWS]
+            marks = ", ".join("?" * len(part))
+            where = f"WHERE film IN ({marks}) AND code = ? AND {condition}"
+            yield from self._database.execute(f"{query} {where}", (*part, self.code, *values))
+
+    def _write(self, statement: str, rows: Sequence[tuple]) -> None:
+        with self._changes() as database:
+            database.executemany(statement, rows)
+
+    @contextmanager
+    def _changes(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with self._database:
+                yield self._database
+        except sqlite3.Error as error:
+            raise ResourceError(f"the film store {self.folder} cannot be written: {error}") from None
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=_LOCK_WAIT_S)
+    # Losing the last seconds in a power cut costs a decode; waiting for the disk at each step costs more.
+    database.execute("PRAGMA synchronous = NORMAL")
+    database.execute("PRAGMA journal_mode = WAL")
+    database.executescript(_TABLES)
+    return database
+
+
+def _opened(path: Path, size_px: int) -> np.ndarray | None:
+    """Maps a shard; None when it is gone or is no such array."""
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError):
+        return None
+    return array if array.ndim == 3 and array.shape[1:] == (size_px, size_px) else None
+
+
+def _digest(square: np.ndarray) -> str:
+    return hashlib.blake2b(square.tobytes(), digest_size=16).hexdigest()
+
+
+def _code_fingerprint() -> str:
+    """Names the code that films are read with: this package and the decoders."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    for name in ("opencv-python-headless", "numpy", "pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm"):
+        with suppress(PackageNotFoundError):
+            digest.update(f"{name} {version(name)}".encode())
+    return digest.hexdigest()[:16]
