@@ -1,14 +1,20 @@
 """Airflow's REST API, as far as this project needs it, with the standard library alone."""
 
+import configparser
 import json
+import os
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 from openmed.errors import BadInput, ResourceError
+from openmed.files import read_json
 
+DATASET = "openmed_dataset"
+"""The asset whose event starts a retraining."""
 _ANSWER_AFTER_S = 4.0
 _FINAL = ("success", "failed")
 
@@ -150,6 +156,33 @@ class AirflowClient:
         except (urllib.error.URLError, OSError) as error:
             raise ResourceError(f"Airflow does not answer at {self.url} ({error}); is it started?") from None
         return json.loads(text) if text else None
+
+
+def running_airflow(home: Path) -> AirflowClient | None:
+    """Returns a client of the Airflow that serves a project, None when none answers.
+
+    OPENMED_AIRFLOW_URL, OPENMED_AIRFLOW_USER and OPENMED_AIRFLOW_PASSWORD name a server elsewhere, which
+    then has to answer; otherwise it is the local one of the state folder.
+
+    Raises:
+        ResourceError: The named server does not answer.
+    """
+    if url := os.environ.get("OPENMED_AIRFLOW_URL"):
+        user, password = (os.environ.get(f"OPENMED_AIRFLOW_{name}", "") for name in ("USER", "PASSWORD"))
+        client = AirflowClient(url, user or "admin", password)
+        client.health()
+        return client
+    settings, passwords = home / "airflow" / "airflow.cfg", home / "airflow" / "passwords.json"
+    if not (settings.is_file() and passwords.is_file()):
+        return None
+    config = configparser.ConfigParser()
+    config.read(settings, encoding="utf-8")
+    client = AirflowClient(config["api"]["base_url"], "admin", read_json(passwords)["admin"])
+    try:
+        client.health()
+    except ResourceError:
+        return None
+    return client
 
 
 def open_local(request: urllib.request.Request, timeout_s: float) -> Any:

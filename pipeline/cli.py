@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data = typer.Typer(help="Films: import your own, or draw the sample.", no_args_is_help=True)
+data = typer.Typer(help="Films: import or add yours, list versions, draw the sample.", no_args_is_help=True)
 registry = typer.Typer(help="Registered versions: list, promote, roll back.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(registry, name="registry")
@@ -56,13 +56,19 @@ def import_(
     from openmed.data.importing import import_films
     from pipeline.dataset import new_folder, own_remote
     from pipeline.params import load_params
+    from pipeline.site import pseudonyms
 
     root = project_root()
     target = to or root / "data"
     params = load_params(root / "params.yaml")
     with new_folder(target, replace=replace) as folder:
         summary = import_films(
-            source, folder, class_names=params.task.classes, limit=limit, seed=params.run.seed
+            source,
+            folder,
+            class_names=params.task.classes,
+            pseudonyms=pseudonyms(home()),
+            limit=limit,
+            seed=params.run.seed,
         )
     own = target.resolve() == (root / "data").resolve()
     if own:
@@ -82,6 +88,51 @@ def import_(
         print(f"{summary.unmatched} films name no patient: each counts as a patient of its own")
     if own:
         print("Next: `dvc add data`, then commit data.dvc")
+
+
+@data.command()
+def add(
+    source: Annotated[Path, typer.Argument(help="Folder or zip of class folders, or a CSV manifest.")],
+    as_json: Json = False,
+) -> None:
+    """Adds films, commits the new data version and starts a retraining."""
+    from pipeline.params import load_params
+    from pipeline.versions import add_version
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    root = project_root()
+    done = add_version(root, home(), source, load_params(root / "params.yaml"), say)
+    if as_json:
+        _print_json(done)
+
+
+@data.command()
+def log(as_json: Json = False) -> None:
+    """Lists the data versions, newest first; any of them can be trained again by its revision."""
+    from dataclasses import asdict
+
+    from pipeline.versions import log_versions
+
+    versions = log_versions(project_root())
+    if as_json:
+        _print_json([asdict(version) for version in versions])
+        return
+    columns = ("revision", "date", "films", "patients", "classes", "data", "subject")
+    rows = [
+        [
+            version.revision[:10],
+            version.date[:16].replace("T", " "),
+            _cell(version.films),
+            _cell(version.patients),
+            ", ".join(f"{name} {count}" for name, count in version.classes.items()),
+            version.md5[:8],
+            version.subject,
+        ]
+        for version in versions
+    ]
+    _print_table(columns, rows)
 
 
 @data.command()

@@ -1,5 +1,6 @@
 """The demo: both DAGs once, under a real local Airflow, with the review answered over its REST API."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -75,7 +76,10 @@ def _commit_films(
     folder = workspace.create(project, "HEAD", _DATA_RUN, home)
     try:
         options = ["--replace"] + ([] if limit is None else ["--limit", str(limit)])
-        _run(folder, sys.executable, "-m", "pipeline.cli", "data", "import", str(films), *options)
+        # The site's secret is the project's, not that of the folder of this run.
+        environment = {**os.environ, "OPENMED_HOME": str(home)}
+        command = (sys.executable, "-m", "pipeline.cli", "data", "import", str(films), *options)
+        _run(folder, *command, environment=environment)
         _run(folder, sys.executable, "-m", "dvc", "add", "--quiet", "data")
         author = (
             "-c",
@@ -181,8 +185,8 @@ def _conclude(judged: dict[str, Any], outcome: str) -> None:
     print("Try it:     .venv/bin/openmed evaluate models:/openmed-cxr@champion FOLDER_OR_ZIP --json")
 
 
-def _run(folder: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+def _run(folder: Path, *command: str, environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise DemoFailed(lines[-1].removeprefix("openmed: ") if lines else f"{command[0]} failed")

@@ -6,15 +6,18 @@ import io
 import secrets
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from openmed.data.manifest import FILMS_COLUMNS, FILMS_FILE
-from openmed.data.sources import FilmReader, LabelledFilm, Listing, list_source, patient_of
+import pandas as pd
+
+from openmed.data.manifest import ABOUT_COLUMNS, FILMS_COLUMNS, FILMS_FILE, ordered_map, read_films
+from openmed.data.privacy import Pseudonyms, clean_film
+from openmed.data.sources import LabelledFilm, Listing, list_source
 from openmed.errors import BadInput, ResourceError
-from openmed.files import write_text
+from openmed.files import sha256_bytes, sha256_file, write_bytes, write_text
 
 _LEAST_VALIDATION_SHARE = 0.01
 
@@ -50,23 +53,33 @@ class ImportSummary:
 
 
 def import_films(
-    source: Path, target: Path, *, class_names: Sequence[str], limit: int | None = None, seed: int = 0
+    source: Path,
+    target: Path,
+    *,
+    class_names: Sequence[str],
+    pseudonyms: Pseudonyms | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    every_class: bool = True,
 ) -> ImportSummary:
     """Lays out a data folder: films.csv and films/<split as found>/<CLASS>/<file name>.
 
     A source is a folder or a .zip of class folders, with or without train, val and test folders
-    above them, or a .csv with the columns path, label, patient and perhaps split, whose paths stay
-    as they are below films/. The column `split` of films.csv is what counts as declared: as found,
-    except that a validation split of less than 1 % of the films becomes train, and that a train
-    split without any other declares nothing.
+    above them, or a .csv with the columns path, label, patient and perhaps split. The column `split`
+    of films.csv is what counts as declared: as found, except that a validation split of less than 1 %
+    of the films becomes train, and that a train split without any other declares nothing.
 
     Args:
         source: Folder, .zip or .csv.
         target: The data folder; must not exist or be empty. It appears whole or not at all.
         class_names: The known classes; folders and labels may differ in case.
+        pseudonyms: Of the site. With them patients get pseudonyms, files are named after their content
+            and cleaned of everything that could name somebody; without them names and files stay as
+            they are, which suits published films only.
         limit: Import about this many films: whole patients, drawn at random, in the proportions of
             the classes. None imports all.
         seed: Seed of the draw.
+        every_class: Refuse a source that lacks films of some class.
 
     Returns:
         What was imported.
@@ -80,27 +93,111 @@ def import_films(
         raise BadInput(f"{target} exists and is not empty: choose another folder or move it away")
     listing = list_source(source, class_names)
     missing = [name for name in class_names if name not in {film.label for film in listing.films}]
-    if missing:
+    if missing and (every_class or not listing.films):
         raise BadInput(f"{source} has no film of class {missing[0]}: every class needs films")
-    stored = _stored_paths(listing, source)
     declared, merged = _with_declared_splits(listing.films)
-    chosen = range(len(stored)) if limit is None else _subset(declared, limit, seed)
-    chosen = sorted(chosen, key=stored.__getitem__)
+    chosen = range(len(declared)) if limit is None else _subset(declared, limit, seed)
+    stored = _stored_paths(listing, source) if pseudonyms is None else None
     films = [declared[index] for index in chosen]
     with _new_folder(target) as folder:
-        for index, film in zip(chosen, films, strict=True):
-            _copy(film.reader, folder / stored[index])
-        rows = zip(chosen, films, strict=True)
-        _write_list(folder / FILMS_FILE, ((stored[i], f.label, f.patient, f.split) for i, f in rows))
+        if stored is not None:
+            rows = [_copied(film, folder, stored[index]) for index, film in zip(chosen, films, strict=True)]
+        else:
+            folders = [_folder_of(listing.films[index]) for index in chosen]
+            rows = _cleaned(films, folders, folder, pseudonyms)
+        _write_list(folder / FILMS_FILE, sorted(rows, key=lambda row: row["path"]))
     return ImportSummary(
         films=len(films),
         per_class={name: sum(film.label == name for film in films) for name in class_names},
         patients=len({film.patient for film in films}),
         skipped=listing.skipped,
-        unmatched=0 if listing.is_list else sum(not patient_of(film.name)[1] for film in films),
+        unmatched=0 if listing.is_list else sum(film.patient == film.stem for film in films),
         splits=dict(sorted(Counter(film.split or "undeclared" for film in films).items())),
         merged_validation=merged,
     )
+
+
+def append_films(new: Path, data: Path, class_names: Sequence[str]) -> pd.DataFrame:
+    """Moves the films of one data folder into another one, behind those that are there.
+
+    Films whose content is there already are passed over, so that the same call can be made again
+    after a kill. The films that were there keep their place in films.csv.
+
+    Args:
+        new: A data folder on the same disk, which is used up.
+        data: The data folder to add to.
+        class_names: The known classes.
+
+    Returns:
+        The rows that were added, as in films.csv.
+
+    Raises:
+        BadInput: A film is there already under another label.
+    """
+    added, present = (_rows(folder, class_names) for folder in (new, data))
+    unhashed = present["sha256"] == ""
+    present.loc[unhashed, "sha256"] = [sha256_file(data / path) for path in present.loc[unhashed, "path"]]
+    label_of = dict(zip(present["sha256"], present["label"], strict=True))
+    known = added["sha256"].map(label_of).fillna("")
+    conflicting = (known != "") & (known != added["label"])
+    if conflicting.any():
+        first = present.loc[present["sha256"] == added.loc[conflicting, "sha256"].iloc[0], "path"].iloc[0]
+        raise BadInput(
+            f"{int(conflicting.sum())} of the new films are in the data already under another label, "
+            f"the first as {data / first}: correct the label on one side"
+        )
+    added = added[known == ""]
+    for path in added["path"]:
+        (data / path).parent.mkdir(parents=True, exist_ok=True)
+        (new / path).replace(data / path)
+    _write_list(data / FILMS_FILE, pd.concat([present, added]).to_dict("records"))
+    return added.reset_index(drop=True)
+
+
+def _rows(data: Path, class_names: Sequence[str]) -> pd.DataFrame:
+    """The rows of films.csv as text, after a check; every column that a list may have is there."""
+    read_films(data, class_names)
+    films = pd.read_csv(data / FILMS_FILE, dtype=str, keep_default_na=False)
+    return films.reindex(columns=[*FILMS_COLUMNS, *ABOUT_COLUMNS], fill_value="")
+
+
+def _copied(film: LabelledFilm, folder: Path, path: str) -> dict[str, str]:
+    """Copies a film as it is and returns its row of films.csv."""
+    target, digest = folder / path, hashlib.sha256()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("xb") as stream:
+        for chunk in film.reader.chunks():
+            digest.update(chunk)
+            stream.write(chunk)
+    return _row(film, path, film.patient, digest.hexdigest())
+
+
+def _cleaned(
+    films: Sequence[LabelledFilm], folders: Sequence[str], target: Path, pseudonyms: Pseudonyms
+) -> list[dict[str, str]]:
+    """Writes films without identifiers, named after their content; returns the rows of films.csv."""
+    rows, taken = [], Counter[str]()
+    clean = ordered_map(lambda film: clean_film(film.reader(), film.name, pseudonyms), films)
+    for film, place, cleaned in zip(films, folders, clean, strict=True):
+        digest = sha256_bytes(cleaned.content)
+        stem = f"films/{place}/{digest[:16]}"
+        taken[stem] += 1
+        copy = f"-{taken[stem]}" if taken[stem] > 1 else ""
+        path = f"{stem}{copy}{cleaned.suffix}"
+        write_bytes(target / path, cleaned.content)
+        rows.append(_row(film, path, pseudonyms.patient(film.patient), digest, cleaned.about))
+    return rows
+
+
+def _row(
+    film: LabelledFilm, path: str, patient: str, sha256: str, about: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    named = {"path": path, "label": film.label, "patient": patient, "split": film.split, "sha256": sha256}
+    return named | dict(about or {})
+
+
+def _folder_of(film: LabelledFilm) -> str:
+    return "/".join(filter(None, (film.split, film.label)))
 
 
 def _stored_paths(listing: Listing, source: Path) -> list[str]:
@@ -167,15 +264,11 @@ def _new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _copy(reader: FilmReader, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as stream:
-        stream.writelines(reader.chunks())
-
-
-def _write_list(path: Path, rows: Iterable[tuple[str, str, str, str]]) -> None:
+def _write_list(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Writes films.csv; of the columns that a list may have, those that some film has."""
+    about = [name for name in ABOUT_COLUMNS if any(row.get(name) for row in rows)]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(FILMS_COLUMNS)
+    writer = csv.DictWriter(text, [*FILMS_COLUMNS, *about], "", "ignore", lineterminator="\n")
+    writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())

@@ -39,7 +39,11 @@ class FilmReader:
         """Returns the whole content. Raises BadInput as `chunks` does."""
         return b"".join(self.chunks())
 
-    def chunks(self) -> Iterator[bytes]:
+    def start(self, most_bytes: int) -> bytes:
+        """Returns the first bytes. Raises BadInput as `chunks` does."""
+        return next(self.chunks(most_bytes), b"")
+
+    def chunks(self, most_bytes: int = _CHUNK_BYTES) -> Iterator[bytes]:
         """Yields the content piece by piece.
 
         Raises:
@@ -47,7 +51,7 @@ class FilmReader:
         """
         try:
             with self.opener() as stream:
-                while chunk := stream.read(_CHUNK_BYTES):
+                while chunk := stream.read(most_bytes):
                     yield chunk
         except (OSError, *_ZIP_ERRORS) as error:
             reason = getattr(error, "strerror", None) or error
@@ -65,12 +69,15 @@ def folder_files(source: Path) -> list[tuple[str, FilmReader]]:
         raise BadInput(f"{error.filename} cannot be read: {error.strerror}") from None
 
     paths = [Path(folder, name) for folder, _, names in os.walk(source, onerror=refuse) for name in names]
-    return [(path.relative_to(source).as_posix(), file_reader(path)) for path in paths]
+    return [
+        (path.relative_to(source).as_posix(), file_reader(path, f"file {number} of {source} (by name)"))
+        for number, path in enumerate(sorted(paths), 1)
+    ]
 
 
-def file_reader(path: Path) -> FilmReader:
-    """Returns the reader of one file."""
-    return FilmReader(str(path), partial(path.open, "rb"))
+def file_reader(path: Path, place: str) -> FilmReader:
+    """Returns the reader of one file. Its name is not used in errors: it may hold a patient's."""
+    return FilmReader(place, partial(path.open, "rb"))
 
 
 def zip_files(source: Path) -> list[tuple[str, FilmReader]]:

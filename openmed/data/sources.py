@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from openmed.data.dicom import is_dicom
 from openmed.data.images import SUFFIXES
 from openmed.data.manifest import FILMS_COLUMNS
+from openmed.data.privacy import dicom_patient
 from openmed.data.readers import FilmReader, file_reader, folder_files, is_plain, zip_files
 from openmed.errors import BadInput
 
@@ -25,6 +27,7 @@ _PATIENT_RULES = (
     (re.compile(r"NORMAL2-IM-(\d+)-\d+(?:-\d+)*"), "NORMAL2-IM-{}"),
     (re.compile(r"patient-?([A-Za-z0-9]+)_.+"), "patient{}"),
 )
+_DICOM_START_BYTES = 132
 _IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
 
 
@@ -44,6 +47,11 @@ class LabelledFilm(NamedTuple):
     split: str
     patient: str
     reader: FilmReader
+
+    @property
+    def stem(self) -> str:
+        """Its file name without the suffix, which stands for the patient when nothing else does."""
+        return PurePosixPath(self.name).stem
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,9 @@ def _from_class_folders(
     above = {ancestor for folder in folders for ancestor in folder.parents}
     films, skipped = [], 0
     for path in visible:
-        is_image = path.suffix.lower() in SUFFIXES
+        is_image = path.suffix.lower() in SUFFIXES or (
+            path.parent in folders and is_dicom(paths[path][1].start(_DICOM_START_BYTES))
+        )
         if is_image and path.parent in folders:
             films.append(_film_in_folder(path, classes, *paths[path]))
         elif path.parent in folders or (is_image and path.parent in above):
@@ -165,7 +175,13 @@ def _film_in_folder(
         raise BadInput(f"a film in {path.parent.as_posix()!r} has unusable characters in its name: rename it")
     above = (ancestor.name.casefold() for ancestor in path.parent.parents)
     split = next((_SPLIT_FOLDERS[folder] for folder in above if folder in _SPLIT_FOLDERS), "")
-    return LabelledFilm(name, classes[path.parent.name.casefold()], split, patient_of(path.name)[0], reader)
+    patient = _patient_in(reader) or patient_of(path.name)[0]
+    return LabelledFilm(name, classes[path.parent.name.casefold()], split, patient, reader)
+
+
+def _patient_in(reader: FilmReader) -> str | None:
+    """The patient that the film's own header names, if it is DICOM."""
+    return dicom_patient(reader()) if is_dicom(reader.start(_DICOM_START_BYTES)) else None
 
 
 def _is_ignored(part: str) -> bool:
@@ -184,7 +200,9 @@ def _from_list(source: Path, classes: dict[str, str]) -> Listing:
                 cells = {column: (row.get(column) or "").strip() for column in FILMS_COLUMNS}
                 if problem := _problem(cells, root, classes):
                     raise BadInput(f"{source} has {problem} on line {rows.line_num}: correct or remove it")
-                films.append(_film_in_list(cells, root, classes))
+                films.append(
+                    _film_in_list(cells, root, classes, f"the film on line {rows.line_num} of {source}")
+                )
     except (OSError, ValueError, csv.Error) as error:
         raise BadInput(f"{source} cannot be read as CSV in UTF-8: {error}") from None
     return Listing(films, is_list=True)
@@ -208,7 +226,7 @@ def _problem(cells: dict[str, str], root: Path, classes: dict[str, str]) -> str:
     return ""
 
 
-def _film_in_list(cells: dict[str, str], root: Path, classes: dict[str, str]) -> LabelledFilm:
+def _film_in_list(cells: dict[str, str], root: Path, classes: dict[str, str], place: str) -> LabelledFilm:
     path = PurePosixPath(cells["path"]).as_posix()
     label, split = classes[cells["label"].casefold()], _SPLIT_FOLDERS.get(cells["split"].casefold(), "")
-    return LabelledFilm(path, label, split, cells["patient"], file_reader(root / path))
+    return LabelledFilm(path, label, split, cells["patient"], file_reader(root / path, place))

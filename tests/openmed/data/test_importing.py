@@ -1,5 +1,6 @@
 """Importing: every published layout comes in, everything doubtful is refused, nothing half-written stays."""
 
+import hashlib
 import os
 import stat
 import struct
@@ -62,7 +63,11 @@ def make_source(kind, tmp_path, paths):
 
 
 def table(target):
-    return pd.read_csv(target / "films.csv", dtype=str, keep_default_na=False)
+    """The list of films; its hashes are checked and taken off."""
+    films = pd.read_csv(target / "films.csv", dtype=str, keep_default_na=False)
+    for path, digest in zip(films["path"], films["sha256"], strict=True):
+        assert hashlib.sha256((target / path).read_bytes()).hexdigest() == digest
+    return films.drop(columns="sha256")
 
 
 def refuse(source, target, problem, **options):
@@ -274,13 +279,14 @@ def test_a_target_that_cannot_be_written_is_a_resource_error(tmp_path):
 def test_an_interruption_while_copying_leaves_nothing(tmp_path, monkeypatch):
     source, copies = make_folder(tmp_path / "s", paths_of(PUBLISHED)), []
 
-    def interrupt(reader, path, copy=importing._copy):
-        copy(reader, path)
-        copies.append(path)
+    def interrupt(film, folder, path, copied=importing._copied):
+        row = copied(film, folder, path)
+        copies.append(folder / path)
         if len(copies) == 5:
             raise KeyboardInterrupt
+        return row
 
-    monkeypatch.setattr(importing, "_copy", interrupt)
+    monkeypatch.setattr(importing, "_copied", interrupt)
     with pytest.raises(KeyboardInterrupt):
         import_films(source, tmp_path / "data", class_names=CLASSES)
     assert copies[0].is_relative_to(tmp_path) and [path.name for path in tmp_path.iterdir()] == ["s"]
@@ -289,7 +295,9 @@ def test_an_interruption_while_copying_leaves_nothing(tmp_path, monkeypatch):
 def test_a_film_that_cannot_be_read_leaves_nothing(tmp_path):
     source = make_folder(tmp_path / "s", ["NORMAL/a.png", "PNEUMONIA/b.png"])
     (source / "PNEUMONIA/c.png").symlink_to(tmp_path / "gone.png")
-    refuse(source, tmp_path / "data", r"c\.png cannot be read \(No such file or directory\)")
+    refuse(
+        source, tmp_path / "data", r"file 3 of .* \(by name\) cannot be read \(No such file or directory\)"
+    )
 
 
 # --- zip archives that cannot be trusted

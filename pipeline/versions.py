@@ -1,0 +1,207 @@
+"""Data versions: films are added, the pointer is committed, retraining is told; and the list of versions.
+
+A data version is a commit of data.dvc. What a reader wants to know of it, the counts, stands in that file
+too, so that the list needs neither the films nor the DVC cache.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from openmed.data.importing import append_films, import_films
+from openmed.data.manifest import FILMS_FILE, measure_films, read_films
+from openmed.data.store import FilmStore
+from openmed.errors import BadInput, ResourceError
+from openmed.files import write_text
+from pipeline.airflow_client import DATASET, running_airflow
+from pipeline.dataset import own_remote
+from pipeline.params import Params
+from pipeline.site import pseudonyms
+from pipeline.stage import progress
+
+POINTER = "data.dvc"
+
+
+@dataclass(frozen=True)
+class DataVersion:
+    """One version of the films.
+
+    Attributes:
+        revision: Commit that brought it.
+        date: When, ISO 8601.
+        subject: First line of the commit.
+        md5: DVC's hash of the data folder.
+        films: Number of films, None where it was not written down.
+        patients: Number of patients, likewise.
+        classes: Films of each class, empty where they were not written down.
+    """
+
+    revision: str
+    date: str
+    subject: str
+    md5: str
+    films: int | None
+    patients: int | None
+    classes: dict[str, int]
+
+
+def add_version(
+    root: Path, home: Path, source: Path, params: Params, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Adds films to data/, and makes a data version of the result that starts a retraining.
+
+    Every step can be repeated: after a kill, or when the remote or Airflow could not be reached, the
+    same call does what is still missing.
+
+    Args:
+        root: The checkout.
+        home: The state folder.
+        source: Folder, zip or CSV list of new films.
+        params: The settings.
+        say: Told what happens.
+
+    Returns:
+        added and known (films), revision (None when nothing changed), pushed and announced (bool).
+
+    Raises:
+        BadInput: The source cannot be used, too many of its films are unusable, data/ is not as
+            committed, or git refuses.
+        ResourceError: The remote or Airflow does not answer.
+    """
+    data = root / "data"
+    if not (data / FILMS_FILE).is_file():
+        raise BadInput(f"{data} holds no films yet: get them with `dvc pull data.dvc`, or use `data import`")
+    new, summary, bad = _add_films(root, home, source, params)
+    say(f"{len(new)} new films ({_counts(new['label'])}), {summary.films - len(new)} were there already")
+    if bad:
+        say(f"{bad} of the new films are unusable and will be quarantined; see artifacts/validate")
+    say("Making the data version")
+    _dvc(root, "add", "--quiet", "data")
+    own_remote(root)
+    _describe(root, params)
+    done = {"added": len(new), "known": summary.films - len(new), "unusable": bad, "revision": None}
+    if not _git(root, "status", "--porcelain", "--", POINTER):
+        say("Nothing is new: the data stay as they are")
+        return done | {"pushed": False, "announced": False}
+    pushed = _push(root, say)
+    subject = f"Add {len(new)} films: {_counts(new['label'])}" if len(new) else "Record the films"
+    _git(root, "commit", "--quiet", "--message", subject, "--", POINTER)
+    done |= {"revision": _git(root, "rev-parse", "HEAD"), "pushed": pushed}
+    say(f"Data version {done['revision'][:10]}")
+    return done | {"announced": _announce(home, done, say)}
+
+
+def _add_films(root: Path, home: Path, source: Path, params: Params) -> tuple[pd.DataFrame, Any, int]:
+    """Appends the films; returns the new rows, the summary of the import and how many are unusable."""
+    classes, data = params.task.classes, root / "data"
+    # On the disk of the data, so that films are moved and not copied.
+    with tempfile.TemporaryDirectory(prefix=".data.", dir=root) as scratch:
+        staging = Path(scratch) / "new"
+        summary = import_films(
+            source, staging, class_names=classes, pseudonyms=pseudonyms(home), every_class=False
+        )
+        bad = _unusable(staging, home, params)
+        if bad > params.validate_.max_quarantined_share * summary.films:
+            raise BadInput(
+                f"{bad} of the {summary.films} films in {source} are unusable, more than "
+                "validate.max_quarantined_share of params.yaml allows: nothing was added"
+            )
+        new = append_films(staging, data, classes)
+    # The version is about to be recorded as good: no film of it may have changed since its import.
+    _unusable(data, home, params)
+    return new, summary, bad
+
+
+def _unusable(folder: Path, home: Path, params: Params) -> int:
+    """Measures what is not known of the films yet and counts the unusable ones."""
+    films = read_films(folder, params.task.classes)
+    with FilmStore(home / "films") as store, progress(len(films), "validate") as tick:
+        manifest = measure_films(folder, films, store, min_side_px=params.validate_.min_side_px, tick=tick)
+    return int((manifest["status"] == "quarantined").sum())
+
+
+def _describe(root: Path, params: Params) -> None:
+    """Writes the counts into data.dvc."""
+    films = pd.read_csv(root / "data" / FILMS_FILE, dtype=str, keep_default_na=False)
+    counts = films["label"].value_counts()
+    about = {"films": len(films), "patients": int(films["patient"].nunique())}
+    about["classes"] = {name: int(counts.get(name, 0)) for name in params.task.classes}
+    pointer = root / POINTER
+    content = yaml.safe_load(pointer.read_text(encoding="utf-8"))
+    if content.get("meta") != about:
+        write_text(pointer, yaml.safe_dump(content | {"meta": about}, sort_keys=False))
+
+
+def _push(root: Path, say: Callable[[str], None]) -> bool:
+    from dvc.config import Config
+
+    remote = Config(dvc_dir=str(root / ".dvc"))["core"].get("remote")
+    if not remote:
+        say("No DVC remote is set: the films stay on this machine (`dvc remote add --default NAME URL`)")
+        return False
+    say(f"Pushing to the DVC remote {remote}")
+    _dvc(root, "push", "--quiet", POINTER)
+    return True
+
+
+def _announce(home: Path, done: dict[str, Any], say: Callable[[str], None]) -> bool:
+    airflow = running_airflow(home)
+    if airflow is None:
+        say("No Airflow is running for this project: its next scheduled run takes the new version")
+        return False
+    airflow.emit(DATASET, {"revision": done["revision"], "films": done["added"]})
+    say(f"Airflow at {airflow.url} was told: the retraining starts")
+    return True
+
+
+def log_versions(root: Path) -> list[DataVersion]:
+    """Lists the data versions of the current branch, newest first.
+
+    Raises:
+        BadInput: This is no git checkout, or data.dvc was never committed.
+    """
+    lines = _git(root, "log", "--format=%H%x09%cI%x09%s", "--", POINTER).splitlines()
+    if not lines:
+        raise BadInput(f"{root / POINTER} was never committed: there is no data version yet")
+    versions = [_version(root, *line.split("\t", 2)) for line in lines]
+    return [version for version in versions if version is not None]
+
+
+def _version(root: Path, revision: str, date: str, subject: str) -> DataVersion | None:
+    try:
+        content = yaml.safe_load(_git(root, "show", f"{revision}:{POINTER}"))
+    except BadInput:
+        return None  # the commit took the pointer away
+    out, meta = content["outs"][0], content.get("meta") or {}
+    files = out.get("nfiles")
+    films = meta.get("films", files - 1 if files else None)  # films.csv is one of the files
+    classes = {str(name): int(count) for name, count in (meta.get("classes") or {}).items()}
+    return DataVersion(revision, date, subject, out["md5"], films, meta.get("patients"), classes)
+
+
+def _counts(labels: pd.Series) -> str:
+    counts = labels.value_counts().sort_index()
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return _run(root, BadInput, "git", *arguments)
+
+
+def _dvc(root: Path, *arguments: str) -> str:
+    return _run(root, ResourceError, sys.executable, "-m", "dvc", *arguments)
+
+
+def _run(root: Path, error: type[BadInput | ResourceError], *command: str) -> str:
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        detail = " ".join((done.stderr.strip() or done.stdout.strip()).split())[:300]
+        raise error(f"`{' '.join(command[-3:])}` failed in {root}: {detail}")
+    return done.stdout.strip()
