@@ -1,21 +1,31 @@
 """Decoding: any supported film file becomes the same standard grey image."""
 
+import io
 import struct
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from openmed.data.dicom import decode_dicom, is_dicom
+from openmed.data.grey import MAX_PIXELS, check_shape, jpeg_shape, rightly_turned, to_grey, to_uint8
 from openmed.errors import BadInput
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
-"""File names that are taken for films."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom")
+"""File names that are taken for films. What a file really is, its content decides."""
 
-_MIN_SIDE_PX = 16
-_MAX_PIXELS = 200_000_000
 _PNG_START, _JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-_JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_BARE = {0x01, *range(0xD0, 0xD9)}
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_REDUCED = {
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+}
+# A decoder's own reduction is a cruder average than ours, so it must leave enough for ours to do.
+_LEFT_AFTER_REDUCTION = 2
+_ORIENTATION, _PHOTOMETRIC, _WHITE_IS_ZERO = 0x0112, 262, 0
 
 
 def read_film(path: Path) -> np.ndarray:
@@ -35,11 +45,13 @@ def read_film(path: Path) -> np.ndarray:
 
 
 def decode_film(data: bytes, name: str = "the image") -> np.ndarray:
-    """Decodes the bytes of a JPEG or PNG film.
+    """Decodes the bytes of a JPEG, PNG, TIFF or DICOM film.
 
-    Colour is averaged to luma and transparency ignored. Films deeper than 8 bits are scaled from
-    their own darkest to their own brightest value, because 10 to 14 bits are usually stored in 16
-    and would come out black if 16 bits were scaled as a whole.
+    The same film comes out the same however it was stored: colour becomes luma, transparency is
+    ignored, the recorded orientation is applied, and the range of the stored bits becomes 0 to 255.
+    DICOM says what that range is. PNG and TIFF with 16 bits usually do not: there it is that of the
+    fewest bits, 8 or more, that hold the brightest pixel, because films of 10 to 14 bits stored in 16
+    would come out black otherwise.
 
     Args:
         data: Content of the file.
@@ -56,26 +68,42 @@ def decode_film(data: bytes, name: str = "the image") -> np.ndarray:
 
 
 def decode_with_depth(data: bytes, name: str = "the image") -> tuple[np.ndarray, int]:
-    """Decodes like `decode_film` and tells the bits a pixel was stored with (8 or 16)."""
+    """Decodes like `decode_film` and tells the bits that a pixel was stored with (8 to 16)."""
     if not data:
         raise BadInput(f"{name} is empty")
-    pixels = _promised_pixels(data)
-    if pixels is None:
-        raise BadInput(f"{name} is not a JPEG or PNG image")
-    if pixels > _MAX_PIXELS:
-        raise BadInput(f"{name} claims {pixels} pixels; a film has at most {_MAX_PIXELS}")
+    decode = _decoder(data)
+    if decode is None:
+        raise BadInput(f"{name} is not a JPEG, PNG, TIFF or DICOM image")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise BadInput(f"{name} cannot be decoded: {error.err or 'OpenCV refuses it'}") from None
-    if image is None:
-        raise BadInput(f"{name} is not a whole JPEG or PNG image")
-    if image.dtype not in (np.uint8, np.uint16):
-        raise BadInput(f"{name} stores {image.dtype} pixels; films have 8 or 16 bits")
-    if min(image.shape[:2]) < _MIN_SIDE_PX:
-        width, height = image.shape[1::-1]
-        raise BadInput(f"{name} is {width} x {height} pixels; a film has at least {_MIN_SIDE_PX} a side")
-    return _to_uint8(_to_grey(image)), image.dtype.itemsize * 8
+        return decode(data, name)
+    except (BadInput, MemoryError):
+        raise
+    except Exception as error:  # decoders raise dozens of kinds, and all of them mean this; see the fuzz test
+        raise BadInput(f"{name} cannot be decoded: it is damaged ({type(error).__name__})") from None
+
+
+def decode_squares(data: bytes, sizes_px: Sequence[int], name: str = "the image") -> list[np.ndarray]:
+    """Decodes a film and stretches it to squares.
+
+    A large JPEG is decoded at a half, a quarter or an eighth of its size where that leaves at least
+    twice the largest square; the result differs from that of a full decode by less than a grey level
+    on average.
+
+    Args:
+        data: Content of the file.
+        sizes_px: Sides of the squares.
+        name: What to call the film in an error.
+
+    Returns:
+        uint8 (size, size) for each size.
+
+    Raises:
+        BadInput: As `decode_film`.
+    """
+    film = _reduced_jpeg(data, max(sizes_px))
+    if film is None:
+        film = decode_film(data, name)
+    return [resize_film(film, size) for size in sizes_px]
 
 
 def resize_film(film: np.ndarray, size_px: int) -> np.ndarray:
@@ -94,46 +122,91 @@ def resize_film(film: np.ndarray, size_px: int) -> np.ndarray:
     return cv2.resize(film, (size_px, size_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _promised_pixels(data: bytes) -> int | None:
-    """Pixels by the header of a JPEG or PNG, None for anything else.
+def _decoder(data: bytes):
+    """Chooses by content; the decoders would take a dozen other formats too."""
+    if data.startswith(_JPEG_START):
+        return _decode_jpeg
+    if data.startswith(_PNG_START):
+        return _decode_png
+    if data[:4] in _TIFF_STARTS:
+        return _decode_tiff
+    return decode_dicom if is_dicom(data) else None
 
-    OpenCV would decode a dozen other formats and allocates what a header asks for.
-    """
-    if data.startswith(_PNG_START) and len(data) >= 24:
-        width, height = struct.unpack_from(">II", data, 16)
-        return width * height
-    if not data.startswith(_JPEG_START):
+
+def _decode_jpeg(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    check_shape(jpeg_shape(data), name)
+    film = _by_opencv(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    if film is None:
+        raise BadInput(f"{name} is not a whole JPEG image")
+    return rightly_turned(film, _orientation(data)), 8
+
+
+def _reduced_jpeg(data: bytes, size_px: int) -> np.ndarray | None:
+    """Decodes a large whole JPEG at a part of its size; None for every other film."""
+    shape = jpeg_shape(data) if data.startswith(_JPEG_START) else None
+    if shape is None or shape[0] * shape[1] > MAX_PIXELS:
         return None
-    place = data.find(b"\xff", 2)
-    while 0 <= place < len(data) - 8:
-        marker = data[place + 1]
-        if marker in _JPEG_FRAMES:
-            height, width = struct.unpack_from(">HH", data, place + 5)
-            return width * height
-        if marker == 0xFF:
-            step = 1
-        else:
-            step = 2 if marker in _JPEG_BARE else 2 + int.from_bytes(data[place + 2 : place + 4])
-        place = data.find(b"\xff", place + step)
+    for part, flag in _REDUCED.items():
+        if min(shape) >= part * size_px * _LEFT_AFTER_REDUCTION:
+            film = _by_opencv(data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
+            return None if film is None else rightly_turned(film, _orientation(data))
     return None
 
 
-def _to_grey(image: np.ndarray) -> np.ndarray:
-    if image.ndim == 2:
-        return image
-    if image.shape[2] == 2:
-        return np.ascontiguousarray(image[:, :, 0])
-    return cv2.cvtColor(image[:, :, :3], cv2.COLOR_BGR2GRAY)
+def _decode_png(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    width, height = struct.unpack_from(">II", data.ljust(24, b"\0"), 16)
+    check_shape((height, width), name)
+    image = _by_opencv(data, cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise BadInput(f"{name} is not a whole PNG image")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise BadInput(f"{name} stores {image.dtype} pixels; films have 8 to 16 bits")
+    return _scaled(rightly_turned(to_grey(image), _orientation(data)))
 
 
-def _to_uint8(film: np.ndarray) -> np.ndarray:
-    if film.dtype == np.uint8:
-        return film
-    low, high = int(film.min()), int(film.max())
-    return ((film.astype(np.float32) - low) * (255 / max(high - low, 1))).round().astype(np.uint8)
+def _decode_tiff(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a size that is checked here, and of odd tags
+        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+            check_shape((image.height, image.width), name)
+            if getattr(image, "n_frames", 1) > 1:
+                raise BadInput(f"{name} has several pages; a film has one")
+            orientation, inverted = image.getexif().get(_ORIENTATION, 1), image.tag_v2.get(_PHOTOMETRIC)
+            if image.mode.startswith("I;16"):
+                grey = np.asarray(image, np.uint16)
+                film, bits = _scaled(grey)
+                film = 255 - film if inverted == _WHITE_IS_ZERO else film
+            elif image.mode in ("I", "F"):
+                raise BadInput(f"{name} stores 32-bit pixels; films have 8 to 16 bits")
+            else:
+                film, bits = np.asarray(image.convert("RGB").convert("L") if image.mode != "L" else image), 8
+    return rightly_turned(film, orientation), bits
 
 
-def decode_squares(data: bytes, sizes_px: list[int], name: str = "the image") -> list[np.ndarray]:
-    """Decodes a film to squares of several sizes."""
-    film = decode_film(data, name)
-    return [resize_film(film, size) for size in sizes_px]
+def _scaled(grey: np.ndarray) -> tuple[np.ndarray, int]:
+    """Brings grey values of unknown depth to 0..255; see `decode_film`."""
+    if grey.dtype == np.uint8:
+        return grey, 8
+    bits = max(8, int(grey.max()).bit_length())
+    return to_uint8(grey, 0, (1 << bits) - 1), bits
+
+
+def _by_opencv(data: bytes, flags: int) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+
+
+def _orientation(data: bytes) -> int:
+    """The Exif orientation of a JPEG or PNG, 1 (upright) to 8."""
+    if b"Exif\0\0" not in data[:70_000] and b"eXIf" not in data[:70_000]:
+        return 1
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            return image.getexif().get(_ORIENTATION, 1)

@@ -1,0 +1,90 @@
+"""C2: the input of every later epoch, against ImageFolder and DataLoader with two workers.
+
+Ours reads random batches from the uint8 cache and augments them as one tensor. Theirs decodes, resizes and
+augments film by film, as most training loops do. Both augment alike: rotation, shift, scale, brightness,
+contrast. Without augmentation both must give the same films within one grey level on average.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from pairs import ratios, verdict
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from openmed.data.cache import FilmCache, write_cache
+from openmed.data.phantom import write_sample
+from openmed.data.store import FilmStore
+from openmed.files import sha256_file
+from openmed.training.augment import augment
+from openmed.training.settings import Augmentation
+
+SIZE_PX, BATCH = 224, 32
+SETTINGS = Augmentation(rotate_degrees=7, shift=0.05, scale=0.1, brightness=0.1, contrast=0.15, flip=False)
+
+
+def main() -> int:
+    """Draws films, measures both ways and prints the verdict."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--films", type=int, default=600)
+    parser.add_argument("--side", type=int, default=1024, help="Side of the films in pixels.")
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = Path(scratch) / "data"
+        write_sample(data, films=arguments.films, size_px=arguments.side)
+        folder = ImageFolder(str(data / "films"))
+        cache, rows = _cache(Path(scratch), data, [Path(path) for path, _ in folder.samples])
+        _check(folder, cache, rows)
+        print(
+            f"{len(rows)} films of {arguments.side} px to {SIZE_PX} px, batches of {BATCH}, with augmentation"
+        )
+        found = ratios(lambda: _their_epoch(folder), lambda: _our_epoch(cache, rows))
+    return int(not verdict("C2", found, 10))
+
+
+def _cache(scratch: Path, data: Path, paths: list[Path]) -> tuple[FilmCache, np.ndarray]:
+    names = [path.relative_to(data).as_posix() for path in paths]
+    films = pd.DataFrame({"id": names, "path": names, "sha256": [sha256_file(path) for path in paths]})
+    with FilmStore(scratch / "store") as store:
+        write_cache(scratch / "cache", data, films, [SIZE_PX], store)
+    cache = FilmCache(scratch / "cache", SIZE_PX)
+    return cache, cache.rows(names)
+
+
+def _check(folder: ImageFolder, cache: FilmCache, rows: np.ndarray) -> None:
+    """Both ways must give the same films."""
+    shrink = transforms.Compose([transforms.Grayscale(), transforms.Resize((SIZE_PX, SIZE_PX))])
+    sample = range(0, len(folder), max(1, len(folder) // 40))
+    theirs = np.stack([np.asarray(shrink(folder[index][0])) for index in sample]).astype(float)
+    difference = np.abs(theirs - cache.films[rows[list(sample)]]).mean()
+    assert difference <= 1, f"the films differ by {difference:.2f} grey levels"
+
+
+def _their_epoch(folder: ImageFolder) -> int:
+    folder.transform = transforms.Compose(
+        [
+            transforms.Grayscale(),
+            transforms.Resize((SIZE_PX, SIZE_PX)),
+            transforms.RandomAffine(SETTINGS.rotate_degrees, (SETTINGS.shift,) * 2, (0.9, 1.1)),
+            transforms.ColorJitter(SETTINGS.brightness, SETTINGS.contrast),
+            transforms.ToTensor(),
+        ]
+    )
+    return sum(len(films) for films, _ in DataLoader(folder, BATCH, shuffle=True, num_workers=2))
+
+
+def _our_epoch(cache: FilmCache, rows: np.ndarray) -> int:
+    order = np.random.default_rng(0).permutation(rows)
+    parts = (order[start : start + BATCH] for start in range(0, len(order), BATCH))
+    return sum(len(augment(torch.from_numpy(cache.films[part]), SETTINGS)) for part in parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

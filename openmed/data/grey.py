@@ -1,0 +1,69 @@
+"""What all decoders share: limits of a film's size, grey from colour, bits to 0..255, orientation."""
+
+import cv2
+import numpy as np
+
+from openmed.errors import BadInput
+
+MIN_SIDE_PX = 16
+MAX_PIXELS = 200_000_000
+_FRAMES = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}  # the last is JPEG-LS
+_BARE = {0x01, *range(0xD0, 0xD9)}
+# Exif orientation -> quarter turns to the left, then mirrored left to right.
+_TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
+
+
+def check_shape(shape: tuple[int, int] | None, name: str) -> None:
+    """Refuses what a header promises before anything is allocated.
+
+    Args:
+        shape: (height, width), None when the header does not tell.
+        name: What to call the film in an error.
+
+    Raises:
+        BadInput: There is no size, or no film has it.
+    """
+    if shape is None:
+        raise BadInput(f"{name} is damaged: its header does not tell its size")
+    height, width = shape
+    if height * width > MAX_PIXELS:
+        raise BadInput(f"{name} claims {height * width} pixels; a film has at most {MAX_PIXELS}")
+    if min(height, width) < MIN_SIDE_PX:
+        raise BadInput(f"{name} is {width} x {height} pixels; a film has at least {MIN_SIDE_PX} a side")
+
+
+def jpeg_shape(data: bytes) -> tuple[int, int] | None:
+    """Returns (height, width) by the header of a JPEG or JPEG-LS stream, None when it does not tell."""
+    place = data.find(b"\xff", 2)
+    while 0 <= place < len(data) - 8:
+        marker = data[place + 1]
+        if marker in _FRAMES:
+            return int.from_bytes(data[place + 5 : place + 7]), int.from_bytes(data[place + 7 : place + 9])
+        if marker in _BARE or marker == 0xFF:
+            step = 2 if marker in _BARE else 1
+        else:
+            step = 2 + int.from_bytes(data[place + 2 : place + 4])
+        place = data.find(b"\xff", place + step)
+    return None
+
+
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """Returns the luma of an image (H, W), (H, W, 2) grey and alpha, or (H, W, 3 or 4) blue first."""
+    if image.ndim == 2:
+        return image
+    if image.shape[2] == 2:
+        return np.ascontiguousarray(image[:, :, 0])
+    return cv2.cvtColor(np.ascontiguousarray(image[:, :, :3]), cv2.COLOR_BGR2GRAY)
+
+
+def to_uint8(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Maps low..high to 0..255, rounded; what lies outside is cut off."""
+    scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(255 / max(high - low, 1e-9))
+    return np.rint(scaled).clip(0, 255).astype(np.uint8)
+
+
+def rightly_turned(film: np.ndarray, orientation: int) -> np.ndarray:
+    """Applies an Exif orientation, 1 to 8; anything else counts as upright."""
+    turns, mirrored = _TURNS.get(orientation, (0, False))
+    turned = np.rot90(film, turns)
+    return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)

@@ -1,0 +1,229 @@
+"""Identifiers that are planted everywhere a film can carry them do not come through an import."""
+
+import hashlib
+import io
+import struct
+import zipfile
+import zlib
+
+import cv2
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from PIL import Image, PngImagePlugin
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from openmed.data.images import decode_film
+from openmed.data.importing import import_films
+from openmed.data.phantom import draw
+from openmed.data.privacy import ABOUT, UNREADABLE, Pseudonyms, clean_film, dicom_patient
+from openmed.data.scrub import scrub
+from openmed.errors import BadInput
+
+NAMES = Pseudonyms(b"a secret of the site")
+PLANTED = [b"DOE^JANE", b"MRN-4711-9", b"Musterstrasse", b"19610203", b"Dr. Planted", b"9.8.7.6.5.4321"]
+FILM = draw(1, 1, pneumonia=True, size_px=64).film
+
+
+def dicom(**fields) -> bytes:
+    """A film with an identifier in a standard, a nested, a private and an overlay element."""
+    film = Dataset()
+    film.file_meta = FileMetaDataset()
+    film.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    film.file_meta.MediaStorageSOPClassUID = film.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    film.file_meta.MediaStorageSOPInstanceUID = film.SOPInstanceUID = "9.8.7.6.5.4321"
+    film.file_meta.SourceApplicationEntityTitle = "DOE^JANE"
+    film.PatientName, film.PatientID, film.PatientBirthDate = "DOE^JANE", "MRN-4711-9", "19610203"
+    film.PatientAddress, film.ReferringPhysicianName = "Musterstrasse", "Dr. Planted"
+    film.StudyInstanceUID, film.ImageComments = "9.8.7.6.5.4321", "DOE^JANE"
+    film.AccessionNumber, film.InstitutionName = "MRN-4711-9", "Musterstrasse"
+    nested = Dataset()
+    nested.PatientID, nested.IssuerOfPatientID = "MRN-4711-9", "Musterstrasse"
+    film.OtherPatientIDsSequence = Sequence([nested])
+    block = film.private_block(0x0041, "DOE^JANE", create=True)
+    block.add_new(0x01, "LO", "MRN-4711-9")
+    film.add_new(0x60000022, "LO", "Dr. Planted")
+    film.Modality, film.Rows, film.Columns = "DX", *FILM.shape
+    film.SamplesPerPixel, film.PhotometricInterpretation = 1, "MONOCHROME2"
+    film.BitsAllocated = film.BitsStored = 8
+    film.HighBit, film.PixelRepresentation, film.PixelData = 7, 0, FILM.tobytes()
+    for name, value in fields.items():
+        setattr(film, name, value)
+    stream = io.BytesIO()
+    film.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def jpeg(orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x013B] = orientation, "DOE^JANE", "Dr. Planted"
+    stream = io.BytesIO()
+    Image.fromarray(FILM).save(stream, "JPEG", exif=exif, comment=b"MRN-4711-9", quality=90)
+    return stream.getvalue() + b"Musterstrasse after the end"
+
+
+def png(orientation: int = 1) -> bytes:
+    exif, text = Image.Exif(), PngImagePlugin.PngInfo()
+    exif[0x0112], exif[0x013B] = orientation, "Dr. Planted"
+    text.add_text("Patient", "DOE^JANE")
+    text.add_itxt("Address", "Musterstrasse", zip=False)
+    stream = io.BytesIO()
+    Image.fromarray(FILM).save(stream, "PNG", pnginfo=text, exif=exif)
+    return stream.getvalue() + b"MRN-4711-9"
+
+
+def tiff() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(FILM).save(stream, "TIFF", tiffinfo={270: "DOE^JANE", 315: "Dr. Planted"})
+    return stream.getvalue()
+
+
+def planted_in(content: bytes) -> list[bytes]:
+    return [name for name in PLANTED if name in content]
+
+
+@pytest.mark.parametrize("make", [jpeg, png, tiff, dicom])
+def test_what_was_planted_is_gone_and_the_pixels_are_the_same(make):
+    content = make()
+    assert planted_in(content)
+    cleaned = clean_film(content, "DOE^JANE.img", NAMES)
+    assert planted_in(cleaned.content) == [] and "DOE" not in cleaned.suffix
+    np.testing.assert_array_equal(decode_film(cleaned.content), decode_film(content))
+
+
+@pytest.mark.parametrize("make", [jpeg, png])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_stays(make, orientation):
+    with Image.open(io.BytesIO(scrub(make(orientation))[0])) as image:
+        exif = dict(image.getexif())
+    assert exif == ({} if orientation == 1 else {0x0112: orientation})
+
+
+def test_scans_of_a_progressive_film_with_restarts_stay_whole():
+    flags = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 1]
+    content = cv2.imencode(".jpg", FILM, flags)[1].tobytes()
+    cleaned, _ = scrub(content)
+    np.testing.assert_array_equal(decode_film(cleaned), decode_film(content))
+    assert scrub(cleaned) == (cleaned, "")
+
+
+@pytest.mark.parametrize("make", [jpeg, png])
+def test_a_cut_film_stays_cut_and_carries_nothing(make):
+    content = make()[:-200]
+    for length in range(0, len(content), 37):
+        cleaned, _ = scrub(content[:length])
+        assert planted_in(cleaned) == [] and len(cleaned) <= len(content)
+
+
+def test_a_thumbnail_is_not_kept():
+    thumbnail = b"\xff\xe0" + struct.pack(">H", 16 + 3) + b"JFIF\0\x01\x01\0\0\x01\0\x01\x01\x01" + b"abc"
+    content = b"\xff\xd8" + thumbnail + cv2.imencode(".jpg", FILM)[1].tobytes()[2:]
+    assert b"abc" not in scrub(content)[0][:40]
+
+
+def test_a_chunk_that_lies_about_its_length_does_not_bring_text_in():
+    text = b"DOE^JANE"
+    chunk = struct.pack(">I", len(text)) + b"tEXt" + text + struct.pack(">I", zlib.crc32(b"tEXt" + text))
+    content = cv2.imencode(".png", FILM)[1].tobytes()
+    assert planted_in(scrub(content[:33] + chunk + content[33:])[0]) == []
+
+
+@pytest.mark.parametrize("content", [b"no film DOE^JANE", bytes(128) + b"DICM" + b"DOE^JANE" * 9])
+def test_what_cannot_be_taken_apart_is_not_kept(content):
+    assert clean_film(content, "x.png", NAMES).content == UNREADABLE
+
+
+def test_an_empty_file_stays_empty():
+    assert clean_film(b"", "x.png", NAMES).content == b""
+
+
+def test_a_cleaned_dicom_says_so_and_holds_nothing_but_what_pixels_need():
+    window = Dataset()
+    window.LUTDescriptor, window.LUTExplanation = [4, 0, 16], "DOE^JANE"
+    window.add_new(0x00283006, "US", [0, 100, 200, 255])
+    content = dicom(WindowCenter="128", WindowWidth="256", VOILUTSequence=Sequence([window]))
+    cleaned = clean_film(content, "a", NAMES).content
+    assert planted_in(cleaned) == []
+    film = pydicom.dcmread(io.BytesIO(cleaned))
+    assert film.PatientIdentityRemoved == "YES" and film.SOPInstanceUID == NAMES.uid("9.8.7.6.5.4321")
+    assert "PatientName" not in film and "StudyInstanceUID" not in film
+    assert not [element for element in film if element.tag.is_private]
+    assert film.WindowWidth == 256 and list(film.VOILUTSequence[0].LUTData) == [0, 100, 200, 255]
+    assert "LUTExplanation" not in film.VOILUTSequence[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "about"),
+    [
+        ({"PatientSex": "F", "PatientAge": "007Y"}, {"sex": "F", "age_years": "7"}),
+        ({"PatientSex": "Jane"}, {}),
+        ({"PatientAge": "018M"}, {"age_years": "1"}),
+        ({"PatientAge": "003W"}, {"age_years": "0"}),
+        ({"PatientAge": "101Y"}, {"age_years": "90"}),
+        ({"ViewPosition": "PA"}, {"view": "PA"}),
+        ({"ViewPosition": "Jane"}, {"view": "other"}),
+        ({"Manufacturer": "SIEMENS Healthineers"}, {"manufacturer": "siemens"}),
+        ({"Manufacturer": "GE MEDICAL SYSTEMS"}, {"manufacturer": "ge"}),
+        ({"Manufacturer": "George Doe"}, {"manufacturer": "other"}),
+        ({"StudyDate": "20190304", "AcquisitionDate": "20200506"}, {"year": "2020"}),
+        ({"StudyDate": "20190304"}, {"year": "2019"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_facts_come_through_a_sieve(fields, about):
+    assert clean_film(dicom(**fields), "a", NAMES).about == about
+    assert set(about) <= set(ABOUT)
+
+
+def test_the_patient_of_a_film_is_the_one_its_header_names():
+    assert dicom_patient(dicom()) == "MRN-4711-9"
+    assert dicom_patient(dicom(PatientID="  ")) is None
+    assert dicom_patient(bytes(128) + b"DICM\1\2") is None
+
+
+def test_pseudonyms_depend_on_the_secret_and_nothing_else():
+    others = Pseudonyms(b"the secret of another site")
+    assert NAMES.patient("a") == Pseudonyms(b"a secret of the site").patient("a") != others.patient("a")
+    assert NAMES.patient("a") != NAMES.patient("b") and len(NAMES.uid("1.2.3")) <= 64
+    with pytest.raises(BadInput, match="shorter than 16 bytes"):
+        Pseudonyms(b"short")
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "csv"])
+def test_nothing_that_was_planted_is_in_an_imported_folder(tmp_path, kind):
+    source = tmp_path / "source"
+    films = {
+        "NORMAL/DOE^JANE.jpg": jpeg(),
+        "NORMAL/person4711_MRN-4711-9.png": png(6),
+        "NORMAL/Dr. Planted.tif": tiff(),
+        "PNEUMONIA/MRN-4711-9_1.dcm": dicom(PatientSex="F", PatientAge="044Y"),
+        "PNEUMONIA/MRN-4711-9_2.dcm": dicom(SOPInstanceUID=generate_uid(), ImageComments="another film"),
+        "PNEUMONIA/DOE^JANE broken.png": b"DOE^JANE, not a film",
+    }
+    for name, content in films.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(content)
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+            for name, content in films.items():
+                archive.writestr(name, content)
+        source = tmp_path / "s.zip"
+    if kind == "csv":
+        rows = [f"{name},{name.partition('/')[0]},DOE^JANE" for name in films]
+        (source / "films.csv").write_text("\n".join(["path,label,patient", *rows]))
+        source = source / "films.csv"
+    import_films(source, tmp_path / "data", class_names=("NORMAL", "PNEUMONIA"), pseudonyms=NAMES)
+    files = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    assert len(files) == 7
+    for path in files:
+        assert planted_in(path.read_bytes()) == [] and planted_in(str(path).encode()) == []
+    table = pd.read_csv(tmp_path / "data/films.csv", dtype=str, keep_default_na=False)
+    for row in table.itertuples():
+        content = (tmp_path / "data" / row.path).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == row.sha256 and row.sha256[:16] in row.path
+    assert table.loc[table["sex"] == "F", "age_years"].tolist() == ["44"]
+    dicoms = table[table["path"].str.endswith(".dcm")]
+    assert dicoms["patient"].nunique() == 1 and len(dicoms) == 2
