@@ -13,10 +13,9 @@ from pathlib import Path, PurePosixPath
 
 from openmed.data.manifest import FILMS_COLUMNS, FILMS_FILE
 from openmed.data.sources import FilmReader, LabelledFilm, Listing, list_source, patient_of
+from openmed.data.splits import LEAST_VALIDATION_SHARE
 from openmed.errors import BadInput, ResourceError
 from openmed.files import write_text
-
-_LEAST_VALIDATION_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _with_declared_splits(films: list[LabelledFilm]) -> tuple[list[LabelledFilm]
     """Films with the splits to declare, and how many validation films went back to train."""
     found = Counter(film.split for film in films if film.split)
     becomes, merged = {}, 0
-    if 0 < found["validation"] < _LEAST_VALIDATION_SHARE * len(films):
+    if 0 < found["validation"] < LEAST_VALIDATION_SHARE * len(films):
         becomes, merged = {"validation": "train"}, found.pop("validation")
     if not found.keys() & {"validation", "test"}:
         # A declared split of one part says nothing.
