@@ -14,6 +14,7 @@ by that part, and the agreement is checked on those rows; the output says so.
 """
 
 import argparse
+import itertools
 import statistics
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def spelt_out(hashes: np.ndarray, pairs: np.ndarray, rows: int) -> np.ndarray:
     first[pairs[equal, 1]] = pairs[equal, 0]
     order = np.argsort(first, kind="stable")
     bounds = np.searchsorted(first[order], np.arange(len(hashes) + 1))
-    members = [order[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    members = [order[a:b] for a, b in itertools.pairwise(bounds)]
     crosses = [np.stack(np.triu_indices(len(m), 1), 1) for m in members]
     whole = [m[c] for m, c in zip(members, crosses, strict=True) if len(c)]
     whole += [np.stack(np.meshgrid(members[a], members[b]), -1).reshape(-1, 2) for a, b in pairs[~equal]]
@@ -114,9 +115,8 @@ def peak_growth_mb(table: np.ndarray) -> float:
         "print(peak() - before)\n"
     )
     texts = "\n".join(row.tobytes().hex() for row in table)
-    done = subprocess.run(
-        [sys.executable, "-c", code], input=texts, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input=texts, capture_output=True, text=True, check=True)
     return int(done.stdout) / 1024
 
 
