@@ -28,7 +28,7 @@ from pipeline.graph import load_graph
 # DAG bundles may be parsed from a copy elsewhere, so the graph comes from beside this file.
 SOURCE = Path(__file__).resolve().parents[1]
 STAGES = load_graph(SOURCE / "dvc.yaml")
-DATASET = Asset("openmed_dataset")
+DATASET = Asset("openmed_dataset")  # pipeline.airflow_client.DATASET names it too
 CANDIDATE = Asset("openmed_candidate")
 KEEP_WORKSPACES_DAYS = float(os.environ.get("OPENMED_KEEP_WORKSPACES_DAYS", "14"))
 STAGE_TIMEOUT = timedelta(hours=4)

@@ -16,6 +16,7 @@ from openmed.files import read_json
 DATASET = "openmed_dataset"
 """The asset whose event starts a retraining."""
 _ANSWER_AFTER_S = 4.0
+_EMIT_TRIES = 4
 _FINAL = ("success", "failed")
 
 
@@ -107,7 +108,15 @@ class AirflowClient:
         ids = [each["id"] for each in found if each["name"] == asset]
         if not ids:
             raise BadInput(f"Airflow knows no asset '{asset}'; wait until its DAGs are read")
-        self.request("POST", "assets/events", {"asset_id": ids[0], "extra": extra or {}})
+        for attempt in range(_EMIT_TRIES):
+            try:
+                self.request("POST", "assets/events", {"asset_id": ids[0], "extra": extra or {}})
+                return
+            except ResourceError as error:
+                # SQLite can be locked for a moment while tasks end; a second event starts no second run.
+                if "answered 500" not in str(error) or attempt == _EMIT_TRIES - 1:
+                    raise
+                time.sleep(1)
 
     def pending_reviews(self) -> list[dict[str, Any]]:
         """Returns the questions that wait for a person: subject, body, options, task_instance."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from openmed.data.images import decode_film, read_film, resize_film
+from openmed.data.images import decode_squares, read_film, read_square
 from openmed.data.manifest import ordered_map
 from openmed.data.sources import LabelledFilm, iter_labelled
 from openmed.errors import BadInput
@@ -33,7 +33,7 @@ def predict_films(model: BaseModel, paths: Sequence[Path], address: str) -> Iter
         BadInput: A file is not a usable film.
     """
     for part in _batches(paths):
-        films = ordered_map(lambda path: resize_film(read_film(path), model.spec.image_size_px), part)
+        films = ordered_map(lambda path: read_square(path, model.spec.image_size_px), part)
         for path, row in zip(part, model.predict(np.stack(list(films))), strict=True):
             yield {
                 "path": str(path),
@@ -122,7 +122,8 @@ def explain_film(model: BaseModel, path: Path, out: Path) -> list[Path]:
     if out.suffix.lower() not in (".jpg", ".jpeg"):
         raise BadInput(f"{out} is not a .jpg file name: heat maps are written as JPEG")
     film = read_film(path)
-    maps = explain(model, resize_film(film, model.spec.image_size_px)[None], model.spec.positive_index)
+    square = read_square(path, model.spec.image_size_px)
+    maps = explain(model, square[None], model.spec.positive_index)
     written = []
     for position, (method, heat) in enumerate(maps.items()):
         target = out if position == 0 else out.with_stem(f"{out.stem}-{method}")
@@ -139,7 +140,7 @@ def _decoded(films: Sequence[LabelledFilm], size_px: int) -> Iterator[tuple[Labe
     def decode(film: LabelledFilm) -> np.ndarray | None:
         data = film.reader()
         try:
-            return resize_film(decode_film(data, "the film"), size_px)
+            return decode_squares(data, [size_px], "the film")[0]
         except BadInput:
             return None
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from openmed.data.leakage import verify_training_rows
 from openmed.data.sampling import resample_rows
 from openmed.files import atomic_path, write_json
 from pipeline.params import Params
@@ -14,10 +15,12 @@ def run(params: Params) -> None:
     split = pd.read_parquet(SPLIT)
     films = split[split["split"] == "train"].reset_index(drop=True)
     rows = films.iloc[resample_rows(films["label"].to_numpy(), params.resample.strategy, params.run.seed)]
+    verified = verify_training_rows(rows, split)
     with atomic_path(ROWS) as temporary:
         rows[["id", "label"]].reset_index(drop=True).to_parquet(temporary)
     before, after = (_counts(part["label"], params.task.classes) for part in (films, rows))
     summary = {"strategy": params.resample.strategy, "before": before, "after": after}
+    summary["training_rows_verified"] = verified
     write_json(folder("resample") / "summary.json", summary)
     print(f"resample ({params.resample.strategy}): {before} -> {after}")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
-from openmed.data.images import decode_film, resize_film
+from openmed.data.images import decode_squares
 from openmed.errors import BadInput
 from openmed.models.checkpoint import load_model
 
@@ -40,7 +40,7 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
 
         Args:
             context: Unused; MLflow passes it.
-            model_input: Column image: the bytes of a JPEG or PNG file, one film a row.
+            model_input: Column image: the bytes of a JPEG, PNG, TIFF or DICOM file, one film a row.
             params: Unused; MLflow passes it.
 
         Returns:
@@ -52,7 +52,7 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
         """
         if "image" not in getattr(model_input, "columns", ()):
             raise MlflowException.invalid_parameter_value(
-                "the input needs a column 'image' with the bytes of one JPEG or PNG file in each row"
+                "the input needs a column 'image' with the bytes of one film in each row"
             )
         images = list(model_input["image"])
         parts = [self._batch(images, start) for start in range(0, len(images), _BATCH_FILMS)]
@@ -65,7 +65,7 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
     def _batch(self, images: list[bytes], start: int) -> pd.DataFrame:
         size = self._model.spec.image_size_px
         rows = range(start, min(start + _BATCH_FILMS, len(images)))
-        films = [resize_film(_decoded(images[row], row), size) for row in rows]
+        films = [_decoded(images[row], row, size) for row in rows]
         return self._table(self._model.predict(np.stack(films)))
 
     def _table(self, probabilities: np.ndarray) -> pd.DataFrame:
@@ -85,13 +85,13 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
         )
 
 
-def _decoded(image: object, row: int) -> np.ndarray:
+def _decoded(image: object, row: int, size_px: int) -> np.ndarray:
     if not isinstance(image, bytes | bytearray):
         raise MlflowException.invalid_parameter_value(
-            f"the image in row {row} is {type(image).__name__}, not the bytes of a JPEG or PNG file"
+            f"the image in row {row} is {type(image).__name__}, not the bytes of a film's file"
         )
     try:
-        return decode_film(bytes(image), f"the image in row {row}")
+        return decode_squares(bytes(image), [size_px], f"the image in row {row}")[0]
     except BadInput as error:
         raise MlflowException.invalid_parameter_value(str(error)) from None
 

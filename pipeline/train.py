@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pandas as pd
 
 from openmed.data.cache import FilmCache
+from openmed.data.leakage import verify_training_rows
 from openmed.errors import BadInput
 from openmed.files import atomic_path, sha256_file, write_json
 from openmed.models.base import BaseModel
@@ -28,6 +29,7 @@ def run(params: Params, architecture: str) -> None:
     use_device(params)
     model = create_model(params, architecture)
     rows, split = pd.read_parquet(ROWS), pd.read_parquet(SPLIT)
+    verify_training_rows(rows, split)  # the files may be of different runs
     cache = FilmCache(CACHE, model.spec.image_size_px)
     model.to(pick_device(params.run.device))
     with _stop_on_sigterm() as stopped, _shown(settings, len(rows)) as report:

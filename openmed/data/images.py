@@ -37,11 +37,19 @@ def read_film(path: Path) -> np.ndarray:
     Raises:
         BadInput: The file is missing or is not a usable image.
     """
+    return decode_film(_content(path), str(path))
+
+
+def read_square(path: Path, size_px: int) -> np.ndarray:
+    """Reads a film file as a network sees it, uint8 (size_px, size_px); see `decode_squares`."""
+    return decode_squares(_content(path), [size_px], str(path))[0]
+
+
+def _content(path: Path) -> bytes:
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
-    return decode_film(data, str(path))
 
 
 def decode_film(data: bytes, name: str = "the image") -> np.ndarray:

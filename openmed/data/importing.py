@@ -16,10 +16,9 @@ import pandas as pd
 from openmed.data.manifest import ABOUT_COLUMNS, FILMS_COLUMNS, FILMS_FILE, ordered_map, read_films
 from openmed.data.privacy import Pseudonyms, clean_film
 from openmed.data.sources import LabelledFilm, Listing, list_source
+from openmed.data.splits import LEAST_VALIDATION_SHARE
 from openmed.errors import BadInput, ResourceError
 from openmed.files import sha256_bytes, sha256_file, write_bytes, write_text
-
-_LEAST_VALIDATION_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ def _with_declared_splits(films: list[LabelledFilm]) -> tuple[list[LabelledFilm]
     """Films with the splits to declare, and how many validation films went back to train."""
     found = Counter(film.split for film in films if film.split)
     becomes, merged = {}, 0
-    if 0 < found["validation"] < _LEAST_VALIDATION_SHARE * len(films):
+    if 0 < found["validation"] < LEAST_VALIDATION_SHARE * len(films):
         becomes, merged = {"validation": "train"}, found.pop("validation")
     if not found.keys() & {"validation", "test"}:
         # A declared split of one part says nothing.

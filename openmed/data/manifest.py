@@ -139,19 +139,19 @@ def measure_films(
 
 def _measure_part(data: Path, films: pd.DataFrame, store: FilmStore) -> list[dict]:
     """Measures some films; reads those whose hash or measurements are not known."""
-    paths = [data / path for path in films["path"]]
-    known = {path: store.hash_of(path) for path in paths if path.is_file()}
-    measured = store.measurements([digest for digest in known.values() if digest])
-    todo = [path for path in paths if known.get(path) not in measured]
-    hashed, new = {}, {}
-    for path, (state, row) in zip(todo, ordered_map(_measure, todo), strict=True):
-        known[path] = row["sha256"]
-        new[path] = row
+    paths = [f"{data}/{path}" for path in films["path"]]
+    hashes = store.hashes_of(paths)
+    known = store.measurements([digest for digest in hashes if digest])
+    rows = [known.get(digest) if digest else None for digest in hashes]
+    new = [position for position, row in enumerate(rows) if row is None]
+    read = []
+    for position, (state, row) in zip(new, ordered_map(_measure, [paths[i] for i in new]), strict=True):
+        rows[position] = row
         if state is not None:
-            hashed[path] = (state, row["sha256"])
-    store.remember_hashes(hashed)
-    store.remember_measurements({new[path]["sha256"]: new[path] for path in hashed})
-    return [new[path] if path in new else measured[known[path]] for path in paths]
+            read.append((state, row))
+    store.remember_hashes([(state, row["sha256"]) for state, row in read])
+    store.remember_measurements({row["sha256"]: row for _, row in read})
+    return rows
 
 
 def _hold_against_list(data: Path, films: pd.DataFrame, found: pd.Series) -> None:
@@ -192,12 +192,12 @@ def perceptual_hash(film: np.ndarray) -> str:
     return np.packbits(small[:, 1:] > small[:, :-1]).tobytes().hex()
 
 
-def _measure(path: Path) -> tuple[os.stat_result | None, dict]:
+def _measure(path: str) -> tuple[os.stat_result | None, dict]:
     """Returns a file's state before it was read, None when it could not be, and what was measured."""
     row = {"sha256": "", "width": None, "height": None, "bits": None, "mean": np.nan, "std": np.nan}
     row |= {"sharpness": np.nan, "perceptual_hash": "", "reason": ""}
     try:
-        state, data = path.stat(), path.read_bytes()
+        state, data = Path(path).stat(), Path(path).read_bytes()
     except OSError as error:
         return None, row | {"reason": f"cannot be read: {error.strerror or error}"}
     row["sha256"] = sha256_bytes(data)

@@ -10,32 +10,8 @@ from openmed.errors import BadInput
 
 SPLITS = ("train", "validation", "calibration", "test")
 LEFT_OUT = "left_out"
-_BLOCK_CELLS = 1 << 22  # distances held at once: memory must not grow with the square of the films
-
-
-def near_duplicates(hashes: list[str], max_bits: int) -> np.ndarray:
-    """Finds pairs of films whose perceptual hashes differ in few bits.
-
-    Args:
-        hashes: One hex string a film, all of the same length.
-        max_bits: Pairs that differ in at most this many bits are reported; 0 finds equal hashes.
-
-    Returns:
-        int64 (pairs, 2), positions i < j, sorted.
-    """
-    if len(hashes) < 2:
-        return np.zeros((0, 2), np.int64)
-    words = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint64).reshape(len(hashes), -1)
-    found = []
-    rows = max(1, _BLOCK_CELLS // len(words))
-    for start in range(0, len(words), rows):
-        block = words[start : start + rows]
-        distance = np.zeros((len(block), len(words) - start), np.uint16)
-        for column in range(words.shape[1]):
-            distance += np.bitwise_count(block[:, column, None] ^ words[None, start:, column])
-        i, j = np.nonzero(distance <= max_bits)
-        found.append(np.stack([i, j], 1)[i < j] + start)
-    return np.concatenate(found).astype(np.int64)
+LEAST_VALIDATION_SHARE = 0.01
+"""A declared validation set with a smaller share of the films is too small to validate on."""
 
 
 def group_patients(patients: pd.Series, pairs: np.ndarray) -> pd.Series:
@@ -43,7 +19,7 @@ def group_patients(patients: pd.Series, pairs: np.ndarray) -> pd.Series:
 
     Args:
         patients: Patient of each film.
-        pairs: What `near_duplicates` returned for the same films.
+        pairs: What `duplicates.near_duplicates` returned for the same films.
 
     Returns:
         A group name a film: the first (alphabetically) of the joined patients.

@@ -78,27 +78,31 @@ class FilmStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def hash_of(self, path: Path) -> str | None:
-        """Returns the SHA-256 of a file that was hashed before and has not been written to since.
+    def hashes_of(self, paths: Sequence[str]) -> list[str | None]:
+        """Returns the SHA-256 of files that were hashed before and have not been written to since.
 
         A file counts as unwritten while its place on the disk, its size and its time of change are the same.
 
-        Raises:
-            OSError: The file cannot be looked at.
+        Returns:
+            One hash a path; None for a file that is not known, was written to, or is not there.
         """
-        state = Path(path).stat()
-        found = self._database.execute(
-            "SELECT modified_ns, bytes, sha256 FROM seen WHERE device = ? AND inode = ?",
-            (state.st_dev, state.st_ino),
-        ).fetchone()
-        return found[2] if found and found[:2] == (state.st_mtime_ns, state.st_size) else None
+        states = [_state(path) for path in paths]
+        known = {}
+        for device in {state.st_dev for state in states if state}:
+            inodes = [state.st_ino for state in states if state and state.st_dev == device]
+            query = "SELECT inode, modified_ns, bytes, sha256 FROM seen WHERE inode IN ({}) AND device = ?"
+            for inode, *rest in self._in_parts(query, inodes, (device,)):
+                known[device, inode] = rest
+        return [
+            _unwritten(state, known.get((state.st_dev, state.st_ino))) if state else None for state in states
+        ]
 
-    def remember_hashes(self, hashed: Mapping[Path, tuple[os.stat_result, str]]) -> None:
+    def remember_hashes(self, hashed: Sequence[tuple[os.stat_result, str]]) -> None:
         """Keeps the hashes of files, each with the state it had before it was read."""
         now = time_ns()
         rows = [
             (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size, digest)
-            for state, digest in hashed.values()
+            for state, digest in hashed
             if now - state.st_mtime_ns > _CLOCK_TICK_NS
         ]
         self._write("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?)", rows)
@@ -106,7 +110,8 @@ class FilmStore:
     def measurements(self, films: Sequence[str]) -> dict[str, dict]:
         """Returns what is known of films, by their SHA-256; unknown ones are absent."""
         known = {}
-        for film, row, digest in self._select("SELECT film, row, digest FROM measured", films):
+        query = "SELECT film, row, digest FROM measured WHERE film IN ({}) AND code = ?"
+        for film, row, digest in self._in_parts(query, films, (self.code,)):
             if sha256_bytes(row.encode()) == digest:
                 known[film] = json.loads(row)
         return known
@@ -176,8 +181,10 @@ class FilmStore:
 
     def _take(self, films: Sequence[str], array: np.ndarray) -> np.ndarray:
         """Copies the known squares into an array; returns which films were known, bool (films,)."""
-        query = "SELECT film, file, place, digest FROM squares"
-        rows = self._select(query, films, "size_px = ?", (array.shape[1],))
+        query = (
+            "SELECT film, file, place, digest FROM squares WHERE film IN ({}) AND code = ? AND size_px = ?"
+        )
+        rows = self._in_parts(query, films, (self.code, array.shape[1]))
         places = {film: (file, place, digest) for film, file, place, digest in rows}
         opened: dict[str, np.ndarray | None] = {}
         known = np.zeros(len(films), bool)
@@ -204,14 +211,11 @@ class FilmStore:
             database.executemany("INSERT OR REPLACE INTO squares VALUES (?, ?, ?, ?, ?, ?)", squares)
         return digest
 
-    def _select(
-        self, query: str, films: Sequence[str], condition: str = "true", values: tuple = ()
-    ) -> Iterator[tuple]:
-        for start in range(0, len(films), _QUERY_ROWS):
-            part = films[start : start + _QUERY_ROWS]
-            marks = ", ".join("?" * len(part))
-            where = f"WHERE film IN ({marks}) AND code = ? AND {condition}"
-            yield from self._database.execute(f"{query} {where}", (*part, self.code, *values))
+    def _in_parts(self, query: str, keys: Sequence[str | int], values: tuple) -> Iterator[tuple]:
+        """Runs a query that asks for any of many keys; SQLite takes a bounded number at once."""
+        for start in range(0, len(keys), _QUERY_ROWS):
+            part = keys[start : start + _QUERY_ROWS]
+            yield from self._database.execute(query.format(", ".join("?" * len(part))), (*part, *values))
 
     def _write(self, statement: str, rows: Sequence[tuple]) -> None:
         with self._changes() as database:
@@ -233,6 +237,17 @@ def _connect(path: Path) -> sqlite3.Connection:
     database.execute("PRAGMA journal_mode = WAL")
     database.executescript(_TABLES)
     return database
+
+
+def _state(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)  # noqa: PTH116  many thousands at once: a Path for each costs more than the call
+    except OSError:
+        return None
+
+
+def _unwritten(state: os.stat_result, known: Sequence | None) -> str | None:
+    return known[2] if known and tuple(known[:2]) == (state.st_mtime_ns, state.st_size) else None
 
 
 def _opened(path: Path, size_px: int) -> np.ndarray | None:

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from openmed.models.base import BaseModel
     from openmed.models.spec import ModelSpec
 
-_SERVED_WITH = ("mlflow", "numpy", "opencv-python-headless", "pandas", "safetensors", "timm", "torch")
+_SERVED_WITH = (
+    *("mlflow", "numpy", "opencv-python-headless", "pandas", "pillow", "safetensors", "timm", "torch"),
+    *("pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm"),
+)
 
 
 def load(address: str | Path) -> "BaseModel":

@@ -58,6 +58,7 @@ def build_report(params: Params, architecture: str, spec: ModelSpec, explanation
         data=read_json(folder("validate") / "summary.json"),
         expectations=read_json(folder("validate") / "expectations.json"),
         split=read_json(folder("split") / "summary.json"),
+        leakage=read_json(folder("split") / "leakage.json"),
         resampled=read_json(folder("resample") / "summary.json"),
         trained=read_json(trained / "summary.json"),
         hashes={

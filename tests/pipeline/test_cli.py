@@ -264,7 +264,8 @@ def test_without_the_finding_the_most_probable_other_class_is_called():
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [(b"GIF89a", "is not a JPEG or PNG image"), (b"", "is empty"), (None, "No such")]
+    ("content", "problem"),
+    [(b"GIF89a", "is not a JPEG, PNG, TIFF or DICOM image"), (b"", "is empty"), (None, "No such")],
 )
 def test_a_bad_image_is_one_sentence_and_exit_code_2(openmed, vit, tmp_path, content, problem):
     if content is not None:

@@ -22,7 +22,7 @@ import pytest
 
 from openmed.errors import BadInput, ResourceError
 from pipeline import airflow_client
-from pipeline.airflow_client import AirflowClient
+from pipeline.airflow_client import DATASET, AirflowClient, running_airflow
 from pipeline.services import Services, up
 
 ROOT = Path(__file__).parents[2]
@@ -361,6 +361,12 @@ def test_from_retraining_over_the_review_to_promotion_and_a_kill(toy, tmp_path):
         assert admin.xcom("promote", promotion, "promote") == record
         assert [run["run_type"] for run in admin.runs("promote")] == ["asset_triggered"]
 
+        # `openmed data add` finds this Airflow by the state folder alone.
+        running_airflow(tmp_path / "home").emit(DATASET, {"revision": "HEAD"})
+        while not (by_data := [r for r in admin.runs("retrain") if r["run_type"] == "asset_triggered"]):
+            time.sleep(0.3)
+        assert admin.wait_for_run("retrain", by_data[0]["dag_run_id"], 90) == "success"
+
         stuck = admin.trigger("retrain", {"seed": 99})
         training = wait_for_training(admin, stuck)
         (pid_file,) = (tmp_path / "home" / "runs").glob("*/training.pid")
@@ -370,6 +376,7 @@ def test_from_retraining_over_the_review_to_promotion_and_a_kill(toy, tmp_path):
         while is_alive(pid) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert not is_alive(pid)
+    assert running_airflow(tmp_path / "home") is None
     assert not [each for each in psutil.process_iter() if str(tmp_path) in environment_of(each)]
 
 

@@ -75,7 +75,7 @@ def test_no_films_give_no_rows(classifier):
     ("image", "message"),
     [
         (b"", "the image in row 1 is empty"),
-        (b"%PDF-1.4", "the image in row 1 is not a JPEG or PNG image"),
+        (b"%PDF-1.4", "the image in row 1 is not a JPEG, PNG, TIFF or DICOM image"),
         (cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes(), "row 1 is 4 x 4 pixels"),
     ],
 )
@@ -111,7 +111,7 @@ def test_the_stored_version_carries_the_code_and_the_versions_it_needs(registere
     (folder,) = registered[0].glob("mlartifacts/models/*/artifacts")
     assert (folder / "code/openmed/models/checkpoint.py").is_file()
     requirements = (folder / "requirements.txt").read_text().split()
-    assert len(requirements) == 7 and all("==" in line and "+" not in line for line in requirements)
+    assert len(requirements) == 12 and all("==" in line and "+" not in line for line in requirements)
     assert (
         "type: binary" in (folder / "MLmodel").read_text() or '"binary"' in (folder / "MLmodel").read_text()
     )
@@ -171,7 +171,7 @@ def test_mlflow_serves_a_version_over_http(registered, films, tmp_path):
         np.testing.assert_allclose(probabilities, expected(registered, films[:3]), atol=1e-6)
         bad = [[base64.b64encode(b"no film").decode()]]
         status, answer = _post(url, {"dataframe_split": {"columns": ["image"], "data": bad}})
-        assert status == 400 and "the image in row 0 is not a JPEG or PNG image" in answer
+        assert status == 400 and "the image in row 0 is not a JPEG, PNG, TIFF or DICOM image" in answer
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         try:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -65,6 +66,70 @@ def test_the_planted_near_duplicates_stay_together(toy):
     assert read(toy, "split/summary.json")["pairs_between_patients"] >= 1
 
 
+def test_the_firewall_records_every_check_and_what_was_planted(toy):
+    findings = {item["check"]: item for item in read(toy, "split/leakage.json")}
+    copies = findings.pop("copies of a film under several patients")
+    assert copies["outcome"] == "repaired"
+    assert copies["found"] == read(toy, "split/summary.json")["pairs_between_patients"] == 2
+    assert len(copies["films"]) == 4
+    assert {item["outcome"] for item in findings.values()} == {"clean"}
+    assert len(findings) == 6
+
+
+def relabel_a_copy(folder):
+    """Stores a normal film once more: compressed anew, under another patient and the other label."""
+    films = pd.read_csv(folder / "data/films.csv", dtype=str, keep_default_na=False)
+    source = films[films["label"] == "NORMAL"].iloc[4]
+    film = read_film(folder / "data" / source["path"])
+    path = "films/PNEUMONIA/patient9999_1.jpeg"
+    cv2.imwrite(str(folder / "data" / path), cv2.add(film, np.full_like(film, 1)))
+    films.loc[len(films)] = [path, "PNEUMONIA", "patient9999", ""]
+    films.to_csv(folder / "data/films.csv", index=False)
+    return [source["path"], path]
+
+
+def test_a_film_under_two_labels_is_left_out_of_everything(workspace, params):
+    paths = relabel_a_copy(workspace)
+    params["split"]["max_conflicting_share"] = 0.05
+    write_params(workspace, params)
+    run_stages(workspace, ["validate", "split", "preprocess", "resample"])
+    manifest = pd.read_parquet(workspace / "artifacts/validate/manifest.parquet")
+    ids = set(manifest.loc[manifest["path"].isin(paths), "id"])
+    split = pd.read_parquet(workspace / "artifacts/split/split.parquet")
+    assert set(split.loc[split["id"].isin(ids), "split"]) == {"left_out"}
+    found = read(workspace, "split/leakage.json")[1]
+    assert (found["check"], found["outcome"]) == ("one film under two labels", "repaired")
+    assert ids <= set(found["films"])
+    assert not ids & set(pd.read_parquet(workspace / "artifacts/resample/rows.parquet")["id"])
+
+
+def test_too_many_films_under_two_labels_stop_the_run(workspace, params):
+    relabel_a_copy(workspace)
+    params["split"]["max_conflicting_share"] = 0
+    write_params(workspace, params)
+    with pytest.raises(BadInput, match="are the same film under two labels, more than"):
+        run_stages(workspace, ["validate", "split"])
+
+
+def test_a_declared_validation_set_of_one_film_is_drawn_anew(workspace):
+    films = pd.read_csv(workspace / "data/films.csv", dtype=str, keep_default_na=False)
+    films.loc[0, "split"] = "validation"
+    films.to_csv(workspace / "data/films.csv", index=False)
+    run_stages(workspace, ["validate", "split"])
+    found = read(workspace, "split/leakage.json")[3]
+    assert (found["outcome"], found["found"]) == ("repaired", 1)
+    assert read(workspace, "split/summary.json")["splits"]["validation"]["films"] > 5
+
+
+def test_training_rows_of_another_split_are_refused_before_training(workspace):
+    split = pd.read_parquet(workspace / "artifacts/split/split.parquet")
+    rows = pd.read_parquet(workspace / "artifacts/resample/rows.parquet")
+    split.loc[split["id"] == rows["id"].iloc[0], "split"] = "test"
+    split.to_parquet(workspace / "artifacts/split/split.parquet")
+    with pytest.raises(BadInput, match=f"outside the training split, film {rows['id'].iloc[0]}"):
+        run_stages(workspace, ["train@vit"])
+
+
 def test_the_cache_holds_the_films_at_each_size(toy):
     manifest = pd.read_parquet(toy / "artifacts/validate/manifest.parquet")
     for size in (48, 75):
@@ -80,6 +145,7 @@ def test_training_rows_are_balanced_and_come_from_the_training_split_alone(toy):
     assert set(split.loc[rows["id"], "split"]) == {"train"}
     assert rows["label"].value_counts().nunique() == 1
     summary = read(toy, "resample/summary.json")
+    assert summary["training_rows_verified"] == len(rows)
     assert summary["before"]["NORMAL"] < summary["before"]["PNEUMONIA"]
     assert summary["after"]["NORMAL"] == summary["after"]["PNEUMONIA"] == len(rows) // 2
 
@@ -124,6 +190,7 @@ def test_the_report_stands_alone_and_is_small(toy, name):
     assert len(page.encode()) < 5_000_000
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
     assert "not a diagnosis" in page
+    assert all(item["detail"] in page for item in read(toy, "split/leakage.json"))
     assert read(toy, f"evaluate/{name}/gates.json")["verdict"] in page
     assert read(toy, f"evaluate/{name}/metrics.json")["model"]["weights_sha256"] in page
 
@@ -245,6 +312,8 @@ def test_three_classes_go_all_the_way(workspace, params):
     films.loc[sick & (films["patient"].str[-1].isin(list("13579"))), "label"] = "COVID"
     films.to_csv(workspace / "data/films.csv", index=False)
     params["task"] = {"classes": ["NORMAL", "PNEUMONIA", "COVID"], "positive": "COVID"}
+    # A planted copy under another patient may now have another label than its film.
+    params["split"]["max_conflicting_share"] = 0.05
     params["train"]["resnet50"]["finetune"]["epochs"] = 1
     write_params(workspace, params)
     shared = ["validate", "split", "preprocess", "resample"]

@@ -194,7 +194,7 @@ def test_a_test_folder_beside_undeclared_films_stays_declared(tmp_path):
 def test_litter_is_ignored_and_other_files_in_class_folders_are_counted(tmp_path, kind):
     paths = ["x/NORMAL/a.png", "x/PNEUMONIA/b.png"]
     litter = ["__MACOSX/x/NORMAL/._a.png", "x/.DS_Store", "x/NORMAL/.a.png", "x/NORMAL/Thumbs.db"]
-    others = ["x/NORMAL/notes.txt", "x/PNEUMONIA/b.dcm", "x/overview.png"]
+    others = ["x/NORMAL/notes.txt", "x/PNEUMONIA/b.pdf", "x/overview.png"]
     source = make_source(kind, tmp_path, [*paths, *litter, ".git/c.png", *others, "README.txt"])
     summary = import_films(source, tmp_path / "data", class_names=CLASSES)
     assert (summary.films, summary.skipped) == (2, 3)

@@ -126,7 +126,7 @@ def test_bad_films_are_quarantined_with_a_reason_and_good_ones_accepted(mixed_fo
     assert len(ticks) == len(manifest) == 11
     bad = manifest[manifest["status"] == "quarantined"]["reason"].to_dict()
     assert bad == {
-        "ptext": "the film is not a JPEG or PNG image",
+        "ptext": "the film is not a JPEG, PNG, TIFF or DICOM image",
         "pempty": "the film is empty",
         "psmall": "only 20 x 20 pixels",
         "pblank": "the film is blank",

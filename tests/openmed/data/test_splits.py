@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openmed.data import splits
-from openmed.data.splits import LEFT_OUT, SPLITS, assign, group_patients, near_duplicates
+from openmed.data.splits import LEFT_OUT, SPLITS, assign, group_patients
 from openmed.errors import BadInput
 
 SHARES = {"train": 0.6, "validation": 0.1, "calibration": 0.1, "test": 0.2}
@@ -25,41 +24,6 @@ def films_of(patients=400, seed=0):
         for _ in range(rng.randint(1, 5))
     ]
     return pd.DataFrame(rows)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.binary(min_size=32, max_size=32), max_size=12),
-    st.lists(st.tuples(st.integers(0, 11), st.integers(0, 255)), max_size=20),
-    st.integers(0, 6),
-)
-def test_near_duplicates_are_those_a_naive_loop_finds(hashes, flips, max_bits):
-    numbers = [int.from_bytes(value) for value in hashes]
-    for source, bit in flips:
-        if source < len(hashes):
-            numbers.append(numbers[source] ^ (1 << bit))
-    texts = [number.to_bytes(32).hex() for number in numbers]
-    naive = [
-        [i, j]
-        for (i, a), (j, b) in itertools.combinations(enumerate(numbers), 2)
-        if (a ^ b).bit_count() <= max_bits
-    ]
-    assert near_duplicates(texts, max_bits).tolist() == naive
-
-
-def test_near_duplicates_are_found_across_blocks(monkeypatch):
-    rng = np.random.default_rng(0)
-    texts = [rng.bytes(32).hex() for _ in range(50)]
-    texts[49], texts[30] = texts[0], texts[29]
-    whole = near_duplicates(texts, 0)
-    monkeypatch.setattr(splits, "_BLOCK_CELLS", 150)
-    np.testing.assert_array_equal(near_duplicates(texts, 0), whole)
-    assert whole.tolist() == [[0, 49], [29, 30]]
-
-
-@pytest.mark.parametrize("hashes", [[], ["f" * 64]])
-def test_fewer_than_two_films_have_no_pairs(hashes):
-    assert near_duplicates(hashes, 5).shape == (0, 2)
 
 
 def test_patients_joined_by_a_chain_of_duplicates_are_one_group():
