@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from openmed.data.embedding import embed_film
 from openmed.data.images import decode_with_depth
 from openmed.errors import BadInput
 from openmed.files import sha256_bytes
@@ -76,8 +77,8 @@ def measure_films(
 
     Returns:
         `films` plus id, sha256, width, height, bits, mean and std (grey levels 0..255),
-        sharpness (variance of the Laplacian), perceptual_hash, status (accepted or quarantined)
-        and reason. Quarantined films have missing measurements.
+        sharpness (variance of the Laplacian), perceptual_hash, embedding (float32 (64,)), status
+        (accepted or quarantined) and reason. Quarantined films have missing measurements.
     """
     rows = []
     for row in ordered_map(lambda path: _measure(Path(data) / path, min_side_px), films["path"]):
@@ -117,6 +118,7 @@ def perceptual_hash(film: np.ndarray) -> str:
 def _measure(path: Path, min_side_px: int) -> dict:
     row = {"sha256": "", "width": None, "height": None, "bits": None, "mean": np.nan, "std": np.nan}
     row |= {"sharpness": np.nan, "perceptual_hash": "", "status": "quarantined", "reason": ""}
+    row |= {"embedding": None}  # a list column: missing is null, not NaN
     try:
         data = path.read_bytes()
         row["sha256"] = sha256_bytes(data)
@@ -129,7 +131,7 @@ def _measure(path: Path, min_side_px: int) -> dict:
     mean, std = (float(value.item()) for value in cv2.meanStdDev(film))
     row |= {"width": width, "height": height, "bits": bits, "mean": mean, "std": std}
     row |= {"sharpness": float(cv2.Laplacian(film, cv2.CV_32F).var())}
-    row |= {"perceptual_hash": perceptual_hash(film)}
+    row |= {"perceptual_hash": perceptual_hash(film), "embedding": embed_film(film)}
     if min(height, width) < min_side_px:
         return row | {"reason": f"only {width} x {height} pixels"}
     if std < 1:
