@@ -1,7 +1,7 @@
 """Drift: how far a new version of the data lies from a reference one, and whether that is too far.
 
-Both are tables of films, as `profile` makes them. Every shift has an interval from resamples of whole
-patients, and only an interval that lies beyond a limit as a whole counts, so noise never does.
+Both are tables of films, as `openmed.data.profile` makes them. Every shift has an interval from resamples
+of whole patients, and only an interval that lies beyond a limit as a whole counts, so noise never does.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,9 +19,6 @@ from openmed.metrics.two_sample import Distance, domain_scores, share_difference
 NONE, MODERATE, LARGE, UNKNOWN = "none", "moderate", "large", "not measured"
 MIN_PATIENTS = 20
 """With fewer patients on one side nothing is judged: resamples of so few say little about noise."""
-
-PROFILE = ("sha256", "patient", "label", "mean", "std", "width", "height", "bits", "embedding")
-PROFILE_OPTIONAL = ("manufacturer", "view", "sex")
 
 SHARES = {
     "class share": ("label", "class_share"),
@@ -74,42 +71,6 @@ class Shift:
         return plain | {"reason": self.reason, "shares": shares}
 
 
-def profile(manifest: pd.DataFrame, class_names: tuple[str, ...] | list[str]) -> pd.DataFrame:
-    """Returns what is compared of a data version: one row an accepted film, without path or file name.
-
-    Args:
-        manifest: As `openmed.data.manifest.measure_films` makes it, perhaps with further columns.
-        class_names: Names of the labels; they replace the numbers, which depend on the settings.
-
-    Returns:
-        Those of the columns `PROFILE` and `PROFILE_OPTIONAL` that the manifest has.
-    """
-    films = manifest[manifest["status"] == "accepted"].reset_index(drop=True)
-    columns = [name for name in (*PROFILE, *PROFILE_OPTIONAL) if name in films.columns]
-    return films[columns].assign(label=films["label"].map(dict(enumerate(class_names))))
-
-
-def link_patients(reference: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Gives both tables one numbering of patients.
-
-    The names of the two need not agree: patients who share a film (the same SHA-256) are the same.
-
-    Returns:
-        Copies of both tables whose `patient` is a whole number.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    owners, numbers = zip(*(pd.factorize(table["patient"])[::-1] for table in (reference, new)), strict=True)
-    first, second = numbers[0], numbers[1] + len(owners[0])
-    films = pd.DataFrame({"sha256": [*reference["sha256"], *new["sha256"]], "node": [*first, *second]})
-    films["anchor"] = films.groupby("sha256")["node"].transform("first")
-    nodes = len(owners[0]) + len(owners[1])
-    edges = coo_array((np.ones(len(films)), (films["node"], films["anchor"])), shape=(nodes, nodes))
-    component = connected_components(edges, directed=False)[1].astype(np.int64)
-    return reference.assign(patient=component[first]), new.assign(patient=component[second])
-
-
 def compare(
     reference: pd.DataFrame,
     new: pd.DataFrame,
@@ -133,7 +94,7 @@ def compare(
     is not fitted again in each resample.
 
     Args:
-        reference: Films as from `profile`; patients as `link_patients` numbers them.
+        reference: Films as from `profile_films`; patients as `link_patients` numbers them.
         new: The same. Films and patients may be in both.
         limits: Limits of class_share, composition, intensity, resolution and embedding.
         replicates: Number of resamples.
@@ -209,14 +170,16 @@ class _Context:
             return _Plan(aspect, unit, limits, reason)
         texts = self.films[column].astype(object)
         codes, names = pd.factorize(texts.where(self._known(column), None), sort=True)
-        counted = [np.bincount(codes[(codes >= 0) & (self.membership == side)], minlength=len(names))
-                   for side in (0, 1)]  # fmt: skip
-        old, new = (count / count.sum() for count in counted)
+        known = codes >= 0
+        counts = [
+            np.bincount(codes[known & (self.membership == side)], minlength=len(names)) for side in (0, 1)
+        ]
+        old, new = (count / count.sum() for count in counts)
 
         def shares(value: NDArray, resampled: NDArray, confidence: float) -> dict:
-            limits = [_percentile(value[i], resampled[:, i], confidence) for i in range(len(names))]
+            found = [_percentile(value[i], resampled[:, i], confidence) for i in range(len(names))]
             return {
-                str(name): {"reference": float(old[i]), "new": float(new[i]), "difference": limits[i]}
+                str(name): {"reference": float(old[i]), "new": float(new[i]), "difference": found[i]}
                 for i, name in enumerate(names)
             }
 
@@ -265,7 +228,8 @@ class _Context:
 
     def _known(self, column: str) -> pd.Series:
         values = self.films[column]
-        return values.notna() & (values.astype(object) != "")
+        # The cells of an embedding are arrays, which cannot be compared with a text.
+        return values.notna() & (True if column == "embedding" else values.astype(object) != "")
 
     def _patients(self, chosen: NDArray) -> int:
         return len(np.unique(self.group.patient_of_film[chosen]))
@@ -290,4 +254,6 @@ def _percentile(value: float, resampled: NDArray, confidence: float) -> Interval
 def _basic(value: float, resampled: NDArray, confidence: float) -> Interval:
     """Basic bootstrap interval of a distance, which is never below 0."""
     found = _percentile(value, resampled, confidence)
-    return Interval(found.value, max(0.0, 2 * found.value - found.high), max(0.0, 2 * found.value - found.low))
+    # Where chance makes up most of the value, the interval would end below the value itself.
+    low, high = 2 * found.value - found.high, max(found.value, 2 * found.value - found.low)
+    return Interval(found.value, max(0.0, low), high)
