@@ -42,8 +42,8 @@ Retrains all architectures on the committed state of the project and registers t
 Starts every week, when the asset `openmed_dataset` gets an event, or by hand. Each run works in a
 git worktree of its own under the state folder; a failed run keeps it, so that a cleared task goes
 on where it was. Before any training the films are compared with those of the champion: a large shift
-fails the run unless `accept_drift` is set. A new candidate starts the DAG `promote`. The pool `gpu` limits how many trainings
-run at once.
+fails the run unless `accept_drift` is set. A new candidate starts the DAG `promote`. The pool `gpu`
+limits how many trainings run at once.
 """
 
 PARAMS = {
