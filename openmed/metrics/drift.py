@@ -20,6 +20,9 @@ NONE, MODERATE, LARGE, UNKNOWN = "none", "moderate", "large", "not measured"
 MIN_PATIENTS = 20
 """With fewer patients on one side nothing is judged: resamples of so few say little about noise."""
 
+MAX_PATIENTS = 10_000
+"""Further patients of a side are left out at random: by then intervals are far narrower than any limit."""
+
 SHARES = {
     "class share": ("label", "class_share"),
     "manufacturer": ("manufacturer", "composition"),
@@ -104,6 +107,7 @@ def compare(
     Returns:
         One shift an aspect, those that could not be measured too.
     """
+    reference, new = _thinned(reference, new, seed)
     films = pd.concat([reference, new], ignore_index=True)
     membership = np.repeat([0, 1], [len(reference), len(new)])
     context = _Context(films, membership, cohort(membership, films["patient"].to_numpy()), seed)
@@ -243,6 +247,17 @@ class _Context:
             if (count := self._patients(known & (self.membership == side))) < MIN_PATIENTS:
                 return f"only {count} patients of the {name} films have {column}; {MIN_PATIENTS} are needed"
         return ""
+
+
+def _thinned(reference: pd.DataFrame, new: pd.DataFrame, seed: int) -> list[pd.DataFrame]:
+    """Keeps at most `MAX_PATIENTS` patients a side, where possible the same ones on both."""
+    names = np.unique(np.concatenate([reference["patient"], new["patient"]]))
+    turn = pd.Series(np.random.default_rng(seed).permutation(len(names)), names)
+    turns = [table["patient"].map(turn).to_numpy() for table in (reference, new)]
+    kept = [np.unique(own)[:MAX_PATIENTS] for own in turns]
+    return [
+        table[np.isin(own, first)] for table, own, first in zip((reference, new), turns, kept, strict=True)
+    ]
 
 
 def _percentile(value: float, resampled: NDArray, confidence: float) -> Interval:

@@ -99,7 +99,9 @@ def domain_scores(features: NDArray, membership: NDArray, group: Cohort, seed: i
     scores = np.empty(len(features))
     for held_out in range(_FOLDS):
         rest = fold != held_out
-        model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=300))
+        model = make_pipeline(
+            StandardScaler(), LogisticRegression(solver="newton-cholesky", class_weight="balanced")
+        )
         model.fit(features[rest], membership[rest])
         scores[~rest] = model.predict_proba(features[~rest])[:, 1]
     return scores
