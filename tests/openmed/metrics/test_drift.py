@@ -100,7 +100,7 @@ def test_no_film_is_scored_by_a_model_that_saw_its_patient():
     films = pd.concat([archive(0, 40), archive(1, 40, numbers=1000)], ignore_index=True)
     membership = (films["patient"] >= 1000).to_numpy().astype(int)
     group = cohort(membership, films["patient"].to_numpy())
-    # The patient is the only feature: one that the model saw tells the set, one that it did not tells nothing.
+    # The patient is the only feature: what the model saw tells the set, what it did not tells nothing.
     own = np.eye(group.patients, dtype=np.float32)[group.patient_of_film]
     scores = domain_scores(own, membership, group, 0)
     assert len(set(np.round(scores, 6))) == 5 and scores.min() >= 0 and scores.max() <= 1
