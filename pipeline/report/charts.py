@@ -128,7 +128,7 @@ def share_chart(shares: dict[str, pd.Series]) -> bytes:
             bars = axes.bar(left, table[name], width * 0.92, color=color, label=name)
             axes.bar_label(bars, fmt=lambda share: f"{100 * share:.0f} %", fontsize=8)
         axes.set_xticks(range(len(table)), table.index)
-        axes.set(ylabel="share of the films", ylim=(0, 1.28))
+        axes.set(ylabel="share of the films", ylim=(0, 1.28), yticks=np.arange(0, 1.1, 0.2))
         axes.legend(frameon=False, fontsize=8, ncols=len(shares), loc="upper center")
 
     return _svg(draw)
