@@ -94,7 +94,7 @@ def compare(
     intervals are therefore "basic" bootstrap intervals (Davison and Hinkley, Bootstrap Methods and their
     Application, 1997, section 5.2), which take that excess off; differences of shares and the AUC have
     percentile intervals, that of the AUC at least as wide as Newcombe's with patients counted. The classifier
-    is not fitted again in each resample.
+    is not fitted again in each resample. At most `MAX_PATIENTS` patients a side are used.
 
     Args:
         reference: Films as from `profile_films`; patients as `link_patients` numbers them.
