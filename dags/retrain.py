@@ -41,8 +41,9 @@ Retrains all architectures on the committed state of the project and registers t
 
 Starts every week, when the asset `openmed_dataset` gets an event, or by hand. Each run works in a
 git worktree of its own under the state folder; a failed run keeps it, so that a cleared task goes
-on where it was. A new candidate starts the DAG `promote`. The pool `gpu` limits how many trainings
-run at once.
+on where it was. Before any training the films are compared with those of the champion: a large shift
+fails the run unless `accept_drift` is set. A new candidate starts the DAG `promote`. The pool `gpu`
+limits how many trainings run at once.
 """
 
 PARAMS = {
@@ -53,6 +54,12 @@ PARAMS = {
         None, type=["null", "integer"], minimum=0, title="Seed", description="Overrides params.yaml"
     ),
     "force": Param(False, type="boolean", title="Force", description="Runs stages although nothing changed"),
+    "accept_drift": Param(
+        False,
+        type="boolean",
+        title="Accept drift",
+        description="Trains although the films differ too much from those of the champion",
+    ),
     "note": Param(None, type=["null", "string"], maxLength=500, title="Note", description="Why this run"),
 }
 
@@ -122,6 +129,23 @@ def prepare(*, run_id: str, params: dict[str, Any]) -> dict[str, str]:
 
 
 @task(
+    execution_timeout=timedelta(minutes=30),
+    doc_md="Compares the films with those of the champion and stops the run, before any training, when they "
+    "differ too much and `accept_drift` is not set. The page is artifacts/drift/drift.html in the workspace, "
+    "and in MLflow once the run has registered its candidates.",
+)
+def drift(*, params: dict[str, Any], ti: Any) -> dict[str, Any]:
+    """Returns the verdict and its sentence, which name no film and no patient."""
+    from pipeline.drift import check_drift
+
+    path = Path(ti.xcom_pull(task_ids="prepare")["path"])
+    enter_project()
+    with one_sentence():
+        result = check_drift(path, accept=params["accept_drift"])
+    return {key: result[key] for key in ("verdict", "sentence", "judged", "champion", "accepted")}
+
+
+@task(
     outlets=[CANDIDATE],
     execution_timeout=timedelta(hours=1),
     doc_md="Registers each trained model as a candidate version and announces the best one.",
@@ -178,9 +202,10 @@ with DAG(
         "max_retry_delay": timedelta(minutes=15),
     },
 ) as dag:
-    ready, registered, cleaned = prepare(), register(), cleanup()
+    ready, compared, registered, cleaned = prepare(), drift(), register(), cleanup()
     stages = stage_tasks()
     ready >> [stages[name] for name, stage in STAGES.items() if not stage.upstream]
+    stages["validate"] >> compared >> [stages[n] for n in STAGES if n.partition("@")[0] in GPU_STAGES]
     needed = {other for stage in STAGES.values() for other in stage.upstream}
     [stages[name] for name in STAGES if name not in needed] >> registered
     registered >> cleaned.as_teardown(setups=ready.as_setup())

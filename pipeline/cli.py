@@ -150,6 +150,22 @@ def sample(
     print(f"{to}: {films} phantoms")
 
 
+@data.command()
+def drift(
+    accept: Annotated[bool, typer.Option("--accept", help="End well although the shift is large.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compares the films that were validated last with those of the champion."""
+    from pipeline.drift import check_drift
+
+    root = project_root()
+    result = check_drift(root, accept=accept)
+    if as_json:
+        _print_json(result)
+        return
+    print(f"{result['sentence']}\nThe page: {root / 'artifacts' / 'drift' / 'drift.html'}")
+
+
 @app.command()
 def predict(
     model: Model,

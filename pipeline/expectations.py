@@ -19,7 +19,8 @@ def check(manifest: pd.DataFrame, params: Params) -> dict[str, Any]:
 
     Returns:
         success (bool: no critical expectation failed) and results, one each: type, column,
-        meaning, severity, success, checked, unexpected, films (ids of the first offending rows).
+        meaning, severity, success, skipped (why it was not checked; else empty), checked, unexpected,
+        films (ids of the first offending rows).
     """
     definitions = yaml.safe_load(SUITE.read_text(encoding="utf-8"))
     values = {
@@ -34,9 +35,12 @@ def check(manifest: pd.DataFrame, params: Params) -> dict[str, Any]:
     accepted = manifest[manifest["status"] == "accepted"].reset_index(drop=True)
     results: list[dict[str, Any]] = [{}] * len(definitions)
     for accepted_only, table in ((False, manifest), (True, accepted)):
-        chosen = [
-            i for i, item in enumerate(definitions) if item.get("accepted_only", False) == accepted_only
-        ]
+        chosen = []
+        for i, item in enumerate(definitions):
+            if item.get("optional", False) and item["kwargs"]["column"] not in manifest.columns:
+                results[i] = _skipped(item)
+            elif item.get("accepted_only", False) == accepted_only:
+                chosen.append(i)
         for i, raw in zip(chosen, _run(table, [definitions[i] for i in chosen]), strict=True):
             results[i] = _result(definitions[i], raw, table)
     failed = [item for item in results if item["severity"] == "critical" and not item["success"]]
@@ -62,6 +66,13 @@ def _run(table: pd.DataFrame, definitions: list[dict]) -> list[dict]:
     return sorted(raw, key=lambda item: item["expectation_config"]["meta"]["position"])
 
 
+def _skipped(definition: dict) -> dict[str, Any]:
+    column = definition["kwargs"]["column"]
+    found = {"success": True, "skipped": f"the manifest has no column {column}", "checked": 0}
+    told = {name: definition[name] for name in ("type", "meaning", "severity")}
+    return {**told, "column": column, **found, "unexpected": 0, "films": [], "error": None}
+
+
 def _result(definition: dict, raw: dict, table: pd.DataFrame) -> dict[str, Any]:
     found = raw.get("result") or {}
     rows = found.get("unexpected_index_list") or []
@@ -71,6 +82,7 @@ def _result(definition: dict, raw: dict, table: pd.DataFrame) -> dict[str, Any]:
         "meaning": definition["meaning"],
         "severity": definition["severity"],
         "success": bool(raw["success"]),
+        "skipped": "",
         "checked": int(found.get("element_count") or len(table)),
         "unexpected": int(found.get("unexpected_count") or 0),
         "films": [str(table["id"].iloc[row]) for row in rows[:_SHOWN_ROWS]],

@@ -46,6 +46,30 @@ class Validate(_Section):
     min_side_px: Positive
 
 
+class DriftLimits(_Section):
+    """What an interval must exceed as a whole for a shift to be moderate or large."""
+
+    moderate: Annotated[float, Field(ge=0)]
+    large: Annotated[float, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "DriftLimits":
+        if self.moderate > self.large:
+            raise ValueError("`moderate` must not be above `large`")
+        return self
+
+
+class Drift(_Section):
+    """How far new data may lie from those of the champion; see openmed.metrics.drift."""
+
+    min_added_films: Positive
+    replicates: Annotated[int, Field(ge=100)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    limits: dict[
+        Literal["class_share", "composition", "intensity", "resolution", "embedding"], DriftLimits
+    ] = Field(min_length=5)
+
+
 class Split(_Section):
     """Shares of the patients' films, near-duplicate limit in bits of 256, films allowed under two labels."""
 
@@ -144,6 +168,7 @@ class Params(_Section):
     run: Run
     architectures: tuple[str, ...] = Field(min_length=1)
     validate_: Validate = Field(alias="validate")
+    drift: Drift
     split: Split
     preprocess: Preprocess
     resample: Resample

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from openmed.data.embedding import embed_film
 from openmed.data.images import decode_with_depth
 from openmed.data.store import FilmStore
 from openmed.errors import BadInput, IntegrityError
@@ -118,8 +119,8 @@ def measure_films(
 
     Returns:
         `films` plus id, sha256, width, height, bits, mean and std (grey levels 0..255),
-        sharpness (variance of the Laplacian), perceptual_hash, status (accepted or quarantined)
-        and reason. Quarantined films have missing measurements.
+        sharpness (variance of the Laplacian), perceptual_hash, embedding (float32 (64,)), status
+        (accepted or quarantined) and reason. Quarantined films have missing measurements.
 
     Raises:
         IntegrityError: A file has another content than the list of films recorded.
@@ -195,7 +196,7 @@ def perceptual_hash(film: np.ndarray) -> str:
 def _measure(path: str) -> tuple[os.stat_result | None, dict]:
     """Returns a file's state before it was read, None when it could not be, and what was measured."""
     row = {"sha256": "", "width": None, "height": None, "bits": None, "mean": np.nan, "std": np.nan}
-    row |= {"sharpness": np.nan, "perceptual_hash": "", "reason": ""}
+    row |= {"sharpness": np.nan, "perceptual_hash": "", "embedding": None, "reason": ""}
     try:
         state, data = Path(path).stat(), Path(path).read_bytes()
     except OSError as error:
@@ -209,7 +210,7 @@ def _measure(path: str) -> tuple[os.stat_result | None, dict]:
     mean, std = (float(value.item()) for value in cv2.meanStdDev(film))
     row |= {"width": width, "height": height, "bits": bits, "mean": mean, "std": std}
     row |= {"sharpness": float(cv2.Laplacian(film, cv2.CV_32F).var())}
-    row |= {"perceptual_hash": perceptual_hash(film)}
+    row |= {"perceptual_hash": perceptual_hash(film), "embedding": embed_film(film).tolist()}
     return state, row
 
 
@@ -220,7 +221,9 @@ def _judged(row: dict, min_side_px: int) -> dict:
         reason = f"only {row['width']} x {row['height']} pixels"
     elif not reason and row["std"] < 1:
         reason = "the film is blank"
-    return row | {"status": "quarantined" if reason else "accepted", "reason": reason}
+    embedding = None if row["embedding"] is None else np.array(row["embedding"], np.float32)
+    status = "quarantined" if reason else "accepted"
+    return row | {"embedding": embedding, "status": status, "reason": reason}
 
 
 def _ids(digests: pd.Series) -> pd.Series:

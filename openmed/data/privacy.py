@@ -25,7 +25,7 @@ UNREADABLE = b"This file was no film that could be read, so nothing of it was ke
 """Stands in for a file whose identifiers could not be told from its pixels; it is quarantined later."""
 OLDEST_AGE_YEARS = 90
 """Higher ages are recorded as this one: few people are older, so the age alone could name them."""
-_VIEWS = ("PA", "AP", "LL", "RL", "LATERAL", "LLO", "RLO")
+_VIEWS = ("PA", "AP", "LL", "RL", "RLD", "LLD", "RLO", "LLO")
 _MANUFACTURERS = (
     *("agfa", "canon", "carestream", "delft", "fuji", "ge", "hologic", "kodak", "konica", "philips"),
     *("samsung", "sedecal", "shimadzu", "siemens", "swissray", "toshiba", "varex"),

@@ -6,6 +6,7 @@ content and patients by a number that means nothing outside one retraining; noth
 
 from pipeline.registry.candidates import register_candidates
 from pipeline.registry.models import load, verify
+from pipeline.registry.profiles import champion_profile
 from pipeline.registry.retraining import films_of
 from pipeline.registry.scoring import score_champion, score_films
 from pipeline.registry.store import CHALLENGER, CHAMPION, EXPERIMENT, MODEL_NAME, PREVIOUS
@@ -31,6 +32,7 @@ __all__ = [
     "aliases",
     "artifact",
     "champion",
+    "champion_profile",
     "drop_alias",
     "films_of",
     "get_version",

@@ -15,6 +15,7 @@ from openmed.errors import BadInput
 from openmed.files import sha256_file
 from pipeline.registry.evidence import log_numbers, stage_candidate, stage_parent
 from pipeline.registry.models import check_stored, log_model
+from pipeline.registry.profiles import profile_digest
 from pipeline.registry.retraining import Candidate, Retraining
 from pipeline.registry.scoring import score_champion
 from pipeline.registry.store import CHALLENGER, EXPERIMENT, MODEL_NAME, connect, locked, search
@@ -87,8 +88,9 @@ def _parent_run(client: "MlflowClient", done: Retraining, run_key: str, revision
         with tempfile.TemporaryDirectory() as folder:
             withheld = stage_parent(done, Path(folder))
             client.log_artifacts(parent.info.run_id, folder)
+            digest = profile_digest(Path(folder))
         tags = {"dvc_lock_sha256": sha256_file(done.workspace / "dvc.lock"), "withheld": ", ".join(withheld)}
-        _set_run_tags(client, parent.info.run_id, tags)
+        _set_run_tags(client, parent.info.run_id, tags | digest)
     return parent
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
-from openmed.files import atomic_path, sha256_file, write_json
+from openmed.files import atomic_path, read_json, sha256_file, write_json
+from pipeline.registry.profiles import stage_profile
 from pipeline.registry.retraining import Candidate, Retraining, read_table
 
 if TYPE_CHECKING:
@@ -30,10 +31,16 @@ def stage_parent(done: Retraining, folder: Path) -> list[str]:
         "validate/summary.json": artifacts / "validate" / "summary.json",
         "validate/expectations.html": artifacts / "validate" / "expectations.html",
     }
+    drift = artifacts / "drift"
+    # A page about another version of the data may lie there; what was compared is said by its hash.
+    if (drift / "drift.json").is_file() and read_json(drift / "drift.json")["manifest_sha256"] == sha256_file(
+        artifacts / "validate" / "manifest.parquet"
+    ):
+        texts |= {f"drift/{name}": drift / name for name in ("drift.json", "drift.html")}
     withheld = _copy_texts(done, texts, folder)
     split = done.films[["id", "patient", "label", "split"]]
     _write_table(folder / "split" / "split.parquet", _pseudonymous(split, done.pseudonyms()))
-    return withheld
+    return withheld + stage_profile(done, folder)
 
 
 def stage_candidate(

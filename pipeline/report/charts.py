@@ -18,7 +18,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_BLUE, _RED, _GREY = "#1f5f99", "#b5482f", "#9aa5b1"
+_BLUE, _RED, _GREY, _AMBER = "#1f5f99", "#b5482f", "#9aa5b1", "#c98a1b"
 
 
 def roc_chart(roc: pd.DataFrame, metrics: dict) -> bytes:
@@ -94,9 +94,65 @@ def history_chart(history: pd.DataFrame) -> bytes:
     return _svg(draw)
 
 
-def _svg(draw: Callable) -> bytes:
+def interval_chart(shifts: list[dict]) -> bytes:
+    """Shifts with their intervals on one scale, on which 1 is the limit of a large shift."""
+    colors = {"none": _GREY, "moderate": _AMBER, "large": _RED}
+
+    def draw(axes):
+        for row, shift in enumerate(shifts):
+            # The AUC is 0.5 where nothing differs; all other distances are 0.
+            zero = 0.5 if shift["aspect"] == "embedding" else 0.0
+            value, low, high, moderate = (
+                np.clip((shift[key] - zero) / (shift["large"] - zero), 0, 3)
+                for key in ("value", "low", "high", "moderate")
+            )
+            axes.plot([low, high], [row, row], color=colors[shift["verdict"]], linewidth=3)
+            axes.plot(value, row, "o", color=colors[shift["verdict"]])
+            axes.plot([moderate, moderate], [row - 0.3, row + 0.3], color=_AMBER, linewidth=1)
+        axes.axvline(1, color=_RED, linewidth=1, linestyle=":")
+        axes.set_yticks(range(len(shifts)), [shift["aspect"] for shift in shifts])
+        axes.set(xlabel="share of the limit for a large shift, cut at 3", xlim=(-0.05, 3.05))
+        axes.invert_yaxis()
+
+    return _svg(draw, (8.4, 0.8 + 0.36 * len(shifts)))
+
+
+def share_chart(shares: dict[str, pd.Series]) -> bytes:
+    """Shares of the classes, side by side for each set of films."""
+
+    def draw(axes):
+        table = pd.DataFrame(shares).fillna(0).sort_index()
+        width = 0.8 / len(shares)
+        for place, (name, color) in enumerate(zip(shares, (_GREY, _BLUE, _RED), strict=False)):
+            left = np.arange(len(table)) + (place - (len(shares) - 1) / 2) * width
+            bars = axes.bar(left, table[name], width * 0.92, color=color, label=name)
+            axes.bar_label(bars, fmt=lambda share: f"{100 * share:.0f} %", fontsize=8)
+        axes.set_xticks(range(len(table)), table.index)
+        axes.set(ylabel="share of the films", ylim=(0, 1.28), yticks=np.arange(0, 1.1, 0.2))
+        axes.legend(frameon=False, fontsize=8, ncols=len(shares), loc="upper center")
+
+    return _svg(draw)
+
+
+def distribution_chart(values: dict[str, np.ndarray]) -> bytes:
+    """Distribution of one measurement in each set of films."""
+
+    def draw(axes):
+        low, high = (edge(np.concatenate(list(values.values()))) for edge in (np.min, np.max))
+        bins = np.linspace(low - 0.5, high + 0.5, 41)
+        for (name, numbers), color in zip(values.items(), (_GREY, _BLUE, _RED), strict=False):
+            weights = np.full(len(numbers), 1 / max(1, len(numbers)))
+            axes.hist(numbers, bins, weights=weights, histtype="step", linewidth=1.6, color=color, label=name)
+        axes.set(ylabel="share of the films")
+        axes.margins(y=0.25)
+        axes.legend(frameon=False, fontsize=8)
+
+    return _svg(draw)
+
+
+def _svg(draw: Callable, inches: tuple[float, float] = (4.2, 3.4)) -> bytes:
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(4.2, 3.4), layout="constrained")
+        figure, axes = plt.subplots(figsize=inches, layout="constrained")
         draw(axes)
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})

@@ -5,8 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from openmed.errors import BadInput, ResourceError
 from pipeline.graph import load_graph
 
 ROOT = Path(__file__).parents[2]
@@ -29,9 +30,12 @@ def task_id(stage: str) -> str:
 
 def test_each_stage_is_one_task_with_the_edges_of_dvc_yaml(dags):
     retrain = dags["retrain"]
-    assert set(retrain.task_dict) == {task_id(name) for name in STAGES} | {"prepare", "register", "cleanup"}
+    added = {"prepare", "drift", "register", "cleanup"}
+    assert set(retrain.task_dict) == {task_id(name) for name in STAGES} | added
     for name, stage in STAGES.items():
         expected = {task_id(other) for other in stage.upstream} or {"prepare"}
+        # What trains waits for the comparison with the champion's films too.
+        expected |= {"drift"} if name.startswith("train@") else set()
         task = retrain.get_task(task_id(name))
         assert task.upstream_task_ids == expected
         assert task.stage == name
@@ -40,7 +44,7 @@ def test_each_stage_is_one_task_with_the_edges_of_dvc_yaml(dags):
 def test_registration_needs_every_stage_and_the_workspace_outlives_it(dags):
     retrain = dags["retrain"]
     before = retrain.get_task("register").get_flat_relative_ids(upstream=True)
-    assert before == {task_id(name) for name in STAGES} | {"prepare"}
+    assert before == {task_id(name) for name in STAGES} | {"prepare", "drift"}
     assert retrain.get_task("prepare").is_setup
     assert retrain.get_task("cleanup").is_teardown
     assert "register" in retrain.get_task("cleanup").upstream_task_ids
@@ -100,7 +104,13 @@ def test_the_schedule_can_be_changed_or_switched_off(monkeypatch):
 def test_defaults_of_the_forms_are_valid(dags):
     for dag in dags.values():
         dag.params.validate()
-    assert dags["retrain"].params.dump() == {"revision": "HEAD", "seed": None, "force": False, "note": None}
+    assert dags["retrain"].params.dump() == {
+        "revision": "HEAD",
+        "seed": None,
+        "force": False,
+        "accept_drift": False,
+        "note": None,
+    }
 
 
 def test_a_candidate_of_retraining_starts_promotion(dags):
@@ -228,3 +238,48 @@ def test_a_failed_run_keeps_its_workspace(tmp_path):
 
     said = retrain.cleanup.function(ti=Handed(prepare={"path": str(tmp_path)}))
     assert "is kept for 14 days" in said and tmp_path.exists()
+
+
+def test_no_gpu_time_is_spent_before_the_films_are_compared(dags):
+    retrain = dags["retrain"]
+    assert retrain.get_task("drift").upstream_task_ids == {"validate"}
+    after = retrain.get_task("drift").get_flat_relative_ids(upstream=False)
+    assert {task.task_id for task in retrain.tasks if task.pool == "gpu"} <= after
+    assert not {"validate", "split", "preprocess", "resample"} & after
+
+
+@pytest.mark.parametrize(
+    ("problem", "failure"), [(BadInput, AirflowFailException), (ResourceError, AirflowException)]
+)
+def test_a_large_shift_fails_at_once_and_a_registry_that_is_down_is_tried_again(
+    tmp_path, monkeypatch, problem, failure
+):
+    import retrain
+
+    from pipeline import drift
+
+    # The task sets these two; they are put back after the test.
+    for name in ("OPENMED_PROJECT", "OPENMED_HOME"):
+        monkeypatch.setenv(name, "")
+
+    def refuse(workspace, *, accept):
+        assert (workspace, accept) == (tmp_path, False)
+        raise problem("one sentence")
+
+    monkeypatch.setattr(drift, "check_drift", refuse)
+    with pytest.raises(AirflowException, match="one sentence") as raised:
+        retrain.drift.function(params={"accept_drift": False}, ti=Handed(prepare={"path": str(tmp_path)}))
+    assert type(raised.value) is failure
+
+
+def test_an_accepted_shift_is_told_on(tmp_path, monkeypatch):
+    import retrain
+
+    from pipeline import drift
+
+    for name in ("OPENMED_PROJECT", "OPENMED_HOME"):
+        monkeypatch.setenv(name, "")
+    found = {"verdict": "large", "sentence": "s", "judged": "added", "champion": "1", "comparisons": {}}
+    monkeypatch.setattr(drift, "check_drift", lambda _, *, accept: {**found, "accepted": accept})
+    told = retrain.drift.function(params={"accept_drift": True}, ti=Handed(prepare={"path": str(tmp_path)}))
+    assert told["accepted"] is True and told["verdict"] == "large" and "comparisons" not in told

@@ -183,3 +183,13 @@ def test_no_key_has_a_name_that_dvc_keeps_for_itself(name):
             yield from keys(value)
 
     assert not {"size", "nfiles"} & set(keys(yaml.safe_load((ROOT / name).read_text())))
+
+
+def test_limits_of_drift_are_complete_and_in_order(tmp_path, params):
+    limits = params["drift"]["limits"]
+    limits["intensity"] = {"moderate": 0.8, "large": 0.7}
+    with pytest.raises(BadInput, match=r"drift.limits.intensity: .*`moderate` must not be above `large`"):
+        load(tmp_path, params)
+    del limits["intensity"]
+    with pytest.raises(BadInput, match=r"drift.limits: "):
+        load(tmp_path, params)

@@ -273,6 +273,11 @@ def gate(version, *, workspace):
 def promote(version, *, approved_by, comment, expected_champion):
     return {"version": version, "approved_by": approved_by, "comment": comment}
 """
+DRIFT = """
+def check_drift(workspace, *, accept):
+    assert (workspace / "artifacts/validate/metrics.json").exists()
+    return {"verdict": "none", "sentence": "Alike.", "judged": "whole", "champion": "6", "accepted": accept}
+"""
 TOY = """
 stages:
   validate:
@@ -320,6 +325,7 @@ def toy(tmp_path) -> Path:
     files = {
         "pipeline/registry.py": REGISTRY,
         "pipeline/promotion.py": PROMOTION,
+        "pipeline/drift.py": DRIFT,
         "dvc.yaml": TOY,
         "params.yaml": "architectures: [resnet50, vit]\nrun:\n  seed: 1\n",
         "stage.py": STAGE,

@@ -1,0 +1,52 @@
+"""The page that shows how far new films lie from those of the champion."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.report.charts import distribution_chart, interval_chart, share_chart
+from pipeline.report.render import picture, render
+
+SCOPES = {"added": "The added films alone", "whole": "The whole new version"}
+_MEASUREMENTS = {
+    "Brightness: mean of the grey levels of a film": lambda films: films["mean"],
+    "Contrast: standard deviation of its grey levels": lambda films: films["std"],
+    "Resolution: shorter side in pixels": lambda films: np.minimum(films["width"], films["height"]),
+}
+
+
+def build_drift_page(result: dict[str, Any], films: dict[str, pd.DataFrame]) -> str:
+    """Builds the page.
+
+    Args:
+        result: What `pipeline.drift.check_drift` returns.
+        films: Name -> films as from `openmed.data.profile`, the reference first; empty when nothing was
+            compared.
+    """
+    order = sorted(result["comparisons"], key=lambda name: name != result["judged"])
+    comparisons = {
+        name: result["comparisons"][name] | {"chart": _intervals(result["comparisons"][name]["shifts"])}
+        for name in order
+    }
+    charts = {"Films of each class": share_chart(_shares(films))} if films else {}
+    for title, measure in _MEASUREMENTS.items() if films else ():
+        if all({"mean", "std", "width", "height"} <= set(table.columns) for table in films.values()):
+            values = {name: measure(table).dropna().to_numpy(float) for name, table in films.items()}
+            charts[title] = distribution_chart(values)
+    return render(
+        "drift.html",
+        result=result,
+        comparisons=comparisons,
+        scopes=SCOPES,
+        charts={title: picture(svg, "svg+xml") for title, svg in charts.items()},
+    )
+
+
+def _shares(films: dict[str, pd.DataFrame]) -> dict[str, pd.Series]:
+    return {name: table["label"].value_counts(normalize=True) for name, table in films.items()}
+
+
+def _intervals(shifts: list[dict[str, Any]]) -> str:
+    measured = [shift for shift in shifts if shift["value"] is not None]
+    return picture(interval_chart(measured), "svg+xml") if measured else ""
