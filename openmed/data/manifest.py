@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from openmed.data.images import decode_with_depth
+from openmed.data.quality import quality_columns
 from openmed.errors import BadInput
 from openmed.files import sha256_bytes
 
@@ -76,8 +77,9 @@ def measure_films(
 
     Returns:
         `films` plus id, sha256, width, height, bits, mean and std (grey levels 0..255),
-        sharpness (variance of the Laplacian), perceptual_hash, status (accepted or quarantined)
-        and reason. Quarantined films have missing measurements.
+        sharpness (variance of the Laplacian), perceptual_hash, quality_<name> (see
+        openmed.data.quality), status (accepted or quarantined) and reason.
+        Quarantined films have missing measurements.
     """
     rows = []
     for row in ordered_map(lambda path: _measure(Path(data) / path, min_side_px), films["path"]):
@@ -130,6 +132,7 @@ def _measure(path: Path, min_side_px: int) -> dict:
     row |= {"width": width, "height": height, "bits": bits, "mean": mean, "std": std}
     row |= {"sharpness": float(cv2.Laplacian(film, cv2.CV_32F).var())}
     row |= {"perceptual_hash": perceptual_hash(film)}
+    row |= quality_columns(film)
     if min(height, width) < min_side_px:
         return row | {"reason": f"only {width} x {height} pixels"}
     if std < 1:
