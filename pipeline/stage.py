@@ -14,6 +14,7 @@ from openmed.errors import OpenMedError
 from pipeline.params import Params, load_params
 
 DATA = Path("data")
+DECISIONS = Path("decisions.csv")
 MANIFEST = Path("artifacts/validate/manifest.parquet")
 SPLIT = Path("artifacts/split/split.parquet")
 CACHE = Path("artifacts/preprocess")
@@ -102,4 +103,16 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
     yield tick
 
 
-__all__ = ["CACHE", "DATA", "MANIFEST", "ROWS", "SPLIT", "Params", "folder", "guarded", "main", "progress"]
+__all__ = [
+    "CACHE",
+    "DATA",
+    "DECISIONS",
+    "MANIFEST",
+    "ROWS",
+    "SPLIT",
+    "Params",
+    "folder",
+    "guarded",
+    "main",
+    "progress",
+]

@@ -72,6 +72,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_sample(folder / "data", films=FILMS, size_px=96)
     write_params(folder, toy_params())
     shutil.copy(ROOT / "dvc.yaml", folder)
+    shutil.copy(ROOT / "decisions.csv", folder)
     shared = ["validate", "split", "preprocess", "resample"]
     each = [
         f"{stage}@{name}"
