@@ -79,7 +79,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in toy_params()["architectures"]
         for stage in ("train", "evaluate", "explain")
     ]
-    run_stages(folder, shared + each)
+    run_stages(folder, [*shared, *each, "triage"])
     return folder
 
 
