@@ -86,7 +86,7 @@ def suspicion(scores: Mapping[str, float]) -> tuple[float, list[str]]:
         The worst score, 0 to 1, and the names of the scores above 0.5, the worst first; where none
         is, the name of the worst alone.
     """
-    names = sorted(REASONS, key=lambda name: -round(scores[name], 2))
+    names = sorted(REASONS, key=lambda name: -round(scores[name], 1))
     above = [name for name in names if scores[name] > 0.5]
     return max(scores[name] for name in REASONS), above or names[:1]
 
