@@ -83,8 +83,8 @@ def suspicion(scores: Mapping[str, float]) -> tuple[float, list[str]]:
         scores: What `measure_quality` returned.
 
     Returns:
-        The worst score, 0 to 1, and the names of the scores above 0.5, the worst first; where none
-        is, the name of the worst alone.
+        The worst score, 0 to 1, and the names of the scores above 0.5, the worst first and nearly
+        equal ones as in `REASONS`; where none is, the name of the worst alone.
     """
     names = sorted(REASONS, key=lambda name: -round(scores[name], 1))
     above = [name for name in names if scores[name] > 0.5]
