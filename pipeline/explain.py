@@ -12,7 +12,7 @@ from openmed.data.images import decode_film
 from openmed.data.manifest import film_bytes
 from openmed.explain.faithfulness import deletion_drop
 from openmed.explain.heatmap import explain, methods
-from openmed.explain.overlay import encode_jpeg, overlay
+from openmed.explain.overlay import encode_jpeg, fitted, overlay
 from openmed.files import write_bytes, write_json, write_text
 from openmed.models.base import BaseModel
 from openmed.models.checkpoint import load_model
@@ -88,7 +88,7 @@ def _draw_examples(model: BaseModel, films: pd.DataFrame, target: Path) -> list[
     examples = []
     for position, film in enumerate(films.itertuples()):
         content = film_bytes(DATA, sources.at[film.id, "path"], sources.at[film.id, "sha256"])
-        picture = _readable(decode_film(content, f"film {film.id}"))
+        picture = fitted(decode_film(content, f"film {film.id}"), _PICTURE_PX)
         names = {"film": f"{film.id}.jpg"} | {method: f"{film.id}_{method}.jpg" for method in maps}
         write_bytes(target / names["film"], encode_jpeg(cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)))
         for method, heat in maps.items():
@@ -103,13 +103,6 @@ def _draw_examples(model: BaseModel, films: pd.DataFrame, target: Path) -> list[
             }
         )
     return examples
-
-
-def _readable(film: np.ndarray) -> np.ndarray:
-    """Shrinks a film for the page, keeping its shape."""
-    scale = _PICTURE_PX / max(film.shape)
-    size = (max(1, round(film.shape[1] * scale)), max(1, round(film.shape[0] * scale)))
-    return cv2.resize(film, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
 if __name__ == "__main__":

@@ -155,6 +155,12 @@ class Explain(_Section):
     checked_films: Positive
 
 
+class Triage(_Section):
+    """How many films the sheet for reviewers shows."""
+
+    shown_films: Annotated[int, Field(ge=1, le=500)]
+
+
 class Promotion(_Section):
     """How much worse than the champion a challenger may be, on identical films."""
 
@@ -175,6 +181,7 @@ class Params(_Section):
     train: dict[str, Train]
     evaluate: Evaluate
     explain: Explain
+    triage: Triage
     promotion: Promotion
 
     @model_validator(mode="after")

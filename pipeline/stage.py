@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from openmed.data.store import FilmStore
 
 DATA = Path("data")
+DECISIONS = Path("decisions.csv")
 MANIFEST = Path("artifacts/validate/manifest.parquet")
 SPLIT = Path("artifacts/split/split.parquet")
 CACHE = Path("artifacts/preprocess")
@@ -117,6 +118,7 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
 __all__ = [
     "CACHE",
     "DATA",
+    "DECISIONS",
     "MANIFEST",
     "ROWS",
     "SPLIT",

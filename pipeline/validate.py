@@ -2,13 +2,14 @@
 
 import pandas as pd
 
+from openmed.data.decisions import apply_decisions, read_decisions
 from openmed.data.manifest import measure_films, read_films
 from openmed.errors import BadInput
 from openmed.files import atomic_path, write_json, write_text
 from pipeline.expectations import check
 from pipeline.params import Params
 from pipeline.report.render import render
-from pipeline.stage import DATA, MANIFEST, film_store, folder, main, progress
+from pipeline.stage import DATA, DECISIONS, MANIFEST, film_store, folder, main, progress
 
 
 def run(params: Params) -> None:
@@ -17,12 +18,14 @@ def run(params: Params) -> None:
     Raises:
         BadInput: A critical expectation failed.
     """
-    films = read_films(DATA, params.task.classes)
+    classes = params.task.classes
+    films, decisions = read_films(DATA, classes), read_decisions(DECISIONS, classes)
     with film_store() as store, progress(len(films), "validate") as tick:
         manifest = measure_films(DATA, films, store, min_side_px=params.validate_.min_side_px, tick=tick)
+    manifest, decided = apply_decisions(manifest, decisions, classes, DECISIONS)
     with atomic_path(MANIFEST) as temporary:
         manifest.to_parquet(temporary)
-    summary = _summary(manifest, params.task.classes)
+    summary = _summary(manifest, classes) | {"decisions": decided}
     result = check(manifest, params)
     target = folder("validate")
     write_json(target / "summary.json", summary)
@@ -32,7 +35,8 @@ def run(params: Params) -> None:
     write_text(target / "expectations.html", page)
     print(
         f"validate: {summary['films']} films of {summary['patients']} patients, "
-        f"{summary['quarantined']} quarantined"
+        f"{summary['quarantined']} quarantined; reviewers excluded {decided['excluded']}, "
+        f"relabelled {decided['relabelled']}, kept {decided['kept']}"
     )
     _stop_on_failure(result)
 
@@ -42,7 +46,7 @@ def _summary(manifest: pd.DataFrame, classes: tuple[str, ...]) -> dict:
     return {
         "films": len(manifest),
         "accepted": len(accepted),
-        "quarantined": len(manifest) - len(accepted),
+        "quarantined": int((manifest["status"] == "quarantined").sum()),
         "patients": int(manifest["patient"].nunique()),
         "exact_copies": int(accepted["sha256"].duplicated().sum()),
         "classes": {name: int((accepted["label"] == index).sum()) for index, name in enumerate(classes)},

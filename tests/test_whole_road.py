@@ -54,7 +54,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, toy: Path) -> Path:
     commit(folder, "Start")
     output = run(folder, "dvc", "repro")
     assert ran(output) == {
-        *("validate", "split", "preprocess", "resample"),
+        *("validate", "split", "preprocess", "resample", "triage"),
         *(f"{stage}@{name}" for stage in ("train", "evaluate", "explain") for name in ARCHITECTURES),
     }
     commit(folder, "Run")
@@ -88,7 +88,7 @@ def test_metrics_plots_and_graph_are_shown(project, tmp_path):
 
 def test_a_changed_vit_setting_reruns_that_branch_alone(project):
     output = run(project, "dvc", "exp", "run", "-S", "train.vit.finetune.epochs=2")
-    assert ran(output) == {"train@vit", "evaluate@vit", "explain@vit"}
+    assert ran(output) == {"train@vit", "evaluate@vit", "explain@vit", "triage"}
     run(project, "git", "checkout", "--quiet", ".")
     run(project, "dvc", "checkout", "--quiet", "--force")
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from openmed.data.embedding import embed_film
 from openmed.data.images import decode_with_depth
+from openmed.data.quality import REASONS, quality_columns
 from openmed.data.store import FilmStore
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_bytes
@@ -119,8 +120,9 @@ def measure_films(
 
     Returns:
         `films` plus id, sha256, width, height, bits, mean and std (grey levels 0..255),
-        sharpness (variance of the Laplacian), perceptual_hash, embedding (float32 (64,)), status
-        (accepted or quarantined) and reason. Quarantined films have missing measurements.
+        sharpness (variance of the Laplacian), perceptual_hash, quality_<name> (see
+        openmed.data.quality), embedding (float32 (64,)), status (accepted or quarantined) and reason.
+        Quarantined films have missing measurements.
 
     Raises:
         IntegrityError: A file has another content than the list of films recorded.
@@ -197,6 +199,7 @@ def _measure(path: str) -> tuple[os.stat_result | None, dict]:
     """Returns a file's state before it was read, None when it could not be, and what was measured."""
     row = {"sha256": "", "width": None, "height": None, "bits": None, "mean": np.nan, "std": np.nan}
     row |= {"sharpness": np.nan, "perceptual_hash": "", "embedding": None, "reason": ""}
+    row |= {f"quality_{name}": np.nan for name in REASONS}
     try:
         state, data = Path(path).stat(), Path(path).read_bytes()
     except OSError as error:
@@ -210,8 +213,8 @@ def _measure(path: str) -> tuple[os.stat_result | None, dict]:
     mean, std = (float(value.item()) for value in cv2.meanStdDev(film))
     row |= {"width": width, "height": height, "bits": bits, "mean": mean, "std": std}
     row |= {"sharpness": float(cv2.Laplacian(film, cv2.CV_32F).var())}
-    row |= {"perceptual_hash": perceptual_hash(film), "embedding": embed_film(film).tolist()}
-    return state, row
+    row |= {"perceptual_hash": perceptual_hash(film), **quality_columns(film)}
+    return state, row | {"embedding": embed_film(film).tolist()}
 
 
 def _judged(row: dict, min_side_px: int) -> dict:

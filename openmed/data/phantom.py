@@ -14,7 +14,7 @@ import numpy as np
 
 from openmed.data.anatomy import Canvas, draw_anatomy, draw_opacities, expose
 from openmed.errors import BadInput
-from openmed.files import write_bytes, write_text
+from openmed.files import sha256_file, write_bytes, write_text
 
 CLASS_NAMES = ("NORMAL", "PNEUMONIA")
 NOTICEABLE = 0.06  # added density (0 to 1) from which a pixel counts as inside an opacity
@@ -160,8 +160,9 @@ def write_sample(
         write_bytes(folder / film.path, _encode(film, size_px))
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(("path", "label", "patient", "split"))
-    rows.writerows((film.path, film.label, film.patient, "") for film in sorted(plan, key=lambda f: f.path))
+    rows.writerow(("path", "label", "patient", "split", "sha256"))
+    for film in sorted(plan, key=lambda film: film.path):
+        rows.writerow((film.path, film.label, film.patient, "", sha256_file(folder / film.path)))
     write_text(folder / "films.csv", table.getvalue())
 
 

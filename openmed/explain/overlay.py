@@ -49,3 +49,18 @@ def encode_jpeg(rgb: np.ndarray, quality: int = 85) -> bytes:
     if not done:
         raise ValueError(f"a picture of shape {rgb.shape} cannot be written as JPEG")
     return encoded.tobytes()
+
+
+def fitted(film: np.ndarray, most_px: int) -> np.ndarray:
+    """Scales a film so that its longer side has that many pixels; its shape stays.
+
+    Args:
+        film: uint8 (H, W).
+        most_px: Longer side of the result.
+
+    Returns:
+        uint8 (h, w).
+    """
+    scale = most_px / max(film.shape)
+    size = (max(1, round(film.shape[1] * scale)), max(1, round(film.shape[0] * scale)))
+    return cv2.resize(film, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)

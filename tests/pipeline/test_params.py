@@ -87,6 +87,7 @@ def test_a_missing_key_is_refused_by_name(tmp_path, params, place):
         ("evaluate.floors", {}),
         ("evaluate.floors.auc", 1.1),
         ("explain.examples", 0),
+        ("triage.shown_films", 0),
         ("promotion.margins.auc", -0.1),
     ],
 )

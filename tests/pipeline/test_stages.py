@@ -17,7 +17,7 @@ from openmed.files import sha256_file
 from openmed.models.checkpoint import load_model
 from pipeline import promotion, registry
 from pipeline.params import load_params
-from tests.conftest import FILMS, run_stages, write_params
+from tests.conftest import FILMS, forget_hashes, run_stages, write_params
 
 ARCHITECTURES = ("resnet50", "vit", "inceptionv3")
 
@@ -78,6 +78,7 @@ def test_the_firewall_records_every_check_and_what_was_planted(toy):
 
 def relabel_a_copy(folder):
     """Stores a normal film once more: compressed anew, under another patient and the other label."""
+    forget_hashes(folder)
     films = pd.read_csv(folder / "data/films.csv", dtype=str, keep_default_na=False)
     source = films[films["label"] == "NORMAL"].iloc[4]
     film = read_film(folder / "data" / source["path"])
@@ -225,6 +226,7 @@ def test_a_class_without_films_stops_the_run(workspace):
 
 
 def test_too_many_unusable_films_stop_the_run_and_name_them(workspace):
+    forget_hashes(workspace)
     paths = sorted((workspace / "data/films").rglob("*.jpeg"))[:12]
     for path in paths:
         path.write_bytes(b"not a film")
@@ -237,6 +239,7 @@ def test_too_many_unusable_films_stop_the_run_and_name_them(workspace):
 
 
 def test_a_few_unusable_films_are_quarantined_and_the_run_goes_on(workspace):
+    forget_hashes(workspace)
     path = sorted((workspace / "data/films").rglob("*.jpeg"))[0]
     path.write_bytes(b"")
     run_stages(workspace, ["validate", "split", "preprocess"])

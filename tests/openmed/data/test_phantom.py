@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from openmed.data.phantom import PlannedFilm, draw, sample_plan, write_sample
 from openmed.errors import BadInput
+from openmed.files import sha256_file
 
 SIZE = 96
 
@@ -160,7 +161,8 @@ def test_planted_copies_are_near_duplicates_and_two_are_under_another_name(sampl
 def test_the_table_lists_exactly_the_files(sample):
     with (sample / "films.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert list(rows[0]) == ["path", "label", "patient", "split"]
+    assert list(rows[0]) == ["path", "label", "patient", "split", "sha256"]
+    assert all(sha256_file(sample / row["path"]) == row["sha256"] for row in rows)
     assert {row["path"] for row in rows} == set(stored_files(sample)) - {"films.csv"}
     planned = {film.path: film for film in sample_plan(60)}
     for row in rows:
