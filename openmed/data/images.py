@@ -2,7 +2,6 @@
 
 import io
 import struct
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import cv2
 import numpy as np
 
 from openmed.data.dicom import decode_dicom, is_dicom
-from openmed.data.grey import MAX_PIXELS, check_shape, jpeg_shape, rightly_turned, to_grey, to_uint8
+from openmed.data.grey import MAX_PIXELS, check_shape, jpeg_shape, quiet, rightly_turned, to_grey, to_uint8
 from openmed.errors import BadInput
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom")
@@ -167,21 +166,22 @@ def _decode_png(data: bytes, name: str) -> tuple[np.ndarray, int]:
 def _decode_tiff(data: bytes, name: str) -> tuple[np.ndarray, int]:
     from PIL import Image
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a size that is checked here, and of odd tags
-        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
-            check_shape((image.height, image.width), name)
-            if getattr(image, "n_frames", 1) > 1:
-                raise BadInput(f"{name} has several pages; a film has one")
-            orientation, inverted = image.getexif().get(_ORIENTATION, 1), image.tag_v2.get(_PHOTOMETRIC)
-            if image.mode.startswith("I;16"):
-                grey = np.asarray(image, np.uint16)
-                film, bits = _scaled(grey)
-                film = 255 - film if inverted == _WHITE_IS_ZERO else film
-            elif image.mode in ("I", "F"):
-                raise BadInput(f"{name} stores 32-bit pixels; films have 8 to 16 bits")
-            else:
-                film, bits = np.asarray(image.convert("RGB").convert("L") if image.mode != "L" else image), 8
+    # Quiet, for the size is checked here and odd tags are of no interest.
+    with quiet(), Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+        check_shape((image.height, image.width), name)
+        if getattr(image, "n_frames", 1) > 1:
+            raise BadInput(f"{name} has several pages; a film has one")
+        inverted = image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        image.load()
+        orientation = image.getexif().get(_ORIENTATION, 1)  # what loading has not applied already
+        if image.mode.startswith("I;16"):
+            grey = np.asarray(image, np.uint16)
+            film, bits = _scaled(grey)
+            film = 255 - film if inverted else film
+        elif image.mode in ("I", "F"):
+            raise BadInput(f"{name} stores 32-bit pixels; films have 8 to 16 bits")
+        else:
+            film, bits = np.asarray(image.convert("RGB").convert("L") if image.mode != "L" else image), 8
     return rightly_turned(film, orientation), bits
 
 
@@ -206,7 +206,5 @@ def _orientation(data: bytes) -> int:
         return 1
     from PIL import Image
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            return image.getexif().get(_ORIENTATION, 1)
+    with quiet(), Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        return image.getexif().get(_ORIENTATION, 1)

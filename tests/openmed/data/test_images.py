@@ -181,7 +181,7 @@ def test_other_formats_are_refused_though_the_decoders_read_them(kind):
 def test_a_truncated_film_is_refused(suffix, share):
     noise = np.random.default_rng(0).integers(0, 256, (200, 200), np.uint8)
     data = encoded(noise, suffix)
-    with pytest.raises(BadInput, match="is not a whole (JPEG|PNG) image|cannot be decoded: it is damaged"):
+    with pytest.raises(BadInput, match=r"is not a whole (JPEG|PNG) image|cannot be decoded: it is damaged"):
         decode_film(data[: int(len(data) * share)])
 
 
