@@ -2,12 +2,12 @@
 
 import io
 import math
-from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from openmed.data.grey import check_shape, jpeg_shape, quiet, to_grey, to_uint8
+from openmed.data.isolated import pixels_by_gdcm
 from openmed.errors import BadInput
 
 if TYPE_CHECKING:
@@ -47,12 +47,26 @@ def decode_dicom(data: bytes, name: str) -> tuple[np.ndarray, int]:
         BadInput: It holds no film, several frames, or more than a film can have.
         Exception: Whatever pydicom and its decoders raise on damaged content.
     """
+    with quiet():  # of odd values in elements that are not looked at
+        film = checked(data, name)
+        return _grey(film, _pixels(film, data, name), name), int(film.BitsStored)
+
+
+def checked(data: bytes, name: str) -> "Dataset":
+    """Reads a DICOM file, refuses by its header what is no film, and decodes nothing.
+
+    Args:
+        data: Content of the file.
+        name: What to call it in an error.
+
+    Raises:
+        BadInput: As `decode_dicom`.
+    """
     from pydicom import dcmread
 
-    with quiet():  # of odd values in elements that are not looked at
-        film = dcmread(io.BytesIO(data))
-        _check(film, name)
-        return _grey(film, _pixels(film, name), name), int(film.BitsStored)
+    film = dcmread(io.BytesIO(data))
+    _check(film, name)
+    return film
 
 
 def _check(film: "Dataset", name: str) -> None:
@@ -92,16 +106,7 @@ def _complete(film: "Dataset") -> None:
         film.PlanarConfiguration = 0
 
 
-@cache
-def _silence() -> None:
-    """GDCM writes of damaged files to stderr; what it finds comes as an exception too."""
-    import gdcm
-
-    for switch in (gdcm.Trace.DebugOff, gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff):
-        switch()
-
-
-def _pixels(film: "Dataset", name: str) -> np.ndarray:
+def _pixels(film: "Dataset", data: bytes, name: str) -> np.ndarray:
     """Returns the stored values, (H, W) or (H, W, 3) red first, by the sturdiest decoder for their kind."""
     from pydicom.encaps import get_frame
     from pydicom.pixels import pixel_array
@@ -114,8 +119,7 @@ def _pixels(film: "Dataset", name: str) -> np.ndarray:
         return pixel_array(film, decoding_plugin="pillow")
     if syntax in _JPEG_2000:
         return pixel_array(film, decoding_plugin="pylibjpeg")
-    _silence()
-    return _used_bits(film, pixel_array(film, decoding_plugin="gdcm", correct_unused_bits=False))
+    return _used_bits(film, pixels_by_gdcm(data, name))
 
 
 def _check_stream(stream: bytes, film: "Dataset", name: str) -> None:

@@ -12,6 +12,7 @@ from openmed.errors import BadInput
 
 MIN_SIDE_PX = 16
 MAX_PIXELS = 200_000_000
+_MAX_SIDE_PX = 65_535  # that of JPEG and DICOM
 _FRAMES = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}  # the last is JPEG-LS
 _BARE = {0x01, *range(0xD0, 0xD9)}
 # Exif orientation -> quarter turns to the left, then mirrored left to right.
@@ -51,6 +52,8 @@ def check_shape(shape: tuple[int, int] | None, name: str) -> None:
     height, width = shape
     if height * width > MAX_PIXELS:
         raise BadInput(f"{name} claims {height * width} pixels; a film has at most {MAX_PIXELS}")
+    if max(height, width) > _MAX_SIDE_PX:
+        raise BadInput(f"{name} is {width} x {height} pixels; a film has at most {_MAX_SIDE_PX} a side")
     if min(height, width) < MIN_SIDE_PX:
         raise BadInput(f"{name} is {width} x {height} pixels; a film has at least {MIN_SIDE_PX} a side")
 

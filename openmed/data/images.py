@@ -155,12 +155,26 @@ def _reduced_jpeg(data: bytes, size_px: int) -> np.ndarray | None:
 def _decode_png(data: bytes, name: str) -> tuple[np.ndarray, int]:
     width, height = struct.unpack_from(">II", data.ljust(24, b"\0"), 16)
     check_shape((height, width), name)
-    image = _by_opencv(data, cv2.IMREAD_UNCHANGED)
+    kinds = _png_chunks(data)
+    if b"acTL" in kinds:
+        raise BadInput(f"{name} has several frames; a film has one")
+    image = _by_opencv(data, cv2.IMREAD_UNCHANGED) if b"IEND" in kinds else None
     if image is None:
         raise BadInput(f"{name} is not a whole PNG image")
     if image.dtype not in (np.uint8, np.uint16):
         raise BadInput(f"{name} stores {image.dtype} pixels; films have 8 to 16 bits")
     return _scaled(rightly_turned(to_grey(image), _orientation(data)))
+
+
+def _png_chunks(data: bytes) -> list[bytes]:
+    """Lists the kinds of the whole chunks: OpenCV allocates what a chunk claims, gigabytes of it."""
+    kinds, place = [], len(_PNG_START)
+    while place + 12 <= len(data) and b"IEND" not in kinds:
+        length, kind = struct.unpack_from(">I4s", data, place)
+        place += 12 + length
+        if place <= len(data):
+            kinds.append(kind)
+    return kinds
 
 
 def _decode_tiff(data: bytes, name: str) -> tuple[np.ndarray, int]:

@@ -216,6 +216,26 @@ def test_a_film_smaller_than_any_film_is_refused(shape):
         decode_film(encoded(np.zeros(shape, np.uint8)))
 
 
+@pytest.mark.parametrize("shape", [(16, 70_000), (70_000, 16)])
+def test_a_film_longer_than_any_film_is_refused(shape):
+    with pytest.raises(BadInput, match=f"is {shape[1]} x {shape[0]} pixels; a film has at most 65535 a side"):
+        decode_film(encoded(np.zeros(shape, np.uint8)))
+
+
+def test_a_png_chunk_that_claims_gigabytes_is_refused_at_once():
+    data = bytearray(encoded(gradient()))
+    place = data.index(b"IDAT")
+    data[place - 4 : place] = struct.pack(">I", 0x7FFFFFFF)
+    with pytest.raises(BadInput, match="is not a whole PNG image"):
+        decode_film(bytes(data))
+
+
+def test_an_animated_png_is_refused():
+    frames = [Image.fromarray(gradient()), Image.fromarray(255 - gradient())]
+    with pytest.raises(BadInput, match="has several frames; a film has one"):
+        decode_film(pil_png(frames[0], save_all=True, append_images=frames[1:]))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.sampled_from([".png", ".jpg", ".tiff"]))
 def test_damaged_bytes_give_a_film_or_one_clear_refusal(data, suffix):
