@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-fast lint format up lock clean help
+.PHONY: demo test test-fast fuzz lint format up lock clean help
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test: $(READY) data/films.csv  ## Run all tests with coverage
 
 test-fast: $(READY)  ## Run the tests that need no services and no whole pipelines
 	@$(BIN)/python -m pytest -m "not slow"
+
+fuzz: $(READY)  ## Decode 20,000 damaged films: each must be an image or one refusal
+	@$(BIN)/python -m tests.openmed.data.fuzzing --mutants 20000
 
 lint: $(READY)  ## Check style, imports and layers
 	@$(BIN)/ruff check .

@@ -1,5 +1,10 @@
 """What all decoders share: limits of a film's size, grey from colour, bits to 0..255, orientation."""
 
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 import cv2
 import numpy as np
 
@@ -7,10 +12,29 @@ from openmed.errors import BadInput
 
 MIN_SIDE_PX = 16
 MAX_PIXELS = 200_000_000
+_MAX_SIDE_PX = 65_535  # that of JPEG and DICOM
 _FRAMES = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}  # the last is JPEG-LS
 _BARE = {0x01, *range(0xD0, 0xD9)}
 # Exif orientation -> quarter turns to the left, then mirrored left to right.
 _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
+_quiet_lock, _quiet_users, _quiet_state = threading.Lock(), [0], ExitStack()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences warnings. Unlike `warnings.catch_warnings` alone it may overlap in several threads."""
+    with _quiet_lock:
+        if _quiet_users[0] == 0:
+            _quiet_state.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        _quiet_users[0] += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_users[0] -= 1
+            if _quiet_users[0] == 0:
+                _quiet_state.close()
 
 
 def check_shape(shape: tuple[int, int] | None, name: str) -> None:
@@ -28,6 +52,8 @@ def check_shape(shape: tuple[int, int] | None, name: str) -> None:
     height, width = shape
     if height * width > MAX_PIXELS:
         raise BadInput(f"{name} claims {height * width} pixels; a film has at most {MAX_PIXELS}")
+    if max(height, width) > _MAX_SIDE_PX:
+        raise BadInput(f"{name} is {width} x {height} pixels; a film has at most {_MAX_SIDE_PX} a side")
     if min(height, width) < MIN_SIDE_PX:
         raise BadInput(f"{name} is {width} x {height} pixels; a film has at least {MIN_SIDE_PX} a side")
 

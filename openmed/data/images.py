@@ -2,7 +2,6 @@
 
 import io
 import struct
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import cv2
 import numpy as np
 
 from openmed.data.dicom import decode_dicom, is_dicom
-from openmed.data.grey import MAX_PIXELS, check_shape, jpeg_shape, rightly_turned, to_grey, to_uint8
+from openmed.data.grey import MAX_PIXELS, check_shape, jpeg_shape, quiet, rightly_turned, to_grey, to_uint8
 from openmed.errors import BadInput
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom")
@@ -164,7 +163,10 @@ def _reduced_jpeg(data: bytes, size_px: int) -> np.ndarray | None:
 def _decode_png(data: bytes, name: str) -> tuple[np.ndarray, int]:
     width, height = struct.unpack_from(">II", data.ljust(24, b"\0"), 16)
     check_shape((height, width), name)
-    image = _by_opencv(data, cv2.IMREAD_UNCHANGED)
+    kinds = _png_chunks(data)
+    if b"acTL" in kinds:
+        raise BadInput(f"{name} has several frames; a film has one")
+    image = _by_opencv(data, cv2.IMREAD_UNCHANGED) if b"IEND" in kinds else None
     if image is None:
         raise BadInput(f"{name} is not a whole PNG image")
     if image.dtype not in (np.uint8, np.uint16):
@@ -172,24 +174,36 @@ def _decode_png(data: bytes, name: str) -> tuple[np.ndarray, int]:
     return _scaled(rightly_turned(to_grey(image), _orientation(data)))
 
 
+def _png_chunks(data: bytes) -> list[bytes]:
+    """Lists the kinds of the whole chunks: OpenCV allocates what a chunk claims, gigabytes of it."""
+    kinds, place = [], len(_PNG_START)
+    while place + 12 <= len(data) and b"IEND" not in kinds:
+        length, kind = struct.unpack_from(">I4s", data, place)
+        place += 12 + length
+        if place <= len(data):
+            kinds.append(kind)
+    return kinds
+
+
 def _decode_tiff(data: bytes, name: str) -> tuple[np.ndarray, int]:
     from PIL import Image
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a size that is checked here, and of odd tags
-        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
-            check_shape((image.height, image.width), name)
-            if getattr(image, "n_frames", 1) > 1:
-                raise BadInput(f"{name} has several pages; a film has one")
-            orientation, inverted = image.getexif().get(_ORIENTATION, 1), image.tag_v2.get(_PHOTOMETRIC)
-            if image.mode.startswith("I;16"):
-                grey = np.asarray(image, np.uint16)
-                film, bits = _scaled(grey)
-                film = 255 - film if inverted == _WHITE_IS_ZERO else film
-            elif image.mode in ("I", "F"):
-                raise BadInput(f"{name} stores 32-bit pixels; films have 8 to 16 bits")
-            else:
-                film, bits = np.asarray(image.convert("RGB").convert("L") if image.mode != "L" else image), 8
+    # Quiet, for the size is checked here and odd tags are of no interest.
+    with quiet(), Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+        check_shape((image.height, image.width), name)
+        if getattr(image, "n_frames", 1) > 1:
+            raise BadInput(f"{name} has several pages; a film has one")
+        inverted = image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        image.load()
+        orientation = image.getexif().get(_ORIENTATION, 1)  # what loading has not applied already
+        if image.mode.startswith("I;16"):
+            grey = np.asarray(image, np.uint16)
+            film, bits = _scaled(grey)
+            film = 255 - film if inverted else film
+        elif image.mode in ("I", "F"):
+            raise BadInput(f"{name} stores 32-bit pixels; films have 8 to 16 bits")
+        else:
+            film, bits = np.asarray(image.convert("RGB").convert("L") if image.mode != "L" else image), 8
     return rightly_turned(film, orientation), bits
 
 
@@ -214,7 +228,5 @@ def _orientation(data: bytes) -> int:
         return 1
     from PIL import Image
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            return image.getexif().get(_ORIENTATION, 1)
+    with quiet(), Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        return image.getexif().get(_ORIENTATION, 1)
