@@ -5,84 +5,26 @@ import io
 import struct
 import zipfile
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from PIL import Image, PngImagePlugin
-from pydicom.dataset import Dataset, FileMetaDataset
+from PIL import Image
+from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import generate_uid
 
 from openmed.data.images import decode_film
 from openmed.data.importing import import_films
-from openmed.data.phantom import draw
-from openmed.data.privacy import ABOUT, UNREADABLE, Pseudonyms, clean_film, dicom_patient
+from openmed.data.privacy import ABOUT, KEPT, UNREADABLE, Pseudonyms, clean_film, dicom_patient
 from openmed.data.scrub import scrub
 from openmed.errors import BadInput
+from tests.openmed.data.planted import FILM, dicom, jpeg, planted_in, png, tiff
 
 NAMES = Pseudonyms(b"a secret of the site")
-PLANTED = [b"DOE^JANE", b"MRN-4711-9", b"Musterstrasse", b"19610203", b"Dr. Planted", b"9.8.7.6.5.4321"]
-FILM = draw(1, 1, pneumonia=True, size_px=64).film
-
-
-def dicom(**fields) -> bytes:
-    """A film with an identifier in a standard, a nested, a private and an overlay element."""
-    film = Dataset()
-    film.file_meta = FileMetaDataset()
-    film.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    film.file_meta.MediaStorageSOPClassUID = film.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    film.file_meta.MediaStorageSOPInstanceUID = film.SOPInstanceUID = "9.8.7.6.5.4321"
-    film.file_meta.SourceApplicationEntityTitle = "DOE^JANE"
-    film.PatientName, film.PatientID, film.PatientBirthDate = "DOE^JANE", "MRN-4711-9", "19610203"
-    film.PatientAddress, film.ReferringPhysicianName = "Musterstrasse", "Dr. Planted"
-    film.StudyInstanceUID, film.ImageComments = "9.8.7.6.5.4321", "DOE^JANE"
-    film.AccessionNumber, film.InstitutionName = "MRN-4711-9", "Musterstrasse"
-    nested = Dataset()
-    nested.PatientID, nested.IssuerOfPatientID = "MRN-4711-9", "Musterstrasse"
-    film.OtherPatientIDsSequence = Sequence([nested])
-    block = film.private_block(0x0041, "DOE^JANE", create=True)
-    block.add_new(0x01, "LO", "MRN-4711-9")
-    film.add_new(0x60000022, "LO", "Dr. Planted")
-    film.Modality, film.Rows, film.Columns = "DX", *FILM.shape
-    film.SamplesPerPixel, film.PhotometricInterpretation = 1, "MONOCHROME2"
-    film.BitsAllocated = film.BitsStored = 8
-    film.HighBit, film.PixelRepresentation, film.PixelData = 7, 0, FILM.tobytes()
-    for name, value in fields.items():
-        setattr(film, name, value)
-    stream = io.BytesIO()
-    film.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
-
-
-def jpeg(orientation: int = 1) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112], exif[0x010E], exif[0x013B] = orientation, "DOE^JANE", "Dr. Planted"
-    stream = io.BytesIO()
-    Image.fromarray(FILM).save(stream, "JPEG", exif=exif, comment=b"MRN-4711-9", quality=90)
-    return stream.getvalue() + b"Musterstrasse after the end"
-
-
-def png(orientation: int = 1) -> bytes:
-    exif, text = Image.Exif(), PngImagePlugin.PngInfo()
-    exif[0x0112], exif[0x013B] = orientation, "Dr. Planted"
-    text.add_text("Patient", "DOE^JANE")
-    text.add_itxt("Address", "Musterstrasse", zip=False)
-    stream = io.BytesIO()
-    Image.fromarray(FILM).save(stream, "PNG", pnginfo=text, exif=exif)
-    return stream.getvalue() + b"MRN-4711-9"
-
-
-def tiff() -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(FILM).save(stream, "TIFF", tiffinfo={270: "DOE^JANE", 315: "Dr. Planted"})
-    return stream.getvalue()
-
-
-def planted_in(content: bytes) -> list[bytes]:
-    return [name for name in PLANTED if name in content]
 
 
 @pytest.mark.parametrize("make", [jpeg, png, tiff, dicom])
@@ -182,6 +124,12 @@ def test_the_patient_of_a_film_is_the_one_its_header_names():
     assert dicom_patient(dicom()) == "MRN-4711-9"
     assert dicom_patient(dicom(PatientID="  ")) is None
     assert dicom_patient(bytes(128) + b"DICM\1\2") is None
+
+
+def test_the_documented_table_is_the_one_in_the_code():
+    documented = (Path(__file__).parents[3] / "docs/films.md").read_text(encoding="utf-8")
+    for fate, elements in KEPT.items():
+        assert f"| {fate} | {elements} |" in documented
 
 
 def test_pseudonyms_depend_on_the_secret_and_nothing_else():

@@ -1,0 +1,114 @@
+"""A whole run on films full of identifiers: none of them is in anything that the run writes or says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pandas as pd
+import pytest
+
+from openmed.data.phantom import draw
+from pipeline import registry
+from pipeline.drift import check_drift
+from tests.conftest import ROOT, run_stages, toy_params, write_params
+from tests.openmed.data.planted import dicom, jpeg, planted_in, png
+
+pytestmark = pytest.mark.slow
+FILMS = 132
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """Films of 66 patients as DICOM, JPEG and PNG, named after the patients, and one that is broken."""
+    for number in range(FILMS):
+        patient, sick = number // 2, number // 2 % 2 == 1
+        film = draw(patient, number, pneumonia=sick, size_px=64).film
+        name = f"DOE^JANE Musterstrasse {patient}_MRN-4711-9-{number}"
+        makers = {
+            ".dcm": lambda film, patient: dicom(film, PatientID=f"MRN-4711-9-{patient}", PatientSex="F"),
+            ".jpg": lambda film, patient: jpeg(1, film),
+            ".png": lambda film, patient: png(1, film),
+        }
+        suffix = list(makers)[number % 3]
+        path = tmp_path / "source" / ("PNEUMONIA" if sick else "NORMAL") / f"{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(makers[suffix](film, patient))
+    (tmp_path / "source/NORMAL/DOE^JANE broken.dcm").write_bytes(bytes(128) + b"DICM" + b"DOE^JANE" * 20)
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def project(tmp_path, store, monkeypatch) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    params = toy_params() | {"architectures": ["resnet50"]}
+    params["train"]["resnet50"]["finetune"]["epochs"] = 1
+    params["evaluate"]["floors"] = {"sensitivity": 0, "specificity": 0, "auc": 0}
+    write_params(folder, params)
+    for name in ("dvc.yaml", "decisions.csv"):
+        (folder / name).write_text((ROOT / name).read_text())
+    (folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    (folder / "data.dvc").write_text("outs:\n- {md5: 0123456789abcdef0123456789abcdef.dir, path: data}\n")
+    monkeypatch.delenv("OPENMED_PROJECT", raising=False)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def imported(source: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pipeline.cli", "data", "import", str(source), "--replace"]
+    return subprocess.run(command, capture_output=True, check=False)
+
+
+def written(folder: Path) -> bytes:
+    """Everything below a folder: names, contents, and tables as text, for they are compressed."""
+    parts = []
+    for path in folder.rglob("*"):
+        parts.append(str(path.relative_to(folder)).encode())
+        if path.suffix == ".parquet":
+            parts.append(pd.read_parquet(path).to_csv().encode())
+        elif path.is_file():
+            parts.append(path.read_bytes())
+    return b"\n".join(parts)
+
+
+def test_no_identifier_is_in_anything_that_a_run_writes_or_says(source, project, store, capfd):
+    assert len(planted_in(written(source))) > 4
+    said = imported(source)
+    assert said.returncode == 0
+    stages = ["validate", "split", "preprocess", "resample"]
+    run_stages(project, [*stages, *(f"{s}@resnet50" for s in ("train", "evaluate", "explain")), "triage"])
+    check_drift(project)
+    registry.register_candidates(project, run_key="planted", revision="a")
+    check_drift(project)
+    output = "".join(capfd.readouterr()).encode() + said.stdout + said.stderr
+    manifest = pd.read_parquet(project / "artifacts/validate/manifest.parquet")
+    assert len(manifest) == FILMS + 1 and (manifest["status"] == "quarantined").sum() == 1
+    assert set(manifest["sex"]) == {"F", ""} and b"resnet50" in output
+    kept = b"\n".join([written(project), written(store), output])
+    assert b"Grad-CAM" in kept and b"artifact_uri" in kept
+    assert planted_in(kept) == []
+
+
+def test_errors_name_no_film(source, project):
+    (source / "NORMAL/DOE^JANE gone.png").symlink_to(source / "MRN-4711-9 absent.png")
+    refused = imported(source)
+    assert refused.returncode == 2 and b"cannot be read" in refused.stderr
+    assert planted_in(refused.stdout + refused.stderr) == []
+
+
+@pytest.mark.parametrize("stage", ["validate", "preprocess", "explain@resnet50"])
+def test_any_flipped_byte_of_a_film_is_found_before_use_and_the_file_is_named(source, project, stage):
+    assert imported(source).returncode == 0
+    stages = ["validate", "split", "preprocess", "resample", "train@resnet50", "evaluate@resnet50"]
+    if stage != "validate":
+        run_stages(project, stages[: 1 if stage == "preprocess" else None])
+    for path in (project / "data/films").rglob("*.*"):
+        content = bytearray(path.read_bytes())
+        if cv2.haveImageReader(str(path)) or path.suffix == ".dcm":
+            content[len(content) * 2 // 3] ^= 1
+            path.write_bytes(content)
+    # Whichever film a stage reads first was changed.
+    with pytest.raises(Exception, match=r"data/films/.*\.(jpg|png|dcm)") as found:
+        run_stages(project, [stage])
+    assert type(found.value).__name__ == "IntegrityError"
