@@ -1,7 +1,7 @@
 """C1: the first decoding of large films to 224 px, against torchvision's ImageFolder.
 
 Ours is `decode_squares` over a folder by `ordered_map`, as caches are written. Theirs is the default loader
-(PIL, RGB), Grayscale and Resize. Both run on one and the same core: the process is bound to it, and OpenCV and
+(PIL, RGB), Grayscale and Resize. Both run on one and the same core: the process is bound to it, OpenCV and
 torch get one thread. The films must agree within one grey level on average.
 
 Without an argument the films are phantoms of 1,000 to 2,500 px; with one, those of a folder or .zip, of which

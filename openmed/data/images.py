@@ -99,9 +99,10 @@ def decode_squares(data: bytes, sizes_px: Sequence[int], name: str = "the image"
     Raises:
         BadInput: As `decode_film`.
     """
-    film = _reduced_jpeg(data, max(sizes_px))
-    if film is None:
-        film = decode_film(data, name)
+    if reduced := _reduced_jpeg(data, max(sizes_px)):
+        film, extent = reduced
+        return [rightly_turned(_area(film, extent, size), _orientation(data)) for size in sizes_px]
+    film = decode_film(data, name)
     return [resize_film(film, size) for size in sizes_px]
 
 
@@ -140,16 +141,32 @@ def _decode_jpeg(data: bytes, name: str) -> tuple[np.ndarray, int]:
     return rightly_turned(film, _orientation(data)), 8
 
 
-def _reduced_jpeg(data: bytes, size_px: int) -> np.ndarray | None:
-    """Decodes a large whole JPEG at a part of its size; None for every other film."""
+def _reduced_jpeg(data: bytes, size_px: int) -> tuple[np.ndarray, tuple[float, float]] | None:
+    """Decodes a large whole JPEG, not yet upright, at a part of its size; None for every other film.
+
+    The second value is (height, width) in reduced pixels: the last ones may lie partly outside the film.
+    """
     shape = jpeg_shape(data) if data.startswith(_JPEG_START) else None
     if shape is None or shape[0] * shape[1] > MAX_PIXELS:
         return None
     for part, flag in _REDUCED.items():
         if min(shape) >= part * size_px * _LEFT_AFTER_REDUCTION:
             film = _by_opencv(data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
-            return None if film is None else rightly_turned(film, _orientation(data))
+            return None if film is None else (film, (shape[0] / part, shape[1] / part))
     return None
+
+
+def _area(film: np.ndarray, extent: tuple[float, float], size_px: int) -> np.ndarray:
+    """Averages areas like `resize_film`, of a film whose sides are no whole number of pixels."""
+    down, across = (_shares(side, length, size_px) for side, length in zip(film.shape, extent, strict=True))
+    return np.rint(down @ film.astype(np.float32) @ across.T).clip(0, 255).astype(np.uint8)
+
+
+def _shares(pixels: int, length: float, size_px: int) -> np.ndarray:
+    """How much of each result, float32 (size_px, pixels), every pixel of a side is."""
+    edges, starts = np.arange(size_px + 1) * (length / size_px), np.arange(pixels)
+    overlap = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)
+    return (overlap.clip(0) * (size_px / length)).astype(np.float32)
 
 
 def _decode_png(data: bytes, name: str) -> tuple[np.ndarray, int]:
