@@ -1,11 +1,11 @@
 """C1: the first decoding of large films to 224 px, against torchvision's ImageFolder.
 
 Ours is `decode_squares` over a folder by `ordered_map`, as caches are written. Theirs is the default loader
-(PIL, RGB), Grayscale and Resize. Both run on the same core: the process is bound to it, and OpenCV and
+(PIL, RGB), Resize and Grayscale. Both run on one and the same core: the process is bound to it, OpenCV and
 torch get one thread. The films must agree within one grey level on average.
 
 Without an argument the films are phantoms of 1,000 to 2,500 px; with one, those of a folder or .zip, of which
-small films (below 1,000 px) are left out. It also tells what reduced decoding costs in grey levels.
+small films (below 1,000 px) are left out.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pairs import ratios, verdict
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from openmed.data.images import decode_film, decode_squares, resize_film
+from openmed.data.images import decode_squares
 from openmed.data.manifest import ordered_map
 from openmed.data.phantom import draw
 from openmed.data.readers import folder_files, zip_files
@@ -30,7 +30,7 @@ from openmed.data.readers import folder_files, zip_files
 SIZE_PX, LEAST_PX = 224, 1000
 TARGETS = {"jpeg": 3.5, "png": 1.25}
 SIDES_PX = (1000, 1300, 1600, 1900, 2200, 2500)
-SHRINK = transforms.Compose([transforms.Grayscale(), transforms.Resize((SIZE_PX, SIZE_PX))])
+SHRINK = transforms.Compose([transforms.Resize((SIZE_PX, SIZE_PX)), transforms.Grayscale()])
 
 
 def main() -> int:
@@ -46,7 +46,6 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         films = _films(arguments.source) if arguments.source else _phantoms()
         count = _write(Path(scratch), films, arguments.films)
-        _tell_reduction(sorted((Path(scratch) / "jpeg").glob("*/*")))
         for kind, target in TARGETS.items():
             folder = ImageFolder(str(Path(scratch) / kind), SHRINK)
             paths = [Path(path) for path, _ in folder.samples]
@@ -86,20 +85,6 @@ def _write(folder: Path, films: Iterable[bytes], most: int) -> int:
         if count == most:
             break
     return count
-
-
-def _tell_reduction(paths: list[Path]) -> None:
-    """Prints how far the reduced way is from the full way at the sizes that networks take."""
-    for size in (64, 128, SIZE_PX, 299):
-        means, most = [], 0
-        for path in paths:
-            content = path.read_bytes()
-            full = resize_film(decode_film(content), size).astype(int)
-            differences = np.abs(decode_squares(content, [size])[0] - full)
-            means.append(differences.mean())
-            most = max(most, int(differences.max()))
-        print(f"reduced against full at {size} px: mean {np.mean(means):.3f}, worst film {max(means):.3f}, "
-              f"worst pixel {most} grey levels")  # fmt: skip
 
 
 def _difference(folder: ImageFolder, paths: list[Path]) -> float:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from openmed.data.dicom import decode_dicom, is_dicom
-from openmed.data.grey import MAX_PIXELS, check_shape, jpeg_shape, quiet, rightly_turned, to_grey, to_uint8
+from openmed.data.grey import check_shape, jpeg_shape, quiet, rightly_turned, to_grey, to_uint8
 from openmed.errors import BadInput
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom")
@@ -17,13 +17,6 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom")
 
 _PNG_START, _JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_REDUCED = {
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-}
-# A decoder's own reduction is a cruder average than ours, so it must leave enough for ours to do.
-_LEFT_AFTER_REDUCTION = 2
 _ORIENTATION, _PHOTOMETRIC, _WHITE_IS_ZERO = 0x0112, 262, 0
 
 
@@ -90,11 +83,10 @@ def decode_with_depth(data: bytes, name: str = "the image") -> tuple[np.ndarray,
 
 
 def decode_squares(data: bytes, sizes_px: Sequence[int], name: str = "the image") -> list[np.ndarray]:
-    """Decodes a film and stretches it to squares.
+    """Decodes a film once and stretches it to squares, as networks see it.
 
-    A large JPEG is decoded at a half, a quarter or an eighth of its size where that leaves at least
-    twice the largest square; the result differs from that of a full decode by less than a grey level
-    on average.
+    JPEG decoders can reduce while they decode, which is faster. It is not used: their cruder average
+    moved probabilities by up to 0.06 against the same film stored in another format.
 
     Args:
         data: Content of the file.
@@ -107,9 +99,7 @@ def decode_squares(data: bytes, sizes_px: Sequence[int], name: str = "the image"
     Raises:
         BadInput: As `decode_film`.
     """
-    film = _reduced_jpeg(data, max(sizes_px))
-    if film is None:
-        film = decode_film(data, name)
+    film = decode_film(data, name)
     return [resize_film(film, size) for size in sizes_px]
 
 
@@ -146,18 +136,6 @@ def _decode_jpeg(data: bytes, name: str) -> tuple[np.ndarray, int]:
     if film is None:
         raise BadInput(f"{name} is not a whole JPEG image")
     return rightly_turned(film, _orientation(data)), 8
-
-
-def _reduced_jpeg(data: bytes, size_px: int) -> np.ndarray | None:
-    """Decodes a large whole JPEG at a part of its size; None for every other film."""
-    shape = jpeg_shape(data) if data.startswith(_JPEG_START) else None
-    if shape is None or shape[0] * shape[1] > MAX_PIXELS:
-        return None
-    for part, flag in _REDUCED.items():
-        if min(shape) >= part * size_px * _LEFT_AFTER_REDUCTION:
-            film = _by_opencv(data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
-            return None if film is None else rightly_turned(film, _orientation(data))
-    return None
 
 
 def _decode_png(data: bytes, name: str) -> tuple[np.ndarray, int]:
