@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-fast fuzz lint format up lock clean help
+.PHONY: demo test test-long test-fast fuzz lint format up lock clean help
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -29,10 +29,13 @@ demo: $(READY) data/films.csv  ## Run both DAGs once (DATA=films.zip LIMIT=600 f
 	@$(BIN)/openmed demo $(if $(DATA),--data "$(DATA)") $(if $(LIMIT),--limit $(LIMIT))
 
 test: $(READY) data/films.csv  ## Run all tests with coverage
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=95 --durations=15
+	@$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=95 --durations=15
+
+test-long: $(READY)  ## Run the trainings that `make test` leaves out
+	@$(BIN)/python -m pytest -m long
 
 test-fast: $(READY)  ## Run the tests that need no services and no whole pipelines
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow and not long"
 
 fuzz: $(READY)  ## Decode 20,000 damaged films: each must be an image or one refusal
 	@$(BIN)/python -m tests.openmed.data.fuzzing --mutants 20000

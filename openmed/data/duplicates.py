@@ -142,6 +142,8 @@ def _in_band(words: np.ndarray, order: np.ndarray, starts: np.ndarray, max_bits:
 
 def _compare(words: np.ndarray, order: np.ndarray, starts: np.ndarray, max_bits: int) -> np.ndarray:
     """Compares each row with every later one of its run: one step a distance, so memory stays flat."""
+    if not len(order):
+        return np.zeros((0, 2), np.int64)
     columns = np.ascontiguousarray(words[order].T)
     ends = np.repeat(np.append(starts[1:], len(order)), np.diff(starts, append=len(order)))
     left, shift, found = np.arange(len(order)), 1, [np.zeros((0, 2), np.int64)]

@@ -37,7 +37,14 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("architecture", NETWORKS)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "resnet50",
+        pytest.param("vit", marks=pytest.mark.long),
+        pytest.param("inceptionv3", marks=pytest.mark.long),
+    ],
+)
 def test_maps_of_a_trained_model_point_at_the_opacities_more_often_than_chance(architecture, tmp_path):
     """Chance: heat that knows nothing lies inside the mask in proportion to the mask's area."""
     options, epochs = NETWORKS[architecture]

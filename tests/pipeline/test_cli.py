@@ -46,6 +46,7 @@ def project(tmp_path, monkeypatch):
     for name in ("dvc.yaml", "params.yaml", "data.dvc"):
         shutil.copy(ROOT / name, folder)
     monkeypatch.delenv("OPENMED_PROJECT", raising=False)
+    monkeypatch.setenv("OPENMED_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(folder)
     return folder
 

@@ -45,7 +45,9 @@ def template(tmp_path_factory):
 
 
 @pytest.fixture
-def project(template, tmp_path):
+def project(template, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENMED_PROJECT", raising=False)
+    monkeypatch.setenv("OPENMED_HOME", str(tmp_path / "home"))
     folder = tmp_path / "project"
     shutil.copytree(template, folder)
     return folder

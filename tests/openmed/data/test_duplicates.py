@@ -82,6 +82,13 @@ def test_crowded_bands_lose_no_pair(seed, max_bits, varying, crowd):
         assert near_duplicates(texts, max_bits).tolist() == naive(texts, max_bits)
 
 
+def test_bands_in_which_every_run_is_crowded_lose_no_pair(monkeypatch):
+    monkeypatch.setattr(duplicates, "_CROWDED", 2)
+    table = np.zeros((150, 256), bool)
+    table[::2, 7] = table[::3, 9] = table[::5, 11] = True
+    assert near_duplicates(hashes_of(table), 1).tolist() == naive(hashes_of(table), 1)
+
+
 def test_every_pair_at_the_limit_is_found_wherever_its_bits_lie():
     rng = np.random.default_rng(3)
     table = rng.random((2000, 256)) < 0.5
