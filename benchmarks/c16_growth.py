@@ -105,7 +105,8 @@ def _write_films(project: Path, films: int) -> None:
     if (project / "all.csv").is_file():
         return
     (project / "data").mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "params.yaml", project)
+    for name in ("params.yaml", "decisions.csv"):
+        shutil.copy(ROOT / name, project)
     drawn = [draw(k, k, pneumonia=k % 4 > 0, size_px=SIDE_PX) for k in range(min(DRAWN, films))]
     jobs = [(project, number, drawn[number % len(drawn)].film) for number in range(films)]
     with multiprocessing.Pool() as pool:
