@@ -96,14 +96,13 @@ def import_films(
         raise BadInput(f"{source} has no film of class {missing[0]}: every class needs films")
     declared, merged = _with_declared_splits(listing.films)
     chosen = range(len(declared)) if limit is None else _subset(declared, limit, seed)
-    stored = _stored_paths(listing, source) if pseudonyms is None else None
     films = [declared[index] for index in chosen]
+    paths = [] if pseudonyms is not None else _stored_paths(listing, source)
     with _new_folder(target) as folder:
-        if stored is not None:
-            rows = [_copied(film, folder, stored[index]) for index, film in zip(chosen, films, strict=True)]
+        if pseudonyms is None:
+            rows = [_copied(film, folder, paths[i]) for i, film in zip(chosen, films, strict=True)]
         else:
-            folders = [_folder_of(listing.films[index]) for index in chosen]
-            rows = _cleaned(films, folders, folder, pseudonyms)
+            rows = _cleaned(films, [_folder_of(listing.films[i]) for i in chosen], folder, pseudonyms)
         _write_list(folder / FILMS_FILE, sorted(rows, key=lambda row: row["path"]))
     return ImportSummary(
         films=len(films),

@@ -1,8 +1,8 @@
 """GDCM in processes of its own, because a damaged JPEG or JPEG-LS stream can make it end the process.
 
-Found by the fuzz test: of 1,000 damaged films of the lossless JPEG kinds GDCM 3 ends its process with about
-three (an exception that nothing catches, or a wrong address). A process here serves many films, one at a
-time; it is replaced when it died or hung.
+Found by the fuzz test: of 1,500 damaged films GDCM 3 ended its process with five in JPEG lossless (process
+57) and one in JPEG-LS (an exception that nothing catches, or a wrong address). A process here serves many
+films, one at a time; it is replaced when it died or hung.
 """
 
 import contextlib
