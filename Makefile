@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-long test-fast fuzz lint format up lock clean help
+.PHONY: demo test test-long test-fast fuzz chaos lint format up lock clean help
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test-fast: $(READY)  ## Run the tests that need no services and no whole pipelin
 
 fuzz: $(READY)  ## Decode 20,000 damaged films: each must be an image or one refusal
 	@$(BIN)/python -m tests.openmed.data.fuzzing --mutants 20000
+
+chaos: $(READY)  ## Kill trainings 200 times: each must end bit for bit as an undisturbed one
+	@$(BIN)/python -m tests.openmed.training.chaos --kills 200
 
 lint: $(READY)  ## Check style, imports and layers
 	@$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """Where the numbers are crunched, and what makes them repeatable."""
 
+import os
+
 import torch
 
 from openmed.errors import BadInput
@@ -13,11 +15,13 @@ def use_device(params: Params) -> None:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """CUDA when it is wanted or there, the CPU otherwise.
+    """CUDA when it is wanted or there, the CPU otherwise; of several processes each has a GPU of its own.
 
     Raises:
         BadInput: CUDA is wanted and not there.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise BadInput("`run.device` is cuda, but this machine has no usable GPU: set it to auto or cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

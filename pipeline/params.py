@@ -32,10 +32,11 @@ class Task(_Section):
 
 
 class Run(_Section):
-    """What makes a run repeatable: seed, CPU threads and device."""
+    """What makes a run repeatable: seed, CPU threads, device and the processes of a training."""
 
     seed: Count
     threads: Positive
+    processes: Positive
     device: Literal["auto", "cpu", "cuda"]
 
 
@@ -101,12 +102,17 @@ class Head(_Section):
 
     epochs: Count
     learning_rate: Annotated[float, Field(gt=0)]
+    oversampling: Literal["none", "smote"]
 
 
-class Finetune(Head):
+class Finetune(_Section):
     """Second step: the backbone's last blocks, or all of them."""
 
+    epochs: Count
+    learning_rate: Annotated[float, Field(gt=0)]
     blocks: Literal["all"] | Positive
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    average_decay: Annotated[float, Field(ge=0, lt=1)]
 
 
 class Augment(_Section):
@@ -134,6 +140,8 @@ class Train(_Section):
     warmup_share: Share
     patience_epochs: Positive
     mixed_precision: bool
+    activation_checkpointing: bool
+    compile: bool
     head: Head
     finetune: Finetune
     augment: Augment

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pandas as pd
+import torch
 
 from openmed.data.cache import FilmCache
 from openmed.data.leakage import verify_training_rows
@@ -15,36 +16,57 @@ from openmed.files import atomic_path, sha256_file, write_json
 from openmed.models.base import BaseModel
 from openmed.models.checkpoint import save_model
 from openmed.models.factory import ModelFactory
-from openmed.training.loop import Films, Progress, Trainer
+from openmed.training.loop import Progress, Trainer
+from openmed.training.parallel import Workers, joined, started_by_torchrun
 from openmed.training.settings import Augmentation, Phase, TrainSettings
+from openmed.training.source import Films
+from openmed.training.state import Position
 from pipeline.device import pick_device, use_device
+from pipeline.launch import end_with_parent, run_processes
 from pipeline.params import Params, Train
 from pipeline.project import home
 from pipeline.stage import CACHE, ROWS, SPLIT, folder, main, progress
 
 
 def run(params: Params, architecture: str) -> None:
-    """Trains on the balanced rows, stops early on the validation split, writes a model folder."""
-    settings = train_settings(params, architecture)
+    """Trains on the balanced rows, stops early on the validation split, writes a model folder.
+
+    With `run.processes` above 1 this process starts that many and waits for them.
+    """
+    if params.run.processes > 1 and not started_by_torchrun():
+        run_processes(params.run.processes, "pipeline.train", "--architecture", architecture)
+        return
+    if started_by_torchrun():
+        end_with_parent()
     use_device(params)
+    device = pick_device(params.run.device)
+    with joined(device) as workers, _stop_on_sigterm() as stopped:
+        model, position = _train(params, architecture, device, workers, stopped)
+        if workers.leads:
+            _write(architecture, model, position)
+
+
+def _train(
+    params: Params, architecture: str, device: torch.device, workers: Workers, stopped: Callable[[], bool]
+) -> tuple[BaseModel, Position]:
+    settings = train_settings(params, architecture)
     model = create_model(params, architecture)
     rows, split = pd.read_parquet(ROWS), pd.read_parquet(SPLIT)
     verify_training_rows(rows, split)  # the files may be of different runs
     cache = FilmCache(CACHE, model.spec.image_size_px)
-    model.to(pick_device(params.run.device))
-    with _stop_on_sigterm() as stopped, _shown(settings, len(rows)) as report:
+    with _shown(settings, len(rows), workers.leads) as report:
         trainer = Trainer(
-            model,
+            model.to(device),
             _films(cache, rows),
             _films(cache, split[split["split"] == "validation"]),
             settings,
             _state_folder(architecture),
-            fingerprint=sha256_file(CACHE / "cache.json") + sha256_file(ROWS) + str(model.device.type),
+            fingerprint=sha256_file(CACHE / "cache.json") + sha256_file(ROWS) + device.type,
+            workers=workers,
             report=report,
             should_stop=stopped,
         )
-        result = trainer.run()
-    _write(architecture, model, result.history, result.best)
+        return model, trainer.run()
 
 
 def train_settings(params: Params, architecture: str) -> TrainSettings:
@@ -54,12 +76,11 @@ def train_settings(params: Params, architecture: str) -> TrainSettings:
         BadInput: The architecture is not in params.yaml.
     """
     section = section_of(params, architecture)
-    blocks = None if section.finetune.blocks == "all" else section.finetune.blocks
+    head, finetune = section.head.model_dump(), section.finetune.model_dump()
+    if finetune["blocks"] == "all":
+        finetune["blocks"] = None
     return TrainSettings(
-        phases=(
-            Phase("head", section.head.epochs, section.head.learning_rate, 0),
-            Phase("finetune", section.finetune.epochs, section.finetune.learning_rate, blocks),
-        ),
+        phases=(Phase("head", blocks=0, **head), Phase("finetune", **finetune)),
         batch_films=section.batch_films,
         micro_batch_films=section.micro_batch_films,
         weight_decay=section.weight_decay,
@@ -68,6 +89,8 @@ def train_settings(params: Params, architecture: str) -> TrainSettings:
         patience_epochs=section.patience_epochs,
         augmentation=Augmentation(**section.augment.model_dump()),
         mixed_precision=section.mixed_precision,
+        activation_checkpointing=section.activation_checkpointing,
+        compile=section.compile,
         seed=params.run.seed,
     )
 
@@ -109,19 +132,20 @@ def _state_folder(architecture: str):
     return home() / "checkpoints" / f"{workspace}-{architecture}"
 
 
-def _write(architecture: str, model: BaseModel, history: list[dict], best: dict | None) -> None:
+def _write(architecture: str, model: BaseModel, position: Position) -> None:
     target = folder("train", architecture)
     save_model(target / "model", model)
-    table = pd.DataFrame(history)
+    table, best = pd.DataFrame(position.history), position.best or {}
     with atomic_path(target / "history.csv") as temporary:
         table.drop(columns="seconds").to_csv(temporary, index_label="step")
-    best = best or {}
+    reached = table.groupby("phase", sort=False)["validation_auc"].max().to_dict()
     write_json(
         target / "summary.json",
         {
             "best_phase": best.get("phase"),
             "best_epoch": best.get("epoch"),
             "validation_auc": best.get("validation_auc"),
+            "validation_auc_of_phase": reached,
             "epochs": len(table),
         },
     )
@@ -147,8 +171,11 @@ def _stop_on_sigterm() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _shown(settings: TrainSettings, films: int) -> Iterator[Callable[[Progress], None]]:
-    """A bar with the time left on a terminal, one line an epoch in a log."""
+def _shown(settings: TrainSettings, films: int, leads: bool) -> Iterator[Callable[[Progress], None]]:
+    """A bar with the time left on a terminal, one line an epoch in a log; nothing of further processes."""
+    if not leads:
+        yield lambda state: None
+        return
     batches = -(-films // settings.batch_films) * sum(phase.epochs for phase in settings.phases)
     if not sys.stderr.isatty():
         yield lambda state: _print_epoch(state)

@@ -30,7 +30,7 @@ def toy_params() -> dict:
     networks = {"resnet50": "test_resnet", "vit": "test_vit", "inceptionv3": "inception_v3.tv_in1k"}
     for name, settings in params["train"].items():
         settings |= {"timm_name": networks[name], "model_options": {}, "micro_batch_films": 8}
-        settings["head"] = {"epochs": 1, "learning_rate": 1.0e-3}
+        settings["head"] |= {"epochs": 1, "learning_rate": 1.0e-3}
         settings["finetune"] |= {"epochs": 6, "learning_rate": 2.0e-3}
     params["train"]["vit"]["model_options"] = {"patch_size": 8}
     params["train"]["inceptionv3"]["finetune"] |= {"epochs": 1, "blocks": 1}

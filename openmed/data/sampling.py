@@ -40,3 +40,10 @@ def resample_rows(labels: np.ndarray, strategy: str, seed: int) -> np.ndarray:
     sampler = {"over": RandomOverSampler, "under": RandomUnderSampler}[strategy](random_state=seed)
     rows, _ = sampler.fit_resample(positions[:, None], labels)
     return np.sort(rows[:, 0])
+
+
+def smote_features(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Balances the classes by SMOTE between features."""
+    from imblearn.over_sampling import SMOTE
+
+    return SMOTE(random_state=seed).fit_resample(features, labels)

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from openmed.errors import BadInput
 from openmed.models.spec import ModelSpec
 
 # A heat map of fewer cells than this a side cannot say which part of a lung it means.
@@ -64,9 +66,26 @@ class BaseModel(nn.Module, ABC):
         """Pools features and classifies them: logits (N, classes)."""
         return self.network.forward_head(features)
 
+    def pooled(self, features: Tensor) -> Tensor:
+        """Pools features (N, ...) to what the classifier sees, (N, D)."""
+        return self.network.forward_head(features, pre_logits=True)
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of normalised input (N, 3, S, S)."""
         return self.head(self.features(x))
+
+    def checkpoint_activations(self) -> None:
+        """Makes the backward pass compute activations again instead of keeping them (Chen et al., 2016).
+
+        Raises:
+            BadInput: The network has batch norms, which would see every film twice.
+        """
+        if any(isinstance(module, _BatchNorm) for module in self.network.modules()):
+            raise BadInput(
+                f"{self.spec.architecture} has batch norms and cannot checkpoint activations: "
+                "lower micro_batch_films instead"
+            )
+        self.network.set_grad_checkpointing(True)
 
     def classifier(self) -> nn.Module:
         """The last linear layer."""

@@ -26,12 +26,28 @@ def unfreeze(model: BaseModel, blocks: int | None) -> list[nn.Parameter]:
     return [parameter for parameter in model.network.parameters() if parameter.requires_grad]
 
 
-def decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict]:
-    """Norms and biases are not decayed."""
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(model: BaseModel, weight_decay: float, layer_decay: float) -> list[dict]:
+    """Groups what learns by weight decay and by its share of the learning rate.
+
+    Norms and biases are not decayed. What lies before the blocks (class token, position embedding)
+    learns as slowly as the first of them.
+
+    Returns:
+        Groups for an optimiser: params, weight_decay and lr_share (0..1).
+    """
+    blocks = model.blocks()
+    depth = {id(p): index for index, block in enumerate(blocks) for p in block.parameters()}
+    depth |= {id(p): len(blocks) for p in model.classifier().parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.network.parameters():
+        if parameter.requires_grad:
+            share = layer_decay ** (len(blocks) - depth.get(id(parameter), 0))
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((share, decay), []).append(parameter)
+    return [
+        {"params": params, "weight_decay": decay, "lr_share": share}
+        for (share, decay), params in groups.items()
+    ]
 
 
 def learning_rate_share(step: int, total: int, warmup_share: float) -> float:

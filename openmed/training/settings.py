@@ -32,13 +32,23 @@ class Phase:
         name: head or finetune.
         epochs: Passes over the training rows; 0 skips the phase.
         learning_rate: Peak learning rate.
-        blocks: How many of the backbone's last blocks learn: 0 is the head alone, None is all.
+        blocks: How many of the backbone's last blocks learn: 0 is the head alone, None is all. A head
+            alone learns from features that the backbone gave once, without augmentation.
+        layer_decay: The learning rate of each block is this share of the next one's, the head having
+            the whole (Howard and Ruder, 2018); 1 is the same for all.
+        average_decay: Weights are averaged over the steps, each new one counting 1 minus this, more in
+            the first steps (Polyak and Juditsky, 1992); the average is what is judged and kept. 0 keeps
+            the weights themselves, as a head alone always does.
+        oversampling: "smote" balances the features of a head alone by SMOTE instead of repeated rows.
     """
 
     name: str
     epochs: int
     learning_rate: float
     blocks: int | None
+    layer_decay: float = 1.0
+    average_decay: float = 0.0
+    oversampling: str = "none"
 
 
 @dataclass(frozen=True)
@@ -48,13 +58,17 @@ class TrainSettings:
     Attributes:
         phases: The steps, in order.
         batch_films: Films that one optimiser step learns from.
-        micro_batch_films: Films on the device at once; gradients of a batch are accumulated.
+        micro_batch_films: Most films on the device at once; gradients of a batch are accumulated. When
+            the memory is not enough it is halved until it is. Batch norms see the parts, not the batch.
         weight_decay: AdamW's decay.
         label_smoothing: Share of the target spread over all classes.
         warmup_share: Share of a phase's steps over which the learning rate rises.
         patience_epochs: Epochs without a better validation result before a phase ends.
         augmentation: Random changes of training films.
         mixed_precision: Use bfloat16, or float16 with loss scaling, on CUDA.
+        activation_checkpointing: Compute activations again in the backward pass instead of keeping
+            them: less memory, a third more time; not for networks with batch norms.
+        compile: Compile the network, on CUDA; worth its minute of start in long trainings.
         seed: Seed of order, augmentation and dropout.
         checkpoint_every_s: Seconds between checkpoints inside an epoch.
     """
@@ -68,5 +82,7 @@ class TrainSettings:
     patience_epochs: int = 5
     augmentation: Augmentation = Augmentation()
     mixed_precision: bool = True
+    activation_checkpointing: bool = False
+    compile: bool = False
     seed: int = 0
     checkpoint_every_s: float = 300.0

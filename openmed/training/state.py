@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ class Position:
         best: The best epoch so far: phase, epoch, validation_auc, validation_loss.
         history: One row a completed epoch.
         scaler: State of the float16 loss scaler.
+        micro_batch_films: Films on the device at once, smaller than the setting after the memory was not
+            enough; 0 before the first step.
     """
 
     phase: int = 0
@@ -47,13 +50,21 @@ class Position:
     best: dict[str, Any] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
+    micro_batch_films: int = 0
 
 
 def save_state(
-    folder: Path, fingerprint: str, position: Position, network: nn.Module, optimizer: Optimizer | None
+    folder: Path,
+    fingerprint: str,
+    position: Position,
+    network: nn.Module,
+    optimizer: Optimizer | None,
+    average: nn.Module | None = None,
 ) -> None:
     """Writes the state atomically over the previous one."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     if optimizer is not None:
         for index, slots in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
@@ -89,17 +100,20 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def restore_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+def restore_network(network: nn.Module, tensors: dict[str, Tensor], prefix: str = "network.") -> None:
     """Puts saved weights and buffers back."""
-    prefix = "network."
     network.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     """Puts the saved optimiser state back; the learning rate follows from the step."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, slot = name.split(".", 2)
-            slots.setdefault(int(index), {})[slot] = tensor
+            like = parameters[int(index)]
+            # The fused optimiser walks through the memory, so its state must lie as the weights do.
+            same = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+            slots.setdefault(int(index), {})[slot] = same
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -9,8 +9,9 @@ from openmed.data.images import resize_film
 from openmed.data.phantom import draw
 from openmed.explain.heatmap import explain, methods
 from openmed.models.factory import ModelFactory
-from openmed.training.loop import Films, Trainer
+from openmed.training.loop import Trainer
 from openmed.training.settings import Phase, TrainSettings
+from openmed.training.source import Films
 
 pytestmark = pytest.mark.slow
 

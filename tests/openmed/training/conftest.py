@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from openmed.models.factory import ModelFactory
-from openmed.training.loop import Films, Trainer
+from openmed.training.loop import Trainer
 from openmed.training.settings import Phase, TrainSettings
+from openmed.training.source import Films
 
 NETWORKS = {"resnet50": "test_resnet", "vit": "test_vit"}
 # Two phases of two epochs, five steps an epoch.
@@ -30,20 +31,21 @@ def films():
     return make_films
 
 
+def build_model(architecture, classes=2, **options):
+    # Dropout needs random numbers too.
+    dropout = {"drop_rate": 0.1} if architecture == "vit" else {}
+    return ModelFactory.create(
+        architecture,
+        timm_name=NETWORKS[architecture],
+        image_size_px=32,
+        class_names=("NORMAL", "PNEUMONIA", "OTHER")[:classes],
+        **{"model_options": dropout, **options},
+    )
+
+
 @pytest.fixture
 def make_model():
-    def make(architecture, classes=2, **options):
-        # Dropout needs random numbers too.
-        dropout = {"drop_rate": 0.1} if architecture == "vit" else {}
-        return ModelFactory.create(
-            architecture,
-            timm_name=NETWORKS[architecture],
-            image_size_px=32,
-            class_names=("NORMAL", "PNEUMONIA", "OTHER")[:classes],
-            **{"model_options": dropout, **options},
-        )
-
-    return make
+    return build_model
 
 
 @pytest.fixture
@@ -52,7 +54,9 @@ def trainer(make_model, tmp_path):
 
     def make(architecture="vit", folder="state", train=None, validation=None, model=None, **changes):
         options = {
-            key: changes.pop(key) for key in ("fingerprint", "report", "should_stop") if key in changes
+            key: changes.pop(key)
+            for key in ("fingerprint", "report", "should_stop", "workers")
+            if key in changes
         }
         return Trainer(
             model or make_model(architecture),

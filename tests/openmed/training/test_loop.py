@@ -1,12 +1,8 @@
 """The training loop: it learns, repeats itself, and a kill at any moment changes nothing."""
 
 import math
-import os
 import pickle
 import random
-import signal
-import subprocess
-import sys
 import zipfile
 from dataclasses import replace
 
@@ -18,10 +14,11 @@ from sklearn.metrics import log_loss, roc_auc_score
 from torch.nn.functional import cross_entropy
 
 from openmed.training import loop
-from openmed.training.loop import BEST_FILE, Films, TrainingDiverged, TrainingStopped
+from openmed.training.loop import BEST_FILE, TrainingDiverged, TrainingStopped
 from openmed.training.phases import learning_rate_share
 from openmed.training.settings import Augmentation, Phase
-from openmed.training.state import STATE_FILE, Position
+from openmed.training.source import Films
+from openmed.training.state import STATE_FILE
 
 STILL = Augmentation(rotate_degrees=0, shift=0, scale=0, brightness=0, contrast=0)
 # SHORT of conftest.py reports 5 batches and an epoch, four times.
@@ -124,59 +121,6 @@ def test_a_finished_training_run_again_does_nothing_and_gives_the_same(trainer, 
     second = trainer(report=again)
     assert_as_uninterrupted("vit", second.model, second.run())
     assert again.seen == []
-
-
-# Loads what is heavy once; each training then runs in a child that is killed at any instant
-# after a given report, perhaps inside a write.
-KILLED_FOR_REAL = """
-import os, pickle, signal, sys, time
-sys.path[:0] = {path!r}
-import torch
-torch.set_num_threads(1)
-from openmed.models.factory import ModelFactory
-from openmed.training.loop import Films, Trainer
-options, arguments, trainings = pickle.load(sys.stdin.buffer)
-for folder, reports, delay_s in trainings:
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        report = lambda progress: os.write(writer, b".")
-        Trainer(ModelFactory.create(**options), *arguments, folder, report=report).run()
-        os._exit(0)
-    for _ in range(reports):
-        os.read(reader, 1)
-    time.sleep(delay_s)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    print(os.WTERMSIG(status))
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_training_ended_by_sigkill_resumes_bit_for_bit(trainer, tmp_path, assert_as_uninterrupted):
-    like = trainer(checkpoint_every_s=0)
-    spec = like.model.spec
-    options = {
-        "architecture": "vit",
-        "timm_name": spec.timm_name,
-        "image_size_px": 32,
-        "model_options": spec.model_options,
-    }
-    draw = random.Random(5)
-    kills = [(str(tmp_path / f"kill{k}"), k, draw.uniform(0, 0.02)) for k in (1, 9, HEAD_REPORTS, 20)]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED_FOR_REAL.format(path=sys.path)],
-        input=pickle.dumps((options, (like.train, like.validation, like.settings), kills)),
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=300,
-    )
-    assert done.stdout.split() == [str(int(signal.SIGKILL)).encode()] * len(kills)
-    for folder, reports, _ in kills:
-        rest = Reports()
-        second = trainer(folder=folder, checkpoint_every_s=0, report=rest)
-        assert_as_uninterrupted("vit", second.model, second.run())
-        assert len(rest.seen) <= REPORTS - reports + 1
 
 
 @pytest.mark.parametrize("steps", [1, 7, 11, 18])
@@ -371,11 +315,14 @@ def test_every_row_is_used_once_an_epoch_in_another_order_each_time(trainer, fil
     train, seen = films(21), []
     train = replace(train, rows=np.concatenate([train.rows[:19], [3, 3]]), labels=train.labels)
     one = trainer(train=train)
-    monkeypatch.setattr(one, "_step", lambda phase, batch, total: seen.append(batch))
-    one.optimizer = torch.optim.SGD(one.model.parameters(), lr=0.0)
+    monkeypatch.setattr(one, "_step", lambda phase, source, batch, content, total: seen.append(batch))
+    phase = Phase("all", 2, 1e-3, None)
+    one._prepare(phase, None)
+    sources = one._sources(phase)
     for epoch in range(2):
-        one.position = Position(epoch=epoch)
-        one._run_epoch(one.settings.phases[0])
+        one.position.epoch = epoch
+        one._run_epoch(phase, *sources)
+        one.position.epoch = epoch
     assert [len(batch) for batch in seen] == [7] * 6
     first, second = np.concatenate(seen[:3]), np.concatenate(seen[3:])
     assert sorted(first) == sorted(second) == list(range(21)) and list(first) != list(second)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from openmed.models.factory import ModelFactory
-from openmed.training.phases import decay_groups, frozen, learning_rate_share, unfreeze
+from openmed.training.phases import frozen, learning_rate_share, parameter_groups, unfreeze
 
 
 @pytest.fixture(params=["resnet50", "vit", "inceptionv3"])
@@ -36,16 +36,32 @@ def test_all_learns_when_no_number_of_blocks_is_given_even_after_a_frozen_phase(
     assert frozen(model, None) == []
 
 
-def test_norms_and_biases_are_not_decayed():
-    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
-    decayed, kept = decay_groups(list(network.parameters()), 0.3)
+def groups_of(model, weight_decay=0.3, layer_decay=1.0):
+    return parameter_groups(model, weight_decay, layer_decay)
+
+
+def test_norms_and_biases_are_not_decayed_and_all_else_is(model):
+    unfreeze(model, None)
+    decayed, kept = sorted(groups_of(model), key=lambda group: -group["weight_decay"])
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
-    assert [p.ndim for p in decayed["params"]] == [4, 2]
-    assert [p.ndim for p in kept["params"]] == [1, 1, 1, 1]
+    assert {p.ndim > 1 for p in decayed["params"]} == {True} and {p.ndim for p in kept["params"]} == {1}
+    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.network.parameters()))
 
 
-def test_a_group_without_parameters_is_left_out():
-    assert [group["weight_decay"] for group in decay_groups([nn.Parameter(torch.ones(2))], 0.3)] == [0.0]
+def test_only_what_learns_is_in_a_group(model):
+    learning = {id(p) for p in unfreeze(model, 1)}
+    assert {id(p) for group in groups_of(model) for p in group["params"]} == learning
+
+
+def test_each_block_learns_slower_than_the_next_and_the_head_at_the_whole_rate(model):
+    unfreeze(model, None)
+    share = {id(p): group["lr_share"] for group in groups_of(model, layer_decay=0.5) for p in group["params"]}
+    blocks = model.blocks()
+    assert {share[id(p)] for p in model.classifier().parameters()} == {1.0}
+    for above, block in enumerate(reversed(blocks), 1):
+        assert {share[id(p)] for p in block.parameters()} <= {0.5**above}
+    # What lies before the blocks, such as a position embedding, learns with the first.
+    assert min(share.values()) == 0.5 ** len(blocks) and len(share) == len(list(model.network.parameters()))
 
 
 @pytest.mark.parametrize(("total", "share"), [(40, 0.1), (40, 0.0), (7, 0.5), (1, 0.1)])

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from openmed.training import state
-from openmed.training.phases import decay_groups
 from openmed.training.state import (
     STATE_FILE,
     Position,
@@ -46,7 +45,10 @@ def steps(net, optimizer, n, seed):
 
 
 def adamw(net):
-    return torch.optim.AdamW(decay_groups(list(net.parameters()), 0.05), lr=0.01)
+    matrices = [parameter for parameter in net.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in net.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.01, fused=True)
 
 
 @pytest.fixture

@@ -1,0 +1,99 @@
+"""Limited memory: smaller micro-batches, accumulated gradients, activations computed again."""
+
+import pytest
+import torch
+
+from openmed.errors import BadInput, ResourceError
+from openmed.training.settings import Augmentation, Phase
+
+ALL = (Phase("all", 2, 3e-3, None),)
+# What CUDA raises, what the CPU's allocator says, and Python's own.
+ERRORS = (
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    MemoryError(),
+)
+
+
+def limited(trainer, most, error):
+    """Lets a trainer's memory hold that many films; the batch norms have seen the batch by then."""
+    normal = trainer._loss
+
+    def loss(forward, content, *rest):
+        result = normal(forward, content, *rest)
+        if len(content) > most:
+            raise error
+        return result
+
+    trainer._loss = loss
+    return trainer
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["cuda", "cpu", "python"])
+@pytest.mark.parametrize("architecture", ["resnet50", "vit"])
+def test_a_full_memory_halves_the_micro_batch_and_changes_nothing_else(
+    trainer, weights, assert_same, architecture, error
+):
+    small = trainer(architecture, "small", phases=ALL, micro_batch_films=2)
+    small.run()
+    one = limited(trainer(architecture, "full", phases=ALL, micro_batch_films=8), 2, error)
+    one.run()
+    assert one.position.micro_batch_films == 2
+    assert_same(weights(one.model), weights(small.model))
+
+
+def test_the_found_size_is_part_of_the_state(trainer):
+    stop = []
+    one = limited(
+        trainer(phases=ALL, report=lambda progress: stop.append(1), should_stop=lambda: bool(stop)),
+        4,
+        ERRORS[0],
+    )
+    with pytest.raises(Exception, match="continues from here"):
+        one.run()
+    second = trainer(phases=ALL)
+    assert second.run() and second.position.micro_batch_films == 4
+
+
+def test_a_memory_too_small_for_two_films_is_one_sentence(trainer):
+    one = limited(trainer(phases=ALL), 1, ERRORS[0])
+    with pytest.raises(ResourceError, match="not enough for 2 films at once: lower micro_batch_films"):
+        one.run()
+
+
+def test_another_error_is_not_taken_for_a_full_memory(trainer):
+    with pytest.raises(RuntimeError, match="shapes"):
+        limited(trainer(phases=ALL), 1, RuntimeError("shapes do not fit")).run()
+
+
+def test_activations_computed_again_give_the_same_training(trainer, weights, assert_same):
+    results = []
+    for again in (False, True):
+        one = trainer(folder=f"again{again}", phases=ALL, activation_checkpointing=again)
+        one.run()
+        results.append(weights(one.model))
+    assert_same(*results)
+
+
+def test_a_network_with_batch_norms_refuses_to_compute_activations_again(trainer):
+    with pytest.raises(BadInput, match="resnet50 has batch norms and cannot checkpoint activations"):
+        trainer("resnet50", activation_checkpointing=True)
+
+
+def test_the_same_augmentation_is_drawn_however_a_batch_is_cut(trainer, make_model, films):
+    """Without dropout a step depends on the batch alone."""
+    results = []
+    for micro in (16, 4):
+        one = trainer(
+            folder=f"micro{micro}",
+            model=make_model("vit", model_options={}),
+            train=films(16),
+            phases=(Phase("all", 1, 1e-3, None),),
+            batch_films=16,
+            micro_batch_films=micro,
+            augmentation=Augmentation(),
+        )
+        one.run()
+        results.append([p.grad for p in one.model.parameters()])
+    for expected, value in zip(*results, strict=True):
+        assert torch.allclose(value, expected, rtol=1e-3, atol=1e-6)
