@@ -2,27 +2,25 @@
 
 import hashlib
 import json
-import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
-from openmed.errors import OpenMedError, ResourceError
+from openmed.errors import OpenMedError
 from openmed.files import atomic_path
 from openmed.metrics.classification import auc
 from openmed.models.base import BaseModel, evaluation_mode
-from openmed.training.parallel import ALONE, Workers, gradients_kept_apart
-from openmed.training.phases import frozen, learning_rate_share, parameter_groups, unfreeze
+from openmed.training.learner import Learner, nearly_equal
+from openmed.training.parallel import ALONE, Workers
+from openmed.training.phases import frozen, learning_rate_share
 from openmed.training.settings import Phase, TrainSettings
 from openmed.training.source import FeatureSource, Films, FilmSource, Source
 from openmed.training.state import (
@@ -31,14 +29,12 @@ from openmed.training.state import (
     is_whole,
     load_state,
     restore_network,
-    restore_optimizer,
     save_state,
 )
 
 BEST_FILE = "best.safetensors"
-_FEWEST_FILMS = 2
-_LOG = logging.getLogger(__name__)
-_Result = TypeVar("_Result")
+# Epochs of a head alone last less than the writing of a state.
+_LEAST_BETWEEN_SAVES_S = 10.0
 
 
 class TrainingDiverged(OpenMedError):
@@ -104,15 +100,10 @@ class Trainer:
         self.workers = workers
         self.fingerprint = _fingerprint(model, train, validation, settings, f"{fingerprint} {workers.count}")
         self.position = Position()
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.average: ModelEmaV3 | None = None
-        self.amp_type = _amp_type(model.device, settings.mixed_precision)
-        self.scaler = torch.amp.GradScaler(enabled=self.amp_type == torch.float16)
-        # What the steps run, which of the processes share a batch, and whether its memory was enough.
-        self._learner: nn.Module = model
-        self._sharing, self._fits = ALONE, False
+        self.learner: Learner | None = None
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)
         self._saved_at = time.monotonic()
+        self._unsaved_best: dict[str, Tensor] | None = None
         if settings.activation_checkpointing:
             model.checkpoint_activations()
 
@@ -164,7 +155,10 @@ class Trainer:
     def _run_phase(self, phase: Phase, tensors: dict | None) -> None:
         if self._is_over(phase):
             return
-        self._prepare(phase, tensors)
+        place = self.position
+        self.learner = Learner(self.model, phase, self.settings, self.workers, place.micro_batch_films)
+        if tensors:
+            self.learner.restore(tensors, place.scaler)
         train, validation = self._sources(phase)
         while not self._is_over(phase):
             self._run_epoch(phase, train, validation)
@@ -173,39 +167,17 @@ class Trainer:
         stale = self.position.stale_epochs >= self.settings.patience_epochs
         return stale or self.position.epoch >= phase.epochs
 
-    def _prepare(self, phase: Phase, tensors: dict | None) -> None:
-        """Makes what the phase learns with, in the saved state if there is one."""
-        place, settings = self.position, self.settings
-        place.micro_batch_films = place.micro_batch_films or settings.micro_batch_films
-        unfreeze(self.model, phase.blocks)
-        groups = parameter_groups(self.model, settings.weight_decay, phase.layer_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=phase.learning_rate, fused=True)
-        self.average, self._learner, self._sharing, self._fits = None, self.model, ALONE, False
-        if phase.blocks != 0:
-            if phase.average_decay:
-                self.average = ModelEmaV3(self.model, phase.average_decay, use_warmup=True)
-            # A head alone learns from features: there is nothing worth sharing.
-            self._sharing, self._learner = self.workers, self.workers.wrap(self.model)
-            if settings.compile and self.model.device.type == "cuda":
-                self._learner = torch.compile(self._learner)
-        if tensors:
-            restore_optimizer(self.optimizer, tensors)
-            if self.average is not None:
-                restore_network(self.average.module.network, tensors, "average.")
-            if place.scaler:
-                self.scaler.load_state_dict(place.scaler)
-
     def _sources(self, phase: Phase) -> tuple[Source, Source]:
         both = (self.train, self.validation)
         if phase.blocks != 0:
             train, validation = (FilmSource(self.model, one, self.settings.augmentation) for one in both)
             return train, validation
-        train, validation = (self._within_memory(lambda one=one: self._features(one)) for one in both)
+        train, validation = (self.learner.within_memory(lambda one=one: self._features(one)) for one in both)
         smote = phase.oversampling == "smote"
         return (train.oversampled(self.settings.seed) if smote else train), validation
 
     def _features(self, films: Films) -> FeatureSource:
-        size = self.position.micro_batch_films
+        size = self.learner.micro_batch_films
         return FeatureSource.of(self.model, films, self.folder, size, self.workers)
 
     def _run_epoch(self, phase: Phase, train: Source, validation: Source) -> None:
@@ -220,88 +192,20 @@ class Trainer:
             place.batch += 1
             place.seconds = time.monotonic() - started
             self.report(Progress(phase.name, place.epoch + 1, place.step, total))
-            self._save_if_due()
+            self._save_if_due(math.inf)
+            self._stop_if_asked()
         self._end_epoch(phase, validation, total, films)
 
     def _step(self, phase: Phase, train: Source, batch: np.ndarray, content: Tensor, total: int) -> None:
-        """One optimiser step."""
         place = self.position
-        rate = self._rate(phase, place.step, total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["lr_share"]
         labels = torch.from_numpy(train.labels[batch]).to(self.model.device)
-        if self._fits:
-            loss_sum = self._accumulate(train, content, labels)
-        else:
-            loss_sum = self._within_memory(lambda: self._accumulate(train, content, labels))
-            self._fits = True
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], 1.0)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self._loss_sum += loss_sum
+        rate = self._rate(phase, place.step, total)
+        seed = step_seed(self.settings.seed, place.phase, place.step)
         place.step += 1
-        if self.average is not None:
-            self.average.update(self.model, step=place.step)
-
-    def _accumulate(self, train: Source, content: Tensor, labels: Tensor) -> Tensor:
-        """Gives the parameters the batch's gradients, added up over micro-batches.
-
-        Returns:
-            The sum of the films' losses, on the device: to read it at each step would hold the device up.
-        """
-        place, films, share = self.position, len(labels), self._sharing.share(len(labels))
-        torch.manual_seed(_mix(self.settings.seed, place.phase, place.step))
-        self.optimizer.zero_grad(set_to_none=True)
-        content, labels = train.changed(content)[share], labels[share]
-        forward, loss_sum = train.forward(self._learner), torch.zeros((), device=labels.device)
-        parts = _nearly_equal(np.arange(len(labels)), place.micro_batch_films)
-        for part in parts:
-            here = slice(int(part[0]), int(part[-1]) + 1)
-            with gradients_kept_apart(self._learner, part is not parts[-1]):
-                loss = self._loss(forward, content[here], labels[here], self.settings.label_smoothing)[0]
-                # The processes' gradients are averaged, not added.
-                self.scaler.scale(loss * (self._sharing.count / films)).backward()
-            loss_sum += loss.detach()
-        return self._sharing.sum(loss_sum)
-
-    def _loss(
-        self, forward: Callable[[Tensor], Tensor], content: Tensor, labels: Tensor, smoothing: float
-    ) -> tuple[Tensor, Tensor]:
-        """Sum of the films' losses, and their logits (n, classes)."""
-        with torch.autocast(self.model.device.type, self.amp_type, enabled=self.amp_type is not None):
-            logits = forward(content)
-        logits = logits.float()
-        return cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing), logits
+        self._loss_sum += self.learner.step(train, content, labels, rate=rate, seed=seed, number=place.step)
 
     def _rate(self, phase: Phase, step: int, total_steps: int) -> float:
         return phase.learning_rate * learning_rate_share(step, total_steps, self.settings.warmup_share)
-
-    def _within_memory(self, action: Callable[[], _Result]) -> _Result:
-        """Does something with ever smaller micro-batches until the memory is enough."""
-        while True:
-            before = [buffer.clone() for buffer in self.model.buffers()]
-            try:
-                return action()
-            except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-            # Outside of the handler, whose traceback holds on to what filled the memory.
-            self._halve_micro_batches()
-            for buffer, value in zip(self.model.buffers(), before, strict=True):
-                buffer.copy_(value)
-
-    def _halve_micro_batches(self) -> None:
-        size = self.position.micro_batch_films
-        if size <= _FEWEST_FILMS or self.workers.count > 1:
-            raise ResourceError(
-                f"the memory is not enough for {size} films at once: "
-                "lower micro_batch_films or the image size"
-            )
-        smaller = self.position.micro_batch_films = max(_FEWEST_FILMS, size // 2)
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
-        _LOG.warning("the memory is not enough for %d films at once: going on with %d", size, smaller)
 
     def _end_epoch(self, phase: Phase, validation: Source, total: int, films: int) -> None:
         place = self.position
@@ -322,10 +226,11 @@ class Trainer:
         if best is None or (auc, -loss) > (best["validation_auc"], -best["validation_loss"]):
             place.best = {key: row[key] for key in ("phase", "epoch", "validation_auc", "validation_loss")}
             place.stale_epochs = 0
-            self._save_best()
+            state = self.learner.judged.network.state_dict().items()
+            self._unsaved_best = {name: tensor.detach().cpu().clone() for name, tensor in state}
         place.epoch, place.batch, place.seconds = place.epoch + 1, 0, 0.0
         self._loss_sum.zero_()
-        self._save()
+        self._save_if_due(_LEAST_BETWEEN_SAVES_S, now=self._is_over(phase))
         self.report(Progress(phase.name, place.epoch, place.step, total, row))
         self._stop_if_asked()
 
@@ -339,21 +244,18 @@ class Trainer:
                 f"the loss is not finite in epoch {place.epoch + 1} of {phase}: lower its learning rate"
             )
 
-    def _judged(self) -> BaseModel:
-        return self.model if self.average is None else self.average.module
-
     @torch.inference_mode()
     def _validate(self, validation: Source) -> tuple[float, float]:
         """AUC of the validation films (macro one-versus-rest beyond two classes) and mean loss."""
-        model, labels = self._judged(), validation.labels
+        learner, model, labels = self.learner, self.learner.judged, validation.labels
         share = np.arange(len(labels))[self.workers.share(len(labels))]
+        parts = nearly_equal(share, learner.micro_batch_films)
         scores = torch.zeros((len(labels), len(model.spec.class_names)), dtype=torch.float64)
-        parts = _nearly_equal(share, self.position.micro_batch_films) if len(share) else []
         forward, loss = validation.forward(model), torch.zeros((), dtype=torch.float64)
         with evaluation_mode(model):
             for part, content in zip(parts, validation.stream(parts), strict=True):
                 part_labels = torch.from_numpy(labels[part]).to(model.device)
-                part_loss, logits = self._loss(forward, content, part_labels, 0.0)
+                part_loss, logits = learner.loss(forward, content, part_labels)
                 scores[part], loss = logits.double().softmax(1).cpu(), loss + part_loss.cpu()
         values = self.workers.sum(torch.cat([scores.flatten(), loss[None]]).to(model.device)).cpu().numpy()
         if not np.isfinite(values).all():
@@ -363,7 +265,7 @@ class Trainer:
     def _batches(self, films: int) -> list[np.ndarray]:
         """The epoch's order, cut into batches."""
         seed = [self.settings.seed, self.position.phase, self.position.epoch]
-        return _nearly_equal(np.random.default_rng(seed).permutation(films), self.settings.batch_films)
+        return nearly_equal(np.random.default_rng(seed).permutation(films), self.settings.batch_films)
 
     def _set_mode(self, phase: Phase) -> None:
         """Training mode for what learns; a frozen block keeps its batch statistics."""
@@ -371,10 +273,9 @@ class Trainer:
         for block in frozen(self.model, phase.blocks):
             block.eval()
 
-    def _save_if_due(self) -> None:
-        if time.monotonic() - self._saved_at > self.settings.checkpoint_every_s:
+    def _save_if_due(self, most_s: float, *, now: bool = False) -> None:
+        if now or time.monotonic() - self._saved_at > min(most_s, self.settings.checkpoint_every_s):
             self._save()
-        self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
         if self.workers.any(self.should_stop(), self.model.device):
@@ -384,34 +285,17 @@ class Trainer:
     def _save(self) -> None:
         self._settle()
         self._saved_at = time.monotonic()
-        self.position.scaler = self.scaler.state_dict()
+        place, learner = self.position, self.learner
+        place.scaler, place.micro_batch_films = learner.scaler.state_dict(), learner.micro_batch_films
         if self.workers.leads:
-            average = None if self.average is None else self.average.module.network
-            save_state(
-                self.folder, self.fingerprint, self.position, self.model.network, self.optimizer, average
-            )
-
-    def _save_best(self) -> None:
-        if self.workers.leads:
-            state = self._judged().network.state_dict().items()
-            with atomic_path(self.folder / BEST_FILE) as temporary:
-                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state}, temporary)
-
-
-def _nearly_equal(rows: np.ndarray, most: int) -> list[np.ndarray]:
-    """Cuts rows into parts of nearly equal size: batch norm cannot learn from a single film."""
-    return np.array_split(rows, math.ceil(len(rows) / most))
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has an error of its own; the CPU's allocator says it in words."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _amp_type(device: torch.device, wanted: bool) -> torch.dtype | None:
-    if device.type != "cuda" or not wanted:
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            # In this order: what the state calls the best has to be there.
+            if self._unsaved_best is not None:
+                with atomic_path(self.folder / BEST_FILE) as temporary:
+                    save_file(self._unsaved_best, temporary)
+            average = None if learner.average is None else learner.average.module.network
+            network = self.model.network
+            save_state(self.folder, self.fingerprint, place, network, learner.optimizer, average)
+        self._unsaved_best = None
 
 
 def _macro_auc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -419,7 +303,8 @@ def _macro_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(np.mean([auc(labels == label, scores[:, label]) for label in present]))
 
 
-def _mix(*numbers: int) -> int:
+def step_seed(*numbers: int) -> int:
+    """Mixes the seed of a run, a phase and a step into one seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -2,23 +2,31 @@
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
+from openmed.training.learner import Learner
 from openmed.training.settings import Phase
+from openmed.training.state import STATE_FILE
 
 
 def averaged(decay, epochs=2):
     return (Phase("all", epochs, 3e-3, None, average_decay=decay),)
 
 
-def test_the_average_is_that_of_the_weights_after_each_step(trainer, weights):
+def test_the_average_is_that_of_the_weights_after_each_step(trainer, weights, monkeypatch):
     """By timm's rule the decay rises as 1 - (1 + step)^(-2/3) up to the setting."""
     one = trainer("resnet50", phases=averaged(0.5, epochs=1))
-    steps, normal = [], one._accumulate
-    one._accumulate = lambda *a: steps.append(weights(one.model)) or normal(*a)
+    steps, normal = [], Learner._accumulate
+
+    def watched(*arguments):
+        steps.append(weights(one.model))
+        return normal(*arguments)
+
+    monkeypatch.setattr(Learner, "_accumulate", watched)
     one.run()
-    last = one.optimizer is not None and one.average.module.network.state_dict()
-    # The weights after a step are those before the next; the last step's are in the optimiser.
-    after = [*steps[1:], {name: p.detach() for name, p in raw_weights(one).items()}]
+    last = one.learner.average.module.network.state_dict()
+    # The weights after a step are those before the next; the last step's are in the state.
+    after = [*steps[1:], raw_weights(one)]
     expected = after[0]
     for number, now in enumerate(after[1:], 1):
         decay = min(0.5, 1 - (1 + number) ** (-2 / 3))
@@ -32,10 +40,6 @@ def test_the_average_is_that_of_the_weights_after_each_step(trainer, weights):
 
 
 def raw_weights(trainer):
-    from safetensors.torch import load_file
-
-    from openmed.training.state import STATE_FILE
-
     state = load_file(trainer.folder / STATE_FILE)
     return {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
 
@@ -43,7 +47,7 @@ def raw_weights(trainer):
 def test_what_is_judged_and_returned_is_the_average(trainer, weights, assert_same):
     one = trainer(phases=averaged(0.8, epochs=1))
     position = one.run()
-    assert_same(weights(one.model), one.average.module.network.state_dict())
+    assert_same(weights(one.model), one.learner.average.module.network.state_dict())
     probabilities = one.model.predict(one.validation.pixels)
     losses = -np.log(probabilities[np.arange(24), one.validation.labels])
     assert np.isclose(position.best["validation_loss"], losses.mean(), rtol=1e-4)
@@ -53,4 +57,4 @@ def test_what_is_judged_and_returned_is_the_average(trainer, weights, assert_sam
 def test_a_head_alone_is_never_averaged(trainer):
     one = trainer(phases=(Phase("head", 1, 3e-3, 0, average_decay=0.9),))
     one.run()
-    assert one.average is None
+    assert one.learner.average is None

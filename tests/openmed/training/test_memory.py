@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from openmed.errors import BadInput, ResourceError
+from openmed.training.learner import Learner
 from openmed.training.settings import Augmentation, Phase
 
 ALL = (Phase("all", 2, 3e-3, None),)
@@ -15,55 +16,61 @@ ERRORS = (
 )
 
 
-def limited(trainer, most, error):
-    """Lets a trainer's memory hold that many films; the batch norms have seen the batch by then."""
-    normal = trainer._loss
+@pytest.fixture
+def limit(monkeypatch):
+    """Lets the memory hold that many films; the batch norms have seen the batch when it is full."""
+    normal = Learner.loss
 
-    def loss(forward, content, *rest):
-        result = normal(forward, content, *rest)
-        if len(content) > most:
-            raise error
-        return result
+    def set_limit(most, error):
+        def loss(learner, forward, films, labels, smoothing=0.0):
+            result = normal(learner, forward, films, labels, smoothing)
+            if len(films) > most:
+                raise error
+            return result
 
-    trainer._loss = loss
-    return trainer
+        monkeypatch.setattr(Learner, "loss", loss)
+
+    return set_limit
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=["cuda", "cpu", "python"])
-@pytest.mark.parametrize("architecture", ["resnet50", "vit"])
+@pytest.mark.parametrize(
+    ("architecture", "error"),
+    zip(("resnet50", "vit", "vit"), ERRORS, strict=True),
+    ids=["cuda", "cpu", "python"],
+)
 def test_a_full_memory_halves_the_micro_batch_and_changes_nothing_else(
-    trainer, weights, assert_same, architecture, error
+    trainer, weights, assert_same, limit, architecture, error
 ):
     small = trainer(architecture, "small", phases=ALL, micro_batch_films=2)
     small.run()
-    one = limited(trainer(architecture, "full", phases=ALL, micro_batch_films=8), 2, error)
+    limit(2, error)
+    one = trainer(architecture, "full", phases=ALL, micro_batch_films=8)
     one.run()
     assert one.position.micro_batch_films == 2
     assert_same(weights(one.model), weights(small.model))
 
 
-def test_the_found_size_is_part_of_the_state(trainer):
+def test_the_found_size_is_part_of_the_state(trainer, limit):
     stop = []
-    one = limited(
-        trainer(phases=ALL, report=lambda progress: stop.append(1), should_stop=lambda: bool(stop)),
-        4,
-        ERRORS[0],
-    )
+    one = trainer(phases=ALL, report=lambda progress: stop.append(1), should_stop=lambda: bool(stop))
+    limit(4, ERRORS[0])
     with pytest.raises(Exception, match="continues from here"):
         one.run()
+    limit(99, ERRORS[0])
     second = trainer(phases=ALL)
     assert second.run() and second.position.micro_batch_films == 4
 
 
-def test_a_memory_too_small_for_two_films_is_one_sentence(trainer):
-    one = limited(trainer(phases=ALL), 1, ERRORS[0])
+def test_a_memory_too_small_for_two_films_is_one_sentence(trainer, limit):
+    limit(1, ERRORS[0])
     with pytest.raises(ResourceError, match="not enough for 2 films at once: lower micro_batch_films"):
-        one.run()
+        trainer(phases=ALL).run()
 
 
-def test_another_error_is_not_taken_for_a_full_memory(trainer):
+def test_another_error_is_not_taken_for_a_full_memory(trainer, limit):
+    limit(1, RuntimeError("shapes do not fit"))
     with pytest.raises(RuntimeError, match="shapes"):
-        limited(trainer(phases=ALL), 1, RuntimeError("shapes do not fit")).run()
+        trainer(phases=ALL).run()
 
 
 def test_activations_computed_again_give_the_same_training(trainer, weights, assert_same):
