@@ -46,6 +46,8 @@ class ShardedFilms:
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"there are {len(self)} films, numbered from 0")
         films = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        for film, row in zip(films, rows.tolist(), strict=True):
-            film[:] = self._shards[row // SHARD_FILMS][row % SHARD_FILMS]
+        shards, places = np.divmod(rows, SHARD_FILMS)
+        for shard in np.unique(shards).tolist():
+            here = shards == shard
+            films[here] = self._shards[shard][places[here]]
         return films

@@ -131,15 +131,19 @@ def test_a_batch_gives_the_same_films_when_it_is_cut_into_parts(sharp_films):
     assert torch.equal(torch.cat(parts), whole)
 
 
-def test_the_number_of_threads_changes_no_bit(sharp_films):
-    runs, before = [], torch.get_num_threads()
+def test_the_number_of_threads_changes_no_bit():
+    """Large enough for OpenCV to share a film out to its threads."""
+    films = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (2, 600, 600), np.uint8))
+    runs, before = [], (torch.get_num_threads(), cv2.getNumThreads())
     try:
         for threads in (1, 2, 3, 16):
             torch.set_num_threads(threads)
+            cv2.setNumThreads(threads)
             torch.manual_seed(4)
-            runs.append(augment(sharp_films, Augmentation()))
+            runs.append(augment(films, Augmentation()))
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
     assert all(torch.equal(run, runs[0]) for run in runs)
 
 
