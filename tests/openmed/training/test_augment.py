@@ -23,9 +23,15 @@ def films():
 
 
 @pytest.fixture
+def sharp_films():
+    """Noise in every pixel, where ways of interpolating differ the most."""
+    return torch.from_numpy(np.random.default_rng(1).integers(0, 256, (9, SIZE, SIZE), np.uint8))
+
+
+@pytest.fixture
 def largest(monkeypatch):
     """Makes every random change the largest one, to the positive side."""
-    monkeypatch.setattr(module, "_uniform", lambda n, most: torch.full((n,), float(most)))
+    monkeypatch.setattr(module, "_draw", lambda n: torch.ones(n, 7))
 
 
 def warped(films, matrix):
@@ -115,6 +121,56 @@ def test_films_of_a_batch_change_each_in_their_own_way_and_a_seed_repeats_it(fil
         runs.append(augment(many, Augmentation()))
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
     assert all(not torch.equal(runs[0][0], other) for other in runs[0][1:])
+
+
+def test_a_batch_gives_the_same_films_when_it_is_cut_into_parts(sharp_films):
+    torch.manual_seed(3)
+    whole = augment(sharp_films, Augmentation(flip=True))
+    torch.manual_seed(3)
+    parts = [augment(part, Augmentation(flip=True)) for part in sharp_films.split((1, 5, 3))]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    """Large enough for OpenCV to share a film out to its threads."""
+    films = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (2, 600, 600), np.uint8))
+    runs, before = [], (torch.get_num_threads(), cv2.getNumThreads())
+    try:
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            cv2.setNumThreads(threads)
+            torch.manual_seed(4)
+            runs.append(augment(films, Augmentation()))
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+    assert all(torch.equal(run, runs[0]) for run in runs)
+
+
+@pytest.mark.parametrize("as_float", [False, True])
+def test_the_way_of_a_device_agrees_with_the_cpu_within_one_grey_level(sharp_films, monkeypatch, as_float):
+    given = sharp_films.float() / 255 if as_float else sharp_films
+    for settings in (Augmentation(), Augmentation(rotate_degrees=40, shift=0.4, scale=0.5, flip=True)):
+        runs = []
+        for way in (module._change_on_cpu, module._change_on_device):
+            monkeypatch.setattr(module, "_change_on_cpu", way)
+            torch.manual_seed(5)
+            runs.append(augment(given, settings))
+        assert not torch.equal(*runs) and (runs[0] - runs[1]).abs().max() < 1 / 255
+        monkeypatch.undo()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_cuda_device_agrees_with_the_cpu_within_one_grey_level(sharp_films):
+    runs = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(5)
+        runs.append(augment(sharp_films.to(device), Augmentation(flip=True)))
+    assert runs[1].is_cuda and (runs[0] - runs[1].cpu()).abs().max() < 1 / 255
+
+
+def test_no_films_give_no_films():
+    assert augment(torch.zeros(0, SIZE, SIZE, dtype=torch.uint8), Augmentation()).shape == (0, SIZE, SIZE)
 
 
 def test_the_given_films_are_left_as_they_are(films):
