@@ -15,7 +15,7 @@ from torch.nn.functional import affine_grid, grid_sample
 from openmed.training.settings import Augmentation
 
 
-def augment(films: Tensor, settings: Augmentation) -> Tensor:
+def augment(films: Tensor, settings: Augmentation, *, before: int = 0) -> Tensor:
     """Changes each film at random.
 
     Random numbers come from torch's CPU generator, so that a run is the same on any device within one
@@ -25,11 +25,12 @@ def augment(films: Tensor, settings: Augmentation) -> Tensor:
     Args:
         films: uint8 or float (N, S, S); uint8 is scaled to 0..1.
         settings: Largest changes.
+        before: Films of the same batch that come before these, whose numbers are passed over.
 
     Returns:
         float32 (N, S, S) in 0..1, on the films' device. What is moved in from outside repeats the border.
     """
-    draws = _draw(len(films))
+    draws = _draw(before + len(films))[before:]
     gain, offset = 1 + draws[:, 4] * settings.contrast, draws[:, 5] * settings.brightness
     change = _change_on_cpu if films.device.type == "cpu" else _change_on_device
     return change(films, _affine(draws, settings), gain, offset)

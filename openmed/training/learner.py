@@ -115,7 +115,7 @@ class Learner:
         films, share = len(labels), self._sharing.share(len(labels))
         torch.manual_seed(seed)
         self.optimizer.zero_grad(set_to_none=True)
-        batch, labels = source.changed(batch)[share], labels[share]
+        batch, labels = source.changed(batch, share), labels[share]
         forward, loss_sum = source.forward(self._network), torch.zeros((), device=labels.device)
         parts = nearly_equal(np.arange(len(labels)), self.micro_batch_films)
         for part in parts:

@@ -50,8 +50,8 @@ class Source(Protocol):
     def stream(self, parts: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """Yields what lies at the positions of each part, on the device."""
 
-    def changed(self, batch: Tensor) -> Tensor:
-        """Changes a training batch at random."""
+    def changed(self, batch: Tensor, share: slice) -> Tensor:
+        """Changes a share of a training batch at random, as if the whole had been changed."""
 
     def forward(self, model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """Returns what turns a part of a batch into logits (n, classes)."""
@@ -91,9 +91,9 @@ class FilmSource:
         batch = torch.from_numpy(self._films.pixels[self._films.rows[part]])
         return batch.pin_memory() if self._model.device.type == "cuda" else batch
 
-    def changed(self, batch: Tensor) -> Tensor:
+    def changed(self, batch: Tensor, share: slice) -> Tensor:
         """Augments: float32 (n, S, S) in 0..1."""
-        return augment(batch, self._augmentation)
+        return augment(batch[share], self._augmentation, before=share.start)
 
     def forward(self, model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """Normalises films and runs the network."""
@@ -147,9 +147,9 @@ class FeatureSource:
         for part in parts:
             yield torch.from_numpy(self._features[self._rows[part]]).to(self._model.device)
 
-    def changed(self, batch: Tensor) -> Tensor:
-        """Returns the batch as it is: the films were augmented by nobody."""
-        return batch
+    def changed(self, batch: Tensor, share: slice) -> Tensor:
+        """Returns the share as it is: features cannot be augmented."""
+        return batch[share]
 
     def forward(self, model: BaseModel) -> Callable[[Tensor], Tensor]:
         """The classifier alone."""

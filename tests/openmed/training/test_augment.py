@@ -178,3 +178,10 @@ def test_the_given_films_are_left_as_they_are(films):
     before = grey.clone()
     augment(grey, Augmentation(flip=True))
     assert torch.equal(grey, before)
+
+
+def test_a_share_of_a_batch_changes_as_it_does_in_the_whole(sharp_films):
+    torch.manual_seed(4)
+    whole = augment(sharp_films, Augmentation())
+    torch.manual_seed(4)
+    assert torch.equal(augment(sharp_films[3:], Augmentation(), before=3), whole[3:])
