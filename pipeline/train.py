@@ -20,7 +20,7 @@ from openmed.training.settings import Augmentation, Phase, TrainSettings
 from pipeline.device import pick_device, use_device
 from pipeline.params import Params, Train
 from pipeline.project import home
-from pipeline.stage import CACHE, ROWS, SPLIT, folder, main, progress
+from pipeline.stage import CACHE, ROWS, SPLIT, VAULT, folder, main, progress
 
 
 def run(params: Params, architecture: str) -> None:
@@ -84,6 +84,7 @@ def create_model(params: Params, architecture: str) -> BaseModel:
         model_options=section.model_options,
         weights=section.weights,
         weights_sha256=section.weights_sha256,
+        vault=VAULT,
         seed=params.run.seed,
     )
 
