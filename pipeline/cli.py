@@ -17,8 +17,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data = typer.Typer(help="Films: import or add yours, list versions, draw the sample.", no_args_is_help=True)
+weights = typer.Typer(help="Weights to start from: fill the vault, list it.", no_args_is_help=True)
 registry = typer.Typer(help="Registered versions: list, promote, roll back.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(weights, name="weights")
 app.add_typer(registry, name="registry")
 
 Model = Annotated[str, typer.Argument(help="A model folder, or models:/openmed-cxr@champion or /VERSION.")]
@@ -217,6 +219,43 @@ def explain(
 
     for path in explain_film(load(model), image, out):
         print(path)
+
+
+@weights.command()
+def pull(
+    params: Annotated[
+        Path | None, typer.Option(help="Settings that name the networks; default: params.yaml.")
+    ] = None,
+    champion: Annotated[bool, typer.Option("--champion", help="The champion, not ImageNet weights.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Puts the ImageNet weights, or the champion, into the vault and commits its version."""
+    from pipeline.weights import pull_champion, pull_imagenet
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    root = project_root()
+    done = (pull_champion if champion else pull_imagenet)(root, params or root / "params.yaml", say)
+    if as_json:
+        _print_json(done)
+
+
+@weights.command("list")
+def list_weights(as_json: Json = False) -> None:
+    """Lists what the vault holds; ends with exit code 3 when a file is damaged or missing."""
+    from openmed.errors import IntegrityError
+    from pipeline.weights import list_vault
+
+    held = list_vault(project_root())
+    if as_json:
+        _print_json(held)
+    else:
+        columns = ("kind", "network", "source", "revision", "licence", "bytes", "sha256", "state")
+        keys = ("kind", "timm_name", *columns[2:])
+        _print_table(columns, [[_cell(entry[key]) for key in keys] for entry in held])
+    if bad := [f"{entry['file']} is {entry['state']}" for entry in held if entry["state"] != "intact"]:
+        raise IntegrityError(f"{' and '.join(bad)}: get it back with `dvc checkout --force weights.dvc`")
 
 
 @registry.command("list")

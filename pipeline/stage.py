@@ -24,6 +24,7 @@ MANIFEST = Path("artifacts/validate/manifest.parquet")
 SPLIT = Path("artifacts/split/split.parquet")
 CACHE = Path("artifacts/preprocess")
 ROWS = Path("artifacts/resample/rows.parquet")
+VAULT = Path("weights")
 _LOG_EVERY_S = 10
 
 
@@ -122,6 +123,7 @@ __all__ = [
     "MANIFEST",
     "ROWS",
     "SPLIT",
+    "VAULT",
     "Params",
     "film_store",
     "folder",

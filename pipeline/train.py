@@ -25,7 +25,7 @@ from pipeline.device import pick_device, use_device
 from pipeline.launch import end_with_parent, run_processes
 from pipeline.params import Params, Train
 from pipeline.project import home
-from pipeline.stage import CACHE, ROWS, SPLIT, folder, main, progress
+from pipeline.stage import CACHE, ROWS, SPLIT, VAULT, folder, main, progress
 
 
 def run(params: Params, architecture: str) -> None:
@@ -107,6 +107,7 @@ def create_model(params: Params, architecture: str) -> BaseModel:
         model_options=section.model_options,
         weights=section.weights,
         weights_sha256=section.weights_sha256,
+        vault=VAULT,
         seed=params.run.seed,
     )
 

@@ -4,8 +4,6 @@ A data version is a commit of data.dvc. What a reader wants to know of it, the c
 too, so that the list needs neither the films nor the DVC cache.
 """
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +16,10 @@ import yaml
 from openmed.data.importing import append_films, import_films
 from openmed.data.manifest import FILMS_FILE, measure_films, read_films
 from openmed.data.store import FilmStore
-from openmed.errors import BadInput, ResourceError
+from openmed.errors import BadInput
 from openmed.files import write_text
 from pipeline.airflow_client import DATASET, running_airflow
+from pipeline.checkout import dvc, git, push
 from pipeline.dataset import own_remote
 from pipeline.params import Params
 from pipeline.site import pseudonyms
@@ -83,17 +82,17 @@ def add_version(
     if bad:
         say(f"{bad} of the new films are unusable and will be quarantined; see artifacts/validate")
     say("Making the data version")
-    _dvc(root, "add", "--quiet", "data")
+    dvc(root, "add", "--quiet", "data")
     own_remote(root)
     _describe(root, params)
     done = {"added": len(new), "known": summary.films - len(new), "unusable": bad, "revision": None}
-    if not _git(root, "status", "--porcelain", "--", POINTER):
+    if not git(root, "status", "--porcelain", "--", POINTER):
         say("Nothing is new: the data stay as they are")
         return done | {"pushed": False, "announced": False}
-    pushed = _push(root, say)
+    pushed = push(root, POINTER, "the films", say)
     subject = f"Add {len(new)} films: {_counts(new['label'])}" if len(new) else "Record the films"
-    _git(root, "commit", "--quiet", "--message", subject, "--", POINTER)
-    done |= {"revision": _git(root, "rev-parse", "HEAD"), "pushed": pushed}
+    git(root, "commit", "--quiet", "--message", subject, "--", POINTER)
+    done |= {"revision": git(root, "rev-parse", "HEAD"), "pushed": pushed}
     say(f"Data version {done['revision'][:10]}")
     return done | {"announced": _announce(home, done, say)}
 
@@ -139,18 +138,6 @@ def _describe(root: Path, params: Params) -> None:
         write_text(pointer, yaml.safe_dump(content | {"meta": about}, sort_keys=False))
 
 
-def _push(root: Path, say: Callable[[str], None]) -> bool:
-    from dvc.config import Config
-
-    remote = Config(dvc_dir=str(root / ".dvc"))["core"].get("remote")
-    if not remote:
-        say("No DVC remote is set: the films stay on this machine (`dvc remote add --default NAME URL`)")
-        return False
-    say(f"Pushing to the DVC remote {remote}")
-    _dvc(root, "push", "--quiet", POINTER)
-    return True
-
-
 def _announce(home: Path, done: dict[str, Any], say: Callable[[str], None]) -> bool:
     airflow = running_airflow(home)
     if airflow is None:
@@ -167,7 +154,7 @@ def log_versions(root: Path) -> list[DataVersion]:
     Raises:
         BadInput: This is no git checkout, or data.dvc was never committed.
     """
-    lines = _git(root, "log", "--format=%H%x09%cI%x09%s", "--", POINTER).splitlines()
+    lines = git(root, "log", "--format=%H%x09%cI%x09%s", "--", POINTER).splitlines()
     if not lines:
         raise BadInput(f"{root / POINTER} was never committed: there is no data version yet")
     versions = [_version(root, *line.split("\t", 2)) for line in lines]
@@ -176,7 +163,7 @@ def log_versions(root: Path) -> list[DataVersion]:
 
 def _version(root: Path, revision: str, date: str, subject: str) -> DataVersion | None:
     try:
-        content = yaml.safe_load(_git(root, "show", f"{revision}:{POINTER}"))
+        content = yaml.safe_load(git(root, "show", f"{revision}:{POINTER}"))
     except BadInput:
         return None  # the commit took the pointer away
     out, meta = content["outs"][0], content.get("meta") or {}
@@ -189,19 +176,3 @@ def _version(root: Path, revision: str, date: str, subject: str) -> DataVersion 
 def _counts(labels: pd.Series) -> str:
     counts = labels.value_counts().sort_index()
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
-
-
-def _git(root: Path, *arguments: str) -> str:
-    return _run(root, BadInput, "git", *arguments)
-
-
-def _dvc(root: Path, *arguments: str) -> str:
-    return _run(root, ResourceError, sys.executable, "-m", "dvc", *arguments)
-
-
-def _run(root: Path, error: type[BadInput | ResourceError], *command: str) -> str:
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        detail = " ".join((done.stderr.strip() or done.stdout.strip()).split())[:300]
-        raise error(f"`{' '.join(command[-3:])}` failed in {root}: {detail}")
-    return done.stdout.strip()

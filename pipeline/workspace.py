@@ -5,6 +5,7 @@ the code history and, where the file system allows links, no copy of the data.
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,10 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from openmed.errors import BadInput, OpenMedError, ResourceError
-from openmed.files import read_json, write_json
+from openmed.files import read_json, write_json, write_text
 
 DATA_FILE = "data.dvc"
+WEIGHTS_FILE = "weights.dvc"
 _SECONDS_PER_DAY = 86_400
 
 
@@ -36,7 +40,7 @@ def create(repo: Path, revision: str, run_id: str, home: Path) -> Path:
         home: The state folder; the workspace is `home/runs/<run id>`.
 
     Returns:
-        The folder of the workspace, with the data of that revision in it.
+        The folder of the workspace, with the data and the weights vault of that revision in it.
 
     Raises:
         BadInput: The revision does not exist, holds no DVC project, or the run began on another.
@@ -54,7 +58,7 @@ def create(repo: Path, revision: str, run_id: str, home: Path) -> Path:
         if not (path / needed).exists():
             raise BadInput(f"revision {revision} holds no {needed}; commit it or choose another revision")
     _share_cache(repo, path)
-    _obtain_data(path)
+    obtain(path, DATA_FILE, *([WEIGHTS_FILE] if (path / WEIGHTS_FILE).exists() else []))
     return path
 
 
@@ -122,32 +126,59 @@ def prune(repo: Path, home: Path, keep_days: float) -> list[Path]:
 
 
 def set_params(workspace: Path, values: Mapping[str, Any]) -> None:
-    """Overrides values of params.yaml and leaves the rest of the file, comments too, as it is.
-
-    Args:
-        workspace: The folder that holds params.yaml.
-        values: New values by dotted key, such as `{"run.seed": 7}`.
-
-    Raises:
-        BadInput: params.yaml has no such key; nothing is changed then.
-    """
-    # PyYAML reads 1e-4 as text and would write it back as text; DVC's own editor does not.
-    from dvc.utils.serialize import modify_yaml
-
+    """Overrides values of a workspace's params.yaml, as `set_values` does."""
     path = Path(workspace) / "params.yaml"
     if not path.is_file():
         raise BadInput(f"{path} does not exist; the revision must hold params.yaml")
-    if not values:
+    set_values(path, values)
+
+
+def set_values(path: Path, values: Mapping[str, Any]) -> None:
+    """Overrides values of a settings file; every other character of it stays as it is.
+
+    Args:
+        path: A file such as params.yaml.
+        values: New values by dotted key, such as `{"run.seed": 7}`.
+
+    Raises:
+        BadInput: The file has no such key; nothing is changed then.
+    """
+    text, places = path.read_text(encoding="utf-8"), {}
+    for dotted, value in values.items():
+        node = _node(yaml.compose(text), dotted)
+        if node is None:
+            raise BadInput(f"{path.name} has no setting '{dotted}'; name one that it holds")
+        # JSON is YAML, and quotes a text that YAML would take for a number.
+        places[node.start_mark.index, node.end_mark.index] = json.dumps(value)
+    for (start, end), new in sorted(places.items(), reverse=True):
+        # A key without a value, which is null, has its place right behind the colon.
+        text = text[:start] + (" " if text[start - 1] == ":" else "") + new + text[end:]
+    if values:
+        write_text(path, text)
+
+
+def _node(node: yaml.Node | None, dotted: str) -> yaml.Node | None:
+    """Finds the value of a dotted key in a parsed file."""
+    for part in dotted.split("."):
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        node = next((value for key, value in pairs if key.value == part), None)
+    return node
+
+
+def obtain(path: Path, *pointers: str) -> None:
+    """Lays out what .dvc files of a checkout point to, from the cache or else from the remote.
+
+    Raises:
+        ResourceError: It is in neither.
+    """
+    if _dvc(path, "checkout", *pointers).returncode == 0:
         return
-    with modify_yaml(str(path)) as params:
-        for dotted, value in values.items():
-            *sections, key = dotted.split(".")
-            place: Any = params
-            for section in sections:
-                place = place.get(section) if isinstance(place, Mapping) else None
-            if not isinstance(place, Mapping) or key not in place:
-                raise BadInput(f"params.yaml has no setting '{dotted}'; name one that it holds")
-            place[key] = value
+    pulled = _dvc(path, "pull", *pointers)
+    if pulled.returncode != 0:
+        raise ResourceError(
+            f"what {' and '.join(pointers)} stand for is neither in the DVC cache nor on a remote "
+            f"({_last_error(pulled)}); run 'dvc push' where it is, or check the remote"
+        )
 
 
 def link_types() -> list[str]:
@@ -216,17 +247,6 @@ def _share_cache(repo: Path, path: Path) -> None:
         local["cache"]["dir"] = str(Path(main["cache"].get("dir") or repo / ".dvc" / "cache").resolve())
         local["cache"]["type"] = ",".join(link_types())
     (path / ".dvc" / "config.local").chmod(0o600)
-
-
-def _obtain_data(path: Path) -> None:
-    if _dvc(path, "checkout", DATA_FILE).returncode == 0:
-        return
-    pulled = _dvc(path, "pull", DATA_FILE)
-    if pulled.returncode != 0:
-        raise ResourceError(
-            f"the data of {DATA_FILE} is neither in the DVC cache nor on a remote ({_last_error(pulled)}); "
-            "run 'dvc push' where the data is, or check the remote"
-        )
 
 
 def _dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

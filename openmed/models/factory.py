@@ -1,5 +1,6 @@
 """One place that turns an architecture's name into a model."""
 
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -44,6 +45,7 @@ class ModelFactory:
         model_options: dict[str, Any] | None = None,
         weights: str = "none",
         weights_sha256: str | None = None,
+        vault: Path | None = None,
         seed: int = 0,
     ) -> BaseModel:
         """Builds a model ready for training.
@@ -56,9 +58,11 @@ class ModelFactory:
                 architecture's own.
             image_size_px: Side of the input; default: the architecture's own.
             model_options: Further arguments of the timm network.
-            weights: "imagenet" (timm's pinned weights), "none" (random) or the path of a
-                safetensors file.
-            weights_sha256: When given, the weights file must have this hash.
+            weights: "imagenet" (timm's pinned weights), "champion" (the whole state of the vault's
+                champion), "none" (random) or the path of a safetensors file.
+            weights_sha256: When given, the weights file must have this hash; required for weights
+                from the vault.
+            vault: Folder of a weights vault; ImageNet weights are looked up there first.
             seed: Seed of the random initial weights.
 
         Raises:
@@ -70,7 +74,12 @@ class ModelFactory:
         name = timm_name or family.timm_name
         size = image_size_px or family.image_size_px
         options = dict(model_options or {})
-        start = find_weights(weights, name, weights_sha256)
+        start = find_weights(weights, name, weights_sha256, vault=vault)
+        if start.spec is not None and start.spec.architecture != architecture:
+            raise BadInput(
+                f"{start.source} is a {start.spec.architecture}: {architecture} cannot start from it, "
+                f"so set its `weights` to something else than {start.kind}"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = _network(family, name, size, len(class_names), options, start)
@@ -87,6 +96,8 @@ class ModelFactory:
                 weights=start.to_json(),
             )
             _calm_head(network.get_classifier())
+        if start.spec is not None:
+            start.continue_from(network, spec.class_names)
         return family(spec, network)
 
 
@@ -149,7 +160,8 @@ def _network(
     arguments: dict[str, Any] = {"num_classes": classes, **options}
     if family.fixed_input:
         arguments["img_size"] = size
-    if start.path is not None:
+    pretrained = start.path is not None and start.spec is None
+    if pretrained:
         arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(start.path)}}
     try:
         network = timm.create_model(name, **arguments)
@@ -157,6 +169,6 @@ def _network(
         raise BadInput(f"timm cannot build {name!r} with {options or 'no options'}: {error}") from None
     if not isinstance(network, family.network_type):
         raise BadInput(f"{name!r} is a {type(network).__name__}, not a {family.network_type.__name__}")
-    if start.path is not None:
+    if pretrained:
         start.check_fits(network)
     return network

@@ -5,7 +5,7 @@ content and patients by a number that means nothing outside one retraining; noth
 """
 
 from pipeline.registry.candidates import register_candidates
-from pipeline.registry.models import load, verify
+from pipeline.registry.models import load, stored, verify
 from pipeline.registry.profiles import champion_profile
 from pipeline.registry.retraining import films_of
 from pipeline.registry.scoring import score_champion, score_films
@@ -45,5 +45,6 @@ __all__ = [
     "score_champion",
     "score_films",
     "set_tags",
+    "stored",
     "verify",
 ]

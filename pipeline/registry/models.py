@@ -65,11 +65,18 @@ def verify(version: str) -> "ModelSpec":
     """
     from openmed.models.checkpoint import read_spec
 
+    with stored(version) as folder:
+        return read_spec(folder)[0]
+
+
+@contextmanager
+def stored(version: str) -> Iterator[Path]:
+    """Gives the model folder of a version, checked, for as long as the block lasts; raises as `verify`."""
     with connect() as client:
         found = find(client, version)
         with _stored_model(client, found.tags["model_id"], f"version {version}") as folder:
             _check_version(folder, found)
-            return read_spec(folder)[0]
+            yield folder
 
 
 def log_model(run_id: str, folder: Path) -> str:

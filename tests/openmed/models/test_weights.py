@@ -2,25 +2,21 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import huggingface_hub
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 
 from openmed.errors import BadInput, IntegrityError, ResourceError
+from openmed.models.vault import VaultEntry, put_in_vault
 from openmed.models.weights import find_weights
+from tests.hub import REVISION, UNREACHABLE, hub_client, serve
 
 NETWORK = "test_resnet.r160_in1k"
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 ADDRESS = f"/timm/{NETWORK}/resolve/main/model.safetensors"
-
-UNREACHABLE = "http://127.0.0.1:9"
 
 # What a user's own process does: the hub's client reads its settings when it is imported.
 CREATE = f"""
@@ -32,33 +28,6 @@ model = ModelFactory.create("resnet50", timm_name="{NETWORK}", image_size_px=32,
 save_file(model.network.state_dict(), sys.argv[1])
 print(json.dumps(model.spec.weights))
 """
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The two requests that the hub's client makes to fetch a file."""
-
-    def do_HEAD(self):
-        self.answer(with_body=False)
-
-    def do_GET(self):
-        self.answer(with_body=True)
-
-    def answer(self, with_body):
-        self.server.requests.append((self.command, self.path))
-        if self.path != ADDRESS and REVISION not in self.path:
-            self.send_error(404)
-            return
-        content = self.server.content
-        self.send_response(200)
-        self.send_header("X-Repo-Commit", REVISION)
-        self.send_header("ETag", f'"{self.server.announced}"')
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
@@ -73,20 +42,10 @@ def made_up(tmp_path):
 
 @pytest.fixture
 def hub(made_up):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.content = made_up.read_bytes()
-    server.announced = sha256(server.content).hexdigest()
-    server.requests = []
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def address_of(server):
-    return f"http://127.0.0.1:{server.server_address[1]}"
+    content = made_up.read_bytes()
+    with serve({NETWORK: content}) as server:
+        server.content = content
+        yield server
 
 
 def create_elsewhere(tmp_path, endpoint):
@@ -105,29 +64,14 @@ def create_elsewhere(tmp_path, endpoint):
 
 
 @pytest.fixture
-def use_hub(tmp_path, monkeypatch):
+def use_hub(tmp_path):
     """Points the hub's client of this process at an address and an empty cache."""
-
-    def use(endpoint, offline=False):
-        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        settings = {
-            "ENDPOINT": endpoint,
-            "HUGGINGFACE_CO_URL_TEMPLATE": template,
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-            "HF_HUB_OFFLINE": offline,
-        }
-        for name, value in settings.items():
-            monkeypatch.setattr(huggingface_hub.constants, name, value)
-        huggingface_hub.close_session()
-
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    yield use
-    huggingface_hub.close_session()
+    with hub_client(tmp_path / "cache") as use:
+        yield use
 
 
 def test_imagenet_weights_are_fetched_once_and_their_origin_is_recorded(hub, made_up, tmp_path):
-    origin = create_elsewhere(tmp_path, address_of(hub))
+    origin = create_elsewhere(tmp_path, hub.address)
     assert origin == {
         "kind": "imagenet",
         "source": f"timm/{NETWORK}",
@@ -147,7 +91,7 @@ def test_imagenet_weights_are_fetched_once_and_their_origin_is_recorded(hub, mad
 
 
 def test_imagenet_weights_with_another_hash_than_asked_for_are_refused(hub, use_hub):
-    use_hub(address_of(hub))
+    use_hub(hub.address)
     assert find_weights("imagenet", NETWORK, sha256(hub.content).hexdigest()).revision == REVISION
     with pytest.raises(IntegrityError, match="0" * 64):
         find_weights("imagenet", NETWORK, "0" * 64)
@@ -155,13 +99,13 @@ def test_imagenet_weights_with_another_hash_than_asked_for_are_refused(hub, use_
 
 def test_imagenet_weights_that_are_not_what_the_hub_announced_are_refused(hub, use_hub):
     hub.announced = "f" * 64
-    use_hub(address_of(hub))
+    use_hub(hub.address)
     with pytest.raises(IntegrityError, match="damaged: delete"):
         find_weights("imagenet", NETWORK)
 
 
 def test_imagenet_weights_that_changed_on_this_machine_are_refused(hub, use_hub):
-    use_hub(address_of(hub))
+    use_hub(hub.address)
     blob = find_weights("imagenet", NETWORK).path.resolve()
     content = bytearray(blob.read_bytes())
     content[-1] ^= 1
@@ -190,7 +134,7 @@ def test_a_broken_proxy_is_reported(use_hub, monkeypatch):
 
 
 def test_a_hub_without_the_file_is_reported(hub, use_hub):
-    use_hub(address_of(hub) + "/elsewhere")
+    use_hub(hub.address + "/elsewhere")
     with pytest.raises(ResourceError, match=NETWORK):
         find_weights("imagenet", NETWORK)
 
@@ -283,3 +227,112 @@ def test_a_file_that_only_has_the_name_is_refused(tmp_path, content):
 def test_a_network_without_published_weights_is_refused():
     with pytest.raises(BadInput, match="timm has no ImageNet weights for 'vit_giant_patch14_224'"):
         find_weights("imagenet", "vit_giant_patch14_224")
+
+
+def keep(vault, source, /, **about):
+    """Puts a file into a vault as ImageNet weights of NETWORK, and returns its hash."""
+    digest = sha256(source.read_bytes()).hexdigest()
+    entry = {
+        "kind": "imagenet",
+        "timm_name": NETWORK,
+        "file": f"{NETWORK}.safetensors",
+        "source": f"timm/{NETWORK}",
+        "revision": REVISION,
+        "licence": "apache-2.0",
+        "sha256": digest,
+        "bytes": source.stat().st_size,
+        "added_at": "2026-01-01T00:00:00+00:00",
+    }
+    put_in_vault(vault, source, VaultEntry(**entry | about))
+    return digest
+
+
+def keep_champion(vault, model, path, version="7"):
+    save_file(model.network.state_dict(), path)
+    about = {"file": f"champion-{version}.safetensors", "source": f"openmed-cxr version {version}"}
+    spec = json.loads(json.dumps(model.spec.with_threshold(0.4).to_json()))
+    return keep(vault, path, kind="champion", revision=None, spec=spec, **about)
+
+
+def test_the_vault_comes_before_the_hub_and_the_record_is_the_same(hub, use_hub, made_up, tmp_path):
+    digest = keep(tmp_path / "vault", made_up)
+    use_hub(UNREACHABLE, cache=tmp_path / "empty")
+    kept = find_weights("imagenet", NETWORK, digest, vault=tmp_path / "vault")
+    use_hub(hub.address)
+    fetched = find_weights("imagenet", NETWORK, digest, vault=tmp_path / "absent")
+    cached = find_weights("imagenet", NETWORK, digest)
+    assert kept.to_json() == fetched.to_json() == cached.to_json()
+    assert kept.path == tmp_path / "vault" / f"{NETWORK}.safetensors"
+    assert cached.path.is_relative_to(tmp_path / "cache")
+
+
+def test_what_the_vault_lacks_comes_from_the_hub(hub, use_hub, made_up, tmp_path):
+    keep(tmp_path / "vault", made_up, timm_name="another", file="another.safetensors")
+    use_hub(hub.address)
+    assert find_weights("imagenet", NETWORK, vault=tmp_path / "vault").revision == REVISION
+
+
+def test_weights_from_the_vault_must_be_named_by_their_hash(make, made_up, tmp_path):
+    digest = keep(tmp_path, made_up)
+    with pytest.raises(BadInput, match=f"set it to {digest}, or let `openmed weights pull` do so"):
+        find_weights("imagenet", NETWORK, vault=tmp_path)
+    with pytest.raises(IntegrityError, match=f"with sha256 {digest}, but the settings ask for {'0' * 64}"):
+        find_weights("imagenet", NETWORK, "0" * 64, vault=tmp_path)
+    digest = keep_champion(tmp_path, make("resnet50"), tmp_path / "own.safetensors")
+    with pytest.raises(BadInput, match=f"set it to {digest}, or let `openmed weights pull --champion`"):
+        find_weights("champion", NETWORK, vault=tmp_path)
+
+
+def test_a_damaged_file_of_the_vault_is_named_and_never_replaced_by_the_hub(hub, use_hub, made_up, tmp_path):
+    digest = keep(tmp_path / "vault", made_up)
+    use_hub(hub.address)
+    file = tmp_path / "vault" / f"{NETWORK}.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"r160_in1k\.safetensors is damaged: get it back"):
+        find_weights("imagenet", NETWORK, digest, vault=tmp_path / "vault")
+    file.unlink()
+    with pytest.raises(IntegrityError, match=r"r160_in1k\.safetensors is missing: get it back"):
+        find_weights("imagenet", NETWORK, digest, vault=tmp_path / "vault")
+    assert not hub.requests
+
+
+def test_a_training_goes_on_from_the_champion_with_its_head(make, tmp_path):
+    champion = make("resnet50", seed=4)
+    digest = keep_champion(tmp_path / "vault", champion, tmp_path / "own.safetensors")
+    asked = {"weights": "champion", "weights_sha256": digest, "vault": tmp_path / "vault"}
+    model = make("resnet50", seed=5, **asked)
+    state = model.network.state_dict()
+    assert all(torch.equal(state[name], held) for name, held in champion.network.state_dict().items())
+    expected = {"kind": "champion", "source": "openmed-cxr version 7", "revision": None, "sha256": digest}
+    assert model.spec.weights == expected
+    assert model.spec.threshold is None
+
+
+@pytest.mark.parametrize("names", [("PNEUMONIA", "NORMAL"), ("PNEUMONIA", "A", "B")])
+def test_a_champion_of_other_classes_gives_its_backbone_alone(make, tmp_path, names):
+    champion = make("vit", seed=4)
+    digest = keep_champion(tmp_path / "vault", champion, tmp_path / "own.safetensors")
+    asked = {"weights": "champion", "weights_sha256": digest, "vault": tmp_path / "vault"}
+    state = make("vit", seed=5, class_names=names, **asked).network.state_dict()
+    fresh = make("vit", seed=5, class_names=names).network.state_dict()
+    for name, held in champion.network.state_dict().items():
+        assert torch.equal(state[name], (fresh if name.startswith("head.") else {name: held})[name]), name
+
+
+def test_a_champion_of_another_architecture_or_network_is_refused(make, tmp_path):
+    digest = keep_champion(tmp_path / "vault", make("vit"), tmp_path / "own.safetensors")
+    asked = {"weights": "champion", "weights_sha256": digest, "vault": tmp_path / "vault"}
+    with pytest.raises(BadInput, match="openmed-cxr version 7 is a vit: resnet50 cannot start from it"):
+        make("resnet50", **asked)
+    with pytest.raises(BadInput, match=r"does not fit the network .* test_vit at 32 px with no options"):
+        make("vit", model_options={"depth": 3}, **asked)
+
+
+@pytest.mark.parametrize("folder", [None, "absent", "vault"])
+def test_a_champion_that_is_not_in_the_vault_is_refused(make, made_up, tmp_path, folder):
+    keep(tmp_path / "vault", made_up)
+    vault = tmp_path / folder if folder else None
+    with pytest.raises(BadInput, match="holds no champion: put it there with `openmed weights pull --champ"):
+        make("resnet50", weights="champion", weights_sha256="0" * 64, vault=vault)
