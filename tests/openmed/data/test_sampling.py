@@ -69,7 +69,7 @@ def test_a_single_class_cannot_be_balanced(strategy):
         resample_rows(np.zeros(5, int), strategy, 0)
 
 
-FEATURES = np.random.default_rng(4).normal(0, 1, (116, 6)).astype(np.float32) + LABELS[:, None]
+FEATURES = (np.random.default_rng(4).normal(0, 1, (116, 6)) + LABELS[:, None]).astype(np.float32)
 
 
 def test_smote_fills_every_class_up_and_keeps_the_given_features_first():

@@ -61,7 +61,9 @@ def test_a_threshold_is_written_beside_unchanged_weights(folder):
 def test_a_calibrated_model_predicts_the_same_bits_when_loaded(make, tmp_path, method):
     model = make("resnet50")
     rng = np.random.default_rng(2)
-    calibration = fit_calibration(method, rng.normal(0, 1, (300, 2)), rng.integers(0, 2, 300), (0.2, -0.7))
+    logits = rng.normal(0, 1, (300, 2))
+    labels = (rng.normal(1, 1, 300) < np.diff(logits)[:, 0]).astype(int)
+    calibration = fit_calibration(method, logits, labels, (0.2, -0.7))
     plain = model.predict(films_for(model))
     model.spec = model.spec.with_calibration(calibration).with_threshold(0.3)
     save_model(tmp_path, model)
