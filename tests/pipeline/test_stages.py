@@ -16,7 +16,7 @@ from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_file
 from openmed.metrics.calibration import fit_calibration
 from openmed.metrics.calibration_error import expected_calibration_error
-from openmed.models.checkpoint import load_model
+from openmed.models.checkpoint import load_model, read_spec
 from pipeline import promotion, registry
 from pipeline.params import load_params
 from tests.conftest import FILMS, forget_hashes, run_stages, write_params
@@ -181,7 +181,7 @@ def test_the_frozen_calibration_is_one_of_the_calibration_films_and_undoes_the_r
     own = films[films["split"] == "calibration"]
     counts = read(toy, "resample/summary.json")
     before, after = (np.array(list(counts[when].values()), float) for when in ("before", "after"))
-    spec = load_model(toy / f"artifacts/evaluate/{name}/model").spec
+    spec, _ = read_spec(toy / f"artifacts/evaluate/{name}/model")
     np.testing.assert_allclose(
         spec.calibration.prior_correction, np.log(before / before.sum()) - np.log(after / after.sum())
     )
@@ -189,7 +189,7 @@ def test_the_frozen_calibration_is_one_of_the_calibration_films_and_undoes_the_r
         "platt", own[LOGITS].to_numpy(), own["label"], spec.calibration.prior_correction
     )
     assert spec.calibration == expected
-    assert load_model(toy / f"artifacts/train/{name}/model").spec.calibration is None
+    assert read_spec(toy / f"artifacts/train/{name}/model")[0].calibration is None
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -200,7 +200,7 @@ def test_calibration_is_reported_before_and_after(toy, name):
     found = read(toy, f"evaluate/{name}/metrics.json")["reliability"]
     films = pd.read_parquet(toy / f"artifacts/evaluate/{name}/predictions.parquet")
     test, has = films[films["split"] == "test"], films.loc[films["split"] == "test", "label"]
-    spec = load_model(toy / f"artifacts/evaluate/{name}/model").spec
+    spec, _ = read_spec(toy / f"artifacts/evaluate/{name}/model")
     logits = test[LOGITS].to_numpy().astype(float)
     scores = {
         "softmax": softmax(logits, axis=1)[:, 1],
@@ -228,7 +228,7 @@ def test_another_calibration_gives_other_probabilities_and_chooses_the_same_film
     params["evaluate"]["calibration"] = method
     write_params(workspace, params)
     run_stages(workspace, ["evaluate@vit"])
-    spec = load_model(workspace / "artifacts/evaluate/vit/model").spec
+    spec, _ = read_spec(workspace / "artifacts/evaluate/vit/model")
     assert spec.calibration.method == method
     before, after = (
         pd.read_parquet(folder / "artifacts/evaluate/vit/predictions.parquet").query("split == 'calibration'")
