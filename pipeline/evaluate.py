@@ -1,4 +1,10 @@
-"""Chooses the operating point on calibration films, freezes it, and judges the test films with it."""
+"""Calibrates on calibration films, chooses the operating point there, freezes both, judges the test films.
+
+Map and threshold share the calibration films. For two classes every parametric map is strictly rising, so
+the films flagged at a sensitivity are the same whichever was fitted: sharing costs nothing, and halving the
+films would make both less certain. With more classes a map may reorder films; what is reported is measured
+on test films, which shaped neither.
+"""
 
 import shutil
 from dataclasses import asdict
@@ -7,7 +13,10 @@ import numpy as np
 import pandas as pd
 
 from openmed.data.cache import FilmCache
-from openmed.files import atomic_path, sha256_file, write_json
+from openmed.errors import BadInput
+from openmed.files import atomic_path, read_json, sha256_file, write_json
+from openmed.metrics.calibration import Calibration, fit_calibration, prior_correction, softmax
+from openmed.metrics.calibration_error import calibration_summary
 from openmed.metrics.classification import (
     confusion,
     precision_recall_points,
@@ -24,6 +33,7 @@ from pipeline.device import pick_device, use_device
 from pipeline.params import Params
 from pipeline.stage import CACHE, MANIFEST, SPLIT, folder, main
 
+RESAMPLED = folder("resample") / "summary.json"
 _SPLITS = ("validation", "calibration", "test")
 
 
@@ -32,24 +42,30 @@ def run(params: Params, architecture: str) -> None:
     use_device(params)
     source = folder("train", architecture) / "model"
     model = load_model(source).to(pick_device(params.run.device))
-    predictions = predict_split(model, pd.read_parquet(SPLIT))
+    films, logits = film_logits(model, pd.read_parquet(SPLIT))
+    calibration = calibrate(params, model.spec, films, logits)
+    spec = model.spec.with_calibration(calibration)
+    predictions = with_probabilities(films, logits, spec)
     parts = {name: predictions[predictions["split"] == name] for name in _SPLITS}
-    positive = model.spec.positive_index
-    calibration = parts["calibration"]
+    chosen_on = parts["calibration"]
     threshold = choose_threshold(
-        calibration["label"] == positive, calibration["score"], params.evaluate.target_sensitivity
+        chosen_on["label"] == spec.positive_index, chosen_on["score"], params.evaluate.target_sensitivity
     )
-    intervals = film_intervals(parts["test"], model.spec, threshold, params)
+    spec = spec.with_threshold(threshold)
+    intervals = film_intervals(parts["test"], spec, threshold, params)
     verdict, gates = judge(intervals, params.evaluate.floors)
-    target = folder("evaluate", architecture)
+    target, before_and_after = folder("evaluate", architecture), reliability(parts["test"], spec)
     with atomic_path(target / "predictions.parquet") as temporary:
         predictions.to_parquet(temporary)
     write_json(target / "gates.json", to_json(verdict, gates))
-    write_json(target / "metrics.json", _metrics(params, model.spec, threshold, parts, intervals, source))
-    _write_curves(target, parts["test"], positive)
-    finish_model(source, target / "model", threshold)
+    content = _metrics(params, spec, threshold, parts, intervals, source) | {"reliability": before_and_after}
+    write_json(target / "metrics.json", content)
+    _write_curves(target, parts["test"], spec)
+    finish_model(source, target / "model", spec)
+    raw, final = before_and_after["softmax"], before_and_after["calibrated"]
     print(
-        f"evaluate {architecture}: {verdict}; threshold {threshold:.3f}; "
+        f"evaluate {architecture}: {verdict}; threshold {threshold:.3f}; {calibration.method} calibration, "
+        f"log loss {raw['log_loss']:.3f} -> {final['log_loss']:.3f}; "
         + ", ".join(
             f"{gate.name} {gate.value:.3f} [{gate.low:.3f}, {gate.high:.3f}] floor {gate.floor:.2f}"
             for gate in gates
@@ -57,22 +73,65 @@ def run(params: Params, architecture: str) -> None:
     )
 
 
-def predict_split(model: BaseModel, split: pd.DataFrame) -> pd.DataFrame:
-    """Predicts every film of the validation, calibration and test splits.
+def film_logits(model: BaseModel, split: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """Puts every film of the validation, calibration and test splits through the network.
 
     Returns:
-        Columns id, patient, label, split, score (probability of the finding) and one
-        probability_<CLASS> for each class.
+        The films (id, patient, label, split) and their logits, float32 (N, classes).
     """
     films = split[split["split"].isin(_SPLITS)].reset_index(drop=True)
     cache = FilmCache(CACHE, model.spec.image_size_px)
     rows = cache.rows(films["id"])
-    parts = [model.predict(cache.films[rows[start : start + 256]]) for start in range(0, len(rows), 256)]
-    probabilities = np.concatenate(parts)
-    films["score"] = probabilities[:, model.spec.positive_index]
-    for index, name in enumerate(model.spec.class_names):
-        films[f"probability_{name}"] = probabilities[:, index]
-    return films
+    parts = [model.logits(cache.films[rows[start : start + 256]]) for start in range(0, len(rows), 256)]
+    return films, np.concatenate(parts)
+
+
+def calibrate(params: Params, spec: ModelSpec, films: pd.DataFrame, logits: np.ndarray) -> Calibration:
+    """Undoes the resampling of the training rows and fits what is left on calibration films.
+
+    Raises:
+        BadInput: The films are too few for the method, or the resample stage knew other classes.
+    """
+    counts = read_json(RESAMPLED)
+    try:
+        before, after = ([counts[when][name] for name in spec.class_names] for when in ("before", "after"))
+    except KeyError:
+        raise BadInput(f"{RESAMPLED} is of other classes than the model: run resample again") from None
+    own = (films["split"] == "calibration").to_numpy()
+    labels = films["label"].to_numpy()[own]
+    return fit_calibration(params.evaluate.calibration, logits[own], labels, prior_correction(before, after))
+
+
+def with_probabilities(films: pd.DataFrame, logits: np.ndarray, spec: ModelSpec) -> pd.DataFrame:
+    """Adds score (calibrated probability of the finding), probability_<CLASS> and logit_<CLASS>."""
+    probabilities = spec.probabilities(logits)
+    columns = {"score": probabilities[:, spec.positive_index]}
+    columns |= {f"probability_{name}": probabilities[:, k] for k, name in enumerate(spec.class_names)}
+    columns |= {f"logit_{name}": logits[:, k] for k, name in enumerate(spec.class_names)}
+    return films.assign(**columns)
+
+
+def reliability(films: pd.DataFrame, spec: ModelSpec) -> dict:
+    """Measures of calibration before and after: plain softmax, prior corrected, calibrated."""
+    stages = _stages(films, spec)
+    return {
+        "method": spec.calibration.method,
+        "films": spec.calibration.films,
+        **{
+            name: calibration_summary(films["label"], probabilities, spec.positive_index)
+            for name, probabilities in stages.items()
+        },
+    }
+
+
+def _stages(films: pd.DataFrame, spec: ModelSpec) -> dict[str, np.ndarray]:
+    """Probabilities (N, classes) of the same films at each step of the repair."""
+    logits = films[[f"logit_{name}" for name in spec.class_names]].to_numpy()
+    return {
+        "softmax": softmax(logits),
+        "prior_corrected": Calibration.of_prior(spec.calibration.prior_correction).apply(logits),
+        "calibrated": spec.calibration.apply(logits),
+    }
 
 
 def film_intervals(
@@ -90,12 +149,11 @@ def film_intervals(
     )
 
 
-def finish_model(source, target, threshold: float) -> None:
-    """Copies a trained model with its operating point frozen in."""
-    spec, digest = read_spec(source)
+def finish_model(source, target, spec: ModelSpec) -> None:
+    """Copies a trained model with its calibration and operating point frozen in."""
     with atomic_path(target / WEIGHTS_FILE) as temporary:
         shutil.copyfile(source / WEIGHTS_FILE, temporary)
-    write_spec(target, spec.with_threshold(threshold), digest)
+    write_spec(target, spec, read_spec(source)[1])
 
 
 def _metrics(
@@ -140,12 +198,15 @@ def _counts(films: pd.DataFrame, spec: ModelSpec, threshold: float) -> dict[str,
     return {name: int(value) for name, value in asdict(counts).items()}
 
 
-def _write_curves(target, test: pd.DataFrame, positive: int) -> None:
-    labels, scores = (test["label"] == positive).to_numpy(int), test["score"].to_numpy()
+def _write_curves(target, test: pd.DataFrame, spec: ModelSpec) -> None:
+    labels, scores = (test["label"] == spec.positive_index).to_numpy(int), test["score"].to_numpy()
+    raw = _stages(test, spec)["softmax"][:, spec.positive_index]
+    points = ("predicted", "observed", "films")
     curves = {
         "roc": (("fpr", "tpr", "threshold"), roc_curve_points(labels, scores)),
         "precision_recall": (("recall", "precision", "threshold"), precision_recall_points(labels, scores)),
-        "reliability": (("predicted", "observed", "films"), reliability_points(labels, scores)),
+        "reliability": (points, reliability_points(labels, scores)),
+        "reliability_softmax": (points, reliability_points(labels, raw)),
     }
     for name, (columns, values) in curves.items():
         with atomic_path(target / f"{name}.csv") as temporary:

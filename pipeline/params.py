@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from openmed.errors import BadInput
 
@@ -96,6 +96,17 @@ class Resample(_Section):
 
     strategy: Literal["over", "under", "weighted", "none"]
 
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _no_mixed_films(cls, strategy: Any) -> Any:
+        if strategy == "smote":
+            raise ValueError(
+                "SMOTE mixes the pixels of different patients into films that no patient has: choose over, "
+                "under, weighted or none. On the features of the head step it is allowed: set "
+                "train.<architecture>.head.oversampling to smote"
+            )
+        return strategy
+
 
 class Head(_Section):
     """First step: the head on the frozen backbone."""
@@ -148,8 +159,9 @@ class Train(_Section):
 
 
 class Evaluate(_Section):
-    """Operating point, intervals and the floors that their lower bounds must reach."""
+    """Calibration, operating point, intervals and the floors that their lower bounds must reach."""
 
+    calibration: Literal["platt", "temperature", "isotonic", "none"]
     target_sensitivity: Annotated[float, Field(gt=0, le=1)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     replicates: Annotated[int, Field(ge=100)]

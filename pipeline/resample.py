@@ -6,6 +6,7 @@ import pandas as pd
 from openmed.data.leakage import verify_training_rows
 from openmed.data.sampling import resample_rows
 from openmed.files import atomic_path, write_json
+from openmed.metrics.calibration import prior_correction
 from pipeline.params import Params
 from pipeline.stage import ROWS, SPLIT, folder, main
 
@@ -19,6 +20,8 @@ def run(params: Params) -> None:
     with atomic_path(ROWS) as temporary:
         rows[["id", "label"]].reset_index(drop=True).to_parquet(temporary)
     before, after = (_counts(part["label"], params.task.classes) for part in (films, rows))
+    # Refused here and not after the training: evaluate undoes the change of the class shares by these counts.
+    prior_correction(list(before.values()), list(after.values()))
     summary = {"strategy": params.resample.strategy, "before": before, "after": after}
     summary["training_rows_verified"] = verified
     write_json(folder("resample") / "summary.json", summary)

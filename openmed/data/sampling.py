@@ -1,10 +1,11 @@
-"""Balanced resampling of training rows. Rows are drawn, pixels are never mixed."""
+"""Balanced resampling of training rows. Rows are drawn, pixels are never mixed; features may be."""
 
 import numpy as np
 
 from openmed.errors import BadInput
 
 STRATEGIES = ("over", "under", "weighted", "none")
+_NEIGHBOURS = 5
 
 
 def resample_rows(labels: np.ndarray, strategy: str, seed: int) -> np.ndarray:
@@ -43,7 +44,35 @@ def resample_rows(labels: np.ndarray, strategy: str, seed: int) -> np.ndarray:
 
 
 def smote_features(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Balances the classes by SMOTE between features."""
+    """Fills the smaller classes up with points between neighbours of one class, by imbalanced-learn.
+
+    SMOTE (Chawla et al., JAIR 2002;16:321-357). On pixels it would lay films of several patients over each
+    other; on a backbone's features, which the head alone sees, a point between two films of a class is a
+    fair guess at a third. Give it each training film once: a repeated film is its own neighbour.
+
+    Args:
+        features: float32 (n, d), of training films alone.
+        labels: int (n,).
+        seed: Seed of the draw.
+
+    Returns:
+        float32 (m, d) and labels (m,): all given rows in their order, then the invented ones; every class
+        as large as the largest.
+
+    Raises:
+        BadInput: There is one class only, a class has fewer than 6 films, or a feature is not finite.
+        ValueError: The features are not one row a label.
+    """
+    if features.ndim != 2 or len(features) != len(labels):
+        raise ValueError(f"{len(labels)} labels need as many rows of features, not {features.shape}")
+    if not np.isfinite(features).all():
+        raise BadInput("SMOTE needs finite features: the backbone gives others, so its weights are damaged")
+    counts = np.unique(labels, return_counts=True)[1]
+    if len(counts) < 2 or counts.min() <= _NEIGHBOURS:
+        raise BadInput(
+            f"SMOTE draws between {_NEIGHBOURS} neighbours and needs two or more classes of at least "
+            f"{_NEIGHBOURS + 1} training films each, found {counts.tolist()}: set oversampling: none"
+        )
     from imblearn.over_sampling import SMOTE
 
-    return SMOTE(random_state=seed).fit_resample(features, labels)
+    return SMOTE(k_neighbors=_NEIGHBOURS, random_state=seed).fit_resample(features, labels)

@@ -119,8 +119,25 @@ class BaseModel(nn.Module, ABC):
         return (batch[:, None] - self._mean) / self._std
 
     @torch.inference_mode()
+    def logits(self, films: np.ndarray | Tensor, *, batch_films: int = 32) -> np.ndarray:
+        """What the network says of grey films, before any calibration.
+
+        Args:
+            films: uint8 (N, S, S).
+            batch_films: Films that go through the network at once.
+
+        Returns:
+            float32 (N, classes).
+        """
+        with evaluation_mode(self):
+            parts = [
+                self(self.prepare(films[start : start + batch_films])).float().cpu().numpy()
+                for start in range(0, len(films), batch_films)
+            ]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.spec.class_names)), np.float32)
+
     def predict(self, films: np.ndarray | Tensor, *, batch_films: int = 32) -> np.ndarray:
-        """Class probabilities of grey films.
+        """Class probabilities of grey films, calibrated where the spec holds a calibration.
 
         Args:
             films: uint8 (N, S, S).
@@ -129,12 +146,7 @@ class BaseModel(nn.Module, ABC):
         Returns:
             float32 (N, classes); rows sum to 1.
         """
-        with evaluation_mode(self):
-            parts = [
-                self(self.prepare(films[start : start + batch_films])).float().softmax(1).cpu().numpy()
-                for start in range(0, len(films), batch_films)
-            ]
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.spec.class_names)), np.float32)
+        return self.spec.probabilities(self.logits(films, batch_films=batch_films))
 
 
 @contextmanager

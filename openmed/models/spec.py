@@ -1,9 +1,13 @@
-"""What a model carries besides its weights: preprocessing, labels, threshold and origin."""
+"""What a model carries besides its weights: preprocessing, labels, calibration, threshold and origin."""
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from openmed.errors import BadInput
+from openmed.metrics.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class ModelSpec:
         weights: Where training started: kind, source, revision and sha256.
         threshold: Films whose probability of `positive` is at least this are flagged (0..1).
             None until an operating point has been chosen on calibration data.
+        calibration: What makes probabilities of the network's logits; None is the plain softmax, as
+            a network has it before the evaluate stage and in files of older versions.
     """
 
     architecture: str
@@ -36,17 +42,39 @@ class ModelSpec:
     model_options: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
     threshold: float | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2 or len(set(self.class_names)) < len(self.class_names):
             raise BadInput(f"a model needs two or more different classes, not {list(self.class_names)}")
         if self.positive not in self.class_names:
             raise BadInput(f"the positive class {self.positive!r} is not one of {list(self.class_names)}")
+        if self.calibration and len(self.calibration.prior_correction) != len(self.class_names):
+            raise BadInput(f"the calibration is not one of {len(self.class_names)} classes")
 
     @property
     def positive_index(self) -> int:
         """Label of the finding of interest."""
         return self.class_names.index(self.positive)
+
+    def probabilities(self, logits: ArrayLike) -> NDArray[np.float32]:
+        """Turns the network's logits into class probabilities: the only place where that is done.
+
+        Args:
+            logits: float (N, classes), of the PyTorch network or of any other runtime.
+
+        Returns:
+            float32 (N, classes); rows sum to 1.
+
+        Raises:
+            ValueError: The logits are of another number of classes.
+        """
+        calibration = self.calibration or Calibration.of_prior((0.0,) * len(self.class_names))
+        return calibration.apply(logits).astype(np.float32)
+
+    def with_calibration(self, calibration: Calibration) -> "ModelSpec":
+        """Returns a copy with a calibration; without a threshold, as that was one of other probabilities."""
+        return replace(self, calibration=calibration, threshold=None)
 
     def with_threshold(self, threshold: float) -> "ModelSpec":
         """Returns a copy with the operating threshold (0..1) frozen in."""
@@ -64,7 +92,9 @@ class ModelSpec:
             BadInput: A field is missing or unknown.
         """
         try:
-            lists = {name: tuple(content[name]) for name in ("mean", "std", "class_names") if name in content}
-            return cls(**{**content, **lists})
-        except TypeError as error:
+            parts = {name: tuple(content[name]) for name in ("mean", "std", "class_names") if name in content}
+            if content.get("calibration") is not None:
+                parts["calibration"] = Calibration.from_json(content["calibration"])
+            return cls(**{**content, **parts})
+        except (AttributeError, TypeError) as error:
             raise BadInput(f"this is not a model description: {error}") from None

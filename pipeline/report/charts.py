@@ -53,16 +53,19 @@ def precision_recall_chart(curve: pd.DataFrame) -> bytes:
     return _svg(draw)
 
 
-def reliability_chart(points: pd.DataFrame) -> bytes:
-    """Observed share of the finding against predicted probability; area of a dot: films."""
+def reliability_chart(points: pd.DataFrame, before: pd.DataFrame) -> bytes:
+    """Observed share of the finding against predicted probability, calibrated and before; dot area: films."""
 
     def draw(axes):
         axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle=":")
-        sizes = 20 + 180 * points["films"] / points["films"].max()
-        axes.scatter(points["predicted"], points["observed"], s=sizes, color=_BLUE, alpha=0.75)
+        for name, table, color in (("softmax", before, _GREY), ("calibrated", points, _BLUE)):
+            sizes = 20 + 180 * table["films"] / table["films"].max()
+            axes.scatter(table["predicted"], table["observed"], s=sizes, color=color, alpha=0.75, label=name)
         axes.set(
             xlabel="predicted probability", ylabel="observed share", xlim=(-0.04, 1.04), ylim=(-0.06, 1.06)
         )
+        for handle in axes.legend(frameon=False, fontsize=8).legend_handles:
+            handle.set_sizes([40])
 
     return _svg(draw)
 

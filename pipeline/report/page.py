@@ -32,6 +32,11 @@ _OUTCOMES = {
     "true_positive": "Rightly flagged",
     "true_negative": "Rightly passed",
 }
+_REPAIR_STEPS = {
+    "softmax": "as the network gives them",
+    "prior_corrected": "resampling undone",
+    "calibrated": "calibrated",
+}
 METHOD_NAMES = {
     "grad_cam": "Grad-CAM",
     "gradient_attention": "gradient-weighted attention",
@@ -51,6 +56,7 @@ def build_report(params: Params, architecture: str, spec: ModelSpec, explanation
         metrics=metrics,
         gates=gates,
         metric_rows=[(name, metrics["test"][key]) for key, name in _METRIC_NAMES.items()],
+        repair=[(name, metrics["reliability"][key]) for key, name in _REPAIR_STEPS.items()],
         charts=_charts(architecture, metrics, spec),
         outcomes=_examples(architecture, explanation),
         explanation=explanation,
@@ -85,7 +91,7 @@ def _charts(architecture: str, metrics: dict, spec: ModelSpec) -> dict[str, str]
         "Scores of the test films; the line is the threshold": score_chart(scores, metrics["threshold"]),
         "Precision and recall": precision_recall_chart(pd.read_csv(evaluated / "precision_recall.csv")),
         "Reliability of the probabilities; larger dots are more films": reliability_chart(
-            pd.read_csv(evaluated / "reliability.csv")
+            *(pd.read_csv(evaluated / f"{name}.csv") for name in ("reliability", "reliability_softmax"))
         ),
         "Training": history_chart(pd.read_csv(folder("train", architecture) / "history.csv")),
     }

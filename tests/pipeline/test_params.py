@@ -6,6 +6,7 @@ import yaml
 from pydantic import ValidationError
 
 from openmed.errors import BadInput
+from openmed.metrics.calibration import METHODS
 from pipeline.params import load_params
 from pipeline.train import create_model, section_of, train_settings
 from tests.conftest import ROOT, write_params
@@ -82,6 +83,7 @@ def test_a_missing_key_is_refused_by_name(tmp_path, params, place):
         ("train.vit.finetune.epochs", -1),
         ("train.vit.augment.rotate_degrees", 90),
         ("evaluate.target_sensitivity", 0),
+        ("evaluate.calibration", "sigmoid"),
         ("evaluate.confidence", 1),
         ("evaluate.replicates", 10),
         ("evaluate.floors", {}),
@@ -94,6 +96,20 @@ def test_a_missing_key_is_refused_by_name(tmp_path, params, place):
 def test_an_impossible_value_is_refused_by_place(tmp_path, params, place, value):
     with pytest.raises(BadInput, match=rf"params\.yaml: {place}"):
         load(tmp_path, changed(params, place, value))
+
+
+def test_smote_on_films_is_refused_with_the_reason_and_the_place_where_it_is_allowed(tmp_path, params):
+    with pytest.raises(
+        BadInput, match="mixes the pixels of different patients into films that no patient has"
+    ):
+        load(tmp_path, changed(params, "resample.strategy", "smote"))
+    with pytest.raises(BadInput, match=r"train\.<architecture>\.head\.oversampling"):
+        load(tmp_path, params)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_calibration_that_the_library_knows_is_a_setting(tmp_path, params, method):
+    assert load(tmp_path, changed(params, "evaluate.calibration", method)).evaluate.calibration == method
 
 
 @pytest.mark.parametrize("value", [0, "half"])

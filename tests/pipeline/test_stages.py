@@ -14,12 +14,15 @@ from openmed.data.cache import FilmCache
 from openmed.data.images import read_film, resize_film
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_file
-from openmed.models.checkpoint import load_model
+from openmed.metrics.calibration import fit_calibration
+from openmed.metrics.calibration_error import expected_calibration_error
+from openmed.models.checkpoint import load_model, read_spec
 from pipeline import promotion, registry
 from pipeline.params import load_params
 from tests.conftest import FILMS, forget_hashes, run_stages, write_params
 
 ARCHITECTURES = ("resnet50", "vit", "inceptionv3")
+LOGITS = ["logit_NORMAL", "logit_PNEUMONIA"]
 
 
 def read(folder, path):
@@ -170,6 +173,87 @@ def test_the_threshold_reaches_the_target_on_calibration_films_and_is_frozen(toy
     assert (calibration["score"] >= metrics["threshold"]).mean() >= metrics["target_sensitivity"]
     assert load_model(toy / f"artifacts/evaluate/{name}/model").spec.threshold == metrics["threshold"]
     assert load_model(toy / f"artifacts/train/{name}/model").spec.threshold is None
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_frozen_calibration_is_one_of_the_calibration_films_and_undoes_the_resampling(toy, name):
+    films = pd.read_parquet(toy / f"artifacts/evaluate/{name}/predictions.parquet")
+    own = films[films["split"] == "calibration"]
+    counts = read(toy, "resample/summary.json")
+    before, after = (np.array(list(counts[when].values()), float) for when in ("before", "after"))
+    spec, _ = read_spec(toy / f"artifacts/evaluate/{name}/model")
+    np.testing.assert_allclose(
+        spec.calibration.prior_correction, np.log(before / before.sum()) - np.log(after / after.sum())
+    )
+    expected = fit_calibration(
+        "platt", own[LOGITS].to_numpy(), own["label"], spec.calibration.prior_correction
+    )
+    assert spec.calibration == expected
+    assert read_spec(toy / f"artifacts/train/{name}/model")[0].calibration is None
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_calibration_is_reported_before_and_after(toy, name):
+    from scipy.special import softmax
+    from sklearn.metrics import brier_score_loss, log_loss
+
+    found = read(toy, f"evaluate/{name}/metrics.json")["reliability"]
+    films = pd.read_parquet(toy / f"artifacts/evaluate/{name}/predictions.parquet")
+    test, has = films[films["split"] == "test"], films.loc[films["split"] == "test", "label"]
+    spec, _ = read_spec(toy / f"artifacts/evaluate/{name}/model")
+    logits = test[LOGITS].to_numpy().astype(float)
+    scores = {
+        "softmax": softmax(logits, axis=1)[:, 1],
+        "prior_corrected": softmax(logits + spec.calibration.prior_correction, axis=1)[:, 1],
+        "calibrated": test["score"].to_numpy().astype(float),
+    }
+    for step, values in scores.items():
+        assert found[step]["brier"] == pytest.approx(brier_score_loss(has, values), rel=1e-5)
+        assert found[step]["log_loss"] == pytest.approx(log_loss(has, values), rel=1e-5)
+        assert found[step]["ece"] == pytest.approx(expected_calibration_error(has, values), abs=1e-5)
+    assert (found["method"], found["films"]) == ("platt", (films["split"] == "calibration").sum())
+    folder = toy / f"artifacts/evaluate/{name}"
+    for file, step in (("reliability", "calibrated"), ("reliability_softmax", "softmax")):
+        curve = pd.read_csv(folder / f"{file}.csv")
+        assert curve["films"].sum() == len(test)
+        assert np.average(curve["predicted"], weights=curve["films"]) == pytest.approx(scores[step].mean())
+    page = (toy / f"artifacts/explain/{name}/report.html").read_text()
+    assert all(f"{item['log_loss']:.3f}" in page for item in (found[step] for step in scores))
+
+
+@pytest.mark.parametrize("method", ["temperature", "none"])
+def test_another_calibration_gives_other_probabilities_and_chooses_the_same_films(
+    toy, workspace, params, method
+):
+    params["evaluate"]["calibration"] = method
+    write_params(workspace, params)
+    run_stages(workspace, ["evaluate@vit"])
+    spec, _ = read_spec(workspace / "artifacts/evaluate/vit/model")
+    assert spec.calibration.method == method
+    before, after = (
+        pd.read_parquet(folder / "artifacts/evaluate/vit/predictions.parquet").query("split == 'calibration'")
+        for folder in (toy, workspace)
+    )
+    assert np.abs(before["score"] - after["score"]).max() > 0.001
+    old = read(toy, "evaluate/vit/metrics.json")["threshold"]
+    np.testing.assert_array_equal(before["score"] >= old, after["score"] >= spec.threshold)
+
+
+def test_isotonic_calibration_on_few_films_is_refused_with_the_remedy(workspace, params):
+    params["evaluate"]["calibration"] = "isotonic"
+    write_params(workspace, params)
+    with pytest.raises(BadInput, match=r"needs 50 calibration films of each .* evaluate\.calibration"):
+        run_stages(workspace, ["evaluate@vit"])
+
+
+def test_training_rows_without_a_class_are_refused_before_training(workspace, params):
+    split = pd.read_parquet(workspace / "artifacts/split/split.parquet")
+    split.loc[(split["label"] == 1) & (split["split"] == "train"), "split"] = "left_out"
+    split.to_parquet(workspace / "artifacts/split/split.parquet")
+    params["resample"]["strategy"] = "none"
+    write_params(workspace, params)
+    with pytest.raises(BadInput, match="each class needs training films"):
+        run_stages(workspace, ["resample"])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -325,4 +409,5 @@ def test_three_classes_go_all_the_way(workspace, params):
     columns = [f"probability_{name}" for name in params["task"]["classes"]]
     assert np.allclose(predictions[columns].sum(axis=1), 1, atol=1e-5)
     assert np.allclose(predictions["score"], predictions["probability_COVID"])
+    assert len(read(workspace, "evaluate/resnet50/model/model.json")["spec"]["calibration"]["bias"]) == 3
     assert load_params(workspace / "params.yaml").task.positive == "COVID"

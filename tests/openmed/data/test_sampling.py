@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openmed.data.sampling import STRATEGIES, resample_rows
+from openmed.data.sampling import STRATEGIES, resample_rows, smote_features
 from openmed.errors import BadInput
 
 LABELS = np.array([0] * 20 + [1] * 61 + [2] * 35)[np.random.default_rng(0).permutation(116)]
@@ -67,3 +67,48 @@ def test_an_unknown_strategy_is_refused_with_the_known_ones():
 def test_a_single_class_cannot_be_balanced(strategy):
     with pytest.raises(BadInput, match="at least two classes"):
         resample_rows(np.zeros(5, int), strategy, 0)
+
+
+FEATURES = (np.random.default_rng(4).normal(0, 1, (116, 6)) + LABELS[:, None]).astype(np.float32)
+
+
+def test_smote_fills_every_class_up_and_keeps_the_given_features_first():
+    features, labels = smote_features(FEATURES, LABELS, 0)
+    assert list(np.bincount(labels)) == [61, 61, 61]
+    assert features.dtype == np.float32
+    np.testing.assert_array_equal(features[:116], FEATURES)
+    np.testing.assert_array_equal(labels[:116], LABELS)
+
+
+def test_each_invented_point_lies_between_two_neighbours_of_its_class():
+    features, labels = smote_features(FEATURES, LABELS, 0)
+    for point, label in zip(features[116:], labels[116:], strict=True):
+        own = FEATURES[label == LABELS].astype(float)
+        off = []
+        for film in own:
+            near = own[np.argsort(np.linalg.norm(own - film, axis=1))[1:6]] - film
+            share = np.clip((near @ (point - film)) / (near**2).sum(axis=1), 0, 1)
+            off.append(np.linalg.norm(film + share[:, None] * near - point, axis=1).min())
+        assert min(off) < 1e-5
+
+
+def test_the_seed_alone_fixes_what_smote_invents():
+    first, again, other = (smote_features(FEATURES, LABELS, seed)[0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("films", [[5, 40], [0, 40]])
+def test_smote_refuses_a_class_of_too_few_films(films):
+    labels = np.repeat([0, 1], films)
+    with pytest.raises(BadInput, match=r"at least 6 training films each, found .*: set oversampling: none"):
+        smote_features(FEATURES[: len(labels)], labels, 0)
+
+
+def test_smote_refuses_broken_features():
+    with pytest.raises(ValueError, match="as many rows"):
+        smote_features(FEATURES[1:], LABELS, 0)
+    broken = FEATURES.copy()
+    broken[3, 2] = np.inf
+    with pytest.raises(BadInput, match="finite"):
+        smote_features(broken, LABELS, 0)

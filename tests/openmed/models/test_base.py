@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from openmed.metrics.calibration import Calibration
 from openmed.models.base import evaluation_mode
 
 
@@ -43,6 +44,23 @@ def test_predictions_are_the_softmax_of_the_logits(make, films, architecture, cl
     logits = model.eval()(model.prepare(films)).detach().double().numpy()
     powers = np.exp(logits)
     np.testing.assert_allclose(probabilities, powers / powers.sum(1, keepdims=True), atol=1e-5)
+
+
+def test_logits_are_what_the_network_says(make, films):
+    model = make("vit", class_names=("NORMAL", "BACTERIA", "VIRUS"), positive="VIRUS")
+    logits = model.logits(films, batch_films=2)
+    assert logits.dtype == np.float32 and logits.shape == (5, 3)
+    np.testing.assert_allclose(logits, model.eval()(model.prepare(films)).detach().numpy(), atol=1e-5)
+    assert model.logits(films[:0]).shape == (0, 3)
+
+
+def test_a_calibration_changes_the_probabilities_and_not_the_logits(make, films):
+    model = make("resnet50")
+    logits = model.logits(films)
+    model.spec = model.spec.with_calibration(Calibration("platt", (0.0, -1.0), (0.5, -0.5), 3.0, films=40))
+    np.testing.assert_array_equal(model.logits(films), logits)
+    powers = np.exp(3 * (logits.astype(float) - np.array([0, 1])) + [0.5, -0.5])
+    np.testing.assert_allclose(model.predict(films), powers / powers.sum(1, keepdims=True), atol=1e-6)
 
 
 def test_predictions_do_not_depend_on_the_batch(make):

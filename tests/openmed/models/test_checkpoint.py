@@ -9,6 +9,7 @@ import torch
 import openmed
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_file
+from openmed.metrics.calibration import fit_calibration
 from openmed.models.checkpoint import load_model, read_spec, save_model, write_spec
 from openmed.models.factory import ModelFactory
 
@@ -54,6 +55,30 @@ def test_a_threshold_is_written_beside_unchanged_weights(folder):
     spec, digest = read_spec(folder)
     write_spec(folder, spec.with_threshold(0.37), digest)
     assert load_model(folder).spec.threshold == 0.37
+
+
+@pytest.mark.parametrize("method", ["platt", "temperature", "isotonic", "none"])
+def test_a_calibrated_model_predicts_the_same_bits_when_loaded(make, tmp_path, method):
+    model = make("resnet50")
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 1, (300, 2))
+    labels = (rng.normal(1, 1, 300) < np.diff(logits)[:, 0]).astype(int)
+    calibration = fit_calibration(method, logits, labels, (0.2, -0.7))
+    plain = model.predict(films_for(model))
+    model.spec = model.spec.with_calibration(calibration).with_threshold(0.3)
+    save_model(tmp_path, model)
+    loaded = load_model(tmp_path)
+    assert loaded.spec == model.spec
+    np.testing.assert_array_equal(loaded.predict(films_for(model)), model.predict(films_for(model)))
+    assert np.abs(loaded.predict(films_for(model)) - plain).max() > 0.05
+
+
+def test_a_model_folder_from_before_calibration_predicts_the_softmax(folder, make):
+    content = json.loads((folder / "model.json").read_text())
+    del content["spec"]["calibration"]
+    (folder / "model.json").write_text(json.dumps(content))
+    model = load_model(folder)
+    np.testing.assert_array_equal(model.predict(films_for(model)), make("resnet50").predict(films_for(model)))
 
 
 @pytest.mark.parametrize("place", [0.0, 0.01, 0.5, 0.999])

@@ -1,9 +1,12 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
+from scipy.special import softmax
 
 from openmed.errors import BadInput
+from openmed.metrics.calibration import Calibration
 from openmed.models.spec import ModelSpec
 
 SPEC = ModelSpec(
@@ -20,7 +23,13 @@ SPEC = ModelSpec(
 )
 
 
-@pytest.mark.parametrize("spec", [SPEC, SPEC.with_threshold(0.1 + 0.2)])
+PLATT = Calibration("platt", (0.1, 0.2, -1 / 3), (0.5, 0.0, -0.5), 1.7, films=90)
+LOGITS = np.random.default_rng(0).normal(0, 3, (20, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "spec", [SPEC, SPEC.with_threshold(0.1 + 0.2), SPEC.with_calibration(PLATT).with_threshold(0.4)]
+)
 def test_a_spec_survives_json(spec):
     assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
@@ -60,3 +69,38 @@ def test_a_description_with_a_wrong_field_is_refused(change):
 def test_a_description_that_is_no_object_is_refused(content):
     with pytest.raises(BadInput, match="not a model description"):
         ModelSpec.from_json(content)
+
+
+def test_a_description_from_before_calibration_loads_and_means_the_plain_softmax():
+    content = SPEC.with_threshold(0.5).to_json()
+    del content["calibration"]
+    spec = ModelSpec.from_json(content)
+    assert spec == SPEC.with_threshold(0.5)
+    probabilities = spec.probabilities(LOGITS)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, softmax(LOGITS, axis=1), atol=1e-6)
+
+
+def test_probabilities_are_those_of_the_calibration():
+    probabilities = SPEC.with_calibration(PLATT).probabilities(LOGITS)
+    expected = softmax(1.7 * (LOGITS + np.array([0.1, 0.2, -1 / 3])) + [0.5, 0, -0.5], axis=1)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+
+
+def test_a_new_calibration_takes_the_threshold_of_the_old_probabilities_away():
+    assert SPEC.with_threshold(0.5).with_calibration(PLATT).threshold is None
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [{}, [], "platt", Calibration.of_prior((0.0, 0.0)).to_json(), PLATT.to_json() | {"scale": -1}],
+)
+def test_a_description_with_a_calibration_that_does_not_fit_is_refused(calibration):
+    with pytest.raises(BadInput, match="calibration"):
+        ModelSpec.from_json(SPEC.to_json() | {"calibration": calibration})
+
+
+@pytest.mark.parametrize("calibration", [None, PLATT])
+def test_logits_of_other_classes_are_refused(calibration):
+    with pytest.raises(ValueError, match=r"logits must be \(N, 3\)"):
+        dataclasses.replace(SPEC, calibration=calibration).probabilities(LOGITS[:, :2])
