@@ -19,6 +19,7 @@ from openmed.metrics.intervals import Interval, bootstrap
 from openmed.metrics.operating_point import choose_threshold
 from openmed.models.base import BaseModel
 from openmed.models.checkpoint import WEIGHTS_FILE, load_model, read_spec, write_spec
+from openmed.models.export import finish_export
 from openmed.models.spec import ModelSpec
 from pipeline.device import pick_device, use_device
 from pipeline.params import Params
@@ -48,6 +49,8 @@ def run(params: Params, architecture: str) -> None:
     write_json(target / "metrics.json", _metrics(params, model.spec, threshold, parts, intervals, source))
     _write_curves(target, parts["test"], positive)
     finish_model(source, target / "model", threshold)
+    telling = films_near(predictions, model.spec.image_size_px, threshold)
+    print(f"evaluate {architecture}: {finish_export(target / 'model', telling)}")
     print(
         f"evaluate {architecture}: {verdict}; threshold {threshold:.3f}; "
         + ", ".join(
@@ -96,6 +99,13 @@ def finish_model(source, target, threshold: float) -> None:
     with atomic_path(target / WEIGHTS_FILE) as temporary:
         shutil.copyfile(source / WEIGHTS_FILE, temporary)
     write_spec(target, spec.with_threshold(threshold), digest)
+
+
+def films_near(predictions: pd.DataFrame, size_px: int, threshold: float, most: int = 64) -> np.ndarray:
+    """The films, uint8 (N, S, S), with scores nearest the threshold: an export would flip those first."""
+    nearest = (predictions["score"] - threshold).abs().sort_values(kind="stable").index[:most]
+    cache = FilmCache(CACHE, size_px)
+    return cache.films[cache.rows(predictions.loc[nearest, "id"])]
 
 
 def _metrics(
