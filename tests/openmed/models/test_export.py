@@ -50,7 +50,7 @@ def telling(architecture, **options):
     model.eval()
     with torch.no_grad():
         odds = torch.from_numpy(model.predict(films)).double().log()
-        scale = 1.5 / odds.diff(dim=1).std()
+        scale = 0.5 / odds.diff(dim=1).std()
         head = model.classifier()
         head.weight *= scale
         head.bias -= scale * odds.mean(0).float()
@@ -182,9 +182,24 @@ def test_a_graph_that_the_description_does_not_name_is_never_loaded(copy):
         load_exported(copy)
 
 
-def test_a_graph_that_is_none_is_refused():
+@pytest.mark.parametrize("graph", [b"", b"no graph at all"])
+def test_a_graph_that_is_none_is_refused(vit, graph, capfd):
     with pytest.raises(IntegrityError, match="does not hold a graph"):
-        ExportedModel(small("vit").spec, b"no graph at all")
+        ExportedModel(read_spec(vit)[0], graph)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_graph_opens_no_other_file(copy, monkeypatch, absolute):
+    graph = onnx.load(copy / "model.onnx")
+    (bias,) = [tensor for tensor in graph.graph.initializer if tensor.name.endswith("head.bias")]
+    (copy / "outside").write_bytes(bias.raw_data)
+    location = str(copy / "outside") if absolute else "outside"
+    onnx.external_data_helper.set_external_data(bias, location)
+    bias.ClearField("raw_data")
+    monkeypatch.chdir(copy)
+    with pytest.raises(IntegrityError, match="does not hold a graph"):
+        ExportedModel(read_spec(copy)[0], graph.SerializeToString())
 
 
 def test_the_exported_graph_is_chosen_on_a_cpu_and_pytorch_elsewhere(copy):
