@@ -25,6 +25,9 @@ FILMS, LOGITS = "films", "logits"
 _FATAL = 4  # its errors are raised as well, so they need not be printed
 
 
+onnxruntime.disable_telemetry_events()  # its Windows builds report use otherwise
+
+
 class Predictor(Protocol):
     """What turns films into probabilities, whatever runs it: a `BaseModel` or an `ExportedModel`."""
 
@@ -136,7 +139,9 @@ def called_classes(spec: ModelSpec, probabilities: np.ndarray, threshold: float 
         return probabilities.argmax(1)
     others = np.delete(np.arange(probabilities.shape[1]), spec.positive_index)
     called = others[probabilities[:, others].argmax(1)]
-    return np.where(probabilities[:, spec.positive_index] >= threshold, spec.positive_index, called)
+    # Not in 32 bits, to which numpy would round a threshold that a person has given.
+    flagged = probabilities[:, spec.positive_index].astype(np.float64) >= threshold
+    return np.where(flagged, spec.positive_index, called)
 
 
 def _session_options() -> onnxruntime.SessionOptions:
