@@ -24,6 +24,14 @@ app.add_typer(weights, name="weights")
 app.add_typer(registry, name="registry")
 
 Model = Annotated[str, typer.Argument(help="A model folder, or models:/openmed-cxr@champion or /VERSION.")]
+Films = Annotated[Path, typer.Argument(metavar="DATA", help="Folder or zip of class folders.")]
+With = Annotated[
+    list[str] | None, typer.Option("--with", metavar="MODEL", help="Average with this model; repeatable.")
+]
+Tta = Annotated[bool, typer.Option("--tta", help="Average over small rotations and zooms of each film.")]
+Threshold = Annotated[
+    float | None, typer.Option(help="Instead of the model's own; --with and --tta need one of theirs.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable output only.")]
 
 
@@ -172,13 +180,17 @@ def drift(
 def predict(
     model: Model,
     images: Annotated[list[Path], typer.Argument(help="Film files.")],
+    others: With = None,
+    tta: Tta = False,
+    threshold: Threshold = None,
     as_json: Json = False,
 ) -> None:
     """Predicts films."""
-    from pipeline.inference import predict_films
-    from pipeline.registry import load
+    from pipeline.inference import assemble, predict_films
 
-    for row in predict_films(load(model), images, model):
+    models = [model, *(others or [])]
+    ensemble = assemble(models, threshold=threshold, views=tta)
+    for row in predict_films(ensemble, images, " + ".join(models)):
         if as_json:
             print(json.dumps(row))
         else:
@@ -189,22 +201,45 @@ def predict(
 @app.command()
 def evaluate(
     model: Model,
-    films: Annotated[Path, typer.Argument(metavar="DATA", help="Folder or zip of class folders.")],
+    films: Films,
+    others: With = None,
+    tta: Tta = False,
+    threshold: Threshold = None,
     as_json: Json = False,
 ) -> None:
     """Judges a model at its frozen threshold on films it has never seen."""
-    from pipeline.inference import evaluate_source
-    from pipeline.registry import load
+    from pipeline.inference import assemble, evaluate_source
 
-    result = evaluate_source(load(model), films)
+    models = [model, *(others or [])]
+    result = evaluate_source(assemble(models, threshold=threshold, views=tta), films)
     if as_json:
-        _print_json(result | {"model": model})
+        _print_json(result | {"model": " + ".join(models)})
         return
     print(f"{result['n']} films of {result['patients']} patients, threshold {result['threshold']:.3f}")
     for name, (low, high) in result["intervals"].items():
         print(f"{name:12} {_number(result[name])}  [{_number(low)}, {_number(high)}]")
     if result["unusable"]:
         print(f"{result['unusable']} films could not be decoded and were left out")
+
+
+@app.command("threshold")
+def threshold_(
+    model: Model,
+    films: Films,
+    others: With = None,
+    tta: Tta = False,
+    target_sensitivity: Annotated[float, typer.Option(min=0, max=1, help="Sensitivity to reach.")] = 0.95,
+    as_json: Json = False,
+) -> None:
+    """Chooses a threshold, for --with and --tta above all, on films kept for that."""
+    from pipeline.inference import assemble, threshold_on
+
+    models = [model, *(others or [])]
+    result = threshold_on(assemble(models, views=tta), films, target_sensitivity)
+    if as_json:
+        _print_json(result | {"model": " + ".join(models)})
+        return
+    print(f"--threshold {result['threshold']:.9g}")
 
 
 @app.command()

@@ -28,6 +28,7 @@ from openmed.metrics.intervals import Interval, bootstrap
 from openmed.metrics.operating_point import choose_threshold
 from openmed.models.base import BaseModel
 from openmed.models.checkpoint import WEIGHTS_FILE, load_model, read_spec, write_spec
+from openmed.models.export import finish_export
 from openmed.models.spec import ModelSpec
 from pipeline.device import pick_device, use_device
 from pipeline.params import Params
@@ -62,6 +63,8 @@ def run(params: Params, architecture: str) -> None:
     write_json(target / "metrics.json", content)
     _write_curves(target, parts["test"], spec)
     finish_model(source, target / "model", spec)
+    telling = films_near(predictions, spec.image_size_px, threshold)
+    print(f"evaluate {architecture}: {finish_export(target / 'model', telling)}")
     raw, final = before_and_after["softmax"], before_and_after["calibrated"]
     print(
         f"evaluate {architecture}: {verdict}; threshold {threshold:.3f}; {calibration.method} calibration, "
@@ -154,6 +157,13 @@ def finish_model(source, target, spec: ModelSpec) -> None:
     with atomic_path(target / WEIGHTS_FILE) as temporary:
         shutil.copyfile(source / WEIGHTS_FILE, temporary)
     write_spec(target, spec, read_spec(source)[1])
+
+
+def films_near(predictions: pd.DataFrame, size_px: int, threshold: float, most: int = 64) -> np.ndarray:
+    """The films, uint8 (N, S, S), with scores nearest the threshold: an export would flip those first."""
+    nearest = (predictions["score"] - threshold).abs().sort_values(kind="stable").index[:most]
+    cache = FilmCache(CACHE, size_px)
+    return cache.films[cache.rows(predictions.loc[nearest, "id"])]
 
 
 def _metrics(

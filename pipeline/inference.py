@@ -1,4 +1,4 @@
-"""A finished model on films of any origin: predict, evaluate, explain."""
+"""A finished model, or several, on films of any origin: predict, choose a threshold, evaluate, explain."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from openmed.data.images import decode_squares, read_film, read_square
+from openmed.data.images import decode_squares, read_film, read_square, read_squares
 from openmed.data.manifest import ordered_map
 from openmed.data.sources import LabelledFilm, iter_labelled
 from openmed.errors import BadInput
@@ -15,96 +15,104 @@ from openmed.explain.overlay import encode_jpeg, overlay
 from openmed.files import write_bytes
 from openmed.metrics.classification import confusion
 from openmed.metrics.intervals import bootstrap
+from openmed.metrics.operating_point import choose_threshold
 from openmed.models.base import BaseModel
+from openmed.models.ensemble import Ensemble
+from openmed.models.session import called_classes, runtime
+from pipeline.device import pick_device
+from pipeline.registry import load_predictor
 from pipeline.stage import progress
 
 _BATCH_FILMS = 32
 _REPORTED = ("auc", "sensitivity", "specificity", "accuracy")
 
 
-def predict_films(model: BaseModel, paths: Sequence[Path], address: str) -> Iterator[dict[str, Any]]:
+def assemble(addresses: Sequence[str], *, threshold: float | None = None, views: bool = False) -> Ensemble:
+    """Loads one or more models in the fastest way for this machine; see `Ensemble` for the options.
+
+    Raises:
+        BadInput: There is no such model, the models do not belong together, or the threshold is no
+            probability.
+        IntegrityError: A stored model is not the one that was written.
+    """
+    device = pick_device("auto")
+    members = [load_predictor(address, device) for address in addresses]
+    return Ensemble(members, threshold=threshold, views=views)
+
+
+def predict_films(ensemble: Ensemble, paths: Sequence[Path], address: str) -> Iterator[dict[str, Any]]:
     """Predicts film files in order, a batch at a time.
 
     Yields:
-        path, probability (of the finding, 0..1), label, threshold (None before an operating point
-        is chosen; the label is then the most probable class), model.
+        path, probability (of the finding, 0..1), label, threshold (None for a single model before an
+        operating point is chosen; the label is then the most probable class), model.
 
     Raises:
-        BadInput: A file is not a usable film.
+        BadInput: A file is not a usable film, or a mean over models or views has no threshold.
     """
+    spec, threshold = ensemble.spec, _threshold(ensemble, needed=ensemble.is_mean)
     for part in _batches(paths):
-        films = ordered_map(lambda path: read_square(path, model.spec.image_size_px), part)
-        for path, row in zip(part, model.predict(np.stack(list(films))), strict=True):
+        films = list(ordered_map(lambda path: read_squares(path, ensemble.sizes_px), part))
+        probabilities = ensemble.predict(_by_size(ensemble, films))
+        called = called_classes(spec, probabilities, threshold)
+        for path, row, label in zip(part, probabilities, called, strict=True):
             yield {
                 "path": str(path),
-                "probability": float(row[model.spec.positive_index]),
-                "label": predicted_label(model, row),
-                "threshold": model.spec.threshold,
+                "probability": float(row[spec.positive_index]),
+                "label": spec.class_names[label],
+                "threshold": threshold,
                 "model": address,
             }
 
 
-def predicted_label(model: BaseModel, probabilities: np.ndarray) -> str:
-    """The class a film is called, from its probabilities (classes,).
-
-    With a frozen threshold a film at or above it has the finding; otherwise, and among the other
-    classes, the most probable class counts.
-    """
-    spec = model.spec
-    if spec.threshold is None:
-        return spec.class_names[int(probabilities.argmax())]
-    if probabilities[spec.positive_index] >= spec.threshold:
-        return spec.positive
-    others = probabilities.copy()
-    others[spec.positive_index] = -1
-    return spec.class_names[int(others.argmax())]
-
-
 def evaluate_source(
-    model: BaseModel, source: Path, *, replicates: int = 2000, confidence: float = 0.95, seed: int = 0
+    ensemble: Ensemble, source: Path, *, replicates: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, Any]:
-    """Judges a model at its frozen threshold on a folder or zip of class folders.
+    """Judges one or more models at a frozen threshold on a folder or zip of class folders.
 
     Returns:
         n, patients, unusable (films that could not be decoded), auc, sensitivity, specificity,
         accuracy, threshold, intervals (low and high of each, whole patients resampled), counts
-        (tp, fp, tn, fn).
+        (tp, fp, tn, fn), runtime (what computed the probabilities of each model).
 
     Raises:
-        BadInput: The source has no class folders or no usable film, or the model no threshold.
+        BadInput: The source has no class folders or no usable film, or there is no threshold.
     """
-    spec = model.spec
-    if spec.threshold is None:
-        raise BadInput("this model has no frozen threshold yet: use the one that the evaluate stage wrote")
-    films = list(iter_labelled(source, spec.class_names))
-    labels, patients, scores = [], [], []
-    with progress(len(films), "evaluate") as tick:
-        for part in _batches(films):
-            usable = [
-                (film, pixels) for film, pixels in _decoded(part, spec.image_size_px) if pixels is not None
-            ]
-            if usable:
-                probabilities = model.predict(np.stack([pixels for _, pixels in usable]))
-                scores += probabilities[:, spec.positive_index].tolist()
-                labels += [int(film.label == spec.positive) for film, _ in usable]
-                patients += [film.patient for film, _ in usable]
-            for _ in part:
-                tick()
-    if not scores:
-        raise BadInput(f"none of the {len(films)} films in {source} can be decoded")
+    threshold = _threshold(ensemble, needed=True)
+    labels, patients, scores, unusable = _score_source(ensemble, source)
     intervals = bootstrap(
-        labels, scores, patients, spec.threshold, replicates=replicates, confidence=confidence, seed=seed
+        labels, scores, patients, threshold, replicates=replicates, confidence=confidence, seed=seed
     )
     shown = {name: intervals[name].to_json() for name in _REPORTED}
-    counts = confusion(labels, np.asarray(scores) >= spec.threshold)
+    counts = confusion(labels, np.asarray(scores) >= threshold)
     return {
         "n": len(scores),
         "patients": len(set(patients)),
-        "unusable": len(films) - len(scores),
+        "unusable": unusable,
         **{name: item["value"] for name, item in shown.items()},
-        "threshold": spec.threshold,
+        "threshold": threshold,
         "intervals": {name: [item["low"], item["high"]] for name, item in shown.items()},
         "counts": {name: int(value) for name, value in vars(counts).items()},
+        "runtime": [runtime(member) for member in ensemble.members],
+    }
+
+
+def threshold_on(ensemble: Ensemble, source: Path, target_sensitivity: float) -> dict[str, Any]:
+    """Chooses the operating threshold of one or more models on films that are kept for that.
+
+    Returns:
+        threshold (0..1), target_sensitivity, n, unusable.
+
+    Raises:
+        BadInput: As `evaluate_source`, or no film has the finding.
+    """
+    labels, _, scores, unusable = _score_source(ensemble, source)
+    threshold = choose_threshold(labels, scores, target_sensitivity)
+    return {
+        "threshold": threshold,
+        "target_sensitivity": target_sensitivity,
+        "n": len(scores),
+        "unusable": unusable,
     }
 
 
@@ -132,16 +140,52 @@ def explain_film(model: BaseModel, path: Path, out: Path) -> list[Path]:
     return written
 
 
+def _threshold(ensemble: Ensemble, *, needed: bool) -> float | None:
+    if ensemble.threshold is not None or not needed:
+        return ensemble.threshold
+    if ensemble.is_mean:
+        raise BadInput(
+            "a mean over models or views has no threshold of its own: choose one with `openmed threshold` "
+            "on films kept for that, and give it with --threshold"
+        )
+    raise BadInput("this model has no frozen threshold yet: use the one that the evaluate stage wrote")
+
+
+def _score_source(ensemble: Ensemble, source: Path) -> tuple[list[int], list[str], list[float], int]:
+    """Labels (1 for the finding), patients and scores of a source's usable films; how many are not."""
+    spec = ensemble.spec
+    films = list(iter_labelled(source, spec.class_names))
+    labels, patients, scores = [], [], []
+    with progress(len(films), "evaluate") as tick:
+        for part in _batches(films):
+            decoded = zip(part, _decoded(part, ensemble.sizes_px), strict=True)
+            usable = [(film, squares) for film, squares in decoded if squares is not None]
+            if usable:
+                squares = _by_size(ensemble, [squares for _, squares in usable])
+                scores += ensemble.predict(squares)[:, spec.positive_index].tolist()
+                labels += [int(film.label == spec.positive) for film, _ in usable]
+                patients += [film.patient for film, _ in usable]
+            for _ in part:
+                tick()
+    if not scores:
+        raise BadInput(f"none of the {len(films)} films in {source} can be decoded")
+    return labels, patients, scores, len(films) - len(scores)
+
+
 def _batches(items: Sequence) -> Iterator[Sequence]:
     return (items[start : start + _BATCH_FILMS] for start in range(0, len(items), _BATCH_FILMS))
 
 
-def _decoded(films: Sequence[LabelledFilm], size_px: int) -> Iterator[tuple[LabelledFilm, np.ndarray | None]]:
-    def decode(film: LabelledFilm) -> np.ndarray | None:
+def _by_size(ensemble: Ensemble, films: Sequence[Sequence[np.ndarray]]) -> dict[int, np.ndarray]:
+    return dict(zip(ensemble.sizes_px, map(np.stack, zip(*films, strict=True)), strict=True))
+
+
+def _decoded(films: Sequence[LabelledFilm], sizes_px: Sequence[int]) -> Iterator[list[np.ndarray] | None]:
+    def decode(film: LabelledFilm) -> list[np.ndarray] | None:
         data = film.reader()
         try:
-            return decode_squares(data, [size_px], "the film")[0]
+            return decode_squares(data, sizes_px, "the film")
         except BadInput:
             return None
 
-    return zip(films, ordered_map(decode, films), strict=True)
+    return ordered_map(decode, films)

@@ -10,26 +10,28 @@ import mlflow.models
 import mlflow.pyfunc
 import numpy as np
 import pandas as pd
+import torch
 from mlflow.exceptions import MlflowException
 
 from openmed.data.images import decode_squares
 from openmed.errors import BadInput
-from openmed.models.checkpoint import load_model
+from openmed.models.session import called_classes, load_predictor
 
 _BATCH_FILMS = 32
 
 
 class FilmClassifier(mlflow.pyfunc.PythonModel):
-    """Classifies film files with a model folder (safetensors and JSON, never a pickle)."""
+    """Classifies film files with a model folder (safetensors, JSON and ONNX, never a pickle)."""
 
     def load_context(self, context) -> None:
-        """Loads the model folder stored with the version.
+        """Loads the model folder stored with the version: the exported graph on a CPU, PyTorch on a GPU.
 
         Raises:
-            IntegrityError: The weights are not those that were stored.
+            IntegrityError: Weights or graph are not those that were stored.
             BadInput: The model has no operating threshold.
         """
-        self._model = load_model(Path(context.artifacts["model"]))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = load_predictor(Path(context.artifacts["model"]), device)
         if self._model.spec.threshold is None:
             raise BadInput(
                 "the model has no operating threshold: run the evaluate stage and register it again"
@@ -71,11 +73,7 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
     def _table(self, probabilities: np.ndarray) -> pd.DataFrame:
         spec = self._model.spec
         positive = probabilities[:, spec.positive_index].astype(np.float64)
-        others = probabilities.copy()
-        others[:, spec.positive_index] = -1
-        labels = np.where(
-            positive >= spec.threshold, spec.positive, np.array(spec.class_names)[others.argmax(1)]
-        )
+        labels = np.array(spec.class_names)[called_classes(spec, probabilities, spec.threshold)]
         return pd.DataFrame(
             {
                 "label": labels.astype(object),

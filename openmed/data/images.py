@@ -37,6 +37,11 @@ def read_square(path: Path, size_px: int) -> np.ndarray:
     return decode_squares(_content(path), [size_px], str(path))[0]
 
 
+def read_squares(path: Path, sizes_px: Sequence[int]) -> list[np.ndarray]:
+    """Reads a film file once, for networks of several input sizes; see `decode_squares`."""
+    return decode_squares(_content(path), sizes_px, str(path))
+
+
 def _content(path: Path) -> bytes:
     try:
         return Path(path).read_bytes()

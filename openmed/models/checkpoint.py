@@ -1,18 +1,20 @@
-"""A model on disk: `weights.safetensors` and `model.json`, and nothing that can run code."""
+"""A model on disk: `weights.safetensors`, `model.json`, perhaps `model.onnx`; nothing that can run code."""
 
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import atomic_path, read_json, sha256_file, write_json
+from openmed.files import atomic_path, read_json, sha256_bytes, sha256_file, write_json
 from openmed.models.base import BaseModel
 from openmed.models.factory import build_empty
 from openmed.models.spec import ModelSpec
 
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "model.json"
+EXPORT_FILE = "model.onnx"
 
 
 def save_model(folder: Path, model: BaseModel) -> str:
@@ -30,9 +32,12 @@ def save_model(folder: Path, model: BaseModel) -> str:
     return digest
 
 
-def write_spec(folder: Path, spec: ModelSpec, weights_sha256: str) -> None:
-    """Writes the description beside the weights."""
-    write_json(Path(folder) / SPEC_FILE, {"spec": spec.to_json(), "weights_sha256": weights_sha256})
+def write_spec(folder: Path, spec: ModelSpec, weights_sha256: str, export_sha256: str | None = None) -> None:
+    """Writes the description beside the weights; an export that it does not name is never loaded."""
+    content = {"spec": spec.to_json(), "weights_sha256": weights_sha256}
+    if export_sha256 is not None:
+        content["export_sha256"] = export_sha256
+    write_json(Path(folder) / SPEC_FILE, content)
 
 
 def read_spec(folder: Path) -> tuple[ModelSpec, str]:
@@ -41,10 +46,49 @@ def read_spec(folder: Path) -> tuple[ModelSpec, str]:
     Raises:
         BadInput: The folder is not a model folder.
     """
-    content = read_json(Path(folder) / SPEC_FILE)
-    if not isinstance(content, dict) or set(content) != {"spec", "weights_sha256"}:
-        raise BadInput(f"{folder} is not a model folder: {SPEC_FILE} lacks a spec and weights_sha256")
+    content = _description(folder)
     return ModelSpec.from_json(content["spec"]), content["weights_sha256"]
+
+
+def export_hash(folder: Path) -> str | None:
+    """Reads the hash that the exported graph must have, None when the folder was never exported.
+
+    Raises:
+        BadInput: The folder is not a model folder.
+    """
+    return _description(folder).get("export_sha256")
+
+
+def check_weights(folder: Path) -> Path:
+    """Holds the weights against the description and returns their path.
+
+    Raises:
+        BadInput: The folder is not a model folder.
+        IntegrityError: The weights are not those that the description names.
+    """
+    _, expected = read_spec(folder)
+    weights = Path(folder) / WEIGHTS_FILE
+    if not weights.is_file():
+        raise BadInput(f"{folder} holds no {WEIGHTS_FILE}")
+    if sha256_file(weights) != expected:
+        raise IntegrityError(f"{weights} was changed: its hash is not the one in {SPEC_FILE}")
+    return weights
+
+
+def read_export(folder: Path) -> bytes:
+    """Reads the exported graph: what is checked is what is returned, whatever happens to the file then.
+
+    Raises:
+        BadInput: The folder is not a model folder, or was never exported.
+        IntegrityError: The graph is missing or is not the one that the description names.
+    """
+    expected, path = export_hash(folder), Path(folder) / EXPORT_FILE
+    if expected is None:
+        raise BadInput(f"{folder} was never exported: run the evaluate stage, which does it")
+    graph = path.read_bytes() if path.is_file() else b""
+    if sha256_bytes(graph) != expected:
+        raise IntegrityError(f"{path} is missing or was changed: its hash is not the one in {SPEC_FILE}")
+    return graph
 
 
 def load_model(folder: Path) -> BaseModel:
@@ -55,15 +99,17 @@ def load_model(folder: Path) -> BaseModel:
         IntegrityError: The weights are not those that the description names.
     """
     folder = Path(folder)
-    spec, expected = read_spec(folder)
-    weights = folder / WEIGHTS_FILE
-    if not weights.is_file():
-        raise BadInput(f"{folder} holds no {WEIGHTS_FILE}")
-    if sha256_file(weights) != expected:
-        raise IntegrityError(f"{weights} was changed: its hash is not the one in {SPEC_FILE}")
-    model = build_empty(spec)
+    weights = check_weights(folder)
+    model = build_empty(read_spec(folder)[0])
     try:
         model.network.load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError):
         raise IntegrityError(f"{weights} does not fit the model that {SPEC_FILE} describes") from None
     return model.eval()
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    content = read_json(Path(folder) / SPEC_FILE)
+    if not isinstance(content, dict) or set(content) - {"export_sha256"} != {"spec", "weights_sha256"}:
+        raise BadInput(f"{folder} is not a model folder: {SPEC_FILE} lacks a spec and weights_sha256")
+    return content

@@ -5,7 +5,7 @@ content and patients by a number that means nothing outside one retraining; noth
 """
 
 from pipeline.registry.candidates import register_candidates
-from pipeline.registry.models import load, stored, verify
+from pipeline.registry.models import load, load_predictor, stored, verify
 from pipeline.registry.profiles import champion_profile
 from pipeline.registry.retraining import films_of
 from pipeline.registry.scoring import score_champion, score_films
@@ -39,6 +39,7 @@ __all__ = [
     "keep_record",
     "list_versions",
     "load",
+    "load_predictor",
     "move_champion",
     "register_candidates",
     "report_address",

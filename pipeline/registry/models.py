@@ -19,20 +19,32 @@ from pipeline.registry.store import MODEL_NAME, connect
 from pipeline.registry.versions import aliases, find
 
 if TYPE_CHECKING:
+    import torch
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
     from openmed.models.base import BaseModel
+    from openmed.models.session import Predictor
     from openmed.models.spec import ModelSpec
 
 _SERVED_WITH = (
-    *("mlflow", "numpy", "opencv-python-headless", "pandas", "pillow", "safetensors", "timm", "torch"),
+    *(
+        "mlflow",
+        "numpy",
+        "onnxruntime",
+        "opencv-python-headless",
+        "pandas",
+        "pillow",
+        "safetensors",
+        "timm",
+        "torch",
+    ),
     *("pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm"),
 )
 
 
 def load(address: str | Path) -> "BaseModel":
-    """Loads a model, ready to predict on the CPU.
+    """Loads a model, ready to predict, to be explained and to be trained further, on the CPU.
 
     Args:
         address: A model folder, `models:/openmed-cxr@champion` or `models:/openmed-cxr/7`.
@@ -41,19 +53,37 @@ def load(address: str | Path) -> "BaseModel":
         BadInput: There is no such folder, version or alias.
         IntegrityError: The stored model is not the one that was registered.
     """
-    from openmed.models.checkpoint import SPEC_FILE, load_model
+    from openmed.models.checkpoint import load_model
+
+    with _model_folder(address) as folder:
+        return load_model(folder)
+
+
+def load_predictor(address: str | Path, device: "torch.device | str" = "cpu") -> "Predictor":
+    """Loads a model in the fastest way to predict on a device; it need not be explainable. See `load`."""
+    from openmed.models.session import load_predictor as load_folder
+
+    with _model_folder(address) as folder:
+        return load_folder(folder, device)
+
+
+@contextmanager
+def _model_folder(address: str | Path) -> Iterator[Path]:
+    """The model folder at an address; that of a version is there for as long as the block lasts."""
+    from openmed.models.checkpoint import SPEC_FILE
 
     if not str(address).startswith("models:"):
         if not (Path(address) / SPEC_FILE).is_file():
             raise BadInput(
                 f"{address} is no model folder: name one with a {SPEC_FILE}, or models:/{MODEL_NAME}@champion"
             )
-        return load_model(Path(address))
+        yield Path(address)
+        return
     with connect() as client:
         version = find(client, _resolve(client, str(address)))
         with _stored_model(client, version.tags["model_id"], f"version {version.version}") as folder:
             _check_version(folder, version)
-            return load_model(folder)
+            yield folder
 
 
 def verify(version: str) -> "ModelSpec":
@@ -145,14 +175,19 @@ def _check_version(folder: Path, version: "ModelVersion") -> None:
 
 
 def _check_hashes(folder: Path, weights_sha256: str | None, spec_sha256: str | None, what: str) -> None:
-    from openmed.models.checkpoint import SPEC_FILE, WEIGHTS_FILE
+    from openmed.models.checkpoint import EXPORT_FILE, SPEC_FILE, WEIGHTS_FILE, export_hash
 
-    for name, expected in ((WEIGHTS_FILE, weights_sha256), (SPEC_FILE, spec_sha256)):
-        path = folder / name
-        if not path.is_file() or sha256_file(path) != expected:
-            raise IntegrityError(
-                f"{name} of {what} in the store is not what was registered: restore it, or retrain"
-            )
+    _check_hash(folder / WEIGHTS_FILE, weights_sha256, what)
+    _check_hash(folder / SPEC_FILE, spec_sha256, what)
+    if (export_sha256 := export_hash(folder)) is not None:
+        _check_hash(folder / EXPORT_FILE, export_sha256, what)
+
+
+def _check_hash(path: Path, expected: str | None, what: str) -> None:
+    if not path.is_file() or sha256_file(path) != expected:
+        raise IntegrityError(
+            f"{path.name} of {what} in the store is not what was registered: restore it, or retrain"
+        )
 
 
 def _resolve(client: "MlflowClient", address: str) -> str:

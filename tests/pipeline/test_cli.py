@@ -253,15 +253,66 @@ def test_a_model_without_a_threshold_calls_the_most_probable_class(openmed, toy,
     assert "threshold" not in openmed("predict", model, films["file"].iloc[0])[1]
 
 
-def test_without_the_finding_the_most_probable_other_class_is_called():
-    from openmed.models.factory import ModelFactory
-    from pipeline.inference import predicted_label
+def test_predict_averages_over_models_of_several_input_sizes(openmed, toy, vit, films):
+    others = [toy / f"artifacts/evaluate/{name}/model" for name in ("resnet50", "inceptionv3")]
+    paths, options = films["file"].head(5), [part for other in others for part in ("--with", other)]
+    code, out, err = openmed("predict", vit, *paths, *options, "--threshold", 0.4, "--json")
+    assert (code, err) == (0, "")
+    rows = [json.loads(line) for line in out.splitlines()]
+    expected = np.mean([probability(model, paths) for model in (vit, *others)], axis=0)
+    assert [row["probability"] for row in rows] == pytest.approx(expected, abs=1e-5)
+    assert {(row["threshold"], row["model"]) for row in rows} == {(0.4, " + ".join(map(str, (vit, *others))))}
+    assert [row["label"] for row in rows] == [("NORMAL", "PNEUMONIA")[int(p >= 0.4)] for p in expected]
 
-    names = ("NORMAL", "PNEUMONIA", "COVID")
-    model = ModelFactory.create("vit", timm_name="test_vit", image_size_px=32, class_names=names)
-    model.spec = model.spec.with_threshold(0.7)
-    assert predicted_label(model, np.array([0.1, 0.6, 0.3])) == "COVID"
-    assert predicted_label(model, np.array([0.1, 0.7, 0.2])) == "PNEUMONIA"
+
+def test_predict_averages_over_views(openmed, vit, films):
+    from openmed.models.ensemble import affine_views
+
+    path = films["file"].iloc[0]
+    model = load_model(vit)
+    square = resize_film(read_film(path), model.spec.image_size_px)[None]
+    expected = np.mean([model.predict(view)[0, 1] for view in affine_views(square)])
+    row = json.loads(openmed("predict", vit, path, "--tta", "--threshold", 0.5, "--json")[1])
+    assert row["probability"] == pytest.approx(expected, abs=1e-5)
+    assert row["model"] == str(vit)
+
+
+def test_a_mean_without_a_threshold_of_its_own_is_refused(openmed, toy, vit, films, judged):
+    other = toy / "artifacts/evaluate/resnet50/model"
+    for options in (["--tta"], ["--with", other]):
+        for arguments in (["predict", vit, films["file"].iloc[0]], ["evaluate", vit, judged[0]]):
+            refused(openmed(*arguments, *options), "has no threshold of its own: choose one with")
+
+
+def test_a_given_threshold_takes_the_place_of_the_models(openmed, vit, films):
+    path = films["file"].iloc[0]
+    rows = [json.loads(openmed("predict", vit, path, "--threshold", t, "--json")[1]) for t in (0, 1)]
+    assert [(row["threshold"], row["label"]) for row in rows] == [(0, "PNEUMONIA"), (1, "NORMAL")]
+    refused(openmed("predict", vit, path, "--threshold", 1.5), "between 0 and 1")
+
+
+def test_a_threshold_is_chosen_on_the_means_and_evaluate_judges_at_it(openmed, toy, vit, films, judged):
+    from openmed.metrics.operating_point import choose_threshold
+
+    other = toy / "artifacts/evaluate/resnet50/model"
+    scores = (probability(vit, films["file"]) + probability(other, films["file"])) / 2
+    options = [judged[0], "--with", other]
+    code, out, _ = openmed("threshold", vit, *options, "--target-sensitivity", 0.8, "--json")
+    result = json.loads(out)
+    assert (code, result["n"], result["unusable"]) == (0, len(films), 1)
+    assert result["threshold"] == pytest.approx(choose_threshold(films["label"], scores, 0.8), abs=1e-6)
+    shown = openmed("threshold", vit, *options, "--target-sensitivity", 0.8)[1].split()
+    assert shown[0] == "--threshold"
+    judgement = json.loads(openmed("evaluate", vit, *options, *shown, "--json")[1])
+    assert judgement["sensitivity"] >= 0.8
+    assert judgement["auc"] == pytest.approx(roc_auc_score(films["label"], scores), abs=1e-3)
+    assert judgement["runtime"] == ["onnxruntime", "onnxruntime"]
+
+
+def test_a_folder_without_an_export_is_judged_by_pytorch(openmed, toy, judged):
+    model = toy / "artifacts/train/vit/model"
+    result = json.loads(openmed("evaluate", model, judged[0], "--threshold", 0.5, "--json")[1])
+    assert result["runtime"] == ["pytorch cpu"]
 
 
 @pytest.mark.parametrize(
@@ -279,12 +330,13 @@ def test_a_missing_model_is_one_sentence_and_exit_code_2(openmed, films, tmp_pat
     refused(openmed("predict", tmp_path / "none", films["file"].iloc[0]), "is no model folder")
 
 
-def test_changed_weights_end_with_exit_code_3(openmed, vit, films, tmp_path):
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.onnx"])
+def test_a_changed_model_ends_with_exit_code_3(openmed, vit, films, tmp_path, name):
     shutil.copytree(vit, tmp_path / "model")
-    weights = bytearray((tmp_path / "model/weights.safetensors").read_bytes())
-    weights[-1] ^= 1
-    (tmp_path / "model/weights.safetensors").write_bytes(weights)
-    refused(openmed("predict", tmp_path / "model", films["file"].iloc[0]), "weights.safetensors", 3)
+    content = bytearray((tmp_path / "model" / name).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model" / name).write_bytes(content)
+    refused(openmed("predict", tmp_path / "model", films["file"].iloc[0]), name, 3)
 
 
 @pytest.mark.parametrize("place", ["first", "last"])

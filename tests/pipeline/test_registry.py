@@ -262,6 +262,26 @@ def test_a_flipped_byte_in_the_stored_model_is_refused(registered, name):
         path.write_bytes(before)
 
 
+def test_an_export_is_registered_with_its_model_and_held_to_its_hash(store, tmp_path):
+    from openmed.models.export import finish_export
+    from openmed.models.session import runtime
+
+    workspace = make_workspace(tmp_path / "a")
+    films = np.random.default_rng(0).integers(0, 256, (6, 32, 32), dtype=np.uint8)
+    assert finish_export(workspace / "artifacts/evaluate/resnet50/model", films).startswith("exported")
+    address = f"models:/openmed-cxr/{register(workspace)['version']}"
+    exported, model = registry.load_predictor(address), registry.load(address)
+    assert runtime(exported) == "onnxruntime"
+    np.testing.assert_allclose(exported.predict(films), model.predict(films), atol=1e-4)
+
+    path = stored_weights(store)[0].with_name("model.onnx")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for read in (registry.load_predictor, registry.load, lambda _: registry.verify("1")):
+        with pytest.raises(IntegrityError, match=r"model\.onnx of version 1 in the store is not what was"):
+            read(address)
+
+
 def test_lost_weights_are_named(registered):
     folder = stored_weights(registered[0])[0].parent
     folder.rename(folder.with_name("elsewhere"))

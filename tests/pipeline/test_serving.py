@@ -19,6 +19,8 @@ import pytest
 
 from openmed.data.images import decode_film, resize_film
 from openmed.errors import BadInput
+from openmed.models.export import finish_export
+from openmed.models.session import runtime
 from pipeline import registry
 from pipeline.registry.store import connect
 
@@ -66,6 +68,20 @@ def test_a_served_model_answers_what_the_model_folder_answers(registered, served
     assert (answer["label"] == np.where(flagged, "PNEUMONIA", "NORMAL")).all()
 
 
+def test_an_exported_model_is_served_by_onnx_runtime_with_the_same_answers(
+    registered, classifier, films, tmp_path
+):
+    folder = shutil.copytree(registered[1] / "artifacts/evaluate/resnet50/model", tmp_path / "model")
+    squares = np.stack([resize_film(decode_film(film), 32) for film in films])
+    assert finish_export(folder, squares).startswith("exported to model.onnx")
+    exported = loaded(type(classifier)(), folder)
+    assert (runtime(classifier._model), runtime(exported._model)) == ("pytorch cpu", "onnxruntime")
+    table = pd.DataFrame({"image": films})
+    answer, expected = exported.predict(None, table), classifier.predict(None, table)
+    np.testing.assert_allclose(answer["probability"], expected["probability"], atol=1e-4)
+    assert (answer["label"] == expected["label"]).all()
+
+
 def test_no_films_give_no_rows(classifier):
     answer = classifier.predict(None, pd.DataFrame({"image": []}, dtype=object))
     assert len(answer) == 0 and list(answer.columns) == ["label", "probability", "threshold"]
@@ -111,7 +127,7 @@ def test_the_stored_version_carries_the_code_and_the_versions_it_needs(registere
     (folder,) = registered[0].glob("mlartifacts/models/*/artifacts")
     assert (folder / "code/openmed/models/checkpoint.py").is_file()
     requirements = (folder / "requirements.txt").read_text().split()
-    assert len(requirements) == 12 and all("==" in line and "+" not in line for line in requirements)
+    assert len(requirements) == 13 and all("==" in line and "+" not in line for line in requirements)
     assert (
         "type: binary" in (folder / "MLmodel").read_text() or '"binary"' in (folder / "MLmodel").read_text()
     )

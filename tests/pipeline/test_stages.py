@@ -166,6 +166,19 @@ def test_predictions_come_from_the_stored_model(toy, name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_finished_model_is_exported_and_decides_the_same(toy, name):
+    from openmed.models.session import load_exported
+
+    exported = load_exported(toy / f"artifacts/evaluate/{name}/model")
+    predictions = pd.read_parquet(toy / f"artifacts/evaluate/{name}/predictions.parquet")
+    cache = FilmCache(toy / "artifacts/preprocess", exported.spec.image_size_px)
+    scores = exported.predict(cache.films[cache.rows(predictions["id"])])[:, 1]
+    assert np.allclose(predictions["score"], scores, atol=1e-4)
+    threshold = exported.spec.threshold
+    assert ((predictions["score"] >= threshold) == (scores >= threshold)).all()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_threshold_reaches_the_target_on_calibration_films_and_is_frozen(toy, name):
     metrics = read(toy, f"evaluate/{name}/metrics.json")
     predictions = pd.read_parquet(toy / f"artifacts/evaluate/{name}/predictions.parquet")

@@ -1,0 +1,152 @@
+"""Prediction on a CPU through a model's exported graph, and the choice between that and PyTorch."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnxruntime
+import torch
+
+from openmed.errors import IntegrityError
+from openmed.models.checkpoint import (
+    EXPORT_FILE,
+    SPEC_FILE,
+    check_weights,
+    export_hash,
+    load_model,
+    read_export,
+    read_spec,
+)
+from openmed.models.spec import ModelSpec
+
+FILMS, LOGITS = "films", "logits"
+"""Names of the graph's input, uint8 (N, S, S), and output, float32 (N, classes)."""
+
+_FATAL = 4  # its errors are raised as well, so they need not be printed
+
+
+onnxruntime.disable_telemetry_events()  # its Windows builds report use otherwise
+
+
+class Predictor(Protocol):
+    """What turns films into probabilities, whatever runs it: a `BaseModel` or an `ExportedModel`."""
+
+    spec: ModelSpec
+
+    def predict(self, films: np.ndarray, *, batch_films: int = 32) -> np.ndarray:
+        """Class probabilities, float32 (N, classes), of films, uint8 (N, S, S)."""
+
+
+class ExportedModel:
+    """A model's exported graph under ONNX Runtime; it predicts what the model itself predicts.
+
+    Attributes:
+        spec: Preprocessing, labels and threshold, as in the model.
+    """
+
+    def __init__(self, spec: ModelSpec, graph: bytes) -> None:
+        """Prepares a graph for this machine's CPU, with as many threads as PyTorch has.
+
+        The graph comes as bytes and so can open no other file: weights outside it are refused.
+
+        Raises:
+            IntegrityError: ONNX Runtime cannot use the graph.
+        """
+        self.spec = spec
+        try:
+            self._session = onnxruntime.InferenceSession(
+                graph, _session_options(), providers=["CPUExecutionProvider"]
+            )
+        except Exception:  # its ten kinds of error have no base in common
+            raise IntegrityError(f"{EXPORT_FILE} does not hold a graph that {SPEC_FILE} describes") from None
+
+    def logits(self, films: np.ndarray, *, batch_films: int = 32) -> np.ndarray:
+        """Logits, float32 (N, classes), of films, uint8 (N, S, S)."""
+        films = np.asarray(films)
+        size = self.spec.image_size_px
+        if films.ndim != 3 or films.shape[1:] != (size, size) or films.dtype != np.uint8:
+            raise ValueError(f"films must be uint8 (N, {size}, {size}), not {films.dtype} {films.shape}")
+        parts = [
+            self._session.run([LOGITS], {FILMS: films[start : start + batch_films]})[0]
+            for start in range(0, len(films), batch_films)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.spec.class_names)), np.float32)
+
+    def predict(self, films: np.ndarray, *, batch_films: int = 32) -> np.ndarray:
+        """Class probabilities of grey films, calibrated where the spec holds a calibration.
+
+        Args:
+            films: uint8 (N, S, S), S being the spec's input size.
+            batch_films: Films that go through the graph at once.
+
+        Returns:
+            float32 (N, classes); rows sum to 1.
+
+        Raises:
+            ValueError: The films have another size or type.
+        """
+        return self.spec.probabilities(self.logits(films, batch_films=batch_films))
+
+
+def load_exported(folder: Path) -> ExportedModel:
+    """Loads a folder's exported graph; the weights beside it are checked too, though not read.
+
+    Raises:
+        BadInput: The folder is not a model folder, or was never exported.
+        IntegrityError: Graph or weights are not those that the description names.
+    """
+    check_weights(folder)
+    return ExportedModel(read_spec(folder)[0], read_export(folder))
+
+
+def load_predictor(folder: Path, device: torch.device | str = "cpu") -> Predictor:
+    """Loads a model folder in the fastest way to predict on a device.
+
+    On a CPU that is the exported graph when the folder has one. On any other device, and for a folder
+    that was never exported, it is the model in PyTorch; explanations need that one in any case.
+
+    Raises:
+        BadInput: The folder is not a model folder.
+        IntegrityError: A file is not the one that the description names.
+    """
+    if torch.device(device).type == "cpu" and export_hash(folder) is not None:
+        return load_exported(folder)
+    return load_model(folder).to(device)
+
+
+def runtime(predictor: Predictor) -> str:
+    """Says what computes a predictor's probabilities: onnxruntime, or pytorch and the device."""
+    if isinstance(predictor, ExportedModel):
+        return "onnxruntime"
+    return f"pytorch {predictor.device.type}"
+
+
+def called_classes(spec: ModelSpec, probabilities: np.ndarray, threshold: float | None) -> np.ndarray:
+    """The classes that films are called.
+
+    With a threshold a film at or above it has the finding; otherwise, and among the other classes, the
+    most probable class counts.
+
+    Args:
+        spec: Names the classes and the finding.
+        probabilities: (N, classes).
+        threshold: Of the probability of the finding (0..1), or None.
+
+    Returns:
+        int (N,), indices of `spec.class_names`.
+    """
+    if threshold is None:
+        return probabilities.argmax(1)
+    others = np.delete(np.arange(probabilities.shape[1]), spec.positive_index)
+    called = others[probabilities[:, others].argmax(1)]
+    # Not in 32 bits, to which numpy would round a threshold that a person has given.
+    flagged = probabilities[:, spec.positive_index].astype(np.float64) >= threshold
+    return np.where(flagged, spec.positive_index, called)
+
+
+def _session_options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL
+    return options
