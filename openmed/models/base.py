@@ -38,10 +38,13 @@ class BaseModel(nn.Module, ABC):
     fixed_input: ClassVar[bool] = False
     """Whether the network is built for one input size (ViT) or takes any (CNN)."""
 
+    memory_format: ClassVar[torch.memory_format] = torch.channels_last
+    """How films and weights lie in memory; convolutions take a tenth less time over channels side by side."""
+
     def __init__(self, spec: ModelSpec, network: nn.Module) -> None:
         super().__init__()
         self.spec = spec
-        self.network = network
+        self.network = network.to(memory_format=self.memory_format)
         self.register_buffer("_mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
@@ -116,7 +119,8 @@ class BaseModel(nn.Module, ABC):
             batch = batch.float() / 255
         elif not batch.is_floating_point():
             raise ValueError(f"films must be uint8 or float, not {batch.dtype}")
-        return (batch[:, None] - self._mean) / self._std
+        channels = (batch[:, None] - self._mean).div_(self._std)
+        return channels.contiguous(memory_format=self.memory_format)
 
     @torch.inference_mode()
     def logits(self, films: np.ndarray | Tensor, *, batch_films: int = 32) -> np.ndarray:

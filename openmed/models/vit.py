@@ -1,5 +1,6 @@
 """Vision transformer (Dosovitskiy et al., An Image is Worth 16x16 Words, 2021)."""
 
+import torch
 from timm.models import VisionTransformer
 from torch import nn
 
@@ -16,6 +17,7 @@ class ViT(BaseModel):
     timm_name = "vit_small_patch16_224.dino"
     network_type = VisionTransformer
     fixed_input = True
+    memory_format = torch.contiguous_format
 
     @classmethod
     def explanation_layer(cls, network: nn.Module, image_size_px: int) -> str:
