@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import sha256_file
 from openmed.models import export
 from openmed.models.checkpoint import load_model, read_spec, save_model, write_spec
 from openmed.models.export import check_parity, export_onnx, finish_export, graph_bytes
@@ -134,7 +133,7 @@ def test_the_file_tells_nothing_of_the_machine_that_made_it(folder):
 
 
 def test_exporting_again_writes_the_same_bytes(copy):
-    """Other processes do too: tests/test_whole_road.py holds the DAGs' models against those of `dvc repro`."""
+    """Other processes do too: test_whole_road.py holds the DAGs' models against those of `dvc repro`."""
     before = {name: (copy / name).read_bytes() for name in ("model.json", "model.onnx")}
     model = load_model(copy)
     (copy / "model.onnx").unlink()
