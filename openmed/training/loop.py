@@ -227,7 +227,10 @@ class Trainer:
             place.best = {key: row[key] for key in ("phase", "epoch", "validation_auc", "validation_loss")}
             place.stale_epochs = 0
             state = self.learner.judged.network.state_dict().items()
-            self._unsaved_best = {name: tensor.detach().cpu().clone() for name, tensor in state}
+            self._unsaved_best = {
+                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in state
+            }
         place.epoch, place.batch, place.seconds = place.epoch + 1, 0, 0.0
         self._loss_sum.zero_()
         self._save_if_due(_LEAST_BETWEEN_SAVES_S, now=self._is_over(phase))

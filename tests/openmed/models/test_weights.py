@@ -25,9 +25,13 @@ from safetensors.torch import save_file
 from openmed.models.factory import ModelFactory
 torch.set_num_threads(1)
 model = ModelFactory.create("resnet50", timm_name="{NETWORK}", image_size_px=32, weights="imagenet")
-save_file(model.network.state_dict(), sys.argv[1])
+save_file({{k: v.contiguous() for k, v in model.network.state_dict().items()}}, sys.argv[1])
 print(json.dumps(model.spec.weights))
 """
+
+
+def write_weights(path, network):
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def made_up(tmp_path):
     torch.manual_seed(11)
     network = timm.create_model("test_resnet", num_classes=1000)
     path = tmp_path / "made_up.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
+    write_weights(path, network)
     return path
 
 
@@ -163,7 +167,7 @@ def test_a_local_file_of_a_vit_is_fitted_to_another_input_size(make, tmp_path):
 
 def test_a_model_of_our_own_is_a_start_for_another_number_of_classes(make, tmp_path):
     path = tmp_path / "own.safetensors"
-    save_file(make("resnet50", seed=4).network.state_dict(), path)
+    write_weights(path, make("resnet50", seed=4).network)
     model = make("resnet50", weights=str(path), class_names=("A", "B", "C"), positive="C")
     assert torch.equal(model.network.conv1[0].weight, load_file(path)["conv1.0.weight"])
 
@@ -248,7 +252,7 @@ def keep(vault, source, /, **about):
 
 
 def keep_champion(vault, model, path, version="7"):
-    save_file(model.network.state_dict(), path)
+    write_weights(path, model.network)
     about = {"file": f"champion-{version}.safetensors", "source": f"openmed-cxr version {version}"}
     spec = json.loads(json.dumps(model.spec.with_threshold(0.4).to_json()))
     return keep(vault, path, kind="champion", revision=None, spec=spec, **about)

@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from openmed.errors import ResourceError
+from openmed.models.checkpoint import WEIGHTS_FILE, save_model
 from openmed.training.parallel import ALONE, Workers, joined
 from openmed.training.settings import Phase
 
@@ -46,7 +47,7 @@ def train_and_save(folder, architectures):
             trainer = Trainer(model, make_films(42), make_films(25, seed=9), one, state, workers=workers)
             position = trainer.run()
             if workers.leads:
-                save_file(model.network.state_dict(), folder / f"{name}.safetensors")
+                save_model(folder / name, model)
                 rows = [{k: v for k, v in row.items() if k != "seconds"} for row in position.history]
                 (folder / f"{name}.json").write_text(json.dumps(rows))
 
@@ -76,7 +77,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("architecture", ["resnet50", "vit"])
 def test_two_processes_end_where_one_does(trained, architecture):
-    one, two = (load_file(trained / count / f"{architecture}.safetensors") for count in "12")
+    one, two = (load_file(trained / count / architecture / WEIGHTS_FILE) for count in "12")
     assert one.keys() == two.keys()
     for name, value in one.items():
         assert torch.allclose(value.float(), two[name].float(), rtol=1e-2, atol=2e-4), name
