@@ -24,7 +24,7 @@ import numpy as np
 from pairs import verdict
 
 from openmed.data.duplicates import near_duplicates
-from openmed.data.manifest import HASH_SIDE
+from openmed.data.measure import HASH_SIDE
 from openmed.data.phantom import draw
 
 cv2.setNumThreads(1)  # numpy compares in one thread, on both sides

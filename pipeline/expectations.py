@@ -32,17 +32,23 @@ def check(manifest: pd.DataFrame, params: Params) -> dict[str, Any]:
         definition["kwargs"] = {
             k: values.get(v, v) if isinstance(v, str) else v for k, v in definition["kwargs"].items()
         }
-    accepted = manifest[manifest["status"] == "accepted"].reset_index(drop=True)
+    accepted = manifest["status"] == "accepted"
     results: list[dict[str, Any]] = [{}] * len(definitions)
-    for accepted_only, table in ((False, manifest), (True, accepted)):
+    for accepted_only in (False, True):
         chosen = []
         for i, item in enumerate(definitions):
             if item.get("optional", False) and item["kwargs"]["column"] not in manifest.columns:
                 results[i] = _skipped(item)
             elif item.get("accepted_only", False) == accepted_only:
                 chosen.append(i)
+        # Great Expectations hashes and copies every column of a table, whether it is checked or not.
+        used = {definitions[i]["kwargs"].get("column") for i in chosen}
+        table = manifest[[name for name in manifest.columns if name in used]]
+        ids = manifest["id"]
+        if accepted_only:
+            table, ids = (all_of[accepted].reset_index(drop=True) for all_of in (table, ids))
         for i, raw in zip(chosen, _run(table, [definitions[i] for i in chosen]), strict=True):
-            results[i] = _result(definitions[i], raw, table)
+            results[i] = _result(definitions[i], raw, ids)
     failed = [item for item in results if item["severity"] == "critical" and not item["success"]]
     return {"success": not failed, "results": results}
 
@@ -73,7 +79,7 @@ def _skipped(definition: dict) -> dict[str, Any]:
     return {**told, "column": column, **found, "unexpected": 0, "films": [], "error": None}
 
 
-def _result(definition: dict, raw: dict, table: pd.DataFrame) -> dict[str, Any]:
+def _result(definition: dict, raw: dict, ids: pd.Series) -> dict[str, Any]:
     found = raw.get("result") or {}
     rows = found.get("unexpected_index_list") or []
     return {
@@ -83,8 +89,8 @@ def _result(definition: dict, raw: dict, table: pd.DataFrame) -> dict[str, Any]:
         "severity": definition["severity"],
         "success": bool(raw["success"]),
         "skipped": "",
-        "checked": int(found.get("element_count") or len(table)),
+        "checked": int(found.get("element_count") or len(ids)),
         "unexpected": int(found.get("unexpected_count") or 0),
-        "films": [str(table["id"].iloc[row]) for row in rows[:_SHOWN_ROWS]],
+        "films": [str(ids.iloc[row]) for row in rows[:_SHOWN_ROWS]],
         "error": (raw.get("exception_info") or {}).get("exception_message"),
     }

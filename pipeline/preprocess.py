@@ -9,8 +9,8 @@ from pipeline.stage import CACHE, DATA, MANIFEST, film_store, main, progress
 
 def run(params: Params) -> None:
     """Reads the films that the manifest accepts and writes one uint8 array for each size."""
-    manifest = pd.read_parquet(MANIFEST, columns=["id", "path", "sha256", "status"])
-    films = manifest[manifest["status"] == "accepted"]
+    accepted = [("status", "==", "accepted")]
+    films = pd.read_parquet(MANIFEST, columns=["id", "path", "sha256"], filters=accepted)
     sizes = {params.preprocess.image_size_px[name] for name in params.architectures}
     with film_store() as store, progress(len(films), "preprocess") as tick:
         write_cache(CACHE, DATA, films, sizes, store, tick)

@@ -1,11 +1,15 @@
 """Measures every film, quarantines unusable ones and holds the manifest against expectations."""
 
+import tempfile
+
 import pandas as pd
+import pyarrow as pa
 
 from openmed.data.decisions import apply_decisions, read_decisions
-from openmed.data.manifest import measure_films, read_films
+from openmed.data.manifest import judge_films, read_films, write_manifest
+from openmed.data.measure import DETAILS
 from openmed.errors import BadInput
-from openmed.files import atomic_path, write_json, write_text
+from openmed.files import write_json, write_text
 from pipeline.expectations import check
 from pipeline.params import Params
 from pipeline.report.render import render
@@ -18,13 +22,17 @@ def run(params: Params) -> None:
     Raises:
         BadInput: A critical expectation failed.
     """
-    classes = params.task.classes
+    classes, smallest = params.task.classes, params.validate_.min_side_px
     films, decisions = read_films(DATA, classes), read_decisions(DECISIONS, classes)
-    with film_store() as store, progress(len(films), "validate") as tick:
-        manifest = measure_films(DATA, films, store, min_side_px=params.validate_.min_side_px, tick=tick)
-    manifest, decided = apply_decisions(manifest, decisions, classes, DECISIONS)
-    with atomic_path(MANIFEST) as temporary:
-        manifest.to_parquet(temporary)
+    MANIFEST.parent.mkdir(parents=True, exist_ok=True)
+    # What only the finished file needs waits on the disk; it has no name and goes with the process.
+    with tempfile.TemporaryFile(dir=MANIFEST.parent) as details:
+        ticking = progress(len(films), "validate")
+        with film_store() as store, ticking as tick, pa.ipc.new_stream(details, DETAILS) as keep:
+            judged = judge_films(DATA, films, store, keep.write_table, min_side_px=smallest, tick=tick)
+        manifest, decided = apply_decisions(judged, decisions, classes, DECISIONS)
+        details.seek(0)
+        write_manifest(MANIFEST, manifest, pa.ipc.open_stream(details))
     summary = _summary(manifest, classes) | {"decisions": decided}
     result = check(manifest, params)
     target = folder("validate")
@@ -42,7 +50,7 @@ def run(params: Params) -> None:
 
 
 def _summary(manifest: pd.DataFrame, classes: tuple[str, ...]) -> dict:
-    accepted = manifest[manifest["status"] == "accepted"]
+    accepted = manifest.loc[manifest["status"] == "accepted", ["sha256", "label"]]
     return {
         "films": len(manifest),
         "accepted": len(accepted),

@@ -5,16 +5,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from openmed.data.embedding import embed_film
-from openmed.data.images import decode_with_depth
-from openmed.data.quality import REASONS, quality_columns
+from openmed.data.measure import DETAILS, FACTS, MEASURED, measure_film
 from openmed.data.store import FilmStore
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import sha256_bytes
+from openmed.files import atomic_path, sha256_bytes
 
 FILMS_FILE = "films.csv"
 FILMS_COLUMNS = ("path", "label", "patient", "split")
@@ -22,8 +21,6 @@ FILMS_COLUMNS = ("path", "label", "patient", "split")
 ABOUT_COLUMNS = ("sha256", "sex", "age_years", "view", "manufacturer", "year")
 """What a list may have besides: hash of the file, and what is known of patient and examination."""
 DECLARED_SPLITS = ("train", "validation", "test")
-HASH_SIDE = 16
-"""Side of the perceptual hash: 16 x 16 bits, written as 64 hex digits."""
 _CHUNK_FILMS = 1024
 
 
@@ -45,7 +42,8 @@ def read_films(data: Path, class_names: Iterable[str]) -> pd.DataFrame:
     """
     source = Path(data) / FILMS_FILE
     try:
-        films = pd.read_csv(source, dtype=str, keep_default_na=False)
+        with pd.read_csv(source, dtype=str, keep_default_na=False, chunksize=_CHUNK_FILMS) as parts:
+            films = pd.concat(parts, ignore_index=True)
     except FileNotFoundError:
         raise BadInput(f"{source} does not exist: get the sample with `dvc pull` or import films") from None
     except (ValueError, OSError) as error:
@@ -107,54 +105,97 @@ def measure_films(
     min_side_px: int = 32,
     tick: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
+    """Measures every film, as `judge_films`, and returns its details too.
+
+    Returns:
+        What `judge_films` returns and the columns of `DETAILS`.
+    """
+    details: list[pa.Table] = []
+    manifest = judge_films(data, films, store, details.append, min_side_px=min_side_px, tick=tick)
+    return pd.concat([manifest, pa.concat_tables(details).to_pandas().set_axis(films.index)], axis=1)
+
+
+def judge_films(
+    data: Path,
+    films: pd.DataFrame,
+    store: FilmStore,
+    keep: Callable[[pa.Table], None],
+    *,
+    min_side_px: int = 32,
+    tick: Callable[[], None] = lambda: None,
+) -> pd.DataFrame:
     """Measures every film; those that the store knows and nobody touched are not read again.
 
-    Memory holds the rows and the few films that are being decoded, never all films.
+    Memory holds the rows that are returned, the details of one part of the films, and the few films
+    that are being decoded.
 
     Args:
         data: The data folder.
         films: What `read_films` returned.
         store: Remembers measurements.
+        keep: Called with the details of each part of the films, in order, with the columns of `DETAILS`:
+            sharpness (variance of the Laplacian), perceptual_hash, quality_<name> (see
+            openmed.data.quality) and embedding (float32 (64,)).
         min_side_px: Smaller films are quarantined.
         tick: Called once a film, for progress.
 
     Returns:
-        `films` plus id, sha256, width, height, bits, mean and std (grey levels 0..255),
-        sharpness (variance of the Laplacian), perceptual_hash, quality_<name> (see
-        openmed.data.quality), embedding (float32 (64,)), status (accepted or quarantined) and reason.
-        Quarantined films have missing measurements.
+        `films` plus id, sha256, width, height, bits, mean and std (grey levels 0..255), reason and status
+        (accepted or quarantined). Quarantined films have missing measurements.
 
     Raises:
         IntegrityError: A file has another content than the list of films recorded.
     """
-    rows = []
+    parts = []
     for start in range(0, len(films), _CHUNK_FILMS):
-        part = films.iloc[start : start + _CHUNK_FILMS]
-        for row in _measure_part(Path(data), part, store):
-            rows.append(_judged(row, min_side_px))
-            tick()
-    measured = pd.DataFrame(rows, index=films.index)
-    _hold_against_list(Path(data), films, measured["sha256"])
-    listed = films.drop(columns="sha256", errors="ignore")
-    manifest = pd.concat([_ids(measured["sha256"]), listed, measured], axis=1)
-    return manifest.astype({"width": "Int64", "height": "Int64", "bits": "Int64"})
+        paths = films["path"].iloc[start : start + _CHUNK_FILMS]
+        measured = _measure_part([f"{data}/{path}" for path in paths], store, tick)
+        keep(measured.select(DETAILS.names))
+        parts.append(_judged(measured.select(FACTS.names), min_side_px))
+    facts = pd.concat(parts, ignore_index=True).set_axis(films.index)
+    _hold_against_list(Path(data), films, facts["sha256"])
+    return pd.concat([_ids(facts["sha256"]), films.drop(columns="sha256", errors="ignore"), facts], axis=1)
 
 
-def _measure_part(data: Path, films: pd.DataFrame, store: FilmStore) -> list[dict]:
+def write_manifest(path: Path, films: pd.DataFrame, details: Iterable[pa.Table | pa.RecordBatch]) -> None:
+    """Writes a manifest part by part, so that memory never holds all details.
+
+    Args:
+        path: The parquet file.
+        films: What `judge_films` returned, perhaps with further columns.
+        details: What it kept, in order.
+    """
+    listed = pa.Table.from_pandas(films, preserve_index=False)
+    schema, start = pa.schema([*listed.schema, *DETAILS], listed.schema.metadata), 0
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for part in details:
+            columns = [*listed.slice(start, len(part)).columns, *part.columns]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            start += len(part)
+        if start != len(films):
+            raise ValueError(f"there are {len(films)} films and details of {start}")
+
+
+def _measure_part(paths: list[str], store: FilmStore, tick: Callable[[], None]) -> pa.Table:
     """Measures some films; reads those whose hash or measurements are not known."""
-    paths = [f"{data}/{path}" for path in films["path"]]
     hashes = store.hashes_of(paths)
-    known = store.measurements([digest for digest in hashes if digest])
-    rows = [known.get(digest) if digest else None for digest in hashes]
-    new = [position for position, row in enumerate(rows) if row is None]
-    read = []
-    for position, (state, row) in zip(new, ordered_map(_measure, [paths[i] for i in new]), strict=True):
-        rows[position] = row
-        if state is not None:
-            read.append((state, row))
-    store.remember_hashes([(state, row["sha256"]) for state, row in read])
-    store.remember_measurements({row["sha256"]: row for _, row in read})
-    return rows
+    known = pa.concat_tables([MEASURED.empty_table(), *store.measurements([d for d in hashes if d])])
+    place_of = {digest: place for place, digest in enumerate(known["sha256"].to_pylist())}
+    places = [place_of.get(digest) for digest in hashes]
+    new = [position for position, place in enumerate(places) if place is None]
+    for _ in range(len(paths) - len(new)):
+        tick()
+    states, rows = [], []
+    for position, (state, row) in zip(new, ordered_map(measure_film, [paths[i] for i in new]), strict=True):
+        places[position] = len(known) + len(rows)
+        states.append(state)
+        rows.append(row)
+        tick()
+    read = pa.Table.from_pylist(rows, MEASURED)
+    was_read = [state is not None for state in states]
+    store.remember_hashes([(state, row["sha256"]) for state, row in zip(states, rows, strict=True) if state])
+    store.remember_measurements(read.filter(pa.array(was_read, pa.bool_())))
+    return pa.concat_tables([known, read]).take(places).combine_chunks()
 
 
 def _hold_against_list(data: Path, films: pd.DataFrame, found: pd.Series) -> None:
@@ -182,58 +223,25 @@ def ordered_map(function: Callable, items: Iterable) -> Iterator:
             yield future.result()
 
 
-def perceptual_hash(film: np.ndarray) -> str:
-    """Difference hash of 16 x 16 bits: is each cell of a shrunken film brighter than its neighbour?
-
-    Args:
-        film: uint8 (H, W).
-
-    Returns:
-        64 hex digits.
-    """
-    small = cv2.resize(film, (HASH_SIDE + 1, HASH_SIDE), interpolation=cv2.INTER_AREA)
-    return np.packbits(small[:, 1:] > small[:, :-1]).tobytes().hex()
-
-
-def _measure(path: str) -> tuple[os.stat_result | None, dict]:
-    """Returns a file's state before it was read, None when it could not be, and what was measured."""
-    row = {"sha256": "", "width": None, "height": None, "bits": None, "mean": np.nan, "std": np.nan}
-    row |= {"sharpness": np.nan, "perceptual_hash": "", "embedding": None, "reason": ""}
-    row |= {f"quality_{name}": np.nan for name in REASONS}
-    try:
-        state, data = Path(path).stat(), Path(path).read_bytes()
-    except OSError as error:
-        return None, row | {"reason": f"cannot be read: {error.strerror or error}"}
-    row["sha256"] = sha256_bytes(data)
-    try:
-        film, bits = decode_with_depth(data, "the film")
-    except BadInput as error:
-        return state, row | {"reason": str(error)}
-    height, width = film.shape
-    mean, std = (float(value.item()) for value in cv2.meanStdDev(film))
-    row |= {"width": width, "height": height, "bits": bits, "mean": mean, "std": std}
-    row |= {"sharpness": float(cv2.Laplacian(film, cv2.CV_32F).var())}
-    row |= {"perceptual_hash": perceptual_hash(film), **quality_columns(film)}
-    return state, row | {"embedding": embed_film(film).tolist()}
-
-
-def _judged(row: dict, min_side_px: int) -> dict:
-    """Adds whether a measured film is usable."""
-    reason = row["reason"]
-    if not reason and min(row["height"], row["width"]) < min_side_px:
-        reason = f"only {row['width']} x {row['height']} pixels"
-    elif not reason and row["std"] < 1:
-        reason = "the film is blank"
-    embedding = None if row["embedding"] is None else np.array(row["embedding"], np.float32)
-    status = "quarantined" if reason else "accepted"
-    return row | {"embedding": embedding, "status": status, "reason": reason}
+def _judged(facts: pa.Table, min_side_px: int) -> pd.DataFrame:
+    """Tells which measured films are usable."""
+    films = facts.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    decoded = films["reason"] == ""
+    small = decoded & ((films["width"] < min_side_px) | (films["height"] < min_side_px))
+    blank = decoded & ~small & (films["std"] < 1)
+    width, height = (films.loc[small, name].astype(str) for name in ("width", "height"))
+    films.loc[small, "reason"] = "only " + width + " x " + height + " pixels"
+    films.loc[blank, "reason"] = "the film is blank"
+    return films.assign(status=(films["reason"] == "").map({True: "accepted", False: "quarantined"}))
 
 
 def _ids(digests: pd.Series) -> pd.Series:
     """Short ids from the content; exact copies are numbered, unreadable files named by position."""
     short = digests.str[:16].where(digests != "", "unreadable")
     copy = short.groupby(short).cumcount()
-    return (short + copy.map(lambda n: "" if n == 0 else f"-{n + 1}")).rename("id")
+    again = copy > 0
+    short[again] += "-" + (copy[again] + 1).astype(str)
+    return short.rename("id")
 
 
 def _refuse(films: pd.DataFrame, bad: pd.Series, source: Path, what: str) -> None:

@@ -5,16 +5,18 @@ is computed again. Everything that comes out of it was checked against a hash.
 """
 
 import hashlib
-import json
+import mmap
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import time_ns
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from openmed.data.shards import SHARD_FILMS
 from openmed.errors import ResourceError
@@ -24,8 +26,9 @@ _DATABASE = "films.db"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS seen (device INT, inode INT, modified_ns INT, bytes INT, sha256 TEXT,
     PRIMARY KEY (device, inode)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS measured (film TEXT, code TEXT, row TEXT, digest TEXT,
+CREATE TABLE IF NOT EXISTS measurements (film TEXT, code TEXT, block INT,
     PRIMARY KEY (film, code)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blocks (block INTEGER PRIMARY KEY, code TEXT, content BLOB, digest TEXT);
 CREATE TABLE IF NOT EXISTS squares (film TEXT, size_px INT, code TEXT, file TEXT, place INT, digest TEXT,
     PRIMARY KEY (film, size_px, code)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS shards (file TEXT, code TEXT, digest TEXT, PRIMARY KEY (file)) WITHOUT ROWID;
@@ -107,20 +110,38 @@ class FilmStore:
         ]
         self._write("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?)", rows)
 
-    def measurements(self, films: Sequence[str]) -> dict[str, dict]:
-        """Returns what is known of films, by their SHA-256; unknown ones are absent."""
-        known = {}
-        query = "SELECT film, row, digest FROM measured WHERE film IN ({}) AND code = ?"
-        for film, row, digest in self._in_parts(query, films, (self.code,)):
-            if sha256_bytes(row.encode()) == digest:
-                known[film] = json.loads(row)
+    def measurements(self, films: Sequence[str]) -> list[pa.Table]:
+        """Returns what is known of films.
+
+        Args:
+            films: SHA-256 of each.
+
+        Returns:
+            Tables as they were remembered, with the rows of these films alone; unknown films are absent.
+        """
+        query = "SELECT DISTINCT block FROM measurements WHERE film IN ({}) AND code = ?"
+        blocks = {block for (block,) in self._in_parts(query, films, (self.code,))}
+        wanted, known = pa.array(films, pa.string()), []
+        query = "SELECT content, digest FROM blocks WHERE block IN ({})"
+        for content, digest in self._in_parts(query, sorted(blocks), ()):
+            if sha256_bytes(content) == digest:
+                table = pa.ipc.open_stream(content).read_all()
+                known.append(table.filter(pc.is_in(table["sha256"], wanted)))
         return known
 
-    def remember_measurements(self, measured: Mapping[str, dict]) -> None:
-        """Keeps measurements, JSON content by SHA-256."""
-        texts = {film: json.dumps(row) for film, row in measured.items()}
-        rows = [(film, self.code, text, sha256_bytes(text.encode())) for film, text in texts.items()]
-        self._write("INSERT OR REPLACE INTO measured VALUES (?, ?, ?, ?)", rows)
+    def remember_measurements(self, measured: pa.Table) -> None:
+        """Keeps measurements: one row a film, its SHA-256 in the column sha256."""
+        if not len(measured):
+            return
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, measured.schema) as stream:
+            stream.write_table(measured)
+        content = sink.getvalue().to_pybytes()
+        with self._changes() as database:
+            row = (self.code, content, sha256_bytes(content))
+            block = database.execute("INSERT INTO blocks VALUES (NULL, ?, ?, ?)", row).lastrowid
+            films = [(film, self.code, block) for film in measured["sha256"].to_pylist()]
+            database.executemany("INSERT OR REPLACE INTO measurements VALUES (?, ?, ?)", films)
 
     def shards(
         self,
@@ -145,7 +166,7 @@ class FilmStore:
         whole = {size: self._whole(file) for size, file in files.items()}
         missing = [size for size in sizes_px if whole[size] is None]
         if missing:
-            arrays = {size: np.empty((len(films), size, size), np.uint8) for size in missing}
+            arrays = {size: _empty(len(films), size) for size in missing}
             known = [self._take(films, array) for array in arrays.values()]
             new = np.flatnonzero(~np.logical_and.reduce(known))
             for position, squares in zip(new.tolist(), decode(new.tolist()), strict=True):
@@ -158,8 +179,9 @@ class FilmStore:
     def tidy(self) -> None:
         """Deletes shards that nothing points to any more, and what other code made."""
         with self._changes() as database:
-            for table in ("measured", "squares", "shards"):
+            for table in ("measurements", "squares", "shards"):
                 database.execute(f"DELETE FROM {table} WHERE code != ?", (self.code,))
+            database.execute("DELETE FROM blocks WHERE block NOT IN (SELECT block FROM measurements)")
             database.execute("DELETE FROM shards WHERE file NOT IN (SELECT DISTINCT file FROM squares)")
             kept = {file for (file,) in database.execute("SELECT file FROM shards")}
             for path in self.folder.glob("*.npy"):
@@ -257,6 +279,12 @@ def _opened(path: Path, size_px: int) -> np.ndarray | None:
     except (OSError, ValueError):
         return None
     return array if array.ndim == 3 and array.shape[1:] == (size_px, size_px) else None
+
+
+def _empty(films: int, size_px: int) -> np.ndarray:
+    """Makes an array that gives its memory back to the system; malloc would keep a part of each shard's."""
+    memory = mmap.mmap(-1, films * size_px**2)
+    return np.frombuffer(memory, np.uint8).reshape(films, size_px, size_px)
 
 
 def _digest(square: np.ndarray) -> str:

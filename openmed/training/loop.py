@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from openmed.errors import OpenMedError
 from openmed.files import atomic_path
@@ -226,11 +226,7 @@ class Trainer:
         if best is None or (auc, -loss) > (best["validation_auc"], -best["validation_loss"]):
             place.best = {key: row[key] for key in ("phase", "epoch", "validation_auc", "validation_loss")}
             place.stale_epochs = 0
-            state = self.learner.judged.network.state_dict().items()
-            self._unsaved_best = {
-                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-                for name, tensor in state
-            }
+            self._unsaved_best = _copied(self.learner.judged.network)
         place.epoch, place.batch, place.seconds = place.epoch + 1, 0, 0.0
         self._loss_sum.zero_()
         self._save_if_due(_LEAST_BETWEEN_SAVES_S, now=self._is_over(phase))
@@ -299,6 +295,12 @@ class Trainer:
             network = self.model.network
             save_state(self.folder, self.fingerprint, place, network, learner.optimizer, average)
         self._unsaved_best = None
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    """Copies weights and buffers as they lie in files."""
+    state = network.state_dict().items()
+    return {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in state}
 
 
 def _macro_auc(labels: np.ndarray, scores: np.ndarray) -> float:

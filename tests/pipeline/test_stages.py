@@ -201,7 +201,10 @@ def test_the_frozen_calibration_is_one_of_the_calibration_films_and_undoes_the_r
     expected = fit_calibration(
         "platt", own[LOGITS].to_numpy(), own["label"], spec.calibration.prior_correction
     )
-    assert spec.calibration == expected
+    # Equal but for the rounding of a search on other pieces of memory.
+    assert (spec.calibration.method, spec.calibration.films) == ("platt", len(own))
+    np.testing.assert_allclose(spec.calibration.bias, expected.bias, atol=1e-6)
+    np.testing.assert_allclose(spec.calibration.scale, expected.scale, atol=1e-6)
     assert read_spec(toy / f"artifacts/train/{name}/model")[0].calibration is None
 
 

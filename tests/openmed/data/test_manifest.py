@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 
 from openmed.data import manifest as manifest_module
-from openmed.data.manifest import film_bytes, is_inside, ordered_map, perceptual_hash, read_films
+from openmed.data import measure as measure_module
+from openmed.data.manifest import film_bytes, is_inside, judge_films, ordered_map, read_films, write_manifest
+from openmed.data.measure import perceptual_hash
 from openmed.data.store import FilmStore
 from openmed.errors import BadInput, IntegrityError
 
@@ -192,9 +194,9 @@ def test_the_perceptual_hash_hardly_changes_with_size_and_compression(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """Counts the films that are decoded."""
-    seen, original = [], manifest_module.decode_with_depth
+    seen, original = [], measure_module.decode_with_depth
     monkeypatch.setattr(
-        manifest_module, "decode_with_depth", lambda *given: (seen.append(1), original(*given))[1]
+        measure_module, "decode_with_depth", lambda *given: (seen.append(1), original(*given))[1]
     )
     return seen
 
@@ -218,6 +220,45 @@ def test_films_that_are_known_are_not_decoded_again(mixed_folder, decoded):
     assert len(decoded) == 11
 
 
+def write(folder, films, store):
+    """Writes a manifest as the pipeline does, part by part, and returns the file's bytes."""
+    details = []
+    with FilmStore(folder / store) as opened:
+        judged = judge_films(folder, films, opened, details.append)
+    write_manifest(folder / "manifest.parquet", judged, details)
+    return (folder / "manifest.parquet").read_bytes()
+
+
+def test_a_manifest_that_was_written_in_parts_is_whole(mixed_folder, monkeypatch):
+    monkeypatch.setattr(manifest_module, "_CHUNK_FILMS", 4)
+    films = read_films(mixed_folder, CLASSES)
+    write(mixed_folder, films, "store")
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(mixed_folder / "manifest.parquet"), measure_films(mixed_folder, films)
+    )
+
+
+def test_a_manifest_has_the_same_bytes_whatever_the_store_held(mixed_folder, monkeypatch, decoded):
+    monkeypatch.setattr(manifest_module, "_CHUNK_FILMS", 4)
+    films = read_films(mixed_folder, CLASSES)
+    settle(mixed_folder)
+    fresh = write(mixed_folder, films, "fresh")
+    with FilmStore(mixed_folder / "half") as store:
+        manifest_module.measure_films(mixed_folder, films.iloc[[9, 1, 4, 2, 7]], store)
+    before = len(decoded)
+    assert write(mixed_folder, films, "half") == fresh and len(decoded) == before + 6
+    assert write(mixed_folder, films, "half") == fresh and len(decoded) == before + 6
+
+
+def test_a_manifest_with_details_of_other_films_is_not_written(mixed_folder):
+    films = read_films(mixed_folder, CLASSES)
+    with FilmStore(mixed_folder / "store") as store:
+        judged = judge_films(mixed_folder, films, store, lambda part: None)
+    with pytest.raises(ValueError, match="there are 11 films and details of 0"):
+        write_manifest(mixed_folder / "manifest.parquet", judged, [])
+    assert not (mixed_folder / "manifest.parquet").exists()
+
+
 def test_a_film_that_is_written_again_is_measured_again(mixed_folder):
     films = read_films(mixed_folder, CLASSES)
     settle(mixed_folder)
@@ -236,13 +277,34 @@ def test_the_store_of_a_film_that_was_just_written_is_not_trusted(mixed_folder):
     assert found == hashlib.sha256((mixed_folder / "films/1.png").read_bytes()).hexdigest()
 
 
-def test_a_damaged_row_of_the_store_is_not_used(mixed_folder):
+def damage(database, column, change):
+    """Changes every block of measurements in a store."""
+    for block, content in database.execute(f"SELECT block, {column} FROM blocks").fetchall():
+        database.execute(f"UPDATE blocks SET {column} = ? WHERE block = ?", (change(content), block))
+
+
+def test_a_damaged_block_of_the_store_is_not_used(mixed_folder, decoded):
     films = read_films(mixed_folder, CLASSES)
     settle(mixed_folder)
     first = measure_films(mixed_folder, films)
+    before, mean = len(decoded), np.float64(first["mean"].dropna().iloc[0])
     with sqlite3.connect(mixed_folder / "store/films.db") as database:
-        database.execute("UPDATE measured SET row = replace(row, '\"mean\": 1', '\"mean\": 2')")
+        damage(database, "content", lambda old: old.replace(mean.tobytes(), (mean + 1).tobytes()))
     pd.testing.assert_frame_equal(measure_films(mixed_folder, films), first)
+    assert len(decoded) == 2 * before
+    measure_films(mixed_folder, films)
+    assert len(decoded) == 2 * before  # what was damaged was replaced
+
+
+def test_a_block_that_is_said_to_hold_another_film_gives_nothing_wrong(mixed_folder):
+    films = read_films(mixed_folder, CLASSES)
+    settle(mixed_folder)
+    first = measure_films(mixed_folder, films.iloc[:4])
+    measure_films(mixed_folder, films)
+    with sqlite3.connect(mixed_folder / "store/films.db") as database:
+        assert database.execute("SELECT COUNT(*) FROM blocks").fetchone() == (2,)
+        database.execute("UPDATE measurements SET block = 3 - block")
+    pd.testing.assert_frame_equal(measure_films(mixed_folder, films.iloc[:4]), first)
 
 
 def test_a_store_that_is_no_database_any_more_is_made_anew(mixed_folder):
