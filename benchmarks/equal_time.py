@@ -45,8 +45,9 @@ def main() -> int:
     torch.set_num_threads(2)
     torch.manual_seed(arguments.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = _unpacked(arguments.films, Path(scratch))
-        train, test = _by_patient(folder, arguments.seed)
+        folder = unpacked(arguments.films, Path(scratch))
+        *train, test = by_patient(folder, arguments.seed, 7)
+        train = np.concatenate(train)
         print(
             f"{len(train)} films to train on, {len(test)} of other patients to judge, {SIDE_PX} px",
             flush=True,
@@ -64,18 +65,26 @@ def main() -> int:
     return int(not passed)
 
 
-def _unpacked(films: Path, scratch: Path) -> Path:
+def unpacked(films: Path, scratch: Path) -> Path:
+    """Unpacks the films and returns the folder of the classes' folders."""
     with zipfile.ZipFile(films) as archive:
         archive.extractall(scratch)
     return next(folder.parent for folder in sorted(scratch.rglob("NORMAL")) if folder.is_dir())
 
 
-def _by_patient(folder: Path, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in ImageFolder's list: about six in seven patients train, the others judge."""
+def by_patient(folder: Path, seed: int, parts: int) -> list[np.ndarray]:
+    """Cuts the patients into parts of equal size; returns their films' positions in ImageFolder's list."""
     patients = pd.Series([patient_of(Path(path).name)[0] for path, _ in ImageFolder(str(folder)).samples])
     names = np.random.default_rng(seed).permutation(patients.unique())
-    test = patients.isin(names[: len(names) // 7]).to_numpy()
-    return np.flatnonzero(~test), np.flatnonzero(test)
+    return [np.flatnonzero(patients.isin(some)) for some in np.array_split(names, parts)]
+
+
+def labelled_squares(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes all films: uint8 (n, S, S) and their labels, int64 (n,), in ImageFolder's order."""
+    listed = ImageFolder(str(folder))
+    paths = [path for path, _ in listed.samples]
+    squares = ordered_map(lambda path: decode_squares(Path(path).read_bytes(), [SIDE_PX], path)[0], paths)
+    return np.stack(list(squares)), np.array(listed.targets)
 
 
 def _plain_loop(folder: Path, train: np.ndarray, test: np.ndarray, epochs: int) -> float:
@@ -107,10 +116,7 @@ def _our_loop(
     folder: Path, train: np.ndarray, test: np.ndarray, seconds: float, state: Path, seed: int
 ) -> tuple[float, int]:
     started = time.perf_counter()
-    listed = ImageFolder(str(folder))
-    paths = [path for path, _ in listed.samples]
-    squares = ordered_map(lambda path: decode_squares(Path(path).read_bytes(), [SIDE_PX], path)[0], paths)
-    pixels, labels = np.stack(list(squares)), np.array(listed.targets)
+    pixels, labels = labelled_squares(folder)
     rows = train[resample_rows(labels[train], "weighted", seed)]
     films = Films(pixels, rows, labels[rows])
     judged = Films(pixels, test[:64], labels[test[:64]])

@@ -37,8 +37,8 @@ def train(architecture: str, folder: str, reports) -> None:
     settings = replace(SHORT, phases=phases, checkpoint_every_s=0)
     trainer = Trainer(
         build_model(architecture),
-        make_films(),
-        make_films(24, seed=9),
+        make_films(24),
+        make_films(16, seed=9),
         settings,
         Path(folder),
         report=lambda progress: reports.send_bytes(b"."),
@@ -93,7 +93,7 @@ def chaos(kills: int, seed: int, folder: Path) -> Iterator[tuple[str, int, bool]
         architecture = ARCHITECTURES[number % len(ARCHITECTURES)]
         here = folder / f"{number}"
         times = min(draw.choice((1, 1, 2, 3)), kills - done)
-        hit = sum(kill(architecture, here, draw.randint(1, 12), draw.uniform(0, 0.02)) for _ in range(times))
+        hit = sum(kill(architecture, here, draw.randint(1, 10), draw.uniform(0, 0.02)) for _ in range(times))
         done += hit
         yield architecture, hit, outcome(architecture, here) == whole[architecture]
 

@@ -16,6 +16,7 @@ from openmed.models.checkpoint import WEIGHTS_FILE, save_model
 from openmed.training.parallel import ALONE, Workers, joined
 from openmed.training.settings import Phase
 
+ARCHITECTURES = ("resnet50", "vit")
 SCRIPT = """
 import json, sys
 sys.path[:0] = {path!r}
@@ -44,7 +45,7 @@ def train_and_save(folder, architectures):
             # A net with batch norms sees the whole batch at once in both ways.
             one = replace(settings, micro_batch_films=8) if name == "resnet50" else settings
             state = folder / f"{name}-state"
-            trainer = Trainer(model, make_films(42), make_films(25, seed=9), one, state, workers=workers)
+            trainer = Trainer(model, make_films(30), make_films(25, seed=9), one, state, workers=workers)
             position = trainer.run()
             if workers.leads:
                 save_model(folder / name, model)
@@ -52,16 +53,16 @@ def train_and_save(folder, architectures):
                 (folder / f"{name}.json").write_text(json.dumps(rows))
 
 
-def in_processes(count, folder, architectures=("resnet50", "vit"), **more):
+def in_processes(count, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = SCRIPT.format(path=sys.path, folder=str(folder), architectures=json.dumps(architectures))
+    script = SCRIPT.format(path=sys.path, folder=str(folder), architectures=json.dumps(ARCHITECTURES))
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environment = {**os.environ, **shared, "GLOO_SOCKET_IFNAME": "lo"}
     folder.mkdir()
     children = [
-        subprocess.Popen([sys.executable, "-c", script], env={**environment, "RANK": str(rank), **more})
+        subprocess.Popen([sys.executable, "-c", script], env={**environment, "RANK": str(rank)})
         for rank in range(count)
     ]
     assert [child.wait(timeout=300) for child in children] == [0] * count
@@ -69,9 +70,12 @@ def in_processes(count, folder, architectures=("resnet50", "vit"), **more):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
+    """The folders 1 and 2, for the number of processes."""
     folder = tmp_path_factory.mktemp("parallel")
-    for count in (1, 2):
-        in_processes(count, folder / f"{count}")
+    threads = torch.get_num_threads()
+    train_and_save(folder / "1", ARCHITECTURES)
+    torch.set_num_threads(threads)
+    in_processes(2, folder / "2")
     return folder
 
 
