@@ -5,13 +5,13 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
-from timm.layers import Attention
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from openmed.errors import BadInput
 from openmed.explain.gradcam import check_class
 from openmed.models.base import evaluation_mode
+from openmed.models.networks import timm
 from openmed.models.vit import ViT
 
 
@@ -37,7 +37,7 @@ def rollout(model: ViT, x: Tensor) -> np.ndarray:
     layers = _attention_layers(model)
     found: list[Tensor] = []
 
-    def record(layer: Attention) -> RemovableHandle:
+    def record(layer: timm.layers.Attention) -> RemovableHandle:
         return layer.qkv.register_forward_hook(
             lambda _module, _inputs, qkv: found.append(_head_mean_attention(layer, qkv))
         )
@@ -98,10 +98,10 @@ def _attention_gradients(model: ViT, x: Tensor, class_index: int) -> tuple[list[
     return [attention.detach() for attention in found], list(gradients)
 
 
-def _attention_layers(model: ViT) -> list[Attention]:
+def _attention_layers(model: ViT) -> list[timm.layers.Attention]:
     layers = [getattr(block, "attn", None) for block in model.network.blocks]
     for layer in layers:
-        if not isinstance(layer, Attention):
+        if not isinstance(layer, timm.layers.Attention):
             raise BadInput(
                 f"the attention of {model.spec.timm_name} ({type(layer).__name__}) cannot be followed: "
                 "choose a network with timm's plain attention"
@@ -114,7 +114,7 @@ def _attention_layers(model: ViT) -> list[Attention]:
     return layers
 
 
-def _head_mean_attention(layer: Attention, qkv: Tensor) -> Tensor:
+def _head_mean_attention(layer: timm.layers.Attention, qkv: Tensor) -> Tensor:
     """Attention weights (N, T, T), as the unfused path of `layer` computes them."""
     films, tokens, _ = qkv.shape
     queries, keys, _ = qkv.reshape(films, tokens, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -141,7 +141,7 @@ def _patch_map(model: ViT, relevance: Tensor) -> np.ndarray:
 
 
 @contextmanager
-def _visible(layers: list[Attention]) -> Iterator[None]:
+def _visible(layers: list[timm.layers.Attention]) -> Iterator[None]:
     """Switches fused attention off for a block: it computes no weights that could be read."""
     fused = [layer.fused_attn for layer in layers]
     try:

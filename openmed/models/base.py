@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from openmed.errors import BadInput
+from openmed.models.networks import timm
 from openmed.models.spec import ModelSpec
 
 # A heat map of fewer cells than this a side cannot say which part of a lung it means.
@@ -33,8 +33,8 @@ class BaseModel(nn.Module, ABC):
     network_type: ClassVar[type[nn.Module]]
     """timm's class of this family; `blocks` and the explanations rely on its layers."""
     image_size_px: ClassVar[int] = 224
-    mean: ClassVar[tuple[float, float, float]] = IMAGENET_DEFAULT_MEAN
-    std: ClassVar[tuple[float, float, float]] = IMAGENET_DEFAULT_STD
+    mean: ClassVar[tuple[float, float, float]] = timm.data.IMAGENET_DEFAULT_MEAN
+    std: ClassVar[tuple[float, float, float]] = timm.data.IMAGENET_DEFAULT_STD
     fixed_input: ClassVar[bool] = False
     """Whether the network is built for one input size (ViT) or takes any (CNN)."""
 

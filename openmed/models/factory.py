@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 
 from openmed.errors import BadInput
 from openmed.models.base import BaseModel
 from openmed.models.inceptionv3 import InceptionV3
+from openmed.models.networks import timm
 from openmed.models.resnet50 import ResNet50
 from openmed.models.spec import ModelSpec
 from openmed.models.vit import ViT

@@ -1,9 +1,9 @@
 """InceptionV3 (Szegedy et al., Rethinking the Inception Architecture, 2016)."""
 
-from timm.models import InceptionV3 as TimmInceptionV3
 from torch import nn
 
 from openmed.models.base import BaseModel, deepest_readable_layer
+from openmed.models.networks import timm
 
 _AFTER_BACKBONE = ("global_pool", "head_drop", "fc", "AuxLogits")
 
@@ -12,7 +12,7 @@ class InceptionV3(BaseModel):
     """Inception network, 299 px, mean and standard deviation 0.5; auxiliary head left out."""
 
     timm_name = "inception_v3.tv_in1k"
-    network_type = TimmInceptionV3
+    network_type = timm.models.InceptionV3
     image_size_px = 299
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)

@@ -1,16 +1,16 @@
 """ResNet50 (He et al., Deep Residual Learning for Image Recognition, 2016)."""
 
-from timm.models import ResNet
 from torch import nn
 
 from openmed.models.base import BaseModel, deepest_readable_layer
+from openmed.models.networks import timm
 
 
 class ResNet50(BaseModel):
     """Residual network of 50 layers, 224 px, ImageNet statistics."""
 
     timm_name = "resnet50.a1_in1k"
-    network_type = ResNet
+    network_type = timm.models.ResNet
 
     @classmethod
     def explanation_layer(cls, network: nn.Module, image_size_px: int) -> str:

@@ -1,10 +1,10 @@
 """Vision transformer (Dosovitskiy et al., An Image is Worth 16x16 Words, 2021)."""
 
 import torch
-from timm.models import VisionTransformer
 from torch import nn
 
 from openmed.models.base import BaseModel
+from openmed.models.networks import timm
 
 
 class ViT(BaseModel):
@@ -15,7 +15,7 @@ class ViT(BaseModel):
     """
 
     timm_name = "vit_small_patch16_224.dino"
-    network_type = VisionTransformer
+    network_type = timm.models.VisionTransformer
     fixed_input = True
     memory_format = torch.contiguous_format
 

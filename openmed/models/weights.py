@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import timm
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import sha256_file
+from openmed.models.networks import timm
 from openmed.models.spec import ModelSpec
 from openmed.models.vault import CHAMPION, UNKNOWN_LICENCE, VaultEntry, read_vault
 

@@ -7,12 +7,12 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from openmed.errors import ResourceError
 from openmed.models.base import BaseModel
+from openmed.models.networks import timm
 from openmed.training.parallel import ALONE, Workers, gradients_kept_apart
 from openmed.training.phases import parameter_groups, unfreeze
 from openmed.training.settings import Phase, TrainSettings
@@ -56,12 +56,12 @@ class Learner:
         unfreeze(model, phase.blocks)
         groups = parameter_groups(model, settings.weight_decay, phase.layer_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=phase.learning_rate, fused=True)
-        self.average: ModelEmaV3 | None = None
+        self.average: timm.utils.ModelEmaV3 | None = None
         # A head alone learns from features: there is nothing worth sharing or averaging.
         self._sharing, self._network, self._fits = ALONE, model, False
         if phase.blocks != 0:
             if phase.average_decay:
-                self.average = ModelEmaV3(model, phase.average_decay, use_warmup=True)
+                self.average = timm.utils.ModelEmaV3(model, phase.average_decay, use_warmup=True)
             self._sharing, self._network = workers, workers.wrap(model)
             if settings.compile and model.device.type == "cuda":
                 self._network = torch.compile(self._network)

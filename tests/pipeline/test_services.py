@@ -347,8 +347,8 @@ def toy(tmp_path) -> Path:
     return project
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.long
+@pytest.mark.timeout(600)
 def test_from_retraining_over_the_review_to_promotion_and_a_kill(toy, tmp_path):
     with Services(toy, tmp_path / "home", mlflow_port=None, schedule="off") as running:
         running.wait_healthy(120)
