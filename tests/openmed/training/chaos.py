@@ -20,7 +20,7 @@ from pathlib import Path
 ARCHITECTURES = ("vit", "resnet50")
 # Forked from a process that has loaded everything and computed nothing, so a kill costs no import.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.openmed.training.conftest"])
+FORKS.set_forkserver_preload(["tests.openmed.training.conftest", "torch._dynamo"])
 
 
 def train(architecture: str, folder: str, reports) -> None:
