@@ -88,11 +88,8 @@ def test_metrics_plots_and_graph_are_shown(project, tmp_path):
 
 def defined(metrics: dict) -> dict:
     """What DVC shows: it leaves out metrics that are null, such as those that could not be computed."""
-    return {
-        name: defined(value) if isinstance(value, dict) else value
-        for name, value in metrics.items()
-        if value is not None
-    }
+    shown = {name: defined(value) if isinstance(value, dict) else value for name, value in metrics.items()}
+    return {name: value for name, value in shown.items() if value not in (None, {})}
 
 
 def test_a_changed_vit_setting_reruns_that_branch_alone(project):

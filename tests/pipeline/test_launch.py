@@ -17,13 +17,16 @@ WEIGHTS = "model/weights.safetensors"
 
 # What a process of a training is here: it says who it is, and ends as it is told.
 LAUNCHED = """
-import os, sys, time
+import os, pathlib, sys, time
 from pipeline.launch import end_with_parent
 end_with_parent()
-print(os.getpid(), os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["MASTER_ADDR"], flush=True)
-if sys.argv[1] == "wait":
-    time.sleep(60)
-sys.exit(int(sys.argv[1]) if os.environ["RANK"] == "1" else 0)
+rank = os.environ["RANK"]
+print(os.getpid(), rank, os.environ["WORLD_SIZE"], os.environ["MASTER_ADDR"], flush=True)
+# The first that fails ends the other, which must have spoken by then.
+pathlib.Path(rank).touch()
+while sys.argv[1] == "wait" or not pathlib.Path("0").exists():
+    time.sleep(0.05)
+sys.exit(int(sys.argv[1]) if rank == "1" else 0)
 """
 
 
@@ -35,7 +38,7 @@ def launch(tmp_path):
     def start(what):
         call = f"from pipeline.launch import run_processes; run_processes(2, 'launched', {what!r})"
         return subprocess.Popen(
-            [sys.executable, "-c", call], env=environment, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", call], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
         )
 
     return start
