@@ -291,7 +291,8 @@ def test_steps_are_those_of_a_plain_loop(trainer, make_model, weights):
         assert torch.allclose(weights(one.model)[name], value, atol=2e-4), name
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(trainer, make_model, films):
+@pytest.mark.parametrize("augmentation", [STILL, Augmentation()], ids=["still", "augmented"])
+def test_accumulated_gradients_are_those_of_the_whole_batch(trainer, make_model, films, augmentation):
     gradients = []
     for micro in (16, 4, 5):
         one = trainer(
@@ -301,7 +302,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(trainer, make_model,
             phases=(Phase("all", 1, 1e-3, None),),
             batch_films=16,
             micro_batch_films=micro,
-            augmentation=STILL,
+            augmentation=augmentation,
         )
         one.run()
         gradients.append([p.grad for p in one.model.parameters()])

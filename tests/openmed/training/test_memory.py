@@ -5,7 +5,7 @@ import torch
 
 from openmed.errors import BadInput, ResourceError
 from openmed.training.learner import Learner
-from openmed.training.settings import Augmentation, Phase
+from openmed.training.settings import Phase
 
 ALL = (Phase("all", 2, 3e-3, None),)
 # What CUDA raises, what the CPU's allocator says, and Python's own.
@@ -85,22 +85,3 @@ def test_activations_computed_again_give_the_same_training(trainer, weights, ass
 def test_a_network_with_batch_norms_refuses_to_compute_activations_again(trainer):
     with pytest.raises(BadInput, match="resnet50 has batch norms and cannot checkpoint activations"):
         trainer("resnet50", activation_checkpointing=True)
-
-
-def test_the_same_augmentation_is_drawn_however_a_batch_is_cut(trainer, make_model, films):
-    """Without dropout a step depends on the batch alone."""
-    results = []
-    for micro in (16, 4):
-        one = trainer(
-            folder=f"micro{micro}",
-            model=make_model("vit", model_options={}),
-            train=films(16),
-            phases=(Phase("all", 1, 1e-3, None),),
-            batch_films=16,
-            micro_batch_films=micro,
-            augmentation=Augmentation(),
-        )
-        one.run()
-        results.append([p.grad for p in one.model.parameters()])
-    for expected, value in zip(*results, strict=True):
-        assert torch.allclose(value, expected, rtol=1e-3, atol=1e-6)
