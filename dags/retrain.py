@@ -150,7 +150,7 @@ def drift(*, params: dict[str, Any], ti: Any) -> dict[str, Any]:
     execution_timeout=timedelta(hours=1),
     doc_md="Registers each trained model as a candidate version and announces the best one.",
 )
-def register(*, run_id: str, ti: Any) -> Any:
+def register(*, run_id: str, dag_run: Any, ti: Any) -> Any:
     """Emits the candidate asset, whose event starts the DAG `promote`."""
     from pipeline import registry
 
@@ -158,7 +158,10 @@ def register(*, run_id: str, ti: Any) -> Any:
     enter_project()
     with one_sentence():
         result = registry.register_candidates(
-            Path(prepared["path"]), run_key=run_id, revision=prepared["revision"]
+            Path(prepared["path"]),
+            run_key=run_id,
+            revision=prepared["revision"],
+            started_by=dag_run.triggering_user_name,
         )
     chosen = {key: result[key] for key in ("version", "architecture", "verdict", "run_id")}
     yield Metadata(

@@ -5,12 +5,12 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from openmed.errors import BadInput
+from openmed.errors import BadInput, IntegrityError
 
 _CHUNK_BYTES = 1 << 20
 
@@ -83,6 +83,26 @@ def sha256_file(path: Path) -> str:
 def sha256_bytes(data: bytes) -> str:
     """Returns the SHA-256 of bytes as 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def hashes_below(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file in a folder, by its path below it, in order."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+
+
+def check_hashes(found: Mapping[str, str], recorded: Mapping[str, str], what: str) -> None:
+    """Holds the files that are there against those that were recorded, both path -> SHA-256.
+
+    Raises:
+        IntegrityError: A file was changed, is missing or was added; the first is named.
+    """
+    for path in sorted(found.keys() | recorded.keys()):
+        if found.get(path) != recorded.get(path):
+            problem = (
+                "is missing" if path not in found else "was added" if path not in recorded else "was changed"
+            )
+            raise IntegrityError(f"{path} of {what} {problem}: restore it from the backup")
 
 
 def _sync(path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pipeline.project import environment, home, project_root
+from pipeline.registry_cli import registry
+from pipeline.terminal import Json, cell, number, print_json, print_table
 
 app = typer.Typer(
     help="Retrain, judge, explain and promote chest X-ray classifiers. For research, not a diagnosis.",
@@ -18,7 +19,6 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Films: import or add yours, list versions, draw the sample.", no_args_is_help=True)
 weights = typer.Typer(help="Weights to start from: fill the vault, list it.", no_args_is_help=True)
-registry = typer.Typer(help="Registered versions: list, promote, roll back.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(weights, name="weights")
 app.add_typer(registry, name="registry")
@@ -32,7 +32,6 @@ Tta = Annotated[bool, typer.Option("--tta", help="Average over small rotations a
 Threshold = Annotated[
     float | None, typer.Option(help="Instead of the model's own; --with and --tta need one of theirs.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable output only.")]
 
 
 def main() -> None:
@@ -84,7 +83,7 @@ def import_(
     if own:
         own_remote(root)
     if as_json:
-        _print_json(summary.to_json())
+        print_json(summary.to_json())
         return
     classes = ", ".join(f"{name} {count}" for name, count in summary.per_class.items())
     print(f"{target}: {summary.films} films of {summary.patients} patients ({classes})")
@@ -115,7 +114,7 @@ def add(
     root = project_root()
     done = add_version(root, home(), source, load_params(root / "params.yaml"), say)
     if as_json:
-        _print_json(done)
+        print_json(done)
 
 
 @data.command()
@@ -127,22 +126,22 @@ def log(as_json: Json = False) -> None:
 
     versions = log_versions(project_root())
     if as_json:
-        _print_json([asdict(version) for version in versions])
+        print_json([asdict(version) for version in versions])
         return
     columns = ("revision", "date", "films", "patients", "classes", "data", "subject")
     rows = [
         [
             version.revision[:10],
             version.date[:16].replace("T", " "),
-            _cell(version.films),
-            _cell(version.patients),
+            cell(version.films),
+            cell(version.patients),
             ", ".join(f"{name} {count}" for name, count in version.classes.items()),
             version.md5[:8],
             version.subject,
         ]
         for version in versions
     ]
-    _print_table(columns, rows)
+    print_table(columns, rows)
 
 
 @data.command()
@@ -171,7 +170,7 @@ def drift(
     root = project_root()
     result = check_drift(root, accept=accept)
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     print(f"{result['sentence']}\nThe page: {root / 'artifacts' / 'drift' / 'drift.html'}")
 
@@ -213,11 +212,11 @@ def evaluate(
     models = [model, *(others or [])]
     result = evaluate_source(assemble(models, threshold=threshold, views=tta), films)
     if as_json:
-        _print_json(result | {"model": " + ".join(models)})
+        print_json(result | {"model": " + ".join(models)})
         return
     print(f"{result['n']} films of {result['patients']} patients, threshold {result['threshold']:.3f}")
     for name, (low, high) in result["intervals"].items():
-        print(f"{name:12} {_number(result[name])}  [{_number(low)}, {_number(high)}]")
+        print(f"{name:12} {number(result[name])}  [{number(low)}, {number(high)}]")
     if result["unusable"]:
         print(f"{result['unusable']} films could not be decoded and were left out")
 
@@ -237,7 +236,7 @@ def threshold_(
     models = [model, *(others or [])]
     result = threshold_on(assemble(models, views=tta), films, target_sensitivity)
     if as_json:
-        _print_json(result | {"model": " + ".join(models)})
+        print_json(result | {"model": " + ".join(models)})
         return
     print(f"--threshold {result['threshold']:.9g}")
 
@@ -273,7 +272,7 @@ def pull(
     root = project_root()
     done = (pull_champion if champion else pull_imagenet)(root, params or root / "params.yaml", say)
     if as_json:
-        _print_json(done)
+        print_json(done)
 
 
 @weights.command("list")
@@ -284,61 +283,13 @@ def list_weights(as_json: Json = False) -> None:
 
     held = list_vault(project_root())
     if as_json:
-        _print_json(held)
+        print_json(held)
     else:
         columns = ("kind", "network", "source", "revision", "licence", "bytes", "sha256", "state")
         keys = ("kind", "timm_name", *columns[2:])
-        _print_table(columns, [[_cell(entry[key]) for key in keys] for entry in held])
+        print_table(columns, [[cell(entry[key]) for key in keys] for entry in held])
     if bad := [f"{entry['file']} is {entry['state']}" for entry in held if entry["state"] != "intact"]:
         raise IntegrityError(f"{' and '.join(bad)}: get it back with `dvc checkout --force weights.dvc`")
-
-
-@registry.command("list")
-def list_(as_json: Json = False) -> None:
-    """Lists the registered versions, newest first."""
-    from pipeline.registry import list_versions
-
-    versions = list_versions()
-    if as_json:
-        _print_json(versions)
-        return
-    columns = (
-        "version",
-        "architecture",
-        "verdict",
-        "aliases",
-        "auc",
-        "sensitivity",
-        "specificity",
-        "approved_by",
-    )
-    _print_table(columns, [[_cell(version.get(column)) for column in columns] for version in versions])
-
-
-@registry.command()
-def promote(
-    version: Annotated[str, typer.Argument(help="Version to make the champion.")],
-    by: Annotated[str, typer.Option(help="Who approves.")],
-    comment: Annotated[str, typer.Option(help="Why.")] = "",
-) -> None:
-    """Makes a version the champion if it passes its gates now."""
-    from pipeline import promotion
-    from pipeline.registry import champion
-
-    record = promotion.promote(version, approved_by=by, comment=comment, expected_champion=champion())
-    print(f"version {version} is the champion, approved by {record['approved_by']}")
-
-
-@registry.command()
-def rollback(
-    reason: Annotated[str, typer.Option(help="Why the champion is taken back.")],
-    by: Annotated[str, typer.Option(help="Who decides.")],
-) -> None:
-    """Makes the previous champion the champion again."""
-    from pipeline import promotion
-
-    record = promotion.rollback(reason, by)
-    print(f"version {record['version']} is the champion again")
 
 
 @app.command()
@@ -362,26 +313,6 @@ def demo(
     from pipeline.demo import run_demo
 
     run_demo(project_root(), home(), films, limit)
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(content))
-
-
-def _number(value: float | None) -> str:
-    return "not computable" if value is None else f"{value:.3f}"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(value)
-    return f"{value:.3f}" if isinstance(value, float) else str(value if value is not None else "")
-
-
-def _print_table(columns: tuple[str, ...], rows: list[list[str]], say: Callable[[str], None] = print) -> None:
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    for row in (columns, *rows):
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 if __name__ == "__main__":

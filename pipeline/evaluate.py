@@ -23,14 +23,14 @@ from openmed.metrics.classification import (
     reliability_points,
     roc_curve_points,
 )
-from openmed.metrics.gates import judge, to_json
-from openmed.metrics.intervals import Interval, bootstrap
-from openmed.metrics.operating_point import choose_threshold
+from openmed.metrics.gates import to_json
+from openmed.metrics.intervals import Interval
 from openmed.models.base import BaseModel
 from openmed.models.checkpoint import WEIGHTS_FILE, load_model, read_spec, write_spec
 from openmed.models.export import finish_export
 from openmed.models.spec import ModelSpec
 from pipeline.device import pick_device, use_device
+from pipeline.judgement import Rules, judge_test_films, measure, operating_threshold
 from pipeline.params import Params
 from pipeline.stage import CACHE, MANIFEST, SPLIT, folder, main
 
@@ -48,18 +48,15 @@ def run(params: Params, architecture: str) -> None:
     spec = model.spec.with_calibration(calibration)
     predictions = with_probabilities(films, logits, spec)
     parts = {name: predictions[predictions["split"] == name] for name in _SPLITS}
-    chosen_on = parts["calibration"]
-    threshold = choose_threshold(
-        chosen_on["label"] == spec.positive_index, chosen_on["score"], params.evaluate.target_sensitivity
-    )
+    rules = Rules.of(params.model_dump(), "params.yaml")
+    threshold = operating_threshold(predictions, spec.positive_index, rules)
     spec = spec.with_threshold(threshold)
-    intervals = film_intervals(parts["test"], spec, threshold, params)
-    verdict, gates = judge(intervals, params.evaluate.floors)
+    intervals, verdict, gates = judge_test_films(predictions, spec.positive_index, threshold, rules)
     target, before_and_after = folder("evaluate", architecture), reliability(parts["test"], spec)
     with atomic_path(target / "predictions.parquet") as temporary:
         predictions.to_parquet(temporary)
     write_json(target / "gates.json", to_json(verdict, gates))
-    content = _metrics(params, spec, threshold, parts, intervals, source) | {"reliability": before_and_after}
+    content = _metrics(rules, spec, threshold, parts, intervals, source) | {"reliability": before_and_after}
     write_json(target / "metrics.json", content)
     _write_curves(target, parts["test"], spec)
     finish_model(source, target / "model", spec)
@@ -137,21 +134,6 @@ def _stages(films: pd.DataFrame, spec: ModelSpec) -> dict[str, np.ndarray]:
     }
 
 
-def film_intervals(
-    films: pd.DataFrame, spec: ModelSpec, threshold: float, params: Params
-) -> dict[str, Interval]:
-    """Metrics with intervals of the finding against everything else, patients resampled."""
-    return bootstrap(
-        films["label"] == spec.positive_index,
-        films["score"],
-        films["patient"],
-        threshold,
-        replicates=params.evaluate.replicates,
-        confidence=params.evaluate.confidence,
-        seed=params.run.seed,
-    )
-
-
 def finish_model(source, target, spec: ModelSpec) -> None:
     """Copies a trained model with its calibration and operating point frozen in."""
     with atomic_path(target / WEIGHTS_FILE) as temporary:
@@ -167,7 +149,7 @@ def films_near(predictions: pd.DataFrame, size_px: int, threshold: float, most: 
 
 
 def _metrics(
-    params: Params,
+    rules: Rules,
     spec: ModelSpec,
     threshold: float,
     parts: dict[str, pd.DataFrame],
@@ -176,15 +158,15 @@ def _metrics(
 ) -> dict:
     test, calibration, validation = parts["test"], parts["calibration"], parts["validation"]
     counts = _counts(test, spec, threshold)
-    calibrated = film_intervals(calibration, spec, threshold, params)
+    calibrated = measure(calibration, spec.positive_index, threshold, rules)
     return {
         "architecture": spec.architecture,
         "positive": spec.positive,
         "threshold": threshold,
-        "target_sensitivity": params.evaluate.target_sensitivity,
+        "target_sensitivity": rules.target_sensitivity,
         "validation": {
             "n": len(validation),
-            "auc": film_intervals(validation, spec, threshold, params)["auc"].value,
+            "auc": measure(validation, spec.positive_index, threshold, rules)["auc"].value,
         },
         "calibration": {
             "n": len(calibration),

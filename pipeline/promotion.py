@@ -5,14 +5,13 @@ Everything is read again from the registry, by hash; nothing is taken on the wor
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from openmed.errors import BadInput
-from openmed.files import read_json
+from openmed.files import read_json, sha256_bytes
 from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS, judge_difference
 from openmed.metrics.gates import overall as worst
 from pipeline import registry
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from openmed.models.spec import ModelSpec
-
-_RECORD_TAG = "record"
 
 
 def gate(version: str, *, workspace: Path | None = None) -> dict[str, Any]:
@@ -37,15 +34,16 @@ def gate(version: str, *, workspace: Path | None = None) -> dict[str, Any]:
             changed since the version was registered.
 
     Returns:
-        version, champion (a version or None), verdict (see `overall`), gates and comparison (lists of
-        gates), note (a sentence about the comparison), films_compared, films_left_out, table_markdown and
-        report (path, address or None).
+        version, architecture, model_sha256 (of the list of all files of the stored model), champion (a
+        version or None), verdict (see `overall`), gates and comparison (lists of gates), note (a sentence
+        about the comparison), films_compared, films_left_out, table_markdown and report (path, address or
+        None).
 
     Raises:
         BadInput: There is no such version.
         IntegrityError: Weights or evidence are not what was registered.
     """
-    described, spec = registry.get_version(version), registry.verify(version)
+    described, spec = registry.get_version(version), registry.check_model(version)
     now = registry.champion()
     gates = [_rechecked(found) for found in read_json(registry.artifact(version, "gates.json"))["gates"]]
     floors_verdict = _worst(gates)
@@ -57,6 +55,7 @@ def gate(version: str, *, workspace: Path | None = None) -> dict[str, Any]:
     result = {
         "version": version,
         "architecture": described["architecture"],
+        "model_sha256": model_digest(described["tags"]),
         "champion": now,
         "verdict": overall(floors_verdict, compared["comparison"]),
         "gates": gates,
@@ -65,6 +64,11 @@ def gate(version: str, *, workspace: Path | None = None) -> dict[str, Any]:
     }
     result["comparison"] = compared["comparison"] or []
     return result | {"table_markdown": _markdown(result)}
+
+
+def model_digest(tags: Mapping[str, str]) -> str:
+    """Returns what a decision is bound to: the hash of the list of all files of a stored model."""
+    return sha256_bytes(tags["model_files"].encode())
 
 
 def overall(floors_verdict: str, comparison_gates: Sequence[Mapping[str, Any]] | None) -> str:
@@ -112,16 +116,18 @@ def promote(
 
     Raises:
         BadInput: The version does not pass its gate now, was rejected, or the champion has changed.
-        IntegrityError: The stored model or evidence was changed.
+        IntegrityError: The stored model, its evidence or the record of decisions was changed.
     """
     approved_by = _name(approved_by, "approver")
-    found = registry.get_version(version)
-    if found["decision"] == "rejected":
-        raise BadInput(
-            f"version {version} was rejected by {found['tags'].get('rejected_by')}: retrain instead"
-        )
+    registry.get_version(version)
+    registry.finish()
+    decided = registry.last_decision(version)
+    if decided is not None and decided.event == registry.REJECTED:
+        raise BadInput(f"version {version} was rejected by {decided.content['by']}: retrain instead")
     if registry.champion() == version:
-        return _repeated(found, approved_by, comment)
+        if decided.event == registry.PROMOTED and decided.content["by"] == approved_by:
+            return _promotion(decided)
+        raise BadInput(f"version {version} is the champion already, by {decided.content['by']}")
     judged = gate(version, workspace=workspace)
     if judged["verdict"] != PASS:
         raise BadInput(
@@ -132,9 +138,21 @@ def promote(
             f"version {version} was reviewed against champion {expected_champion}, but the champion is "
             f"{judged['champion']} by now: run the gate and the review again"
         )
-    registry.set_tags(version, {"previous_champion": expected_champion or ""})
-    registry.move_champion(version, expected=expected_champion, previous=expected_champion)
-    return _record_promotion(version, approved_by, comment, expected_champion, judged["verdict"])
+    content = {
+        "by": approved_by,
+        "comment": comment or "",
+        "verdict": judged["verdict"],
+        "model_sha256": judged["model_sha256"],
+    }
+    return _promotion(
+        registry.move_champion(
+            version,
+            event=registry.PROMOTED,
+            content=content,
+            expected=expected_champion,
+            previous=expected_champion,
+        )
+    )
 
 
 def reject(version: str, *, by: str, reason: str) -> dict[str, Any]:
@@ -144,25 +162,18 @@ def reject(version: str, *, by: str, reason: str) -> dict[str, Any]:
         The record: decision, version, rejected_by, rejected_at, reason.
 
     Raises:
-        BadInput: There is no such version, it is the champion, or nobody is named.
+        BadInput: There is no such version, it is the champion, or nobody or no reason is named.
     """
-    by = _name(by, "reviewer")
-    found = registry.get_version(version)
-    if registry.champion() == version:
-        raise BadInput(f"version {version} is the champion: roll back instead of rejecting it")
-    if found["decision"] == "rejected" and found["tags"].get("rejected_by") == by:
-        registry.drop_alias(registry.CHALLENGER, version=version)
-        return yaml.safe_load(found["tags"][_RECORD_TAG])
-    record = {
-        "decision": "rejected",
+    if not reason.strip():
+        raise BadInput("a rejection needs a reason: say what is wrong with the version")
+    entry = registry.reject(version, by=_name(by, "reviewer"), reason=reason)
+    return {
+        "decision": entry.event,
         "version": version,
-        "rejected_by": by,
-        "rejected_at": _now(),
-        "reason": reason,
+        "rejected_by": entry.content["by"],
+        "rejected_at": entry.at,
+        "reason": entry.content["reason"],
     }
-    _keep(version, record, "rejected_at")
-    registry.drop_alias(registry.CHALLENGER, version=version)
-    return record
 
 
 def rollback(reason: str, by: str) -> dict[str, Any]:
@@ -177,31 +188,45 @@ def rollback(reason: str, by: str) -> dict[str, Any]:
 
     Raises:
         BadInput: No reason, nobody named, or no previous champion.
-        IntegrityError: The previous champion's model was changed.
+        IntegrityError: The previous champion's model or the record of decisions was changed.
     """
     by = _name(by, "person who rolls back")
     if not reason.strip():
         raise BadInput("a rollback needs a reason: say why the champion is taken back")
-    named = registry.aliases()
-    now, previous = named.get(registry.CHAMPION), named.get(registry.PREVIOUS)
+    registry.finish()
+    now, previous = registry.champion(), registry.aliases().get(registry.PREVIOUS)
     if previous is None or previous == now:
         raise BadInput("there is no previous champion to roll back to: promote another version instead")
-    registry.verify(previous)
-    # A second rollback goes one step further back, never forward to the model just taken off.
-    older = registry.get_version(previous)["tags"].get("previous_champion") or None
-    registry.move_champion(previous, expected=now, previous=older)
-    record = {
-        "decision": "restored",
+    registry.check_model(previous)
+    entry = registry.move_champion(
+        previous,
+        event=registry.RESTORED,
+        content={"by": by, "reason": reason},
+        expected=now,
+        # A second rollback goes one step further back, never forward to the model just taken off.
+        previous=registry.last_decision(previous).content["previous"],
+    )
+    return {
+        "decision": entry.event,
         "version": previous,
         "replaced": now,
         "by": by,
-        "at": _now(),
+        "at": entry.at,
         "reason": reason,
     }
-    _keep(previous, record, "at")
-    if now is not None:
-        _keep(now, record | {"decision": "rolled back", "version": now, "replaced_by": previous}, "at")
-    return record
+
+
+def _promotion(entry: registry.Entry) -> dict[str, Any]:
+    said = entry.content
+    return {
+        "decision": entry.event,
+        "version": entry.version,
+        "approved_by": said["by"],
+        "approved_at": entry.at,
+        "previous_champion": said["replaced"],
+        "comment": said["comment"],
+        "verdict": said["verdict"],
+    }
 
 
 def _compare(version: str, now: str, spec: "ModelSpec", workspace: Path | None) -> dict[str, Any]:
@@ -316,53 +341,10 @@ def _rechecked(found: Mapping[str, Any]) -> dict[str, Any]:
     return dict(found)
 
 
-def _repeated(found: Mapping[str, Any], approved_by: str, comment: str | None) -> dict[str, Any]:
-    """Answers a promotion of what is the champion already: the same again, or the end of a killed one."""
-    version, tags = found["version"], found["tags"]
-    record = yaml.safe_load(tags.get(_RECORD_TAG, "null"))
-    if record is None or record["decision"] == "rolled back":
-        return _record_promotion(version, approved_by, comment, tags.get("previous_champion") or None, PASS)
-    if record["decision"] == "promoted" and record["approved_by"] == approved_by:
-        return record
-    raise BadInput(
-        f"version {version} is the champion already, by {record.get('approved_by') or record['by']}"
-    )
-
-
-def _record_promotion(
-    version: str, approved_by: str, comment: str | None, previous: str | None, verdict: str
-) -> dict[str, Any]:
-    record = {
-        "decision": "promoted",
-        "version": version,
-        "approved_by": approved_by,
-        "approved_at": _now(),
-        "previous_champion": previous,
-        "comment": comment or "",
-        "verdict": verdict,
-    }
-    _keep(version, record, "approved_at")
-    return record
-
-
-def _keep(version: str, record: Mapping[str, Any], when: str) -> None:
-    """Writes a decision as a file beside the evidence and as tags, the tag of the whole record last."""
-    import json
-
-    stamp = record[when].replace(":", "").replace("-", "")
-    registry.keep_record(version, f"{stamp}-{record['decision'].replace(' ', '-')}", record)
-    tags = {key: "" if value is None else str(value) for key, value in record.items() if key != "version"}
-    registry.set_tags(version, tags | {_RECORD_TAG: json.dumps(record)})
-
-
 def _name(name: str | None, role: str) -> str:
     if not (name or "").strip():
         raise BadInput(f"the {role} must be named: a decision without a person cannot be recorded")
     return name.strip()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _markdown(result: Mapping[str, Any]) -> str:

@@ -4,24 +4,25 @@ Hides how a retraining is stored, found and decided on. What is logged describes
 content and patients by a number that means nothing outside one retraining; nothing is pickled.
 """
 
+from pipeline.registry.audit import PROMOTED, REJECTED, RESTORED, Entry
 from pipeline.registry.candidates import register_candidates
-from pipeline.registry.models import load, load_predictor, stored, verify
+from pipeline.registry.decisions import (
+    champion,
+    finish,
+    history,
+    last_decision,
+    move_champion,
+    reject,
+    repair,
+)
+from pipeline.registry.models import check_model, load, load_predictor, stored, version_at
 from pipeline.registry.profiles import champion_profile
 from pipeline.registry.retraining import films_of
 from pipeline.registry.scoring import score_champion, score_films
 from pipeline.registry.store import CHALLENGER, CHAMPION, EXPERIMENT, MODEL_NAME, PREVIOUS
-from pipeline.registry.versions import (
-    aliases,
-    artifact,
-    champion,
-    drop_alias,
-    get_version,
-    keep_record,
-    list_versions,
-    move_champion,
-    report_address,
-    set_tags,
-)
+from pipeline.registry.story import story
+from pipeline.registry.verification import Link, verify
+from pipeline.registry.versions import aliases, artifact, get_version, list_versions, report_address
 
 __all__ = [
     "CHALLENGER",
@@ -29,23 +30,33 @@ __all__ = [
     "EXPERIMENT",
     "MODEL_NAME",
     "PREVIOUS",
+    "PROMOTED",
+    "REJECTED",
+    "RESTORED",
+    "Entry",
+    "Link",
     "aliases",
     "artifact",
     "champion",
     "champion_profile",
-    "drop_alias",
+    "check_model",
     "films_of",
+    "finish",
     "get_version",
-    "keep_record",
+    "history",
+    "last_decision",
     "list_versions",
     "load",
     "load_predictor",
     "move_champion",
     "register_candidates",
+    "reject",
+    "repair",
     "report_address",
     "score_champion",
     "score_films",
-    "set_tags",
     "stored",
+    "story",
     "verify",
+    "version_at",
 ]

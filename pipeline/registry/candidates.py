@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
-from openmed.files import sha256_file
+from openmed.files import hashes_below, sha256_file
+from pipeline.registry.decisions import record_registration
 from pipeline.registry.evidence import log_numbers, stage_candidate, stage_parent
 from pipeline.registry.models import check_stored, log_model
 from pipeline.registry.profiles import profile_digest
 from pipeline.registry.retraining import Candidate, Retraining
 from pipeline.registry.scoring import score_champion
 from pipeline.registry.store import CHALLENGER, EXPERIMENT, MODEL_NAME, connect, locked, search
+from pipeline.registry.verification import registration
 from pipeline.registry.versions import JUDGED
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-def register_candidates(workspace: Path, *, run_key: str, revision: str) -> dict[str, Any]:
+def register_candidates(
+    workspace: Path, *, run_key: str, revision: str, started_by: str | None = None
+) -> dict[str, Any]:
     """Registers the models of one retraining, each as a version of `openmed-cxr`.
 
     The current champion is scored on the same test films, while they are at hand, so that it can be
@@ -39,6 +43,7 @@ def register_candidates(workspace: Path, *, run_key: str, revision: str) -> dict
         workspace: A checkout in which the pipeline has run.
         run_key: Names the retraining, such as the id of the scheduled run.
         revision: The git commit it ran at.
+        started_by: Who started the retraining; None when no person did.
 
     Returns:
         version, architecture, verdict and metrics of the challenger; versions: architecture -> version;
@@ -53,7 +58,7 @@ def register_candidates(workspace: Path, *, run_key: str, revision: str) -> dict
         raise BadInput(f"the run key {run_key!r} holds quotes or spaces, or is too long: choose another")
     done = Retraining.read(Path(workspace))
     with locked("register"), connect() as client:
-        parent = _parent_run(client, done, run_key, revision)
+        parent = _parent_run(client, done, run_key, revision, started_by)
         versions, added = _versions(client, parent, done)
         best = max(done.candidates.values(), key=lambda candidate: candidate.validation_auc)
         # A finished retraining is left alone: a decision made since then is not undone by a retry.
@@ -70,7 +75,9 @@ def register_candidates(workspace: Path, *, run_key: str, revision: str) -> dict
     }
 
 
-def _parent_run(client: "MlflowClient", done: Retraining, run_key: str, revision: str) -> "Run":
+def _parent_run(
+    client: "MlflowClient", done: Retraining, run_key: str, revision: str, started_by: str | None
+) -> "Run":
     """Finds or makes the run that stands for the retraining, and logs what all candidates share."""
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     found = client.search_runs([experiment], f"tags.run_key = '{run_key}' and tags.kind = 'retraining'")
@@ -83,15 +90,16 @@ def _parent_run(client: "MlflowClient", done: Retraining, run_key: str, revision
         parent = found[0]
     else:
         tags = {"kind": "retraining", "run_key": run_key, "revision": revision, "data_md5": done.data_md5}
+        tags["started_by"] = started_by or ""
         parent = client.create_run(experiment, run_name=run_key, tags=tags)
     if parent.info.status != "FINISHED":
         with tempfile.TemporaryDirectory() as folder:
             withheld = stage_parent(done, Path(folder))
             client.log_artifacts(parent.info.run_id, folder)
-            digest = profile_digest(Path(folder))
+            digest, shared = profile_digest(Path(folder)), json.dumps(hashes_below(Path(folder)))
         tags = {"dvc_lock_sha256": sha256_file(done.workspace / "dvc.lock"), "withheld": ", ".join(withheld)}
-        _set_run_tags(client, parent.info.run_id, tags | digest)
-    return parent
+        _set_run_tags(client, parent.info.run_id, tags | digest | {"evidence": shared})
+    return client.get_run(parent.info.run_id)
 
 
 def _set_run_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
@@ -107,6 +115,8 @@ def _versions(client: "MlflowClient", parent: "Run", done: Retraining) -> tuple[
         if version is None:
             against = against or score_champion(done.workspace)
             version = _candidate(client, parent, done, candidate, against)
+        # Written for a version of an earlier, killed try as well.
+        record_registration(client, version, registration(client, version))
         versions[name] = version
     return versions, against is not None
 
@@ -143,7 +153,7 @@ def _candidate(
 ) -> str:
     """Logs a candidate as a child run, checks what was stored and makes it a version."""
     _discard_unfinished(client, parent, candidate.architecture)
-    shared = {key: parent.data.tags[key] for key in ("run_key", "revision", "data_md5")}
+    shared = {key: parent.data.tags[key] for key in ("run_key", "revision", "data_md5", "started_by")}
     tags = {"mlflow.parentRunId": parent.info.run_id, "architecture": candidate.architecture, **shared}
     run = client.create_run(parent.info.experiment_id, run_name=candidate.architecture, tags=tags)
     run_id = run.info.run_id
@@ -152,14 +162,16 @@ def _candidate(
         client.log_artifacts(run_id, folder)
     log_numbers(client, run_id, done, candidate)
     model_id = log_model(run_id, candidate.folder / "model")
-    check_stored(client, model_id, candidate)
+    files = check_stored(client, model_id, candidate)
     tags = (
         shared
         | _described(candidate)
         | {
             "dvc_lock_sha256": sha256_file(done.workspace / "dvc.lock"),
             "model_id": model_id,
+            "model_files": json.dumps(files),
             "evidence": json.dumps(evidence),
+            "shared_evidence": parent.data.tags["evidence"],
             "withheld": ", ".join(withheld),
             "report": f"{run.info.artifact_uri}/report.html" if "report.html" in evidence else "",
             "champion_version": against[0]["version"] or "",

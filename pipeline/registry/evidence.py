@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
-from openmed.files import atomic_path, read_json, sha256_file, write_json
+from openmed.files import atomic_path, hashes_below, read_json, sha256_file, write_json
 from pipeline.registry.profiles import stage_profile
 from pipeline.registry.retraining import Candidate, Retraining, read_table
 
@@ -80,8 +80,7 @@ def stage_candidate(
     write_json(folder / "champion.json", about)
     if scores is not None:
         _write_table(folder / "champion_predictions.parquet", scores.reset_index(drop=True))
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}, withheld
+    return hashes_below(folder), withheld
 
 
 def _copy_texts(done: Retraining, texts: Mapping[str, Path], folder: Path) -> list[str]:
@@ -118,34 +117,42 @@ def log_numbers(client: "MlflowClient", run_id: str, done: Retraining, candidate
     from mlflow.entities import Metric, Param
 
     name, now_ms = candidate.architecture, int(time.time() * 1000)
-    sections = {key: done.params.get(key) for key in ("run", "resample", "evaluate", "promotion")}
-    sections["train"] = (done.params.get("train") or {}).get(name)
-    params = [Param(key, str(value)) for key, value in _flat(sections).items()]
-    client.log_batch(run_id, params=params)
-    numbers = {"best_validation_auc": candidate.metrics["validation"]["auc"]}
-    for key, value in candidate.metrics["test"].items():
-        if isinstance(value, Mapping):
-            numbers |= {f"test_{key}": value["value"]}
-            numbers |= {f"test_{key}_{end}": value[end] for end in ("low", "high")}
-        else:
-            numbers[f"test_{key}"] = value
-    metrics = [Metric(key, float(value), now_ms, 0) for key, value in numbers.items() if value is not None]
-    metrics += _history(done.workspace / "artifacts" / "train" / name / "history.csv", now_ms)
+    client.log_batch(run_id, params=[Param(key, text) for key, text in settings(done.params, name).items()])
+    history = done.workspace / "artifacts" / "train" / name / "history.csv"
+    metrics = [Metric(key, value, now_ms, step) for key, step, value in numbers(candidate.metrics, history)]
     for start in range(0, len(metrics), _METRICS_PER_CALL):
         client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
 
 
-def _history(path: Path, now_ms: int) -> list:
-    import pandas as pd
-    from mlflow.entities import Metric
+def settings(params: Mapping[str, Any], architecture: str) -> dict[str, str]:
+    """Returns the settings that shaped a candidate, flat, as text."""
+    sections = {key: params.get(key) for key in ("run", "resample", "evaluate", "promotion")}
+    sections["train"] = (params.get("train") or {}).get(architecture)
+    return {key: str(value) for key, value in _flat(sections).items()}
 
-    if not path.is_file():
+
+def numbers(metrics: Mapping[str, Any], history: Path) -> list[tuple[str, int, float]]:
+    """Returns name, step and value of everything measured on a candidate and during its training."""
+    found = {"best_validation_auc": metrics["validation"]["auc"]}
+    for key, value in metrics["test"].items():
+        if isinstance(value, Mapping):
+            found |= {f"test_{key}": value["value"]}
+            found |= {f"test_{key}_{end}": value[end] for end in ("low", "high")}
+        else:
+            found[f"test_{key}"] = value
+    return [(key, 0, float(value)) for key, value in found.items() if value is not None] + _course(history)
+
+
+def _course(history: Path) -> list[tuple[str, int, float]]:
+    import pandas as pd
+
+    if not history.is_file():
         return []
-    history = pd.read_csv(path)
-    columns = [name for name in history.select_dtypes("number").columns if name != "epoch"]
+    epochs = pd.read_csv(history)
+    columns = [name for name in epochs.select_dtypes("number").columns if name != "epoch"]
     return [
-        Metric(name, float(row[name]), now_ms, int(row["epoch"]))
-        for _, row in history.iterrows()
+        (name, int(row["epoch"]), float(row[name]))
+        for _, row in epochs.iterrows()
         for name in columns
         if math.isfinite(row[name])
     ]

@@ -4,6 +4,7 @@ Hides MLflow's model format, which holds a folder of safetensors and JSON here a
 addresses of models.
 """
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import sha256_file
+from openmed.files import check_hashes, hashes_below, sha256_file
+from pipeline.registry.decisions import champion
 from pipeline.registry.retraining import Candidate
-from pipeline.registry.store import MODEL_NAME, connect
+from pipeline.registry.store import CHAMPION, MODEL_NAME, connect
 from pipeline.registry.versions import aliases, find
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from openmed.models.session import Predictor
     from openmed.models.spec import ModelSpec
 
+_MODEL_FOLDER = "artifacts/model"
 _SERVED_WITH = (
     *(
         "mlflow",
@@ -80,13 +83,13 @@ def _model_folder(address: str | Path) -> Iterator[Path]:
         yield Path(address)
         return
     with connect() as client:
-        version = find(client, _resolve(client, str(address)))
+        version = find(client, _resolve(str(address)))
         with _stored_model(client, version.tags["model_id"], f"version {version.version}") as folder:
             _check_version(folder, version)
             yield folder
 
 
-def verify(version: str) -> "ModelSpec":
+def check_model(version: str) -> "ModelSpec":
     """Checks that the stored model of a version is the one that was registered; returns its description.
 
     Raises:
@@ -101,7 +104,7 @@ def verify(version: str) -> "ModelSpec":
 
 @contextmanager
 def stored(version: str) -> Iterator[Path]:
-    """Gives the model folder of a version, checked, for as long as the block lasts; raises as `verify`."""
+    """Gives the checked model folder of a version while the block lasts; raises as `check_model`."""
     with connect() as client:
         found = find(client, version)
         with _stored_model(client, found.tags["model_id"], f"version {version}") as folder:
@@ -140,24 +143,49 @@ def log_model(run_id: str, folder: Path) -> str:
     return logged.model_id
 
 
-def check_stored(client: "MlflowClient", model_id: str, candidate: Candidate) -> None:
-    """Refuses a model that was stored in part: MLflow itself would register it as ready."""
+def check_stored(client: "MlflowClient", model_id: str, candidate: Candidate) -> dict[str, str]:
+    """Refuses a model that was stored in part: MLflow itself would register it as ready.
+
+    Returns:
+        The SHA-256 of every file of the stored model, by its path below the model.
+    """
     status = str(client.get_logged_model(model_id).status)
     if status != "READY":
         raise IntegrityError(
             f"the store holds {candidate.architecture} as {status}, not READY: register it again"
         )
-    with _stored_model(client, model_id, candidate.architecture) as folder:
-        _check_hashes(folder, candidate.weights_sha256, candidate.spec_sha256, candidate.architecture)
+    with _stored_files(client, model_id, candidate.architecture) as folder:
+        _check_hashes(
+            folder / _MODEL_FOLDER, candidate.weights_sha256, candidate.spec_sha256, candidate.architecture
+        )
+        return hashes_below(folder)
+
+
+def check_files(client: "MlflowClient", version: "ModelVersion") -> None:
+    """Holds every file of a version's stored model, MLflow's own included, against its registration.
+
+    Raises:
+        IntegrityError: A file was changed, is missing or was added; the first is named.
+    """
+    what = f"version {version.version}"
+    with _stored_files(client, version.tags["model_id"], what) as folder:
+        check_hashes(hashes_below(folder), json.loads(version.tags["model_files"]), what)
 
 
 @contextmanager
 def _stored_model(client: "MlflowClient", model_id: str, what: str) -> Iterator[Path]:
     """Fetches a stored model folder for as long as the block lasts."""
+    with _stored_files(client, model_id, what, _MODEL_FOLDER) as folder:
+        yield folder
+
+
+@contextmanager
+def _stored_files(client: "MlflowClient", model_id: str, what: str, below: str = "") -> Iterator[Path]:
+    """Fetches what MLflow stored of a model, or a folder of it, for as long as the block lasts."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    uri = f"{client.get_logged_model(model_id).artifact_location}/artifacts/model"
+    uri = f"{client.get_logged_model(model_id).artifact_location}/{below}".rstrip("/")
     with tempfile.TemporaryDirectory() as folder:
         try:
             found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
@@ -190,7 +218,17 @@ def _check_hash(path: Path, expected: str | None, what: str) -> None:
         )
 
 
-def _resolve(client: "MlflowClient", address: str) -> str:
+def version_at(address: str) -> str:
+    """Returns the version that an address or an alias points to, whether or not it should point there.
+
+    Args:
+        address: models:/openmed-cxr@champion, models:/openmed-cxr/7 or 7.
+
+    Raises:
+        BadInput: It is no address, or there is no such alias.
+    """
+    if address.isdigit():
+        return address
     match = re.fullmatch(rf"models:/{MODEL_NAME}(?:@([\w-]+)|/(\d+))", address)
     if match is None:
         raise BadInput(
@@ -206,3 +244,10 @@ def _resolve(client: "MlflowClient", address: str) -> str:
         )
         raise BadInput(f"{MODEL_NAME} has no {alias}: {remedy}")
     return known[alias]
+
+
+def _resolve(address: str) -> str:
+    # Only the champion's alias stands for a decision; it may have been moved by something else.
+    if address == f"models:/{MODEL_NAME}@{CHAMPION}" and (live := champion()) is not None:
+        return live
+    return version_at(address)

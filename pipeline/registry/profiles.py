@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from openmed.errors import IntegrityError, ResourceError
 from openmed.files import atomic_path, sha256_file
+from pipeline.registry.decisions import champion
 from pipeline.registry.retraining import Retraining, read_table
 from pipeline.registry.store import connect
-from pipeline.registry.versions import champion, find
+from pipeline.registry.versions import find
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput, IntegrityError
+from pipeline.registry.decisions import champion
 from pipeline.registry.models import load
 from pipeline.registry.retraining import films_of
 from pipeline.registry.store import MODEL_NAME, connect
-from pipeline.registry.versions import champion
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from pipeline import project
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 MODEL_NAME = "openmed-cxr"
 EXPERIMENT = "openmed-cxr"
@@ -75,6 +75,18 @@ def search(client: "MlflowClient", query: str) -> Iterator["ModelVersion"]:
         token = page.token
         if not token:
             return
+
+
+def registered_model(client: "MlflowClient") -> "RegisteredModel | None":
+    """Gives the model with its aliases and tags; None when nothing has been registered."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_registered_model(MODEL_NAME)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def is_local(uri: str) -> bool:

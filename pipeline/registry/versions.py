@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_file
 from pipeline import project
+from pipeline.registry.audit import is_entry
 from pipeline.registry.store import (
-    CHAMPION,
     MODEL_NAME,
-    PREVIOUS,
     connect,
     is_local,
-    locked,
+    registered_model,
     search,
     without_password,
 )
@@ -53,21 +52,9 @@ def list_versions() -> list[dict[str, Any]]:
 
 def aliases() -> dict[str, str]:
     """Returns alias -> version; empty when nothing has been registered."""
-    from mlflow.exceptions import MlflowException
-
     with connect() as client:
-        try:
-            found = client.get_registered_model(MODEL_NAME).aliases
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return {}
-    return {alias: str(version) for alias, version in found.items()}
-
-
-def champion() -> str | None:
-    """Returns the version that is live, None when there is none."""
-    return aliases().get(CHAMPION)
+        model = registered_model(client)
+    return {} if model is None else {alias: str(version) for alias, version in model.aliases.items()}
 
 
 def artifact(version: str, path: str) -> Path:
@@ -119,61 +106,6 @@ def report_address(version: str) -> str | None:
     return f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/report.html"
 
 
-def move_champion(version: str, *, expected: str | None, previous: str | None) -> None:
-    """Makes a version the champion, if the champion is still the one that the decision was about.
-
-    MLflow lets the last writer win, so the change is made under a lock and read again. Over a tracking
-    server the lock holds among the processes that share one state folder; run promotions on one host.
-
-    Args:
-        version: The new champion.
-        expected: The champion that the decision was about; None for none.
-        previous: The version to roll back to from now on; None for none.
-
-    Raises:
-        BadInput: There is no such version, or the champion is another one by now.
-        IntegrityError: Another writer moved the champion at the same moment.
-    """
-    with locked("champion"), connect() as client:
-        find(client, version)
-        now = champion()
-        if now != expected:
-            raise BadInput(
-                f"the champion is {_spoken(now)} by now, not {_spoken(expected)}: compare {version} again"
-            )
-        if previous is not None:
-            client.set_registered_model_alias(MODEL_NAME, PREVIOUS, previous)
-        elif PREVIOUS in aliases():
-            client.delete_registered_model_alias(MODEL_NAME, PREVIOUS)
-        client.set_registered_model_alias(MODEL_NAME, CHAMPION, version)
-        now = champion()
-        if now != version:
-            raise IntegrityError(
-                f"the champion became {_spoken(now)} while version {version} was promoted: decide again"
-            )
-
-
-def drop_alias(alias: str, *, version: str) -> None:
-    """Removes an alias if it points to `version`."""
-    with locked("champion"), connect() as client:
-        if aliases().get(alias) == version:
-            client.delete_registered_model_alias(MODEL_NAME, alias)
-
-
-def set_tags(version: str, tags: Mapping[str, str]) -> None:
-    """Sets tags of a version, in order."""
-    with connect() as client:
-        find(client, version)
-        for key, value in tags.items():
-            client.set_model_version_tag(MODEL_NAME, version, key, value)
-
-
-def keep_record(version: str, name: str, record: Mapping[str, Any]) -> None:
-    """Stores a decision beside the evidence of a version, as decisions/<name>.json."""
-    with connect() as client:
-        client.log_dict(find(client, version).run_id, dict(record), f"decisions/{name}.json")
-
-
 def find(client: "MlflowClient", version: str) -> "ModelVersion":
     """Returns one version as MLflow has it; BadInput with those that exist when there is no such version."""
     from mlflow.exceptions import MlflowException
@@ -190,7 +122,7 @@ def find(client: "MlflowClient", version: str) -> "ModelVersion":
 
 
 def _described(version: "ModelVersion", named: Mapping[str, str]) -> dict[str, Any]:
-    tags = dict(version.tags)
+    tags = {key: value for key, value in version.tags.items() if not is_entry(key)}
     created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds")
     kept = (
         "architecture",
@@ -215,7 +147,3 @@ def _described(version: "ModelVersion", named: Mapping[str, str]) -> dict[str, A
 
 def _number(text: str | None) -> float | None:
     return None if text in (None, "None", "") else float(text)
-
-
-def _spoken(version: str | None) -> str:
-    return "none" if version is None else f"version {version}"

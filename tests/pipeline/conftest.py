@@ -78,15 +78,17 @@ def make_workspace(
         "run": {"seed": 1},
         "architectures": list(architectures),
         "train": {name: {"timm_name": TINY[name], "head": {"epochs": 1}} for name in architectures},
-        "evaluate": {"replicates": 200, "confidence": 0.95, "floors": floors},
+        "evaluate": {"replicates": 200, "confidence": 0.95, "target_sensitivity": 0.9, "floors": floors},
         "promotion": {"margins": {"auc": 0.02, "sensitivity": 0.05, "specificity": 0.05}},
     } | edits
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "data.dvc").write_text("outs:\n- md5: 0123abcd.dir\n  path: data\n")
-    (folder / "dvc.lock").write_text(f"schema: '2.0'\nstages: {{}}\n# {seed} {films_seed}\n")
+    (folder / "dvc.lock").write_text(
+        f"stages:\n  validate:\n    deps:\n    - path: data\n      md5: 0123abcd.dir\n# {seed} {films_seed}\n"
+    )
     for index, name in enumerate(architectures):
         auc = (validation or {}).get(name, 0.9 - index / 10)
-        _write_candidate(folder, name, films, seed=seed, good=good, floors=floors, validation_auc=auc)
+        _write_candidate(folder, name, films, params, seed=seed, good=good, validation_auc=auc)
     return folder
 
 
@@ -111,32 +113,37 @@ def _write_films(folder, films_seed, splits):
     return films
 
 
-def _write_candidate(folder, name, films, *, seed, good, floors, validation_auc):
-    from openmed.metrics.gates import judge, to_json
-    from openmed.metrics.intervals import bootstrap
+def _write_candidate(folder, name, films, params, *, seed, good, validation_auc):
+    from openmed.metrics.gates import to_json
     from openmed.models.checkpoint import save_model
     from openmed.models.factory import ModelFactory
+    from pipeline.judgement import Rules, judge_test_films, operating_threshold
 
-    model = ModelFactory.create(name, timm_name=TINY[name], image_size_px=32, seed=seed)
-    model.spec = model.spec.with_threshold(0.5)
-    target = folder / "artifacts/evaluate" / name
-    digest = save_model(target / "model", model)
+    target, rules = folder / "artifacts/evaluate" / name, Rules.of(params, "params.yaml")
     rows = films[films["split"] != "train"].drop(columns=["path", "sha256"])
     noise = np.random.default_rng(seed).uniform(0, 0.2, len(rows))
     right = (rows["label"] == 1) == good
     rows = rows.assign(score=np.where(right, 0.7 + noise, 0.1 + noise))
+    # The threshold of a good model is then 0.5.
+    rows.loc[rows["split"] == "calibration", "score"] = np.where(right, 0.75, 0.25)[
+        rows["split"] == "calibration"
+    ]
     rows = rows.assign(probability_NORMAL=1 - rows["score"], probability_PNEUMONIA=rows["score"])
+    rows = rows.assign(logit_NORMAL=0.0, logit_PNEUMONIA=np.log(rows["score"] / (1 - rows["score"])))
+    threshold = operating_threshold(rows, 1, rules)
+    model = ModelFactory.create(name, timm_name=TINY[name], image_size_px=32, seed=seed)
+    model.spec = model.spec.with_threshold(threshold)
+    digest = save_model(target / "model", model)
     rows.to_parquet(target / "predictions.parquet")
-    test = rows[rows["split"] == "test"]
-    intervals = bootstrap(test["label"], test["score"], test["patient"], 0.5, replicates=200, seed=1)
-    verdict, gates = judge(intervals, floors)
+    intervals, verdict, gates = judge_test_films(rows, 1, threshold, rules)
     write_json(target / "gates.json", to_json(verdict, gates))
     metrics = {
         "architecture": name,
         "positive": "PNEUMONIA",
-        "threshold": 0.5,
+        "threshold": threshold,
         "validation": {"auc": validation_auc},
-        "test": {"n": len(test)} | {key: value.to_json() for key, value in intervals.items()},
+        "test": {"n": int((rows["split"] == "test").sum())}
+        | {key: value.to_json() for key, value in intervals.items()},
         "model": {"weights_sha256": digest},
     }
     write_json(target / "metrics.json", metrics)
@@ -155,3 +162,11 @@ def _write_candidate(folder, name, films, *, seed, good, floors, validation_auc)
 def register(workspace, run_key="run-1", revision="abc"):
     """Registers what is in a workspace."""
     return registry.register_candidates(workspace, run_key=run_key, revision=revision)
+
+
+def crown(version, expected=None):
+    """Makes a version the champion without judging it."""
+    content = {"by": "Dr Adams", "comment": "", "verdict": "PASS"}
+    return registry.move_champion(
+        version, event=registry.PROMOTED, content=content, expected=expected, previous=expected
+    )

@@ -15,7 +15,7 @@ from pipeline import cli, registry
 from pipeline.drift import check_drift
 from pipeline.registry.profiles import PROFILE_FILE
 from tests.conftest import ROOT
-from tests.pipeline.conftest import SPLITS, make_workspace, register
+from tests.pipeline.conftest import SPLITS, crown, make_workspace, register
 
 MANIFEST = "artifacts/validate/manifest.parquet"
 
@@ -60,7 +60,7 @@ def live(tmp_path_factory, migrated):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENMED_HOME", str(home))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        registry.move_champion(register(workspace)["version"], expected=None, previous=None)
+        crown(register(workspace)["version"])
     return home, manifest
 
 
@@ -115,7 +115,7 @@ def test_a_champion_of_before_has_no_films_to_compare_with(store, validated, tmp
     from mlflow import MlflowClient
 
     result = register(make_workspace(tmp_path / "old"))
-    registry.move_champion(result["version"], expected=None, previous=None)
+    crown(result["version"])
     address = f"sqlite:///{store / 'mlflow.db'}"
     MlflowClient(address, address).delete_tag(result["run_id"], "data_profile_sha256")
     found = check_drift(validated(added(30)))
@@ -213,7 +213,7 @@ def test_patients_in_no_split_are_numbered_too(store, tmp_path):
     workspace = make_workspace(tmp_path / "ws")
     manifest = pd.concat([pd.read_parquet(workspace / MANIFEST), added(4)], ignore_index=True)
     manifest.to_parquet(workspace / MANIFEST)
-    registry.move_champion(register(workspace)["version"], expected=None, previous=None)
+    crown(register(workspace)["version"])
     films = registry.champion_profile()[1]
     assert list(films["patient"].tail(4)) == ["x000001", "x000001", "x000002", "x000002"]
 

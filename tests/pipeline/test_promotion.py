@@ -12,7 +12,6 @@ from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, write_json
 from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS
 from pipeline import promotion, registry
-from pipeline.registry import versions
 from tests.pipeline.conftest import make_workspace, register
 
 NO_FLOORS = {"auc": 0.0, "sensitivity": 0.0, "specificity": 0.0}
@@ -46,6 +45,7 @@ def ground(tmp_path_factory, migrated):
                 _claim_that_nan_passes(workspace / "artifacts/evaluate/vit/gates.json")
             assert register(workspace, f"run-{number}")["version"] == str(number)
             if number == 1:
+                write_json(root / "first.json", promotion.gate("1"))
                 record = promotion.promote("1", approved_by="Dr First", comment="", expected_champion=None)
                 assert record["previous_champion"] is None
     shutil.copy(home / "mlflow.db", root / "snapshot.db")
@@ -110,8 +110,7 @@ def test_the_table_is_markdown_with_every_gate_and_the_report(stage):
 
 
 def test_the_first_model_needs_no_champion_to_be_compared_with(stage):
-    registry.drop_alias("champion", version=CHAMPION)
-    result = promotion.gate(BETTER)
+    result = read_json(stage / "first.json")
     assert (result["verdict"], result["champion"], result["comparison"]) == (PASS, None, [])
     assert "There is no champion to compare with." in result["table_markdown"]
 
@@ -183,7 +182,7 @@ def test_a_champion_that_changed_since_the_registration_asks_for_a_new_compariso
 
 
 def test_a_version_registered_before_there_was_a_champion_must_be_compared_with_it(stage):
-    registry.move_champion(BETTER, expected=CHAMPION, previous=None)
+    promote()
     assert "registered beside no champion, but the champion is 2" in promotion.gate(CHAMPION)["note"]
 
 
@@ -215,8 +214,9 @@ def test_a_promotion_moves_the_alias_and_records_who_why_and_what_before(stage):
     found = registry.get_version(BETTER)
     assert found["approved_by"] == "Dr Adams" and found["approved_at"].endswith("Z")
     assert found["tags"]["comment"] == "looks right" and found["aliases"][0] == "champion"
-    stored = stage.glob(f"home/mlartifacts/{found['run_id']}/artifacts/decisions/*-promoted.json")
-    assert record in [read_json(path) for path in stored]
+    promoted, moved = registry.history(BETTER)[-2:]
+    assert (promoted.event, moved.event, promoted.content["by"]) == ("promoted", "moved", "Dr Adams")
+    assert promoted.content["model_sha256"] == promotion.gate(BETTER)["model_sha256"]
 
 
 def test_a_retried_promotion_changes_nothing(stage):
@@ -226,57 +226,110 @@ def test_a_retried_promotion_changes_nothing(stage):
         promote(by="Dr Brown", expected=BETTER)
 
 
-@pytest.mark.parametrize("step", ["move_champion", "keep_record", "last tag"])
-def test_a_promotion_killed_halfway_is_finished_by_its_retry(stage, monkeypatch, step):
-    name = "set_tags" if step == "last tag" else step
-    real = getattr(registry, name)
+def calls_of_a_promotion(monkeypatch, kill_at=None):
+    """Counts what a promotion writes to the store, and cuts it off before one of the writes."""
+    from mlflow import MlflowClient
 
-    def killed(version, *args, **kwargs):
-        if step != "last tag" or "record" in args[0]:
-            raise KeyboardInterrupt
-        return real(version, *args, **kwargs)
+    calls = []
 
+    def counted(real):
+        def write(*args, **kwargs):
+            if len(calls) == kill_at:
+                raise KeyboardInterrupt
+            calls.append(1)
+            return real(*args, **kwargs)
+
+        return write
+
+    names = ("set_model_version_tag", "set_registered_model_tag", "set_registered_model_alias")
     with monkeypatch.context() as patch:
-        patch.setattr(registry, name, killed)
-        with pytest.raises(KeyboardInterrupt):
+        for name in names:
+            patch.setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
+        if kill_at is None:
             promote()
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                promote()
+    return len(calls)
+
+
+WRITES = 10  # entry and head, two aliases, four tags, entry and head
+
+
+def test_a_promotion_writes_the_entry_first(stage, monkeypatch):
+    assert calls_of_a_promotion(monkeypatch) == WRITES
+
+
+@pytest.mark.parametrize("write", range(WRITES))
+def test_a_promotion_killed_before_any_of_its_writes_is_finished_by_its_retry(stage, monkeypatch, write):
+    calls_of_a_promotion(monkeypatch, kill_at=write)
     record = promote()
     assert record["previous_champion"] == CHAMPION and record["comment"] == "looks right"
     assert aliases() == {"champion": BETTER, "previous": CHAMPION}
+    assert [entry.event for entry in registry.history(BETTER)] == ["registered", "promoted", "moved"]
+    assert [link.problem for link in registry.verify(BETTER)] == [None] * 8
 
 
-def test_two_racing_promotions_leave_one_champion_and_one_loser_with_an_error(stage):
-    start, outcome = threading.Barrier(2), {}
+@pytest.mark.parametrize("write", range(1, WRITES))
+def test_a_promotion_killed_halfway_is_finished_by_the_next_decision(stage, monkeypatch, write):
+    calls_of_a_promotion(monkeypatch, kill_at=write)
+    with pytest.raises(BadInput, match="was reviewed against champion 1, but the champion is 2 by now"):
+        promote(OVERLAPPING, by="Dr Brown", workspace=stage / OVERLAPPING)
+    assert aliases() == {"champion": BETTER, "previous": CHAMPION}
+    assert registry.get_version(BETTER)["approved_by"] == "Dr Adams"
 
-    def race(version):
+
+def test_of_eight_racing_promotions_one_wins_and_seven_are_told(stage):
+    start, outcome = threading.Barrier(8), []
+
+    def race(version, person):
         start.wait()
         try:
-            outcome[version] = promote(version)
+            outcome.append(promote(version, by=person))
         except BadInput as error:
-            outcome[version] = error
+            outcome.append(error)
 
-    threads = [threading.Thread(target=race, args=(version,)) for version in (BETTER, OVERLAPPING)]
+    racers = [(version, f"Dr {number}") for number in range(4) for version in (BETTER, OVERLAPPING)]
+    threads = [threading.Thread(target=race, args=racer) for racer in racers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    (winner,) = [version for version, result in outcome.items() if isinstance(result, dict)]
-    (loser,) = {BETTER, OVERLAPPING} - {winner}
-    assert isinstance(outcome[loser], BadInput)
-    assert aliases() == {"champion": winner, "previous": CHAMPION}
+    (winner,) = [record for record in outcome if isinstance(record, dict)]
+    assert len(outcome) == 8 and sum(isinstance(error, BadInput) for error in outcome) == 7
+    assert aliases() == {"champion": winner["version"], "previous": CHAMPION}
+    assert [entry.event for entry in registry.history()][-2:] == ["promoted", "moved"]
+    assert sum(entry.event == "promoted" for entry in registry.history()) == 2
+    (loser,) = {BETTER, OVERLAPPING} - {winner["version"]}
     assert registry.get_version(loser)["approved_by"] is None
+    assert registry.get_version(winner["version"])["approved_by"] == winner["approved_by"]
 
 
-def test_a_champion_moved_behind_our_back_is_noticed(stage, monkeypatch):
-    answers = [CHAMPION, OVERLAPPING]
-    monkeypatch.setattr(versions, "champion", lambda: answers.pop(0))
-    with pytest.raises(IntegrityError, match=f"became version {OVERLAPPING} while version {BETTER}"):
-        registry.move_champion(BETTER, expected=CHAMPION, previous=None)
+def test_a_champion_moved_behind_our_back_stops_everything_until_a_person_puts_it_back(stage):
+    promote()
+    with registry.store.connect() as client:
+        client.set_registered_model_alias(registry.MODEL_NAME, "champion", WORSE)
+    moved = "the alias champion points to version 3, but the record of decisions says version 2"
+    for use in (
+        registry.champion,
+        lambda: registry.load("models:/openmed-cxr@champion"),
+        lambda: promote(OVERLAPPING, expected=WORSE),
+        lambda: promotion.rollback("bad", "Dr Adams"),
+    ):
+        with pytest.raises(IntegrityError, match=moved):
+            use()
+    assert moved in registry.verify(BETTER)[-1].problem
+    entry = registry.repair(by="Dr Adams", reason="someone played with the web page")
+    assert entry.content["found"] == {"champion": WORSE, "previous": CHAMPION}
+    assert aliases() == {"champion": BETTER, "previous": CHAMPION}
+    assert registry.verify(BETTER)[-1].problem is None
+    with pytest.raises(BadInput, match="nothing to repair"):
+        registry.repair(by="Dr Adams", reason="again")
 
 
 def test_the_champion_moves_only_from_where_it_was_expected(stage):
     with pytest.raises(BadInput, match="the champion is version 1 by now, not none: compare 2 again"):
-        registry.move_champion(BETTER, expected=None, previous=None)
+        registry.move_champion(BETTER, event=registry.PROMOTED, content={}, expected=None, previous=None)
 
 
 def test_a_promotion_against_another_champion_than_reviewed_is_refused(stage):

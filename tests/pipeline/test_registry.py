@@ -21,7 +21,7 @@ from openmed.models.checkpoint import WEIGHTS_FILE
 from pipeline import project, promotion, registry
 from pipeline.registry import candidates, server
 from pipeline.registry.retraining import Retraining
-from tests.pipeline.conftest import make_workspace, register
+from tests.pipeline.conftest import crown, make_workspace, register
 
 
 def client(home):
@@ -243,19 +243,19 @@ def test_an_empty_registry_is_no_error_to_read(store):
     with pytest.raises(BadInput, match="openmed-cxr has no champion: register and promote a model first"):
         registry.load("models:/openmed-cxr@champion")
     with pytest.raises(BadInput, match="has no version 1: register a retraining first"):
-        registry.verify("1")
+        registry.check_model("1")
 
 
 @pytest.mark.parametrize("name", [WEIGHTS_FILE, "model.json"])
 def test_a_flipped_byte_in_the_stored_model_is_refused(registered, name):
-    registry.verify("1")
+    registry.check_model("1")
     path = stored_weights(registered[0])[0].with_name(name)
     before = path.read_bytes()
     # In the description: the threshold 0.5 becomes 0.4.
     place = before.index(b'"threshold": 0.5') + 15 if name == "model.json" else len(before) // 2
     path.write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
     try:
-        for read in (registry.verify, lambda version: registry.load(f"models:/openmed-cxr/{version}")):
+        for read in (registry.check_model, lambda version: registry.load(f"models:/openmed-cxr/{version}")):
             with pytest.raises(IntegrityError, match=f"{name} of version 1 in the store is not what was"):
                 read("1")
     finally:
@@ -277,7 +277,7 @@ def test_an_export_is_registered_with_its_model_and_held_to_its_hash(store, tmp_
     path = stored_weights(store)[0].with_name("model.onnx")
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    for read in (registry.load_predictor, registry.load, lambda _: registry.verify("1")):
+    for read in (registry.load_predictor, registry.load, lambda _: registry.check_model("1")):
         with pytest.raises(IntegrityError, match=r"model\.onnx of version 1 in the store is not what was"):
             read(address)
 
@@ -287,7 +287,7 @@ def test_lost_weights_are_named(registered):
     folder.rename(folder.with_name("elsewhere"))
     try:
         with pytest.raises(IntegrityError, match="the stored model of version 1 cannot be fetched"):
-            registry.verify("1")
+            registry.check_model("1")
     finally:
         folder.with_name("elsewhere").rename(folder)
 
@@ -319,7 +319,7 @@ def test_a_candidate_without_a_report_has_no_report_address(store, tmp_path):
 
 def test_the_champion_is_scored_on_the_test_films_with_its_own_preprocessing(store, tmp_path):
     first = register(make_workspace(tmp_path / "a"))["version"]
-    registry.move_champion(first, expected=None, previous=None)
+    crown(first)
     second = make_workspace(tmp_path / "b", ("vit",), seed=5, films_seed=1)
     version = register(second, "run-2")["version"]
     about = json.loads(registry.artifact(version, "champion.json").read_text())
@@ -339,7 +339,7 @@ def test_the_champion_is_scored_on_the_test_films_with_its_own_preprocessing(sto
 
 def test_a_damaged_champion_does_not_stop_a_registration(store, tmp_path):
     first = register(make_workspace(tmp_path / "a"))["version"]
-    registry.move_champion(first, expected=None, previous=None)
+    crown(first)
     stored_weights(store)[0].write_bytes(b"broken")
     version = register(make_workspace(tmp_path / "b", ("vit",)), "run-2")["version"]
     about = json.loads(registry.artifact(version, "champion.json").read_text())
@@ -348,7 +348,7 @@ def test_a_damaged_champion_does_not_stop_a_registration(store, tmp_path):
 
 def test_films_that_changed_after_validation_are_not_scored(store, tmp_path):
     first = register(make_workspace(tmp_path / "a"))["version"]
-    registry.move_champion(first, expected=None, previous=None)
+    crown(first)
     workspace = make_workspace(tmp_path / "b", ("vit",), films_seed=1)
     films = registry.films_of(workspace)
     (workspace / "data" / films["path"].iloc[-1]).unlink()
@@ -517,9 +517,9 @@ def test_a_tracking_server_serves_as_well_as_a_local_store(tracked, tmp_path):
     (weights, _) = sorted(tracked.rglob(WEIGHTS_FILE), key=lambda path: path.stat().st_mtime)
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0\0")
     with pytest.raises(IntegrityError, match="is not what was registered"):
-        registry.verify("1")
+        registry.check_model("1")
     with pytest.raises(BadInput, match="has no version 3: choose one of 2, 1"):
-        registry.verify("3")
+        registry.check_model("3")
 
 
 def test_importing_the_application_side_loads_no_heavy_library():

@@ -15,13 +15,14 @@ from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import sha256_bytes, sha256_file
 from openmed.models.checkpoint import load_model
 from openmed.models.vault import read_vault
-from pipeline import cli, registry
+from pipeline import cli
 from pipeline import workspace as workspaces
 from pipeline.params import load_params
 from pipeline.train import create_model
 from pipeline.weights import pull_champion, pull_imagenet
 from tests.conftest import ROOT, run_stages, toy_params, write_params
 from tests.hub import REVISION, UNREACHABLE, hub_client, serve
+from tests.pipeline.conftest import crown
 
 REMOTE = "[core]\n    remote = own\n['remote \"own\"']\n    url = ../../own\n"
 RESNET, VIT = "test_resnet.r160_in1k", "test_vit.r160_in1k"
@@ -369,7 +370,7 @@ def with_champion(project, shared, monkeypatch):
     home = project.parent / "home"
     home.mkdir()
     shutil.copy(shared[0] / "mlflow.db", home)
-    registry.move_champion("1", expected=None, previous=None)
+    crown("1")
     (project / ".dvc/config").write_text("")
     return project, shared[1] / "artifacts/evaluate/resnet50/model"
 

@@ -1,0 +1,81 @@
+"""How a model is judged on its predictions, by the evaluate stage and by whoever checks it later."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from openmed.errors import BadInput
+from openmed.metrics.gates import Gate, judge
+from openmed.metrics.intervals import Interval, bootstrap
+from openmed.metrics.operating_point import choose_threshold
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The settings of a judgement; see params.yaml."""
+
+    target_sensitivity: float
+    confidence: float
+    replicates: int
+    floors: Mapping[str, float]
+    seed: int
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any], what: str) -> "Rules":
+        """Takes them from the content of a params.yaml; BadInput, naming `what`, when one is missing."""
+        try:
+            own = params["evaluate"]
+            return cls(
+                float(own["target_sensitivity"]),
+                float(own["confidence"]),
+                int(own["replicates"]),
+                dict(own["floors"]),
+                int(params["run"]["seed"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"{what} lacks settings of the judgement: {error}") from None
+
+
+def operating_threshold(predictions: "pd.DataFrame", positive_index: int, rules: Rules) -> float:
+    """Chooses the threshold on the calibration films of a table of predictions."""
+    films = predictions[predictions["split"] == "calibration"]
+    return choose_threshold(films["label"] == positive_index, films["score"], rules.target_sensitivity)
+
+
+def measure(
+    films: "pd.DataFrame", positive_index: int, threshold: float, rules: Rules
+) -> dict[str, Interval]:
+    """Metrics with intervals of the finding against everything else, patients resampled."""
+    return bootstrap(
+        films["label"] == positive_index,
+        films["score"],
+        patient_numbers(films),
+        threshold,
+        replicates=rules.replicates,
+        confidence=rules.confidence,
+        seed=rules.seed,
+    )
+
+
+def judge_test_films(
+    predictions: "pd.DataFrame", positive_index: int, threshold: float, rules: Rules
+) -> tuple[dict[str, Interval], str, list[Gate]]:
+    """Measures the test films of a table of predictions and holds them against the floors.
+
+    Returns:
+        The intervals, the verdict and the gates.
+    """
+    test = predictions[predictions["split"] == "test"]
+    intervals = measure(test, positive_index, threshold, rules)
+    return intervals, *judge(intervals, rules.floors)
+
+
+def patient_numbers(films: "pd.DataFrame") -> "pd.Series":
+    """Tells patients apart by their first film, so that no result depends on what a patient is called.
+
+    A seed then draws the same resamples from the films as from their evidence, which names no patient.
+    """
+    return films.groupby("patient")["id"].transform("min").astype(str)

@@ -1,0 +1,235 @@
+"""Decisions on versions and the moves of the champion, each written down before it is carried out.
+
+Hides the order of the steps: the entry first, then aliases and tags, then an entry that says so. What a kill
+leaves half done is finished by the next decision, whoever makes it; the entry is what counts. Aliases that
+were moved by anything else than this module are noticed, because they differ from the record.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from openmed.errors import BadInput, IntegrityError
+from pipeline.registry import audit
+from pipeline.registry.audit import Entry
+from pipeline.registry.store import (
+    CHALLENGER,
+    CHAMPION,
+    MODEL_NAME,
+    PREVIOUS,
+    connect,
+    locked,
+    registered_model,
+)
+from pipeline.registry.versions import find
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_MOVES = (audit.PROMOTED, audit.RESTORED)
+_DECISIONS = (*_MOVES, audit.REJECTED)
+
+
+def history(version: str | None = None) -> list[Entry]:
+    """Returns the record, of one version or the whole, after checking that it is unbroken.
+
+    Raises:
+        IntegrityError: The record was changed.
+    """
+    with connect() as client:
+        entries = audit.read(client)
+    return [entry for entry in entries if version in (None, entry.version)]
+
+
+def last_decision(version: str) -> Entry | None:
+    """Returns what was decided on a version last: an entry promoted, restored or rejected."""
+    return next((entry for entry in reversed(history(version)) if entry.event in _DECISIONS), None)
+
+
+def champion() -> str | None:
+    """Returns the version that is live, None when there is none.
+
+    Raises:
+        IntegrityError: The alias is not where the record says, or the record was changed.
+    """
+    with connect() as client:
+        entries = audit.read(client)
+        settled, pending = _settled(entries), _pending(entries)
+        now = _aliases(client).get(CHAMPION)
+    if now != settled and not (pending and now == pending.version):
+        raise _moved_outside(now, settled)
+    return now
+
+
+def record_registration(client: "MlflowClient", version: str, content: Mapping[str, Any]) -> None:
+    """Writes down that a version was registered and with what; once, however often it is called."""
+    with locked("record"):
+        entries = audit.read(client)
+        if not any(entry.event == audit.REGISTERED and entry.version == version for entry in entries):
+            audit.append(client, entries, audit.REGISTERED, version, content)
+
+
+def reject(version: str, *, by: str, reason: str) -> Entry:
+    """Turns a version down; repeated by the same person it only finishes what a kill has left.
+
+    Raises:
+        BadInput: There is no such version, or it is the champion.
+    """
+    with _deciding() as (client, entries):
+        find(client, version)
+        if _settled(entries) == version:
+            raise BadInput(f"version {version} is the champion: roll back instead of rejecting it")
+        entry = next((found for found in reversed(entries) if found.version == version), None)
+        if entry is None or entry.event != audit.REJECTED or entry.content["by"] != by:
+            entry = audit.append(client, entries, audit.REJECTED, version, {"by": by, "reason": reason})
+        _set_tags(client, entry)
+        if _aliases(client).get(CHALLENGER) == version:
+            client.delete_registered_model_alias(MODEL_NAME, CHALLENGER)
+    return entry
+
+
+def move_champion(
+    version: str, *, event: str, content: Mapping[str, Any], expected: str | None, previous: str | None
+) -> Entry:
+    """Makes a version the champion, if the champion is still the one that the decision was about.
+
+    Args:
+        version: The new champion.
+        event: audit.PROMOTED or audit.RESTORED.
+        content: Who decided (`by`), why, and on what evidence.
+        expected: The champion that the decision was about; None for none.
+        previous: The version to roll back to from now on; None for none.
+
+    Raises:
+        BadInput: There is no such version, or the champion is another one by now.
+        IntegrityError: The record was changed, or an alias moved outside of it.
+    """
+    with _deciding() as (client, entries):
+        find(client, version)
+        now = _settled(entries)
+        if now != expected:
+            raise BadInput(
+                f"the champion is {_spoken(now)} by now, not {_spoken(expected)}: compare {version} again"
+            )
+        content = {**content, "previous": previous, "replaced": now}
+        entry = audit.append(client, entries, event, version, content)
+        _carry_out(client, [*entries, entry], entry)
+    return entry
+
+
+def finish() -> None:
+    """Finishes a move that was cut off; raises IntegrityError when an alias moved outside of the record."""
+    with _deciding():
+        pass
+
+
+def repair(*, by: str, reason: str) -> Entry:
+    """Puts the aliases back to where the record says, and writes down what was found.
+
+    Raises:
+        BadInput: Nothing is wrong, or there was never a champion.
+        IntegrityError: The record itself was changed.
+    """
+    with locked("record"), connect() as client:
+        entries = audit.read(client)
+        wanted = next((entry for entry in reversed(entries) if entry.event in _MOVES), None)
+        found = {alias: _aliases(client).get(alias) for alias in (CHAMPION, PREVIOUS)}
+        if wanted is None:
+            raise BadInput("the record knows no champion: promote a version instead")
+        if found == {CHAMPION: wanted.version, PREVIOUS: wanted.content["previous"]}:
+            raise BadInput("the aliases are where the record says: there is nothing to repair")
+        content = {"by": by, "reason": reason, "found": found}
+        entry = audit.append(client, entries, audit.REPAIRED, wanted.version, content)
+        _carry_out(client, [*entries, entry], wanted)
+    return entry
+
+
+def alias_problem(client: "MlflowClient", entries: Sequence[Entry]) -> str | None:
+    """Says in one sentence how the aliases differ from the record; None when they do not."""
+    if pending := _pending(entries):
+        return f"the decision of entry {pending.number} was cut off: repeat it, or make the next one"
+    wanted = next((entry for entry in reversed(entries) if entry.event in _MOVES), None)
+    for alias, version in (
+        (CHAMPION, wanted and wanted.version),
+        (PREVIOUS, wanted and wanted.content["previous"]),
+    ):
+        if (now := _aliases(client).get(alias)) != version:
+            return str(_moved_outside(now, version, alias))
+    return None
+
+
+@contextmanager
+def _deciding() -> Iterator[tuple["MlflowClient", list[Entry]]]:
+    """One decision at a time, on a record that is whole and carried out."""
+    with locked("record"), connect() as client:
+        entries = audit.read(client)
+        if pending := _pending(entries):
+            entries = [*entries, _carry_out(client, entries, pending)]
+        if problem := alias_problem(client, entries):
+            raise IntegrityError(problem)
+        yield client, entries
+
+
+def _settled(entries: Sequence[Entry]) -> str | None:
+    """The champion of the last move that was carried out."""
+    return next((entry.version for entry in reversed(entries) if entry.event == audit.MOVED), None)
+
+
+def _pending(entries: Sequence[Entry]) -> Entry | None:
+    """The last move, if nothing says that it was carried out."""
+    for entry in reversed(entries):
+        if entry.event == audit.MOVED:
+            return None
+        if entry.event in _MOVES:
+            return entry
+    return None
+
+
+def _carry_out(client: "MlflowClient", entries: Sequence[Entry], move: Entry) -> Entry:
+    """Sets aliases and tags as a move says and writes down that it was done."""
+    previous = move.content["previous"]
+    if previous is not None:
+        client.set_registered_model_alias(MODEL_NAME, PREVIOUS, previous)
+    elif PREVIOUS in _aliases(client):
+        client.delete_registered_model_alias(MODEL_NAME, PREVIOUS)
+    client.set_registered_model_alias(MODEL_NAME, CHAMPION, move.version)
+    _set_tags(client, move)
+    return audit.append(client, entries, audit.MOVED, move.version, {"by_entry": move.number})
+
+
+def tags_of(entry: Entry) -> dict[str, dict[str, str]]:
+    """Returns the tags that show a decision in MLflow: version -> tag -> value."""
+    by, at, said = entry.content["by"], entry.at, entry.content
+    if entry.event == audit.PROMOTED:
+        tags = {"decision": "promoted", "approved_by": by, "approved_at": at, "comment": said["comment"]}
+        return {entry.version: tags}
+    if entry.event == audit.REJECTED:
+        tags = {"decision": "rejected", "rejected_by": by, "rejected_at": at, "reason": said["reason"]}
+        return {entry.version: tags}
+    shown = {"by": by, "at": at, "reason": said["reason"]}
+    tags = {entry.version: {"decision": "restored", **shown}}
+    if said["replaced"] is not None:
+        tags[said["replaced"]] = {"decision": "rolled back", "replaced_by": entry.version, **shown}
+    return tags
+
+
+def _set_tags(client: "MlflowClient", entry: Entry) -> None:
+    for version, tags in tags_of(entry).items():
+        for key, value in tags.items():
+            client.set_model_version_tag(MODEL_NAME, version, key, value)
+
+
+def _aliases(client: "MlflowClient") -> dict[str, str]:
+    model = registered_model(client)
+    return {} if model is None else {alias: str(version) for alias, version in model.aliases.items()}
+
+
+def _moved_outside(now: str | None, recorded: str | None, alias: str = CHAMPION) -> IntegrityError:
+    return IntegrityError(
+        f"the alias {alias} points to {_spoken(now)}, but the record of decisions says {_spoken(recorded)}: "
+        "it was moved by something else; put it back with `openmed registry repair`"
+    )
+
+
+def _spoken(version: str | None) -> str:
+    return "none" if version is None else f"version {version}"

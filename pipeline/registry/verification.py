@@ -1,0 +1,253 @@
+"""Whether a version is still what was registered, judged and decided: every link, from data to alias.
+
+Hides where the parts lie in the store. A link is recomputed from what is stored and held against the record
+of decisions, never against another thing that could have been changed along with it.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from openmed.errors import IntegrityError, OpenMedError
+from openmed.files import check_hashes, hashes_below, read_json, sha256_bytes
+from pipeline.registry import audit
+from pipeline.registry.audit import Entry
+from pipeline.registry.decisions import alias_problem, tags_of
+from pipeline.registry.evidence import numbers, settings
+from pipeline.registry.models import check_files, stored
+from pipeline.registry.store import MODEL_NAME, connect
+from pipeline.registry.versions import find
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+# Tags too long to be repeated in the record, where their hash stands for them.
+_HASHED = ("evidence", "shared_evidence", "model_files")
+_DECIDED = (
+    *("decision", "approved_by", "approved_at", "comment", "rejected_by", "rejected_at"),
+    *("reason", "by", "at", "replaced_by"),
+)
+_ORIGIN = ("run_key", "revision", "data_md5", "started_by")
+
+
+@dataclass(frozen=True)
+class Link:
+    """One link of the chain: what it covers, and what is wrong with it or None."""
+
+    name: str
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """What the links are checked on."""
+
+    client: "MlflowClient"
+    entries: list[Entry]
+    version: "ModelVersion"
+
+    @property
+    def number(self) -> str:
+        return str(self.version.version)
+
+    @property
+    def what(self) -> str:
+        return f"version {self.number}"
+
+    def run(self) -> "Run":
+        return self.client.get_run(self.version.run_id)
+
+    def parent(self) -> "Run":
+        return self.client.get_run(self.run().data.tags["mlflow.parentRunId"])
+
+
+def registration(client: "MlflowClient", version: str) -> dict[str, Any]:
+    """Returns what the record says of a new version: all its tags, long lists by their hash."""
+    tags = find(client, version).tags
+    kept = {key: value for key, value in tags.items() if not audit.is_entry(key) and key not in _DECIDED}
+    return {key: sha256_bytes(value.encode()) if key in _HASHED else value for key, value in kept.items()}
+
+
+def verify(version: str) -> list[Link]:
+    """Checks every link of a version, from the record itself to the alias, up to the first broken one.
+
+    Raises:
+        BadInput: There is no such version.
+        ResourceError: The store does not answer.
+    """
+    with connect() as client:
+        found = find(client, version)
+        try:
+            chain = _Chain(client, audit.read(client), found)
+        except IntegrityError as error:
+            return [Link("record of decisions", str(error))]
+        links = [Link("record of decisions", None)]
+        for name, check in _LINKS.items():
+            links.append(Link(name, _problem(check, chain)))
+            if links[-1].problem:
+                break
+    return links
+
+
+def _problem(check: Callable[[_Chain], None], chain: _Chain) -> str | None:
+    try:
+        check(chain)
+    except OpenMedError as error:
+        return str(error)
+    except (KeyError, TypeError, ValueError) as error:
+        return f"it cannot be read ({type(error).__name__}): restore the registry from its backup"
+    return None
+
+
+def _registration(chain: _Chain) -> None:
+    entry = next(
+        (each for each in chain.entries if (each.event, each.version) == (audit.REGISTERED, chain.number)),
+        None,
+    )
+    if entry is None:
+        raise IntegrityError(f"the record knows no registration of {chain.what}: register it again")
+    _same(registration(chain.client, chain.number), entry.content, f"tag %s of {chain.what}")
+
+
+def _origin(chain: _Chain) -> None:
+    """Data version, code, settings and split, as the run of the whole retraining holds them."""
+    tags, parent = chain.version.tags, chain.parent()
+    for run in (parent, chain.run()):
+        _same({key: run.data.tags.get(key) for key in _ORIGIN}, {key: tags[key] for key in _ORIGIN}, "tag %s")
+    with _files_of(chain.client, parent.info.run_id) as folder:
+        check_hashes(hashes_below(folder), json.loads(tags["shared_evidence"]), "the retraining")
+        _check_lock(folder / "dvc.lock", tags["data_md5"])
+
+
+def _check_lock(path: Path, data_md5: str) -> None:
+    lock = yaml.safe_load(path.read_text(encoding="utf-8"))
+    read = {dep.get("md5") for dep in lock["stages"]["validate"]["deps"] if dep["path"] == "data"}
+    if read != {data_md5}:
+        raise IntegrityError(f"dvc.lock of the retraining read other data than {data_md5}: retrain")
+
+
+def _evidence(chain: _Chain) -> None:
+    """Files on the candidate, and the numbers that MLflow shows of it."""
+    run = chain.run()
+    with _files_of(chain.client, run.info.run_id) as folder:
+        check_hashes(hashes_below(folder), json.loads(chain.version.tags["evidence"]), chain.what)
+        params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+        measured = numbers(read_json(folder / "metrics.json"), folder / "history.csv")
+    _same(dict(run.data.params), settings(params, chain.version.tags["architecture"]), "setting %s in MLflow")
+    shown = {
+        f"{key} at step {point.step}": point.value
+        for key in run.data.metrics
+        for point in chain.client.get_metric_history(run.info.run_id, key)
+    }
+    _same(shown, {f"{key} at step {step}": value for key, step, value in measured}, "metric %s in MLflow")
+
+
+def _model(chain: _Chain) -> None:
+    check_files(chain.client, chain.version)
+
+
+def _verdict(chain: _Chain) -> None:
+    """Threshold, metrics and gates, computed anew from the predictions of each film."""
+    import numpy as np
+    import pandas as pd
+
+    from openmed.metrics.gates import to_json
+    from openmed.models.checkpoint import read_spec
+    from pipeline.judgement import Rules, judge_test_films, operating_threshold
+
+    with stored(chain.number) as folder:
+        spec = read_spec(folder)[0]
+    with _files_of(chain.client, chain.version.run_id) as folder:
+        predictions = pd.read_parquet(folder / "predictions.parquet")
+        params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+        metrics, gates = read_json(folder / "metrics.json"), read_json(folder / "gates.json")
+    rules = Rules.of(params, f"params.yaml of {chain.what}")
+    logits = predictions[[f"logit_{name}" for name in spec.class_names]].to_numpy()
+    scores = spec.probabilities(logits)[:, spec.positive_index]
+    if not np.allclose(scores, predictions["score"], atol=1e-6, rtol=0):
+        raise IntegrityError(f"the scores of {chain.what} are not those of its logits and its calibration")
+    threshold = operating_threshold(predictions, spec.positive_index, rules)
+    if not threshold == spec.threshold == metrics["threshold"]:
+        raise IntegrityError(
+            f"the threshold of {chain.what} is {spec.threshold}, but its calibration films give {threshold}"
+        )
+    intervals, verdict, judged = judge_test_films(predictions, spec.positive_index, threshold, rules)
+    _close(json.loads(json.dumps(to_json(verdict, judged))), gates, f"gates.json of {chain.what}")
+    shown = {name: metrics["test"][name] for name in intervals}
+    _close({name: each.to_json() for name, each in intervals.items()}, shown, f"metrics.json of {chain.what}")
+    if verdict != chain.version.tags["verdict"]:
+        raise IntegrityError(f"the verdict on {chain.what} is {verdict}, not {chain.version.tags['verdict']}")
+
+
+def _decisions(chain: _Chain) -> None:
+    """What MLflow shows of the decisions on the version, and that each was about this model."""
+    expected: dict[str, str] = {}
+    for entry in chain.entries:
+        if entry.event in (audit.PROMOTED, audit.RESTORED, audit.REJECTED):
+            expected |= tags_of(entry).get(chain.number, {})
+    shown = {key: chain.version.tags[key] for key in _DECIDED if key in chain.version.tags}
+    _same(shown, expected, f"tag %s of {chain.what}")
+
+
+def _alias(chain: _Chain) -> None:
+    if problem := alias_problem(chain.client, chain.entries):
+        raise IntegrityError(problem)
+
+
+_LINKS: dict[str, Callable[[_Chain], None]] = {
+    "registration": _registration,
+    "data, code, settings and split": _origin,
+    "evidence": _evidence,
+    "model": _model,
+    "verdict": _verdict,
+    "decisions": _decisions,
+    "aliases": _alias,
+}
+
+
+@contextmanager
+def _files_of(client: "MlflowClient", run_id: str) -> Iterator[Path]:
+    """Fetches all files of a run for as long as the block lasts."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    root = client.get_run(run_id).info.artifact_uri
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = Path(mlflow.artifacts.download_artifacts(artifact_uri=root, dst_path=folder))
+        except (OSError, MlflowException) as error:
+            raise IntegrityError(
+                f"the evidence of {MODEL_NAME} cannot be fetched ({type(error).__name__}): restore it"
+            ) from error
+        yield found
+
+
+def _same(found: Mapping[str, Any], recorded: Mapping[str, Any], what: str) -> None:
+    for key in sorted(found.keys() | recorded.keys()):
+        if found.get(key) != recorded.get(key):
+            raise IntegrityError(
+                f"{what.replace('%s', key)} is not what was recorded: restore the registry from its backup"
+            )
+
+
+def _close(found: Any, stored_: Any, what: str) -> None:
+    """Compares JSON content, numbers to 1e-9: another processor may round the last digit otherwise."""
+    if isinstance(found, Mapping) and isinstance(stored_, Mapping) and found.keys() == stored_.keys():
+        for key in found:
+            _close(found[key], stored_[key], what)
+    elif isinstance(found, list) and isinstance(stored_, list) and len(found) == len(stored_):
+        for one, other in zip(found, stored_, strict=True):
+            _close(one, other, what)
+    elif isinstance(found, float) and isinstance(stored_, int | float):
+        if abs(found - stored_) > 1e-9:
+            raise IntegrityError(f"{what} says {stored_}, but its predictions give {found}")
+    elif found != stored_:
+        raise IntegrityError(f"{what} says {stored_}, but its predictions give {found}")

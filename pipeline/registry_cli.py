@@ -1,0 +1,108 @@
+"""`openmed registry`: the versions, what is known about them, and decisions on them."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.terminal import Json, cell, print_json, print_table
+
+registry = typer.Typer(
+    help="Registered versions: list, show, verify, promote, reject, roll back.", no_args_is_help=True
+)
+
+Version = Annotated[str, typer.Argument(help="models:/openmed-cxr@champion, models:/openmed-cxr/7 or 7.")]
+Number = Annotated[str, typer.Argument(metavar="VERSION", help="Number of the version.")]
+By = Annotated[str, typer.Option(help="Who decides.")]
+Reason = Annotated[str, typer.Option(help="Why.")]
+
+
+@registry.command("list")
+def list_(as_json: Json = False) -> None:
+    """Lists the registered versions, newest first."""
+    from pipeline.registry import list_versions
+
+    versions = list_versions()
+    if as_json:
+        print_json(versions)
+        return
+    columns = (
+        "version",
+        "architecture",
+        "verdict",
+        "aliases",
+        "auc",
+        "sensitivity",
+        "specificity",
+        "approved_by",
+    )
+    print_table(columns, [[cell(version.get(column)) for column in columns] for version in versions])
+
+
+@registry.command()
+def show(version: Version, as_json: Json = False) -> None:
+    """Tells the story of a version: where it came from, who decided what and why."""
+    from pipeline.registry import story, version_at
+
+    number = version_at(version)
+    told = story(number)
+    if as_json:
+        print_json([{"at": at, "what": what} for at, what in told])
+        return
+    print(f"Version {number}")
+    for at, what in told:
+        print(f"{at}  {what}")
+
+
+@registry.command()
+def verify(version: Version, as_json: Json = False) -> None:
+    """Recomputes everything that a version stands on; ends with exit code 3 at the first broken link."""
+    from openmed.errors import IntegrityError
+    from pipeline.registry import verify as check
+    from pipeline.registry import version_at
+
+    number = version_at(version)
+    links = check(number)
+    if as_json:
+        print_json([{"link": link.name, "problem": link.problem} for link in links])
+    else:
+        for link in links:
+            print(f"{'broken' if link.problem else 'intact'}  {link.name}")
+    if problem := links[-1].problem:
+        raise IntegrityError(f"version {number}, {links[-1].name}: {problem}")
+
+
+@registry.command()
+def promote(version: Number, by: By, comment: Annotated[str, typer.Option(help="Why.")] = "") -> None:
+    """Makes a version the champion if it passes its gates now."""
+    from pipeline import promotion
+    from pipeline.registry import champion
+
+    record = promotion.promote(version, approved_by=by, comment=comment, expected_champion=champion())
+    print(f"version {version} is the champion, approved by {record['approved_by']}")
+
+
+@registry.command()
+def reject(version: Number, by: By, reason: Reason) -> None:
+    """Turns a version down for good."""
+    from pipeline import promotion
+
+    record = promotion.reject(version, by=by, reason=reason)
+    print(f"version {version} is rejected by {record['rejected_by']}")
+
+
+@registry.command()
+def rollback(reason: Reason, by: By) -> None:
+    """Makes the previous champion the champion again."""
+    from pipeline import promotion
+
+    record = promotion.rollback(reason, by)
+    print(f"version {record['version']} is the champion again")
+
+
+@registry.command()
+def repair(reason: Reason, by: By) -> None:
+    """Puts aliases that were moved by something else back to where the record of decisions says."""
+    from pipeline.registry import repair as put_back
+
+    entry = put_back(by=by, reason=reason)
+    print(f"version {entry.version} is the champion, as the record says")
