@@ -5,6 +5,7 @@ Hides the layout of the artefacts, their agreement with each other, and who the 
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import yaml
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, sha256_file
+from pipeline.lockfile import check_outputs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,10 +35,11 @@ class Candidate:
     spec_sha256: str
 
     @classmethod
-    def read(cls, workspace: Path, architecture: str) -> "Candidate":
-        """Reads what `evaluate` left for one architecture; refuses evidence on another model."""
+    def read(cls, workspace: Path, architecture: str, lock: Mapping[str, Any]) -> "Candidate":
+        """Reads what `evaluate` left for one architecture; refuses what is not what it wrote."""
         from openmed.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, read_spec
 
+        check_outputs(workspace, lock, f"evaluate@{architecture}")
         folder = workspace / "artifacts" / "evaluate" / architecture
         metrics, gates = read_json(folder / "metrics.json"), read_json(folder / "gates.json")
         spec, expected = read_spec(folder / "model")
@@ -75,14 +78,14 @@ class Retraining:
         """Reads a workspace; BadInput or IntegrityError when something is missing or does not agree."""
         params = _read_yaml(workspace / "params.yaml")
         data = _read_yaml(workspace / "data.dvc")
-        _read_yaml(workspace / "dvc.lock")
+        lock = _read_yaml(workspace / "dvc.lock")
         try:
             names, data_md5 = list(params["architectures"]), data["outs"][0]["md5"]
         except (KeyError, IndexError, TypeError):
             raise BadInput(
                 f"{workspace} lacks `architectures` in params.yaml or a hash in data.dvc"
             ) from None
-        candidates = {name: Candidate.read(workspace, name) for name in names}
+        candidates = {name: Candidate.read(workspace, name, lock) for name in names}
         if not candidates:
             raise BadInput(f"params.yaml in {workspace} names no architecture: there is nothing to register")
         return cls(workspace, params, data_md5, films_of(workspace), candidates)

@@ -11,6 +11,7 @@ import yaml
 
 from openmed.files import write_json
 from pipeline import registry
+from pipeline.lockfile import dvc_md5
 
 TINY = {"resnet50": "test_resnet", "vit": "test_vit"}
 SPLITS = ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 4 + ["test"] * 24
@@ -83,12 +84,22 @@ def make_workspace(
     } | edits
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "data.dvc").write_text("outs:\n- md5: 0123abcd.dir\n  path: data\n")
-    (folder / "dvc.lock").write_text(
-        f"stages:\n  validate:\n    deps:\n    - path: data\n      md5: 0123abcd.dir\n# {seed} {films_seed}\n"
-    )
     for index, name in enumerate(architectures):
         auc = (validation or {}).get(name, 0.9 - index / 10)
         _write_candidate(folder, name, films, params, seed=seed, good=good, validation_auc=auc)
+    return write_lock(folder)
+
+
+def write_lock(folder):
+    """Writes a dvc.lock as if the evaluate stage had just written what lies there."""
+    data = yaml.safe_load((folder / "data.dvc").read_text())["outs"][0]["md5"]
+    stages = {"validate": {"deps": [{"path": "data", "md5": data}]}}
+    for candidate in sorted((folder / "artifacts/evaluate").iterdir()):
+        outs = [path for path in sorted(candidate.iterdir()) if path.name != "roc.csv"]
+        stages[f"evaluate@{candidate.name}"] = {
+            "outs": [{"path": str(path.relative_to(folder)), "md5": dvc_md5(path)} for path in outs]
+        }
+    (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
     return folder
 
 
@@ -159,9 +170,11 @@ def _write_candidate(folder, name, films, params, *, seed, good, validation_auc)
     (explain / "report.html").write_text("<p>Report</p>")
 
 
-def register(workspace, run_key="run-1", revision="abc"):
-    """Registers what is in a workspace."""
-    return registry.register_candidates(workspace, run_key=run_key, revision=revision)
+def register(workspace, run_key="run-1", revision="abc", started_by=None):
+    """Registers what is in a workspace, whatever a test has changed in it."""
+    return registry.register_candidates(
+        write_lock(workspace), run_key=run_key, revision=revision, started_by=started_by
+    )
 
 
 def crown(version, expected=None):

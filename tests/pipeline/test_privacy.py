@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from openmed.data.phantom import draw
-from pipeline import registry
 from pipeline.drift import check_drift
 from tests.conftest import ROOT, run_stages, toy_params, write_params
 from tests.openmed.data.planted import dicom, jpeg, planted_in, png
+from tests.pipeline.conftest import register
 
 pytestmark = pytest.mark.slow
 FILMS = 132
@@ -79,7 +79,7 @@ def test_no_identifier_is_in_anything_that_a_run_writes_or_says(source, project,
     stages = ["validate", "split", "preprocess", "resample"]
     run_stages(project, [*stages, *(f"{s}@resnet50" for s in ("train", "evaluate", "explain")), "triage"])
     check_drift(project)
-    registry.register_candidates(project, run_key="planted", revision="a")
+    register(project, "planted")
     check_drift(project)
     output = "".join(capfd.readouterr()).encode() + said.stdout + said.stderr
     manifest = pd.read_parquet(project / "artifacts/validate/manifest.parquet")

@@ -261,7 +261,7 @@ def test_up_stops_when_it_is_told_to(tmp_path, monkeypatch, capsys):
 
 REGISTRY = """
 import json
-def register_candidates(workspace, *, run_key, revision):
+def register_candidates(workspace, *, run_key, revision, started_by):
     metrics = json.loads((workspace / "artifacts/train/vit/metrics.json").read_text())
     return {"version": "7", "architecture": "vit", "verdict": "PASS", "run_id": "r", "metrics": metrics}
 """

@@ -20,6 +20,7 @@ from openmed.models.checkpoint import load_model, read_spec
 from pipeline import promotion, registry
 from pipeline.params import load_params
 from tests.conftest import FILMS, forget_hashes, run_stages, write_params
+from tests.pipeline.conftest import register
 
 ARCHITECTURES = ("resnet50", "vit", "inceptionv3")
 LOGITS = ["logit_NORMAL", "logit_PNEUMONIA"]
@@ -379,9 +380,8 @@ def test_a_model_with_shuffled_training_labels_is_refused_and_the_champion_stays
     params["evaluate"]["floors"] = {"auc": 0.55}
     write_params(workspace, params)
     (workspace / "data.dvc").write_text("outs:\n- {md5: 0123456789abcdef0123456789abcdef.dir, path: data}\n")
-    (workspace / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     run_stages(workspace, ["evaluate@resnet50"])
-    good = registry.register_candidates(workspace, run_key="good", revision="a")["version"]
+    good = register(workspace, "good")["version"]
     promotion.promote(good, approved_by="Dr Adams", comment="", expected_champion=None)
 
     rows = pd.read_parquet(workspace / "artifacts/resample/rows.parquet")
@@ -391,7 +391,7 @@ def test_a_model_with_shuffled_training_labels_is_refused_and_the_champion_stays
     rows.to_parquet(workspace / "artifacts/resample/rows.parquet")
     run_stages(workspace, ["train@resnet50", "evaluate@resnet50", "explain@resnet50"])
     assert read(workspace, "evaluate/resnet50/gates.json")["verdict"] != "PASS"
-    bad = registry.register_candidates(workspace, run_key="bad", revision="b")["version"]
+    bad = register(workspace, "bad")["version"]
     assert promotion.gate(bad)["verdict"] != "PASS"
     with pytest.raises(BadInput, match="cannot be promoted"):
         promotion.promote(bad, approved_by="Dr Adams", comment="", expected_champion=good)

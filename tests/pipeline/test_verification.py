@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 
-from openmed.errors import BadInput
+from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_bytes
 from pipeline import cli, promotion, registry
 from tests.pipeline.conftest import make_workspace, register
@@ -35,9 +35,7 @@ def ground(tmp_path_factory, migrated):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         for number, expected in ((1, None), (2, "1")):
             workspace = make_workspace(root / str(number), ("vit",), seed=number, films_seed=number)
-            registry.register_candidates(
-                workspace, run_key=f"run-{number}", revision="abc", started_by="Ms Engineer"
-            )
+            register(workspace, f"run-{number}", started_by="Ms Engineer")
             promotion.promote(
                 str(number), approved_by="Dr Adams", comment="looks right", expected_champion=expected
             )
@@ -203,6 +201,19 @@ def test_a_threshold_that_the_calibration_films_do_not_give_is_found(store, tmp_
     register(workspace)
     found = broken("1")
     assert found.name == "verdict" and "the threshold of version 1 is 0.4" in found.problem
+
+
+def test_what_is_not_what_the_pipeline_wrote_is_not_registered(store, tmp_path):
+    workspace = make_workspace(tmp_path / "ws", ("vit",))
+    folder = workspace / "artifacts/evaluate/vit"
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "roc.csv")
+    assert len(files) == 5
+    for path in files:
+        before = path.read_bytes()
+        path.write_bytes(flipped(before))
+        with pytest.raises(IntegrityError, match="is not what evaluate@vit wrote"):
+            registry.register_candidates(workspace, run_key="run-1", revision="abc")
+        path.write_bytes(before)
 
 
 def test_the_commands_tell_the_story_and_end_with_3_when_a_link_is_broken(home, capsys, monkeypatch):
