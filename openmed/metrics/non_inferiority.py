@@ -48,7 +48,7 @@ def non_inferiority(
         difference: True difference, new minus old, within the discordance.
         name: What is compared, for the sentence.
         kind: Which films count, for the sentence.
-        power: In (0, 1).
+        power: In [0.5, 1).
         confidence: Of the two-sided interval whose lower limit is judged, in (0, 1).
 
     Returns:
@@ -79,20 +79,24 @@ def non_inferiority(
 
 
 def _non_inferiority_power(n: int, discordance: float, true: float, margin: float, z: float) -> float:
-    """Sums the probabilities of all discordant counts that pass, but for tails below 1e-12."""
+    """Sums over the discordant films, but for tails below 1e-12, how often enough are in favour."""
+    low, high = (int(binom.ppf(tail, n, discordance)) for tail in (1e-12, 1 - 1e-12))
+    total = np.arange(max(low, 0), high + 1)
     share = min(max((discordance + true) / 2 / discordance, 0.0), 1.0) if discordance else 0.5
-    total, better = (_likely(n, chance) for chance in (discordance, discordance * share))
-    total = total[:, None]
-    chance = binom.pmf(total, n, discordance) * binom.pmf(better, total, share)
-    possible = better <= total
-    worse = np.where(possible, total - better, 0)
-    shown = tango_score(np.where(possible, better, 0), worse, n, -margin) >= z
-    return float(np.sum(chance[possible & shown]))
+    enough = _better_needed(total, n, margin, z)
+    return float(np.sum(binom.pmf(total, n, discordance) * binom.sf(enough - 1, total, share)))
 
 
-def _likely(n: int, chance: float) -> NDArray[np.int64]:
-    low, high = (int(binom.ppf(tail, n, chance)) for tail in (1e-12, 1 - 1e-12))
-    return np.arange(max(low, 0), high + 1)
+def _better_needed(total: NDArray[np.int64], n: int, margin: float, z: float) -> NDArray[np.int64]:
+    """Of so many discordant films, the fewest on which the new model must be right; total + 1 if none."""
+    low, high = np.full_like(total, -1), total + 1
+    for _ in range(int(total.max()).bit_length() + 1):
+        middle = (low + high) // 2
+        tried = np.clip(middle, 0, total)
+        shown = (middle >= 0) & (tango_score(tried, total - tried, n, -margin) >= z)
+        high = np.where(shown, middle, high)
+        low = np.where(shown, low, middle)
+    return high
 
 
 def _smallest(excess: Callable[[float], float], low: float, high: float) -> float:

@@ -71,7 +71,7 @@ def proportion_floor(
         expected: The true value one hopes for, in [0, 1], as a rule what was measured.
         name: What is measured, for the sentence.
         kind: Which films count, for the sentence.
-        power: In (0, 1).
+        power: In [0.5, 1).
         confidence: Of the two-sided interval whose lower limit is judged, in (0, 1).
 
     Raises:
@@ -111,7 +111,7 @@ def auc_floor(
         positives: Films with the finding, at least 1.
         negatives: Films without it, at least 1.
         expected: The true AUC one hopes for, in [0, 1], as a rule what was measured.
-        power: In (0, 1).
+        power: In [0.5, 1).
         confidence: Of the two-sided interval whose lower limit is judged, in (0, 1).
 
     Raises:
@@ -129,15 +129,18 @@ def auc_floor(
         return true - measured - beyond * math.sqrt(auc_variance(true, *sizes))
 
     must = floor + z * math.sqrt(auc_variance(floor, positives, negatives))
-    value = float(brentq(surplus, must, 1.0, args=(1.0,))) if must < 1 and surplus(must, 1.0) < 0 else NAN
+    value = float(brentq(surplus, floor, 1.0, args=(1.0,))) if must < 1 else NAN
     # A perfect or always wrong model does not vary; the tiny number only keeps the division in hand.
     spread = math.sqrt(auc_variance(expected, positives, negatives)) + 1e-12
     reached = float(norm.sf((must - expected) / spread)) if must < 1 else 0.0
     enough = None
-    largest = MOST_FILMS / films
-    if expected > floor and surplus(expected, largest) > 0:
-        scale = brentq(lambda log: surplus(expected, math.exp(log)), math.log(1 / films), math.log(largest))
-        enough = math.ceil(films * math.exp(scale))
+    fewest, most = 2 / films, max(MOST_FILMS / films, 1.0)
+    if expected > floor and surplus(expected, most) > 0:
+        scale = fewest
+        if surplus(expected, fewest) < 0:
+            ends = math.log(fewest), math.log(most)
+            scale = math.exp(brentq(lambda log: surplus(expected, math.exp(log)), *ends))
+        enough = math.ceil(films * scale - 1e-9)
     kind = f"films ({positives} with the finding)"
     sentence = _floor_sentence("AUC", kind, films, floor, value, expected, enough, power)
     return Detectable(films, value, reached, enough, sentence)
@@ -147,12 +150,14 @@ def checked_critical_value(films: int, confidence: float, **shares: float) -> fl
     """Returns z of the confidence, after a look at the films and at named shares.
 
     Raises:
-        BadInput: There is no film, or a share is not in (0, 1).
+        BadInput: There is no film, a share is not in (0, 1), or the power is below one half.
     """
     for name, share in shares.items():
         inside = 0 <= share <= 1 if name == "expected" else 0 < share < 1
         if not inside:
             raise BadInput(f"for the power of a test {name} must be between 0 and 1, found {share}")
+        if name == "power" and share < 0.5:
+            raise BadInput(f"a test with a power below one half shows nothing, found {share}; take 0.8")
     if films < 1:
         raise BadInput(f"for the power of a test there must be at least one film of each kind, found {films}")
     return critical_value(confidence)

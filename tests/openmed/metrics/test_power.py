@@ -99,9 +99,17 @@ def test_a_tiny_test_cannot_show_an_auc():
     assert auc_floor(0.9, 50, 50, 1.0).power == 1
 
 
+def test_an_easy_floor_needs_the_fewest_films_and_a_power_of_one_half_is_possible():
+    assert auc_floor(0.01, 500, 500, 0.99).films_needed == 2
+    even = auc_floor(0.9, 60, 40, 0.95, power=0.5).value_needed
+    assert newcombe_auc(even, 60, 40).low == pytest.approx(0.9, abs=1e-9)
+    assert even < auc_floor(0.9, 60, 40, 0.95).value_needed
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: proportion_floor(0.9, 10, 0.95, power=0.3), "below one half"),
         (lambda: proportion_floor(1.0, 10, 0.9), "floor must be between 0 and 1, found 1.0"),
         (lambda: proportion_floor(0.9, 10, math.nan), "expected must be between 0 and 1, found nan"),
         (lambda: proportion_floor(0.9, 0, 0.95), "at least one film of each kind, found 0"),
