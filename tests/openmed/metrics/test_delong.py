@@ -152,13 +152,24 @@ def test_without_a_class_or_with_one_patient_of_it_there_are_no_limits():
     assert math.isnan(single.low) and math.isnan(single.high)
 
 
-def test_it_covers_the_true_auc():
-    rng, shift = np.random.default_rng(3), math.sqrt(2) * norm.ppf(0.8)
-    labels, held = np.repeat([0, 1], 60), 0
+def test_on_the_scale_of_log_odds_it_covers_an_auc_near_1_and_the_plain_one_does_not():
+    rng, true = np.random.default_rng(3), 0.97
+    labels, shift, held = np.repeat([0, 1], 40), math.sqrt(2) * norm.ppf(true), np.zeros(2)
     for _ in range(500):
-        interval = delong_auc(labels, norm.cdf(rng.normal(shift * labels)))
-        held += interval.low <= 0.8 <= interval.high
-    assert 0.92 <= held / 500 <= 0.98
+        scores = norm.cdf(rng.normal(shift * labels))
+        for place, logit in enumerate((False, True)):
+            interval = delong_auc(labels, scores, logit=logit)
+            held[place] += interval.low <= true <= interval.high
+    assert held[0] / 500 < 0.9 < 0.92 <= held[1] / 500 <= 0.98
+
+
+def test_the_scale_of_log_odds_is_undone_again():
+    labels, s100b, _ = asah()
+    plain, interval = delong_auc(labels, s100b), delong_auc(labels, s100b, logit=True)
+    odds = [math.log(limit / (1 - limit)) for limit in (interval.low, interval.value, interval.high)]
+    slope = 1 / (plain.value * (1 - plain.value))
+    assert odds[1] - odds[0] == pytest.approx(odds[2] - odds[1])
+    assert odds[2] - odds[1] == pytest.approx((plain.high - plain.value) * slope)
 
 
 def test_missing_scores_are_refused():
