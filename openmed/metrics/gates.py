@@ -11,6 +11,7 @@ from openmed.metrics.intervals import COMPARED, PROPORTIONS, Interval
 PASS = "PASS"
 FAIL = "FAIL"
 INSUFFICIENT = "INSUFFICIENT EVIDENCE"
+OUTSIDE_PLAN = "OUTSIDE PLAN"
 
 # Only metrics for which higher is better and whose interval cannot collapse on a small test set.
 JUDGED = ("auc", *PROPORTIONS)
@@ -26,7 +27,7 @@ class Gate:
         low: Lower confidence limit.
         high: Upper confidence limit.
         floor: What the lower limit must reach; minus the margin in a comparison.
-        verdict: PASS, INSUFFICIENT or FAIL.
+        verdict: PASS, INSUFFICIENT, OUTSIDE_PLAN or FAIL.
         reason: One sentence for a clinician.
     """
 
@@ -97,7 +98,7 @@ def judge_difference(
 
 
 def overall(gates: list[Gate]) -> str:
-    """Returns FAIL if any gate failed, else INSUFFICIENT EVIDENCE if any lacks it, else PASS.
+    """Returns the worst verdict: FAIL, then OUTSIDE PLAN, then INSUFFICIENT EVIDENCE, then PASS.
 
     Raises:
         BadInput: There is no gate: nothing passes unexamined.
@@ -105,7 +106,7 @@ def overall(gates: list[Gate]) -> str:
     if not gates:
         raise BadInput("no gate is set, so nothing can be let through; set at least one floor or margin")
     verdicts = {gate.verdict for gate in gates}
-    return next((verdict for verdict in (FAIL, INSUFFICIENT) if verdict in verdicts), PASS)
+    return next((verdict for verdict in (FAIL, OUTSIDE_PLAN, INSUFFICIENT) if verdict in verdicts), PASS)
 
 
 def to_json(verdict: str, gates: list[Gate]) -> dict[str, Any]:

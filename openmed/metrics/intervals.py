@@ -133,6 +133,41 @@ def paired_difference(
     return result
 
 
+def clustered_share(
+    outcomes: ArrayLike,
+    patients: ArrayLike,
+    *,
+    replicates: int = 2000,
+    confidence: float = 0.95,
+    seed: int,
+) -> Interval:
+    """Gives a share of films, e.g. of those referred, with an interval that knows of patients.
+
+    The wider, on each side, of the percentile bootstrap over whole patients and of Wilson's interval over
+    films, as `bootstrap` does for the metrics.
+
+    Args:
+        outcomes: (N,) boolean (or 0 and 1), the films that count; none gives NaN.
+        patients: (N,) identifiers, text or whole numbers.
+        replicates: Number of resamples.
+        confidence: Coverage of the interval, in (0, 1).
+        seed: The same seed gives the same interval.
+
+    Raises:
+        ValueError: Wrong shapes or values.
+    """
+    _refuse_settings(replicates, confidence)
+    if not np.size(outcomes):
+        return Interval(NAN, NAN, NAN)
+    truth = checked_labels(outcomes)
+    # One stratum: here the outcome is what varies, and must not be fixed by the draw.
+    group = cohort(np.zeros_like(truth), patients)
+    sums = np.stack([np.bincount(group.patient_of_film, weights) for weights in (truth, np.ones(len(truth)))])
+    shares = [np.divide(*(sums @ drawn.T)) for drawn in multiplicities(group, replicates, seed)]
+    score = wilson(int(truth.sum()), len(truth), confidence)
+    return _wider(_percentiles(score.value, np.concatenate(shares), confidence), score)
+
+
 def _score_interval(name: str, value: float, counts: Counts, confidence: float) -> Interval:
     tp, fp, tn, fn = counts.tp, counts.fp, counts.tn, counts.fn
     if name == "auc":

@@ -80,6 +80,14 @@ def newcombe_auc(auc: float, positives: int, negatives: int, confidence: float =
     return Interval(auc, low, 1 - _newcombe_low(1 - auc, positives, negatives, z))
 
 
+def auc_variance(auc: float, positives: int, negatives: int) -> float:
+    """Variance of a measured AUC whose true value is `auc`, as `newcombe_auc` takes it.
+
+    Hanley and McNeil (Radiology 1982;143:29-36), both class sizes in its shape replaced by their mean.
+    """
+    return auc * (1 - auc) * _shape(auc, positives, negatives) / (positives * negatives)
+
+
 def critical_value(confidence: float) -> float:
     """Returns z with `confidence` of the standard normal distribution within -z and z.
 
@@ -96,12 +104,14 @@ def _newcombe_low(auc: float, positives: int, negatives: int, z: float) -> float
 
     if auc == 0:
         return 0.0
-    mean_size = (positives + negatives) / 2 - 1
 
     def excess(t: float) -> float:
-        shape = 1 + mean_size * ((1 - t) / (2 - t) + t / (1 + t))
         # Squared and divided by (1 - t) where auc is 1, so that t = 1 itself is no root.
-        variance = z * z * t * shape / (positives * negatives)
+        variance = z * z * t * _shape(t, positives, negatives) / (positives * negatives)
         return (1 - t) - variance if auc == 1 else (auc - t) ** 2 - variance * (1 - t)
 
     return float(brentq(excess, 0.0, auc, xtol=1e-14))
+
+
+def _shape(t: float, positives: int, negatives: int) -> float:
+    return 1 + ((positives + negatives) / 2 - 1) * ((1 - t) / (2 - t) + t / (1 + t))

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 from openmed.errors import BadInput
 from openmed.files import read_json, write_json
-from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS, judge, judge_difference, overall, to_json
+from openmed.metrics.gates import (
+    FAIL,
+    INSUFFICIENT,
+    OUTSIDE_PLAN,
+    PASS,
+    Gate,
+    judge,
+    judge_difference,
+    overall,
+    to_json,
+)
 from openmed.metrics.intervals import Interval, bootstrap, paired_difference
 
 NAN = math.nan
@@ -59,6 +69,13 @@ def test_the_worst_gate_decides(lows, verdict):
         for name, low in zip(("auc", "specificity"), lows, strict=True)
     }
     assert judge(intervals, {"auc": 0.8, "specificity": 0.8})[0] == verdict
+
+
+def test_the_worst_verdict_is_the_overall_one():
+    order = (FAIL, OUTSIDE_PLAN, INSUFFICIENT, PASS)
+    gates = [Gate("auc", 0.9, 0.8, 1.0, 0.8, verdict, "") for verdict in reversed(order)]
+    for place, verdict in enumerate(order):
+        assert overall(gates[: len(order) - place]) == verdict
 
 
 def test_nothing_passes_unexamined():

@@ -5,7 +5,7 @@ import pytest
 
 from openmed.metrics import intervals
 from openmed.metrics.classification import METRICS
-from openmed.metrics.intervals import COMPARED, PROPORTIONS, bootstrap, paired_difference
+from openmed.metrics.intervals import COMPARED, PROPORTIONS, bootstrap, clustered_share, paired_difference
 from openmed.metrics.resampling import cohort, multiplicities
 from openmed.metrics.score_intervals import newcombe_auc, wilson
 
@@ -197,3 +197,25 @@ def test_wrong_scores_of_the_second_model_are_refused():
     labels, scores, patients = sample()
     with pytest.raises(ValueError, match="found nan"):
         paired_difference(labels, scores, scores * math.nan, patients, 0.5, 0.5, seed=1)
+
+
+def test_a_share_equals_the_accuracy_of_flags_that_say_so():
+    _, _, patients = sample()
+    outcomes = np.random.default_rng(3).random(90) < 0.3
+    found = clustered_share(outcomes, patients, replicates=400, seed=2)
+    group = cohort(np.zeros(90, int), patients)
+    drawn = np.concatenate(list(multiplicities(group, 400, 2)))
+    shares = [np.average(outcomes, weights=row[group.patient_of_film]) for row in drawn]
+    low, high = np.quantile(shares, [0.025, 0.975])
+    score = wilson(int(outcomes.sum()), 90)
+    assert found.value == outcomes.mean()
+    assert (found.low, found.high) == pytest.approx((min(low, score.low), max(high, score.high)), abs=1e-12)
+
+
+def test_a_share_knows_of_patients_and_stays_open():
+    alike = np.repeat(np.random.default_rng(1).random(20) < 0.5, 10)
+    by_patient = clustered_share(alike, np.repeat(np.arange(20), 10), seed=1)
+    by_film = clustered_share(alike, np.arange(200), seed=1)
+    assert by_patient.high - by_patient.low > 2 * (by_film.high - by_film.low)
+    assert clustered_share(np.ones(20, bool), np.arange(20), seed=1).low == wilson(20, 20).low
+    assert math.isnan(clustered_share([], [], seed=1).value)

@@ -1,13 +1,16 @@
+import functools
+import json
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom, binomtest
 
 from openmed.errors import BadInput
 from openmed.metrics.classification import sensitivity
-from openmed.metrics.operating_point import choose_threshold
+from openmed.metrics.operating_point import choose_threshold, controlled_threshold, patients_needed
 
 films = st.lists(
     st.tuples(st.integers(0, 1), st.floats(0, 1, width=32) | st.sampled_from([0.2, 0.5])), min_size=1
@@ -71,3 +74,111 @@ def test_an_impossible_target_is_refused(target):
 def test_missing_scores_are_refused():
     with pytest.raises(ValueError, match="found nan"):
         choose_threshold([0, 1], [0.2, math.nan], 0.95)
+
+
+@functools.cache
+def exact_limit(found, n, confidence):
+    """One-sided Clopper-Pearson limit by scipy, as the lower end of a two-sided interval."""
+    return binomtest(found, n).proportion_ci(2 * confidence - 1, method="exact").low
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 12)), min_size=25, max_size=60),
+    st.sampled_from([0.6, 0.8, 0.9]),
+    st.sampled_from([0.7, 0.9]),
+)
+def test_no_higher_threshold_keeps_the_promise(rows, target, confidence):
+    labels, scores = (np.array(column) for column in zip(*rows, strict=True))
+    scores, n = scores / 12, int(labels.sum())
+    if n < patients_needed(target, confidence):
+        with pytest.raises(BadInput, match=f"found {n} "):
+            controlled_threshold(labels, scores, np.arange(len(labels)), target, confidence)
+        return
+    found = controlled_threshold(labels, scores, np.arange(len(labels)), target, confidence)
+    having = scores[labels == 1]
+    reaching = [s for s in set(scores) if exact_limit(int(np.sum(having >= s)), n, confidence) >= target]
+    assert np.array_equal(scores >= found.threshold, scores >= max(reaching))
+    assert (found.patients, found.missed) == (n, int(np.sum(having < found.threshold)))
+    assert found.lower_limit == pytest.approx(exact_limit(n - found.missed, n, confidence), abs=1e-9)
+    assert found.lower_limit >= target - 1e-9
+
+
+def test_the_promise_is_kept_and_the_plain_choice_breaks_it():
+    # Scores with the finding are uniform, so the true sensitivity of a threshold t is 1 - t.
+    rng, target, runs = np.random.default_rng(11), 0.9, 1000
+    labels, patients = np.repeat([0, 1], [20, 120]), np.arange(140)
+    promised = broken = 0
+    for _ in range(runs):
+        scores = rng.random(140)
+        promised += 1 - controlled_threshold(labels, scores, patients, target, 0.9).threshold < target
+        broken += 1 - choose_threshold(labels, scores, target) < target
+    # Exactly: more than the allowed number of patients lies below the true 10 % point.
+    allowed = max(k for k in range(120) if exact_limit(120 - k, 120, 0.9) >= target)
+    assert binom.cdf(allowed, 120, 0.1) <= 0.1
+    assert promised / runs <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / runs)
+    assert broken / runs > 0.3
+
+
+def test_the_promise_is_kept_for_patients_with_several_films_alike():
+    # One to four films a patient whose scores are nearly the same; a film of a random patient is drawn.
+    rng, target, runs = np.random.default_rng(12), 0.9, 300
+    grid = np.sort(np.clip(rng.random(200_000) + rng.normal(0, 0.02, 200_000), 0, 1))
+    broken = {"by patient": 0, "by film": 0}
+    for _ in range(runs):
+        films = rng.integers(1, 5, 60)
+        patients = np.repeat(np.arange(60), films)
+        scores = np.clip(rng.random(60)[patients] + rng.normal(0, 0.02, len(patients)), 0, 1)
+        labels = np.ones(len(patients), int)
+        for name, group in (("by patient", patients), ("by film", np.arange(len(patients)))):
+            threshold = controlled_threshold(labels, scores, group, target, 0.9).threshold
+            broken[name] += 1 - np.searchsorted(grid, threshold) / len(grid) < target
+    assert broken["by patient"] / runs <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / runs)
+    assert broken["by film"] / runs > 0.15
+
+
+def test_a_patient_is_found_only_with_all_films_of_the_finding():
+    labels = np.array([1] * 30 + [1, 1, 0])
+    scores = np.array([0.9] * 30 + [0.95, 0.2, 0.1])
+    patients = np.append(np.arange(30), [30, 30, 30])
+    found = controlled_threshold(labels, scores, patients, 0.9, 0.9)
+    assert (found.patients, found.missed) == (31, 0)  # one miss of 31 would not do
+    assert 0.1 < found.threshold <= 0.2
+
+
+def test_it_is_never_above_the_plain_choice():
+    # 100 patients of one film are easy, one with forty films is hard.
+    labels = np.ones(140, int)
+    scores, patients = np.append(np.full(100, 0.9), np.full(40, 0.3)), np.append(np.arange(100), [100] * 40)
+    assert controlled_threshold(labels, scores, patients, 0.9, 0.9).threshold <= 0.3
+
+
+def test_too_few_patients_are_told_how_many_are_needed():
+    assert patients_needed(0.95, 0.95) == 59
+    assert patients_needed(0.9, 0.9) == 22
+    labels, scores = np.ones(58, int), np.full(58, 0.5)
+    with pytest.raises(BadInput, match="at least 59 calibration patients with the finding, found 58"):
+        controlled_threshold(labels, scores, np.arange(58), 0.95)
+    with pytest.raises(BadInput, match=r"found 10 \(with 58 films\)"):
+        controlled_threshold(labels, scores, np.arange(58) % 10, 0.95)
+    labels, scores = np.ones(59, int), np.full(59, 0.5)
+    assert controlled_threshold(labels, scores, np.arange(59), 0.95).missed == 0
+
+
+def test_a_bound_that_is_met_exactly_is_enough():
+    # 0.5^(1/3) with three of three found.
+    target = 0.5 ** (1 / 3)
+    assert controlled_threshold([1, 1, 1], [0.5, 0.6, 0.7], [1, 2, 3], target, 0.5).missed == 0
+
+
+@pytest.mark.parametrize(("target", "confidence"), [(1.0, 0.9), (0.9, 1.0), (95, 0.9), (math.nan, 0.9)])
+def test_a_promise_without_doubt_is_refused(target, confidence):
+    with pytest.raises(BadInput, match="must be above 0 and below 1 for a promise"):
+        controlled_threshold([0, 1], [0.2, 0.4], [1, 2], target, confidence)
+
+
+def test_a_controlled_threshold_is_written_as_plain_values():
+    found = controlled_threshold(np.ones(30, int), np.linspace(0.2, 0.9, 30), np.arange(30), 0.9, 0.9)
+    content = found.to_json()
+    assert content == json.loads(json.dumps(content))
+    assert content["patients"] == 30

@@ -1,0 +1,145 @@
+"""Two models on the same films: difference of sensitivity or specificity in closed form.
+
+Only the films on which the two disagree tell them apart. Films are counted, not patients: with several
+films of a patient these limits are optimistic, and `intervals.paired_difference` carries the clustering.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.stats import binomtest
+
+from openmed.metrics.classification import NAN, checked_labels
+from openmed.metrics.score_intervals import Interval, critical_value
+
+
+@dataclass(frozen=True)
+class PairedProportions:
+    """How often two models are right on the same films.
+
+    Attributes:
+        films: Films of the class.
+        only_first: Films on which only the first model is right.
+        only_second: Films on which only the second model is right.
+        difference: Share of the first minus share of the second, with Tango's limits.
+        p_value: McNemar's, exact, of no difference.
+    """
+
+    films: int
+    only_first: int
+    only_second: int
+    difference: Interval
+    p_value: float
+
+
+def compare_flags(
+    labels: ArrayLike, flagged_a: ArrayLike, flagged_b: ArrayLike, confidence: float = 0.95
+) -> dict[str, PairedProportions]:
+    """Compares sensitivity and specificity of two models at their operating points.
+
+    Args:
+        labels: (N,) 0 or 1.
+        flagged_a: (N,) boolean (or 0 and 1), what the first model flags.
+        flagged_b: (N,) the same of the second model.
+        confidence: Coverage of the intervals, in (0, 1).
+
+    Returns:
+        "sensitivity" and "specificity"; NaN where the class is missing.
+
+    Raises:
+        ValueError: Wrong shapes or values.
+    """
+    truth = checked_labels(labels)
+    first, second = checked_labels(flagged_a), checked_labels(flagged_b)
+    if first.shape != truth.shape or second.shape != truth.shape:
+        raise ValueError(f"there are {len(truth)} labels but {len(first)} and {len(second)} flags")
+    result = {}
+    for name, side in (("sensitivity", 1), ("specificity", 0)):
+        of_class = truth == side
+        right_a, right_b = first[of_class] == side, second[of_class] == side
+        only_a, only_b = int(np.sum(right_a & ~right_b)), int(np.sum(right_b & ~right_a))
+        films = int(np.sum(of_class))
+        difference = tango(only_a, only_b, films, confidence)
+        p_value = mcnemar_exact(only_a, only_b) if films else NAN
+        result[name] = PairedProportions(films, only_a, only_b, difference, p_value)
+    return result
+
+
+def tango(only_first: int, only_second: int, n: int, confidence: float = 0.95) -> Interval:
+    """Score interval of the difference of two proportions on the same n films; NaN when n is 0.
+
+    Tango T. Equivalence test and confidence interval for the difference in proportions for the paired-sample
+    design. Stat Med 1998;17:891-908. The limits are the differences d at which the score test just rejects,
+    with the discordant share fitted under d. It keeps a width when the models never disagree: then the limits
+    are z^2 / (n + z^2) either side of 0.
+
+    Args:
+        only_first: Films on which only the first is right.
+        only_second: Films on which only the second is right.
+        n: All films.
+        confidence: Coverage of the interval, in (0, 1).
+
+    Returns:
+        First minus second, with limits in [-1, 1].
+
+    Raises:
+        ValueError: Impossible counts, or the confidence is not in (0, 1).
+    """
+    z = critical_value(confidence)
+    if only_first < 0 or only_second < 0 or only_first + only_second > n:
+        raise ValueError(f"counts {only_first} and {only_second} of {n} films are impossible")
+    if n == 0:
+        return Interval(NAN, NAN, NAN)
+    difference = (only_first - only_second) / n
+    return Interval(difference, -_upper(only_second, only_first, n, z), _upper(only_first, only_second, n, z))
+
+
+def tango_score(only_first: int, only_second: int, n: int, difference: float) -> float:
+    """The score statistic of a true difference: above z where that difference is too small to believe.
+
+    Arrays are taken element by element. NaN where the variance under the difference is 0.
+    """
+    part = np.sqrt(n * _variance(only_first, only_second, n, difference))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(part > 0, (only_first - only_second - n * difference) / part, np.nan)[()]
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value of equal proportions on the same films; 1 when they never disagree.
+
+    McNemar Q. Note on the sampling error of the difference between correlated proportions or percentages.
+    Psychometrika 1947;12:153-157; here by the binomial distribution of the discordant films.
+
+    Raises:
+        ValueError: A count is negative.
+    """
+    if only_first < 0 or only_second < 0:
+        raise ValueError(f"counts of films must not be negative, found {only_first} and {only_second}")
+    discordant = only_first + only_second
+    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+
+
+def _upper(b: int, c: int, n: int, z: float) -> float:
+    if b == n:
+        return 1.0
+    if b == c == 0:
+        return z * z / (n + z * z)
+    if c == n:
+        return (z * z - n) / (z * z + n)
+
+    def excess(difference: float) -> float:
+        variance = n * float(_variance(b, c, n, difference))
+        return n * difference - (b - c) - z * math.sqrt(variance)
+
+    return float(brentq(excess, (b - c) / n, 1.0, xtol=1e-14))
+
+
+def _variance(b: ArrayLike, c: ArrayLike, n: int, difference: float) -> ArrayLike:
+    """Variance of the observed difference, times n, with the share of c fitted under the true one."""
+    linear = (2 * n - np.subtract(b, c)) * difference - np.add(b, c)
+    constant = np.multiply(c, difference * (1 - difference))
+    share = (np.sqrt(np.maximum(linear * linear + 8 * n * constant, 0)) - linear) / (4 * n)
+    return np.maximum(2 * share + difference * (1 - difference), 0)

@@ -1,0 +1,218 @@
+"""What a test set could show, and what it could not: power, in numbers and in one sentence.
+
+A verdict of too little evidence is only fair with its measure: which true value this many films would have
+been enough for, and how many films it takes. The power is that of the interval of `score_intervals` or
+`paired_proportions` alone, with films taken as independent; a gate also asks the bootstrap over patients, so
+with several films of a patient it is somewhat lower.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.special import betaincinv
+from scipy.stats import binom, norm
+
+from openmed.errors import BadInput
+from openmed.metrics.classification import NAN
+from openmed.metrics.score_intervals import auc_variance, critical_value
+
+POWER = 0.8
+MOST_FILMS = 100_000
+"""More films than this are not searched for: the answer is then that no test will show it."""
+
+
+@dataclass(frozen=True)
+class Detectable:
+    """What a test set could have shown.
+
+    Attributes:
+        films: Films it has: of the class in question, or of both for an AUC.
+        value_needed: The smallest true value that the test shows with the power; NaN if none.
+        power: Power at the expected value, in [0, 1].
+        films_needed: Films with which the expected value is shown with the wished power; None if none are.
+        sentence: The same for a clinician.
+    """
+
+    films: int
+    value_needed: float
+    power: float
+    films_needed: int | None
+    sentence: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as plain values, NaN as None."""
+        needed = None if math.isnan(self.value_needed) else self.value_needed
+        return {**asdict(self), "value_needed": needed}
+
+
+def proportion_floor(
+    floor: float,
+    films: int,
+    expected: float,
+    *,
+    name: str = "sensitivity",
+    kind: str = "films with the finding",
+    power: float = POWER,
+    confidence: float = 0.95,
+) -> Detectable:
+    """Power to show that a proportion reaches a floor: that Wilson's lower limit is at or above it.
+
+    Exact binomial power. It rises with the number of films in saw teeth (Chernick and Liu, Am Stat
+    2002;56:149-155), so the number needed is the one from which on it stays at or above the wished one.
+
+    Args:
+        floor: What the lower limit must reach, in (0, 1).
+        films: Films of the class.
+        expected: The true value one hopes for, in [0, 1], as a rule what was measured.
+        name: What is measured, for the sentence.
+        kind: Which films count, for the sentence.
+        power: In [0.5, 1).
+        confidence: Of the two-sided interval whose lower limit is judged, in (0, 1).
+
+    Raises:
+        BadInput: A number is out of range.
+    """
+    z = checked_critical_value(films, confidence, floor=floor, power=power, expected=expected)
+    needed = int(_successes_needed(films, floor, z))
+    possible = needed <= films
+    value = float(betaincinv(needed, films - needed + 1, power)) if possible else NAN
+    reached = float(binom.sf(needed - 1, films, expected)) if possible else 0.0
+    enough = _films_for_proportion(floor, expected, power, z) if expected > floor else None
+    return Detectable(
+        films,
+        value,
+        reached,
+        enough,
+        _floor_sentence(name, kind, films, floor, value, expected, enough, power),
+    )
+
+
+def auc_floor(
+    floor: float,
+    positives: int,
+    negatives: int,
+    expected: float,
+    *,
+    power: float = POWER,
+    confidence: float = 0.95,
+) -> Detectable:
+    """Power to show that the AUC reaches a floor: that Newcombe's lower limit is at or above it.
+
+    By the normal approximation with the variance of Hanley and McNeil (Radiology 1982;143:29-36), taken at
+    the floor for the limit and at the true value for the power. `films_needed` keeps the classes' ratio.
+
+    Args:
+        floor: What the lower limit must reach, in (0, 1).
+        positives: Films with the finding, at least 1.
+        negatives: Films without it, at least 1.
+        expected: The true AUC one hopes for, in [0, 1], as a rule what was measured.
+        power: In [0.5, 1).
+        confidence: Of the two-sided interval whose lower limit is judged, in (0, 1).
+
+    Raises:
+        BadInput: A number is out of range.
+    """
+    z = checked_critical_value(
+        min(positives, negatives), confidence, floor=floor, expected=expected, power=power
+    )
+    films, beyond = positives + negatives, norm.ppf(power)
+
+    def surplus(true: float, scale: float) -> float:
+        """What is left above the AUC that must be measured, in a test `scale` times as large."""
+        sizes = positives * scale, negatives * scale
+        measured = floor + z * math.sqrt(auc_variance(floor, *sizes))
+        return true - measured - beyond * math.sqrt(auc_variance(true, *sizes))
+
+    must = floor + z * math.sqrt(auc_variance(floor, positives, negatives))
+    value = float(brentq(surplus, floor, 1.0, args=(1.0,))) if must < 1 else NAN
+    # A perfect or always wrong model does not vary; the tiny number only keeps the division in hand.
+    spread = math.sqrt(auc_variance(expected, positives, negatives)) + 1e-12
+    reached = float(norm.sf((must - expected) / spread)) if must < 1 else 0.0
+    enough = None
+    fewest, most = 2 / films, max(MOST_FILMS / films, 1.0)
+    if expected > floor and surplus(expected, most) > 0:
+        scale = fewest
+        if surplus(expected, fewest) < 0:
+            ends = math.log(fewest), math.log(most)
+            scale = math.exp(brentq(lambda log: surplus(expected, math.exp(log)), *ends))
+        enough = math.ceil(films * scale - 1e-9)
+    kind = f"films ({positives} with the finding)"
+    sentence = _floor_sentence("AUC", kind, films, floor, value, expected, enough, power)
+    return Detectable(films, value, reached, enough, sentence)
+
+
+def checked_critical_value(films: int, confidence: float, **shares: float) -> float:
+    """Returns z of the confidence, after a look at the films and at named shares.
+
+    Raises:
+        BadInput: There is no film, a share is not in (0, 1), or the power is below one half.
+    """
+    for name, share in shares.items():
+        inside = 0 <= share <= 1 if name == "expected" else 0 < share < 1
+        if not inside:
+            raise BadInput(f"for the power of a test {name} must be between 0 and 1, found {share}")
+        if name == "power" and share < 0.5:
+            raise BadInput(f"a test with a power below one half shows nothing, found {share}; take 0.8")
+    if films < 1:
+        raise BadInput(f"for the power of a test there must be at least one film of each kind, found {films}")
+    return critical_value(confidence)
+
+
+def such_tests(power: float) -> str:
+    """Returns the power as words: 4 of 5 such tests."""
+    share = Fraction(power).limit_denominator(20)
+    return f"{share.numerator} of {share.denominator} such tests"
+
+
+def rounded(share: float) -> str:
+    """Returns a share with two decimals, or three where the third is not 0."""
+    text = f"{share:.3f}"
+    return text[:-1] if text.endswith("0") else text
+
+
+def _successes_needed(films: ArrayLike, floor: float, z: float) -> NDArray[np.int64]:
+    """The fewest successes with Wilson's lower limit at or above the floor; above `films` if none."""
+    # The limit is where the score test at the floor just rejects, so no search is needed.
+    bound = np.multiply(films, floor) + z * np.sqrt(np.multiply(films, floor * (1 - floor)))
+    return np.ceil(bound - 1e-9).astype(np.int64)
+
+
+def _films_for_proportion(floor: float, expected: float, power: float, z: float) -> int | None:
+    """The number of films from which on the power stays at or above the wished one."""
+    spread = z * math.sqrt(floor * (1 - floor)) + norm.ppf(power) * math.sqrt(expected * (1 - expected))
+    guess = max(20.0, (spread / (expected - floor)) ** 2, z * z * floor / (1 - floor))
+    if guess > MOST_FILMS:
+        return None
+    films = np.arange(1, 3 * math.ceil(guess) + 50)
+    needed = _successes_needed(films, floor, z)
+    short = np.flatnonzero(binom.sf(needed - 1, films, expected) < power)
+    return int(films[short[-1]]) + 1 if short.size else 1
+
+
+def _floor_sentence(
+    name: str,
+    kind: str,
+    films: int,
+    floor: float,
+    value: float,
+    expected: float,
+    enough: int | None,
+    power: float,
+) -> str:
+    if math.isnan(value):
+        first = f"With {films} {kind}, not even a perfect {name} would show {rounded(floor)}"
+    else:
+        # Rounded up: the number that is named must be enough.
+        least = rounded(math.ceil(value * 1000 - 1e-6) / 1000)
+        first = (
+            f"With {films} {kind}, a true {name} of at least {least} would be needed to show "
+            f"{rounded(floor)} in {such_tests(power)}"
+        )
+    if enough is None:
+        return f"{first}; for a true {name} of {rounded(expected)} no realistic number of films would do."
+    return f"{first}; for a true {name} of {rounded(expected)} about {enough} would do."
