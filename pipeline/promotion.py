@@ -3,27 +3,21 @@
 Everything is read again from the registry, by hash; nothing is taken on the word of an earlier task.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from types import SimpleNamespace
+from typing import Any
 
 from openmed.errors import BadInput
-from openmed.files import read_json, sha256_bytes
-from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS, judge_difference
+from openmed.files import sha256_bytes
+from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS
 from openmed.metrics.gates import overall as worst
 from pipeline import registry
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from openmed.models.spec import ModelSpec
+from pipeline.gates import Evidence, compare, limits_of_the_test, performance_gates, soundness_gates
 
 
 def gate(version: str, *, workspace: Path | None = None) -> dict[str, Any]:
-    """Judges a version by its floors and against the current champion on identical test films.
+    """Judges a version by everything it must show, and against the champion on identical test films.
 
     Test films that shaped the champion (its training, validation and calibration films, found by the hash
     of their content) are left out of the comparison, which would favour it otherwise.
@@ -36,60 +30,62 @@ def gate(version: str, *, workspace: Path | None = None) -> dict[str, Any]:
     Returns:
         version, architecture, model_sha256 (of the list of all files of the stored model), champion (a
         version or None), verdict (see `overall`), gates and comparison (lists of gates), note (a sentence
-        about the comparison), films_compared, films_left_out, table_markdown and report (path, address or
+        about the comparison), films_compared, films_left_out, limits (sentences on what the test could not
+        have shown), reviewers (role -> what it answers for), table_markdown and report (path, address or
         None).
 
     Raises:
         BadInput: There is no such version.
-        IntegrityError: Weights or evidence are not what was registered.
+        IntegrityError: Weights, evidence or record are not what was registered.
     """
-    described, spec = registry.get_version(version), registry.check_model(version)
-    now = registry.champion()
-    gates = [_rechecked(found) for found in read_json(registry.artifact(version, "gates.json"))["gates"]]
-    floors_verdict = _worst(gates)
-    if now in (None, version):
-        note = "There is no champion to compare with." if now is None else "This version is the champion."
-        compared = {"comparison": [], "note": note, "films_compared": 0, "films_left_out": 0}
-    else:
-        compared = _compare(version, now, spec, workspace)
+    registry.check(version)
+    evidence, now = Evidence.of(version), registry.champion()
+    live = None if now in (None, version) else Evidence.of(now)
+    gates = [*evidence.gates, *soundness_gates(evidence, live), *performance_gates(evidence)]
+    compared = compare(evidence, now, workspace)
     result = {
         "version": version,
-        "architecture": described["architecture"],
-        "model_sha256": model_digest(described["tags"]),
+        "architecture": evidence.tags["architecture"],
+        "model_sha256": model_digest(evidence.tags),
         "champion": now,
-        "verdict": overall(floors_verdict, compared["comparison"]),
+        "verdict": overall(gates, compared.gates),
         "gates": gates,
-        **compared,
+        "comparison": compared.gates or [],
+        "note": compared.note,
+        "films_compared": compared.films_compared,
+        "films_left_out": compared.films_left_out,
+        "limits": limits_of_the_test(evidence),
+        "reviewers": dict(evidence.plan.protocol.reviewers),
         "report": registry.report_address(version),
     }
-    result["comparison"] = compared["comparison"] or []
     return result | {"table_markdown": _markdown(result)}
+
+
+def overall(gates: Sequence[Mapping[str, Any]], comparison: Sequence[Mapping[str, Any]] | None) -> str:
+    """Joins a version's own gates and its comparison into one verdict.
+
+    Its own gates must all PASS. A comparison gate that says FAIL, because the version measured worse than
+    the champion by more than the margin, rejects. One that says INSUFFICIENT EVIDENCE does not: on a small
+    test set an equal model often cannot be told from a slightly worse one, so it is shown to the reviewers,
+    who decide. A comparison that could not be made at all is never passed over.
+
+    Args:
+        gates: The version's own gates.
+        comparison: Gates against the champion; empty when there is none; None when there is one but no
+            comparison could be made.
+    """
+    own = worst([SimpleNamespace(**found) for found in gates])
+    if own != PASS:
+        return own
+    if comparison is None:
+        return INSUFFICIENT
+    known = {PASS, INSUFFICIENT}
+    return PASS if all(found["verdict"] in known for found in comparison) else FAIL
 
 
 def model_digest(tags: Mapping[str, str]) -> str:
     """Returns what a decision is bound to: the hash of the list of all files of a stored model."""
     return sha256_bytes(tags["model_files"].encode())
-
-
-def overall(floors_verdict: str, comparison_gates: Sequence[Mapping[str, Any]] | None) -> str:
-    """Joins the floors and the comparison into one verdict.
-
-    The floors must all PASS. A comparison gate that says FAIL, because the version measured worse than
-    the champion by more than the margin, rejects. One that says INSUFFICIENT EVIDENCE does not: on a small
-    test set an equal model often cannot be told from a slightly worse one, so it is shown to the reviewer,
-    who decides. A comparison that could not be made at all is never passed over.
-
-    Args:
-        floors_verdict: PASS, FAIL or INSUFFICIENT EVIDENCE.
-        comparison_gates: Gates against the champion; empty when there is none; None when there is one but
-            no comparison could be made.
-    """
-    if floors_verdict != PASS:
-        return floors_verdict
-    if comparison_gates is None:
-        return INSUFFICIENT
-    known = {PASS, INSUFFICIENT}
-    return PASS if all(found["verdict"] in known for found in comparison_gates) else FAIL
 
 
 def promote(
@@ -227,118 +223,6 @@ def _promotion(entry: registry.Entry) -> dict[str, Any]:
         "comment": said["comment"],
         "verdict": said["verdict"],
     }
-
-
-def _compare(version: str, now: str, spec: "ModelSpec", workspace: Path | None) -> dict[str, Any]:
-    """Compares a version with the champion; `comparison` is None when that is impossible."""
-    import pandas as pd
-
-    about, scores, problem = _champion_on_test_films(version, now, workspace)
-    if problem is None and about["positive"] != spec.positive:
-        problem = (
-            f"champion {now} looks for {about['positive']}, not {spec.positive}: they cannot be compared"
-        )
-    if problem is not None:
-        return {"comparison": None, "note": f"{problem}.", "films_compared": 0, "films_left_out": 0}
-    mine = pd.read_parquet(registry.artifact(version, "predictions.parquet"))
-    mine = mine[mine["split"] == "test"]
-    both = mine.merge(scores, on="id", suffixes=("", "_champion"), validate="one_to_one")
-    if len(both) != len(mine):
-        missing = len(mine) - len(both)
-        note = f"Champion {now} has no scores for {missing} of {len(mine)} test films: register them again."
-        return {"comparison": None, "note": note, "films_compared": 0, "films_left_out": 0}
-    seen = pd.read_parquet(registry.artifact(now, "training_films.parquet"))["sha256"]
-    fresh = both[~both["sha256"].isin(seen)]
-    counts = {"films_compared": len(fresh), "films_left_out": len(both) - len(fresh)}
-    labels = (fresh["label"] == spec.positive_index).astype(int)
-    if labels.nunique() < 2:
-        note = (
-            f"{counts['films_left_out']} of {len(both)} test films have shaped champion {now}; without them "
-            "the two models cannot be compared: retrain with more test films."
-        )
-        return {"comparison": None, "note": note, **counts}
-    gates = _difference(version, fresh.assign(label=labels), spec.threshold, about["threshold"])
-    note = (
-        f"Compared with champion {now} on {len(fresh)} test films; {counts['films_left_out']} were left out "
-        "because they have shaped the champion."
-    )
-    return {"comparison": gates, "note": note, **counts}
-
-
-def _champion_on_test_films(
-    version: str, now: str, workspace: Path | None
-) -> tuple[dict[str, Any], "pd.DataFrame | None", str | None]:
-    """Finds the champion's scores: those logged with the version or, if it has changed, new ones."""
-    import pandas as pd
-
-    about = read_json(registry.artifact(version, "champion.json"))
-    if about["version"] == now and about["problem"] is None:
-        return about, pd.read_parquet(registry.artifact(version, "champion_predictions.parquet")), None
-    if workspace is None:
-        was = f"champion {about['version']}" if about["version"] else "no champion"
-        if about["version"] == now:
-            return (
-                about,
-                None,
-                f"champion {now} could not be scored ({about['problem']}): restore it or roll back",
-            )
-        return (
-            about,
-            None,
-            (
-                f"version {version} was registered beside {was}, but the champion is {now} by now: "
-                "retrain, or register the retraining again, to compare them"
-            ),
-        )
-    about, scores = registry.score_champion(workspace)
-    if about["version"] != now or about["problem"] is not None:
-        return about, None, f"champion {now} could not be scored ({about['problem'] or 'it changed again'})"
-    return about, scores, None
-
-
-def _difference(
-    version: str, films: "pd.DataFrame", threshold: float, champion_threshold: float
-) -> list[dict[str, Any]]:
-    from openmed.metrics.intervals import paired_difference
-
-    params = yaml.safe_load(registry.artifact(version, "params.yaml").read_text(encoding="utf-8"))
-    try:
-        margins = {name: float(margin) for name, margin in params["promotion"]["margins"].items()}
-        settings = {
-            "replicates": int(params["evaluate"]["replicates"]),
-            "confidence": float(params["evaluate"]["confidence"]),
-            "seed": int(params["run"]["seed"]),
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(
-            f"params.yaml of version {version} lacks settings of the comparison: {error}"
-        ) from None
-    intervals = paired_difference(
-        films["label"].to_numpy(),
-        films["score"].to_numpy(),
-        films["score_champion"].to_numpy(),
-        films["patient"].to_numpy(),
-        threshold,
-        champion_threshold,
-        **settings,
-    )
-    _, gates = judge_difference(intervals, margins)
-    return [found.to_json() for found in gates]
-
-
-def _worst(gates: list[dict[str, Any]]) -> str:
-    from types import SimpleNamespace
-
-    return worst([SimpleNamespace(**found) for found in gates])
-
-
-def _rechecked(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a gate with its verdict taken back if its own numbers do not carry it."""
-    numbers = [found.get(key) for key in ("value", "low", "floor")]
-    usable = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
-    if found["verdict"] == PASS and not (usable and numbers[0] >= numbers[2] and numbers[1] >= numbers[2]):
-        return {**found, "verdict": FAIL, "reason": f"{found['name']} says PASS, but its numbers do not."}
-    return dict(found)
 
 
 def _name(name: str | None, role: str) -> str:

@@ -4,9 +4,10 @@ Hides how a retraining is stored, found and decided on. What is logged describes
 content and patients by a number that means nothing outside one retraining; nothing is pickled.
 """
 
-from pipeline.registry.audit import PROMOTED, REJECTED, RESTORED, Entry
+from pipeline.registry.audit import ADOPTED, PROMOTED, REGISTERED, REJECTED, RESTORED, Entry
 from pipeline.registry.candidates import register_candidates
 from pipeline.registry.decisions import (
+    adopt,
     champion,
     finish,
     history,
@@ -21,26 +22,38 @@ from pipeline.registry.retraining import films_of
 from pipeline.registry.scoring import score_champion, score_films
 from pipeline.registry.store import CHALLENGER, CHAMPION, EXPERIMENT, MODEL_NAME, PREVIOUS
 from pipeline.registry.story import story
-from pipeline.registry.verification import Link, verify
-from pipeline.registry.versions import aliases, artifact, get_version, list_versions, report_address
+from pipeline.registry.verification import Link, check, verify
+from pipeline.registry.versions import (
+    aliases,
+    artifact,
+    find_artifact,
+    get_version,
+    list_versions,
+    report_address,
+)
 
 __all__ = [
+    "ADOPTED",
     "CHALLENGER",
     "CHAMPION",
     "EXPERIMENT",
     "MODEL_NAME",
     "PREVIOUS",
     "PROMOTED",
+    "REGISTERED",
     "REJECTED",
     "RESTORED",
     "Entry",
     "Link",
+    "adopt",
     "aliases",
     "artifact",
     "champion",
     "champion_profile",
+    "check",
     "check_model",
     "films_of",
+    "find_artifact",
     "finish",
     "get_version",
     "history",

@@ -26,6 +26,7 @@ _START = "0" * 64
 
 REGISTERED, APPROVED, REJECTED = "registered", "approved", "rejected"
 PROMOTED, RESTORED, MOVED, REPAIRED = "promoted", "restored", "moved", "repaired"
+ADOPTED = "adopted"
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,18 @@ def reject(version: str, *, by: str, reason: str) -> Entry:
     return entry
 
 
+def adopt(version: str, *, by: str, reason: str, plan_sha256: str) -> Entry:
+    """Makes the change plan that came with a version one that counts from now on.
+
+    Raises:
+        BadInput: There is no such version.
+    """
+    with _deciding() as (client, entries):
+        find(client, version)
+        content = {"by": by, "reason": reason, "plan_sha256": plan_sha256}
+        return audit.append(client, entries, audit.ADOPTED, version, content)
+
+
 def move_champion(
     version: str, *, event: str, content: Mapping[str, Any], expected: str | None, previous: str | None
 ) -> Entry:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
 from openmed.files import atomic_path, hashes_below, read_json, sha256_file, write_json
+from pipeline.plan import PLAN_FILE
 from pipeline.registry.profiles import stage_profile
 from pipeline.registry.retraining import Candidate, Retraining, read_table
 
@@ -62,10 +63,10 @@ def stage_candidate(
     texts |= {path.name: path for path in (explain / "explain.json", explain / "report.html")}
     texts |= {"history.csv": artifacts / "train" / name / "history.csv"}
     texts |= {"training_summary.json": artifacts / "train" / name / "summary.json"}
-    texts |= {"params.yaml": done.workspace / "params.yaml"}
+    texts |= {"params.yaml": done.workspace / "params.yaml", PLAN_FILE: done.workspace / PLAN_FILE}
     withheld = _copy_texts(done, texts, folder)
-    if {"metrics.json", "gates.json"} & set(withheld):
-        raise BadInput(f"metrics.json or gates.json of {name} names a patient: it cannot be registered")
+    if bad := {"metrics.json", "gates.json", "params.yaml", PLAN_FILE} & set(withheld):
+        raise BadInput(f"{' and '.join(sorted(bad))} of {name} names a patient: it cannot be registered")
     for image in sorted((explain / "examples").glob("*.jpg")):
         (folder / "examples").mkdir(exist_ok=True)
         (folder / "examples" / image.name).write_bytes(image.read_bytes())

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import read_json, sha256_file
+from openmed.files import read_json, sha256_bytes, sha256_file
 from pipeline.lockfile import check_outputs
+from pipeline.plan import PLAN_FILE, load_plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,10 +86,18 @@ class Retraining:
             raise BadInput(
                 f"{workspace} lacks `architectures` in params.yaml or a hash in data.dvc"
             ) from None
+        for stage in ("validate", "split"):
+            check_outputs(workspace, lock, stage)
+        load_plan(workspace / PLAN_FILE)
         candidates = {name: Candidate.read(workspace, name, lock) for name in names}
         if not candidates:
             raise BadInput(f"params.yaml in {workspace} names no architecture: there is nothing to register")
         return cls(workspace, params, data_md5, films_of(workspace), candidates)
+
+    @property
+    def test_sha256(self) -> str:
+        """Names the set of test films by their content."""
+        return sha256_bytes("".join(sorted(self.films.loc[self.films["split"] == "test", "sha256"])).encode())
 
     def pseudonyms(self) -> dict[str, str]:
         """Patient -> number by the patient's first film id: stable, and not to be guessed backwards."""

@@ -48,6 +48,9 @@ _SENTENCES: dict[str, Callable[[Entry], str]] = {
     audit.RESTORED: lambda entry: (
         f"made the champion again by {entry.content['by']}: {entry.content['reason']}"
     ),
+    audit.ADOPTED: lambda entry: (
+        f"its change plan was adopted by {entry.content['by']}: {entry.content['reason']}"
+    ),
     audit.REPAIRED: lambda entry: (
         f"its alias was put back by {entry.content['by']}, having been moved outside of the record: "
         f"{entry.content['reason']}"

@@ -97,6 +97,18 @@ def verify(version: str) -> list[Link]:
     return links
 
 
+def check(version: str) -> None:
+    """Checks all that a decision on a version stands on: every link but those of decisions made before.
+
+    Raises:
+        BadInput: There is no such version.
+        IntegrityError: A link is broken; the sentence says which.
+    """
+    for link in verify(version):
+        if link.problem and link.name not in ("decisions", "aliases"):
+            raise IntegrityError(link.problem)
+
+
 def _problem(check: Callable[[_Chain], None], chain: _Chain) -> str | None:
     try:
         check(chain)

@@ -57,8 +57,16 @@ def aliases() -> dict[str, str]:
     return {} if model is None else {alias: str(version) for alias, version in model.aliases.items()}
 
 
+def find_artifact(version: str, path: str) -> Path | None:
+    """Returns a file as `artifact` does, None when no such file was logged."""
+    with connect() as client:
+        tags = find(client, version).tags
+    logged = json.loads(tags.get("evidence", "{}")) | json.loads(tags.get("shared_evidence", "{}"))
+    return artifact(version, path) if path in logged else None
+
+
 def artifact(version: str, path: str) -> Path:
-    """Returns a file logged with a version, as a path on this machine that is only to be read.
+    """Returns a file logged with a version or its retraining, as a path here that is only to be read.
 
     Raises:
         BadInput: There is no such version, or no such file was logged with it.
@@ -69,11 +77,14 @@ def artifact(version: str, path: str) -> Path:
 
     with connect() as client:
         found = find(client, version)
-        expected = json.loads(found.tags.get("evidence", "{}")).get(path)
+        run, expected = client.get_run(found.run_id), json.loads(found.tags.get("evidence", "{}")).get(path)
+        if expected is None:
+            expected = json.loads(found.tags.get("shared_evidence", "{}")).get(path)
+            run = client.get_run(run.data.tags["mlflow.parentRunId"])
         if expected is None:
             raise BadInput(f"version {version} of {MODEL_NAME} has no {path} among its evidence")
         # What lies in a local store is used in place; anything else is fetched into the state folder.
-        root = client.get_run(found.run_id).info.artifact_uri
+        root = run.info.artifact_uri
         target = None if is_local(root) else str(project.home() / "downloads" / str(version))
         try:
             file = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{root}/{path}", dst_path=target))

@@ -12,6 +12,8 @@ import yaml
 from openmed.files import write_json
 from pipeline import registry
 from pipeline.lockfile import dvc_md5
+from pipeline.plan import PLAN_FILE
+from tests.conftest import ROOT
 
 TINY = {"resnet50": "test_resnet", "vit": "test_vit"}
 SPLITS = ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 4 + ["test"] * 24
@@ -92,15 +94,29 @@ def make_workspace(
 
 def write_lock(folder):
     """Writes a dvc.lock as if the evaluate stage had just written what lies there."""
+    plan = yaml.safe_load((ROOT / PLAN_FILE).read_text()) if not (folder / PLAN_FILE).exists() else None
+    if plan:
+        plan["protocol"]["evaluation"]["floors"] = dict.fromkeys(
+            plan["protocol"]["evaluation"]["floors"], 0.0
+        )
+        plan["protocol"]["reviewers"] = {"clinical": "Reads films."}
+        (folder / PLAN_FILE).write_text(yaml.safe_dump(plan))
     data = yaml.safe_load((folder / "data.dvc").read_text())["outs"][0]["md5"]
     stages = {"validate": {"deps": [{"path": "data", "md5": data}]}}
     for candidate in sorted((folder / "artifacts/evaluate").iterdir()):
         outs = [path for path in sorted(candidate.iterdir()) if path.name != "roc.csv"]
-        stages[f"evaluate@{candidate.name}"] = {
-            "outs": [{"path": str(path.relative_to(folder)), "md5": dvc_md5(path)} for path in outs]
-        }
+        stages[f"evaluate@{candidate.name}"] = {"outs": outputs(folder, outs)}
+    for stage in ("validate", "split"):
+        stages.setdefault(stage, {})["outs"] = outputs(
+            folder, sorted((folder / "artifacts" / stage).iterdir())
+        )
     (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
     return folder
+
+
+def outputs(folder, paths):
+    """Lists files and folders as dvc.lock does."""
+    return [{"path": str(path.relative_to(folder)), "md5": dvc_md5(path)} for path in paths]
 
 
 def _write_films(folder, films_seed, splits):
@@ -156,6 +172,7 @@ def _write_candidate(folder, name, films, params, *, seed, good, validation_auc)
         "test": {"n": int((rows["split"] == "test").sum())}
         | {key: value.to_json() for key, value in intervals.items()},
         "model": {"weights_sha256": digest},
+        "reliability": {"calibrated": {"ece": 0.15}},
     }
     write_json(target / "metrics.json", metrics)
     (target / "roc.csv").write_text("fpr,tpr,threshold\n0,0,1\n")

@@ -1,0 +1,20 @@
+"""The gates of a promotion: what a version must show beyond the floors of its own evaluation.
+
+Everything is read from the evidence that was registered with the version; nothing is taken on the word of a
+task. A gate never raises its own exception for a bad model: it says FAIL, INSUFFICIENT EVIDENCE or OUTSIDE
+PLAN, with a sentence for a reviewer.
+"""
+
+from pipeline.gates.comparison import Comparison, compare
+from pipeline.gates.evidence import Evidence
+from pipeline.gates.performance import limits_of_the_test, performance_gates
+from pipeline.gates.soundness import soundness_gates
+
+__all__ = [
+    "Comparison",
+    "Evidence",
+    "compare",
+    "limits_of_the_test",
+    "performance_gates",
+    "soundness_gates",
+]

@@ -1,0 +1,103 @@
+"""What is known of a version, read from the registry by hash."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from openmed.errors import BadInput
+from openmed.files import read_json, sha256_file
+from pipeline import registry
+from pipeline.judgement import Rules
+from pipeline.plan import PLAN_FILE, ChangePlan, load_plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from openmed.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The evidence on one version.
+
+    Attributes:
+        version: The version.
+        tags: What its registration says.
+        spec: Description of the model.
+        params: Content of its params.yaml.
+        plan: The change plan it came with.
+        plan_sha256: Hash of that plan's file.
+        metrics: Content of metrics.json.
+        gates: The gates of its evaluation, as gates.json has them.
+        predictions: One row a film of validation, calibration and test; patients by number.
+        split: One row a film of any split: id, patient, label, split.
+        films: What is known of each film (sha256, width, height, perhaps view, sex, manufacturer), None where
+            no profile was stored.
+    """
+
+    version: str
+    tags: dict[str, str]
+    spec: "ModelSpec"
+    params: dict[str, Any]
+    plan: ChangePlan
+    plan_sha256: str
+    metrics: dict[str, Any]
+    gates: list[dict[str, Any]]
+    predictions: "pd.DataFrame"
+    split: "pd.DataFrame"
+    films: "pd.DataFrame | None"
+
+    @classmethod
+    def of(cls, version: str) -> "Evidence":
+        """Reads it.
+
+        Raises:
+            BadInput: There is no such version, or a part was never registered with it.
+            IntegrityError: A part is not what was registered.
+        """
+        import pandas as pd
+
+        tags, spec = registry.get_version(version)["tags"], registry.check_model(version)
+        plan = registry.artifact(version, PLAN_FILE)
+        profile = registry.find_artifact(version, "data_profile.parquet")
+        params = yaml.safe_load(registry.artifact(version, "params.yaml").read_text(encoding="utf-8"))
+        return cls(
+            version=version,
+            tags=tags,
+            spec=spec,
+            params=params,
+            plan=load_plan(plan),
+            plan_sha256=sha256_file(plan),
+            metrics=read_json(registry.artifact(version, "metrics.json")),
+            gates=read_json(registry.artifact(version, "gates.json"))["gates"],
+            predictions=pd.read_parquet(registry.artifact(version, "predictions.parquet")),
+            split=pd.read_parquet(registry.artifact(version, "split/split.parquet")),
+            films=None if profile is None else pd.read_parquet(profile),
+        )
+
+    @property
+    def test(self) -> "pd.DataFrame":
+        """The predictions of the test films."""
+        return self.predictions[self.predictions["split"] == "test"].reset_index(drop=True)
+
+    @property
+    def rules(self) -> Rules:
+        """The settings of its evaluation."""
+        return Rules.of(self.params, f"params.yaml of version {self.version}")
+
+    @property
+    def margins(self) -> dict[str, float]:
+        """The accepted losses against the champion."""
+        try:
+            return {name: float(loss) for name, loss in self.params["promotion"]["margins"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BadInput(
+                f"params.yaml of version {self.version} lacks settings of the comparison: {error}"
+            ) from None
+
+
+def verdict_gate(name: str, verdict: str, reason: str, value: float | None = None) -> dict[str, Any]:
+    """A gate without an interval."""
+    numbers = {"value": value, "low": None, "high": None, "floor": None}
+    return {"name": name, **numbers, "verdict": verdict, "reason": reason}

@@ -1,0 +1,155 @@
+"""What a version must show on its test films beyond the floors of its evaluation."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS
+from openmed.metrics.net_benefit import decision_curve
+from openmed.metrics.power import auc_floor, proportion_floor
+from openmed.metrics.score_intervals import wilson
+from pipeline.gates.evidence import Evidence, verdict_gate
+from pipeline.judgement import patient_numbers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+_CONCERNS = {"sensitivity": "with the finding", "specificity": "without the finding"}
+
+
+def performance_gates(evidence: Evidence) -> list[dict[str, Any]]:
+    """Returns the gates on operating point, probabilities, net benefit and subgroups."""
+    return [_transfer(evidence), _calibration(evidence), _net_benefit(evidence), _subgroups(evidence)]
+
+
+def limits_of_the_test(evidence: Evidence) -> list[str]:
+    """Says, a sentence for each floor, what this test set could have shown and what it could not."""
+    test, rules = evidence.test, evidence.rules
+    positives = int((test["label"] == evidence.spec.positive_index).sum())
+    negatives, measured, said = len(test) - positives, evidence.metrics["test"], []
+    for name, floor in rules.floors.items():
+        value = measured[name]["value"]
+        if value is None or not 0 < floor < 1 or not positives or not negatives:
+            continue
+        if name == "auc":
+            found = auc_floor(floor, positives, negatives, value, confidence=rules.confidence)
+        else:
+            films = positives if name == "sensitivity" else negatives
+            kind = f"films {_CONCERNS[name]}"
+            found = proportion_floor(floor, films, value, name=name, kind=kind, confidence=rules.confidence)
+        said.append(found.sentence)
+    return said
+
+
+def _transfer(evidence: Evidence) -> dict[str, Any]:
+    """The sensitivity that the threshold was chosen for must be possible on the test films."""
+    target, found = evidence.rules.target_sensitivity, evidence.metrics["test"]["sensitivity"]
+    numbers = {key: found[key] for key in ("value", "low", "high")} | {"floor": target}
+    if found["high"] is not None and found["high"] >= target:
+        verdict = PASS
+        reason = (
+            f"The threshold was chosen for a sensitivity of {target:g}; the test films do not contradict it."
+        )
+    else:
+        verdict = FAIL
+        reason = (
+            f"The threshold was chosen for a sensitivity of {target:g}, but the test films rule that out: "
+            "calibration and test films differ."
+        )
+    return {"name": "threshold transfer", **numbers, "verdict": verdict, "reason": reason}
+
+
+def _calibration(evidence: Evidence) -> dict[str, Any]:
+    allowed = evidence.plan.protocol.evaluation.max_calibration_error
+    error = evidence.metrics["reliability"]["calibrated"]["ece"]
+    passed = error is not None and error <= allowed
+    said = f"Probabilities are off by {_shown(error)} on average; {allowed:g} is allowed."
+    return verdict_gate("calibration", PASS if passed else FAIL, said, error)
+
+
+def _net_benefit(evidence: Evidence) -> dict[str, Any]:
+    """Acting on the model must be worth more than flagging every film or none, where the finding is rare."""
+    test, rules, setting = evidence.test, evidence.rules, evidence.plan.protocol.evaluation.net_benefit
+    (point,) = decision_curve(
+        test["label"] == evidence.spec.positive_index,
+        test["score"],
+        patient_numbers(test),
+        [setting.threshold_probability],
+        threshold=evidence.spec.threshold,
+        prevalence=setting.prevalence,
+        replicates=rules.replicates,
+        confidence=rules.confidence,
+        seed=rules.seed,
+    )
+    gain = point.gain
+    verdict = PASS if gain.low > 0 else INSUFFICIENT if gain.value > 0 else FAIL
+    said = (
+        f"At a prevalence of {setting.prevalence:g}, acting on the model gains {gain.value:.3f} "
+        f"(at least {gain.low:.3f}) true positives a film over the better of flagging every film and none."
+    )
+    return {"name": "net benefit", **gain.to_json(), "floor": 0.0, "verdict": verdict, "reason": said}
+
+
+def _subgroups(evidence: Evidence) -> dict[str, Any]:
+    """No group of films may be surely worse served than the plan accepts."""
+    settings = evidence.plan.protocol.evaluation.subgroups
+    below, judged, small = [], 0, 0
+    for group in subgroups(evidence):
+        for name, floor in settings.floors.items():
+            if group["films"][name] < settings.min_films:
+                small += 1
+                continue
+            judged += 1
+            if not group[name]["high"] >= floor:
+                below.append(
+                    f"{name} in {group['group']} is {group[name]['value']:.3f}, surely below {floor:g}"
+                )
+    if below:
+        return verdict_gate("subgroups", FAIL, f"{'; '.join(below)}.", len(below))
+    said = (
+        f"None of {judged} judged shares of subgroups is surely below its floor; {small} have too few films."
+    )
+    return verdict_gate("subgroups", PASS, said, 0)
+
+
+def subgroups(evidence: Evidence) -> list[dict[str, Any]]:
+    """Returns sensitivity and specificity, with Wilson intervals, of every group of test films."""
+    if evidence.films is None:
+        return []
+    known = evidence.films.assign(id=evidence.films["sha256"].str[:16]).drop(columns=["label", "patient"])
+    test = evidence.test.merge(_groups(known), on="id", how="left")
+    found = []
+    for column in [name for name in test.columns if name.startswith("group_")]:
+        for value, films in test.groupby(column, observed=True):
+            found.append(_shares(f"{column.removeprefix('group_')} {value}", films, evidence))
+    return found
+
+
+def _groups(known: "pd.DataFrame") -> "pd.DataFrame":
+    """Names the group of each film, by resolution and whatever else is known of it."""
+    import pandas as pd
+
+    side = known[["width", "height"]].min(axis=1)
+    edges, names = (
+        (0, 512, 1024, 2048, np.inf),
+        ("below 512 px", "512 px to 1023 px", "1024 px to 2047 px", "2048 px on"),
+    )
+    groups = {"group_resolution": pd.cut(side, edges, labels=names, right=False)}
+    for name in ("sex", "view", "manufacturer"):
+        if name in known:
+            groups[f"group_{name}"] = known[name].replace("", np.nan)
+    return pd.DataFrame({"id": known["id"], **groups})
+
+
+def _shares(name: str, films: "pd.DataFrame", evidence: Evidence) -> dict[str, Any]:
+    has = films["label"] == evidence.spec.positive_index
+    flagged = films["score"] >= evidence.spec.threshold
+    right = {"sensitivity": int((has & flagged).sum()), "specificity": int((~has & ~flagged).sum())}
+    counts = {"sensitivity": int(has.sum()), "specificity": int((~has).sum())}
+    shares = {key: wilson(right[key], counts[key], evidence.rules.confidence).to_json() for key in right}
+    return {"group": name, "films": counts, **shares}
+
+
+def _shown(number: float | None) -> str:
+    return "an unknown amount" if number is None else f"{number:.3f}"

@@ -1,0 +1,84 @@
+"""Whether a version may be judged at all: no leak between splits, inside the change plan, few looks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from openmed.metrics.gates import FAIL, OUTSIDE_PLAN, PASS
+from pipeline import registry
+from pipeline.gates.evidence import Evidence, verdict_gate
+from pipeline.plan import lax_limits, unplanned_changes
+
+
+def soundness_gates(evidence: Evidence, champion: Evidence | None) -> list[dict[str, Any]]:
+    """Returns the gates on splits, plan and looks.
+
+    Args:
+        evidence: On the version to judge.
+        champion: The same on the champion, None when there is none.
+    """
+    return [_leakage(evidence), _plan(evidence, champion), _looks(evidence)]
+
+
+def _leakage(evidence: Evidence) -> dict[str, Any]:
+    """Splits that share a patient, films judged that are not those of the split, films judged twice."""
+    split, judged = evidence.split, evidence.predictions
+    found = []
+    crossing = int((split.groupby("patient")["split"].nunique() > 1).sum())
+    if crossing:
+        found.append(f"{crossing} patients are in more than one split")
+    twice = int(judged["id"].duplicated().sum() + split["id"].duplicated().sum())
+    if twice:
+        found.append(f"{twice} films are there twice")
+    else:
+        wanted = split[split["split"] != "train"].set_index("id")[["label", "split"]].sort_index()
+        if not wanted.equals(judged.set_index("id")[["label", "split"]].sort_index()):
+            found.append("the films that were judged are not those of the split, with their labels")
+    if found:
+        return verdict_gate("leakage", FAIL, f"{_sentence(found)}.")
+    return verdict_gate("leakage", PASS, "No patient and no film is in two splits.")
+
+
+def _plan(evidence: Evidence, champion: Evidence | None) -> dict[str, Any]:
+    found = list(lax_limits(evidence.plan, evidence.params))
+    if champion is not None:
+        if evidence.plan_sha256 not in _adopted(champion):
+            found.append(
+                "the change plan itself is not the one that counts: adopt it first "
+                f"(openmed registry adopt {evidence.version})"
+            )
+        found += unplanned_changes(evidence.plan, champion.params, evidence.params)
+    if found:
+        return verdict_gate("change plan", OUTSIDE_PLAN, f"{_sentence(found)}.")
+    return verdict_gate("change plan", PASS, "Nothing has changed that the plan does not let change.")
+
+
+def _adopted(champion: Evidence) -> set[str]:
+    """The plans that count: the champion's, and what a person has adopted since it was promoted."""
+    plans = {champion.plan_sha256}
+    for entry in registry.history():
+        if entry.event in (registry.PROMOTED, registry.RESTORED) and entry.version == champion.version:
+            plans = {champion.plan_sha256}
+        elif entry.event == registry.ADOPTED:
+            plans.add(entry.content["plan_sha256"])
+    return plans
+
+
+def _looks(evidence: Evidence) -> dict[str, Any]:
+    """How many retrainings have been judged on this very test set, this one included."""
+    runs = {evidence.tags["run_key"]}
+    for entry in registry.history():
+        if entry.event == registry.REGISTERED:
+            if entry.content["test_sha256"] == evidence.tags["test_sha256"]:
+                runs.add(entry.content["run_key"])
+            if entry.version == evidence.version:
+                break
+    looks, allowed = len(runs), evidence.plan.protocol.evaluation.looks
+    said = f"This test set has judged {looks} retraining{'s' * (looks > 1)}; the plan allows {allowed}"
+    if looks > allowed:
+        return verdict_gate("looks", OUTSIDE_PLAN, f"{said}: set new test films aside.", looks)
+    return verdict_gate("looks", PASS, f"{said}.", looks)
+
+
+def _sentence(parts: Sequence[str]) -> str:
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:]

@@ -1,0 +1,122 @@
+"""The change plan: what may change between versions, and whether a version stayed inside."""
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from openmed.errors import BadInput
+
+PLAN_FILE = "change_plan.yaml"
+Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Modifications(_Part):
+    """What may change: in words, and as patterns of settings in params.yaml."""
+
+    description: Text
+    settings: tuple[str, ...]
+
+
+class Subgroups(_Part):
+    """From how many films of a class on a group is judged, and what it must reach."""
+
+    min_films: Annotated[int, Field(ge=5)]
+    floors: dict[Literal["sensitivity", "specificity"], Share]
+
+
+class NetBenefit(_Part):
+    """Where a clinician would waver (threshold probability), and how frequent the finding is there."""
+
+    threshold_probability: Annotated[float, Field(gt=0, lt=1)]
+    prevalence: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Evaluation(_Part):
+    """The least that every version must show."""
+
+    floors: dict[Literal["sensitivity", "specificity", "auc"], Share] = Field(min_length=1)
+    margins: dict[Literal["auc", "sensitivity", "specificity"], Share] = Field(min_length=1)
+    looks: Annotated[int, Field(ge=1)]
+    subgroups: Subgroups
+    max_calibration_error: Share
+    net_benefit: NetBenefit
+
+
+class Protocol(_Part):
+    """How data, retraining, evaluation and update are done, and which roles let a version through."""
+
+    data: Text
+    retraining: Text
+    evaluation: Evaluation
+    update: Text
+    reviewers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z_]*$")], Text] = Field(min_length=1)
+
+
+class ChangePlan(_Part):
+    """The whole plan; see change_plan.yaml for the meaning of each entry."""
+
+    modifications: Modifications
+    protocol: Protocol
+    impact: Text
+
+
+def load_plan(path: Path) -> ChangePlan:
+    """Reads a plan.
+
+    Raises:
+        BadInput: The file is missing, is not YAML, or holds an unknown key or impossible value.
+    """
+    try:
+        return ChangePlan.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise BadInput(f"{path} does not exist: a change plan says what may change and who decides") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BadInput(f"{path}: {place}: {first['msg']}") from None
+
+
+def lax_limits(plan: ChangePlan, params: Mapping[str, Any]) -> Iterator[str]:
+    """Says, a sentence each, which limits in the settings of a retraining ask less than the plan."""
+    floors, margins = params["evaluate"]["floors"], params["promotion"]["margins"]
+    for name, floor in plan.protocol.evaluation.floors.items():
+        if not floors.get(name, -1) >= floor:
+            yield f"the floor of {name} is {floors.get(name, 'not set')}, but the plan asks for {floor:g}"
+    for name, margin in plan.protocol.evaluation.margins.items():
+        if not margins.get(name, 2) <= margin:
+            yield (
+                f"the accepted loss of {name} is {margins.get(name, 'not set')}, "
+                f"but the plan accepts {margin:g}"
+            )
+
+
+def unplanned_changes(plan: ChangePlan, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """Says, a sentence each, which settings differ from the champion's although the plan fixes them."""
+    old, new = dict(_flat(before)), dict(_flat(after))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key):
+            continue
+        if not any(fnmatchcase(key, pattern) for pattern in plan.modifications.settings):
+            yield (
+                f"the setting {key} was {old.get(key, 'not set')} and is {new.get(key, 'not set')}, "
+                "which the plan does not let change"
+            )
+
+
+def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(content, Mapping) and content:
+        for key, value in content.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, content
