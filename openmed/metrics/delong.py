@@ -48,9 +48,9 @@ def delong_auc(
 
     The plain interval is the value plus or minus z standard errors, as the R package pROC gives it. Near 1 it
     is too short: of normal scores with a true AUC of 0.98 in 40 + 40 films it covered 84 %, in 390 + 234
-    films 92 %. On the scale of the log-odds (Pepe, The Statistical Evaluation of Medical Tests,
-    2003, chapter 5) it covered 93 and 95 %, so that is the one to show. Neither has a width when the classes are separated
-    perfectly, so no gate may judge by them: `score_intervals.newcombe_auc` stays open there.
+    films 92 %. On the scale of the log-odds (Pepe, The Statistical Evaluation of Medical Tests, 2003,
+    chapter 5) it covered 93 and 95 %, so that is the one to show. Neither has a width when the classes are
+    separated perfectly, so no gate may judge by them: `score_intervals.newcombe_auc` stays open there.
 
     Args:
         labels: (N,) 0 or 1.

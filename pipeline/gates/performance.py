@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_SIDES_PX = (0, 512, 1024, 2048, np.inf)
+_RESOLUTIONS = ("below 512 px", "512 to 1023 px", "1024 to 2047 px", "2048 px and more")
 _CONCERNS = {"sensitivity": "with the finding", "specificity": "without the finding"}
 
 
@@ -130,12 +132,10 @@ def _groups(known: "pd.DataFrame") -> "pd.DataFrame":
     """Names the group of each film, by resolution and whatever else is known of it."""
     import pandas as pd
 
-    side = known[["width", "height"]].min(axis=1)
-    edges, names = (
-        (0, 512, 1024, 2048, np.inf),
-        ("below 512 px", "512 px to 1023 px", "1024 px to 2047 px", "2048 px on"),
-    )
-    groups = {"group_resolution": pd.cut(side, edges, labels=names, right=False)}
+    groups = {}
+    if {"width", "height"} <= set(known.columns):
+        side = known[["width", "height"]].min(axis=1)
+        groups["group_resolution"] = pd.cut(side, _SIDES_PX, labels=_RESOLUTIONS, right=False)
     for name in ("sex", "view", "manufacturer"):
         if name in known:
             groups[f"group_{name}"] = known[name].replace("", np.nan)
