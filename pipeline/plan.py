@@ -87,9 +87,8 @@ def load_plan(path: Path) -> ChangePlan:
         raise BadInput(f"{path}: {place}: {first['msg']}") from None
 
 
-def lax_limits(plan: ChangePlan, params: Mapping[str, Any]) -> Iterator[str]:
-    """Says, a sentence each, which limits in the settings of a retraining ask less than the plan."""
-    floors, margins = params["evaluate"]["floors"], params["promotion"]["margins"]
+def lax_limits(plan: ChangePlan, floors: Mapping[str, float], margins: Mapping[str, float]) -> Iterator[str]:
+    """Says, a sentence each, which floors and margins of a retraining ask less than the plan."""
     for name, floor in plan.protocol.evaluation.floors.items():
         if not floors.get(name, -1) >= floor:
             yield f"the floor of {name} is {floors.get(name, 'not set')}, but the plan asks for {floor:g}"

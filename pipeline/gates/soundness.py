@@ -39,7 +39,7 @@ def _leakage(evidence: Evidence) -> dict[str, Any]:
 
 
 def _plan(evidence: Evidence, champion: Evidence | None) -> dict[str, Any]:
-    found = list(lax_limits(evidence.plan, evidence.params))
+    found = list(lax_limits(evidence.plan, evidence.rules.floors, evidence.margins))
     if champion is not None:
         if evidence.plan_sha256 not in _adopted(champion):
             found.append(

@@ -94,11 +94,9 @@ def make_workspace(
 
 def write_lock(folder):
     """Writes a dvc.lock as if the evaluate stage had just written what lies there."""
-    plan = yaml.safe_load((ROOT / PLAN_FILE).read_text()) if not (folder / PLAN_FILE).exists() else None
-    if plan:
-        plan["protocol"]["evaluation"]["floors"] = dict.fromkeys(
-            plan["protocol"]["evaluation"]["floors"], 0.0
-        )
+    if not (folder / PLAN_FILE).exists():
+        plan = yaml.safe_load((ROOT / PLAN_FILE).read_text())
+        plan["protocol"]["evaluation"]["floors"] = {"auc": 0.0, "sensitivity": 0.0, "specificity": 0.0}
         plan["protocol"]["reviewers"] = {"clinical": "Reads films."}
         (folder / PLAN_FILE).write_text(yaml.safe_dump(plan))
     data = yaml.safe_load((folder / "data.dvc").read_text())["outs"][0]["md5"]
@@ -107,9 +105,8 @@ def write_lock(folder):
         outs = [path for path in sorted(candidate.iterdir()) if path.name != "roc.csv"]
         stages[f"evaluate@{candidate.name}"] = {"outs": outputs(folder, outs)}
     for stage in ("validate", "split"):
-        stages.setdefault(stage, {})["outs"] = outputs(
-            folder, sorted((folder / "artifacts" / stage).iterdir())
-        )
+        written = sorted((folder / "artifacts" / stage).iterdir())
+        stages.setdefault(stage, {})["outs"] = outputs(folder, written)
     (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
     return folder
 
