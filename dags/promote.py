@@ -10,11 +10,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import yaml
 from airflow.providers.standard.operators.hitl import HITLBranchOperator, HITLOperator
-from airflow.sdk import DAG, Asset, Param, task
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk import DAG, Asset, Param, TaskGroup, task
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from stage_operator import enter_project, one_sentence
 
+SOURCE = Path(__file__).resolve().parents[1]
 CANDIDATE = Asset("openmed_candidate")
 APPROVE, REJECT = "Approve", "Reject"
 ANSWER_WITHIN = timedelta(days=7)
@@ -22,9 +24,10 @@ ANSWER_WITHIN = timedelta(days=7)
 ABOUT = """
 Decides whether a candidate becomes the champion.
 
-Starts with every new candidate, or by hand for a version of the registry. The gates compare it with
-the champion on the same test films. What they refuse is rejected at once; what they pass waits under
-*Required Actions* for a person. Without an answer in seven days the answer is no.
+Starts with every new candidate, or by hand for a version of the registry. The gates hold it against the
+change plan and compare it with the champion on the same test films. What they refuse is rejected at once;
+what they pass waits under *Required Actions* for one person in each role of the plan, none of them the one
+who started the retraining. Without an answer in seven days the answer is no.
 """
 
 SUBJECT = "Shall version {{ ti.xcom_pull(task_ids='gate')['version'] }} become the champion?"
@@ -32,31 +35,74 @@ BODY = """\
 {% set gate = ti.xcom_pull(task_ids='gate') -%}
 Candidate **{{ gate['version'] }}** against
 {{ 'champion **' ~ gate['champion'] ~ '**' if gate['champion'] else 'no champion: it would be the first' }}.
+You answer as **{{ task.role }}**: {{ gate['reviewers'][task.role] }}
 
 {{ gate['table_markdown'] }}
+
+A no needs a reason in the comment.
 """
 
 
-def reviewers() -> list[dict[str, str]] | None:
-    """Returns who may answer: the users in OPENMED_REVIEWERS, comma-separated, or anyone."""
-    names = [name.strip() for name in os.environ.get("OPENMED_REVIEWERS", "").split(",")]
+def roles() -> list[str]:
+    """Returns the roles whose yes the change plan of this checkout asks for, in their order."""
+    plan = yaml.safe_load((SOURCE / "change_plan.yaml").read_text(encoding="utf-8"))
+    return list(plan["protocol"]["reviewers"])
+
+
+def reviewers(role: str) -> list[dict[str, str]] | None:
+    """Returns who may answer in a role: the users in OPENMED_REVIEWERS_<ROLE>, comma-separated, or anyone."""
+    names = [name.strip() for name in os.environ.get(f"OPENMED_REVIEWERS_{role.upper()}", "").split(",")]
     return [{"id": name, "name": name} for name in names if name] or None
 
 
-class ReviewOperator(HITLBranchOperator):
-    """Asks a person, follows the answer, and keeps it under the XCom key `answer`.
+def person(answer: dict[str, Any] | None) -> str | None:
+    """Returns who gave an answer; None for the one that time gives."""
+    user = (answer or {}).get("responded_by_user")
+    return (user["name"] or user["id"]) if user else None
 
-    The operator it extends keeps the chosen branch alone, which would lose the person's name.
+
+def comment_of(answer: dict[str, Any]) -> str:
+    """Returns the comment of an answer; may be empty."""
+    return ((answer["params_input"] or {}).get("comment") or "").strip()
+
+
+class ReviewOperator(HITLBranchOperator):
+    """Asks a person in a role, follows the answer, and keeps it under the XCom key `answer`.
+
+    The operator it extends keeps the chosen branch alone, which would lose the person's name. An answer that
+    cannot count, such as a yes of the person who started the retraining, is asked for again.
     """
+
+    def __init__(self, *, role: str, earlier: list[str], **kwargs: Any) -> None:
+        """Takes the role of the change plan that answers, and the ids of the reviews before this one."""
+        super().__init__(**kwargs)
+        self.role = role
+        self.earlier = earlier
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
         """Writes the answer down first: following a branch ends the task with an exception."""
         answer = HITLOperator.execute_complete(self, context, event)
         kept = {key: answer[key] for key in ("chosen_options", "params_input", "responded_by_user")}
-        context["ti"].xcom_push(
-            key="answer", value={**kept, "responded_at": answer["responded_at"].isoformat()}
-        )
+        ti = context["ti"]
+        others = [person(ti.xcom_pull(task_ids=other, key="answer")) for other in self.earlier]
+        if problem := objection(kept, ti.xcom_pull(task_ids="gate")["started_by"], others):
+            raise AirflowException(f"{problem}; the question is asked again")
+        ti.xcom_push(key="answer", value={**kept, "responded_at": answer["responded_at"].isoformat()})
         return self.do_branch(context, [self.options_mapping[option] for option in answer["chosen_options"]])
+
+
+def objection(answer: dict[str, Any], started_by: str | None, others: list[str | None]) -> str | None:
+    """Says why an answer cannot count; None when it can."""
+    name = person(answer)
+    if name is None:
+        return None
+    if answer["chosen_options"] == [REJECT]:
+        return None if comment_of(answer) else "a no needs a reason in the comment"
+    if name == started_by:
+        return f"{name} started the retraining and cannot approve it"
+    if name in others:
+        return f"{name} has said yes in another role already: each role is another person"
+    return None
 
 
 def asked_candidate(params: dict[str, Any], events: dict[Any, list[Any]]) -> dict[str, str]:
@@ -93,7 +139,7 @@ def gate(*, params: dict[str, Any], triggering_asset_events: Any) -> dict[str, A
 def triage(*, ti: Any) -> str:
     """Returns the next task."""
     # Only PASS passes: not enough evidence is a no as well.
-    return "review" if ti.xcom_pull(task_ids="gate")["verdict"] == "PASS" else "reject"
+    return REVIEWS[0] if ti.xcom_pull(task_ids="gate")["verdict"] == "PASS" else "reject"
 
 
 @task(pool="registry", execution_timeout=timedelta(minutes=30), doc_md="Makes the candidate the champion.")
@@ -101,19 +147,20 @@ def promote(*, ti: Any) -> dict[str, Any]:
     """Returns the promotion record."""
     from pipeline import promotion
 
-    judged, answer = ti.xcom_pull(task_ids="gate"), ti.xcom_pull(task_ids="review", key="answer")
-    person = answer["responded_by_user"]
-    if not person:
+    judged, answers = ti.xcom_pull(task_ids="gate"), answers_of(ti)
+    if nameless := [role for role, answer in answers.items() if person(answer) is None]:
         raise AirflowFailException(
-            "nobody's name stands under this approval; a person has to answer the review"
+            f"nobody's name stands under the approval as {' and '.join(nameless)}; a person has to answer"
         )
+    said = [f"{role}: {comment_of(answer)}" for role, answer in answers.items() if comment_of(answer)]
     enter_project()
     with one_sentence():
         return promotion.promote(
             judged["version"],
-            approved_by=person["name"] or person["id"],
-            comment=(answer["params_input"] or {}).get("comment") or "",
+            approved_by={role: person(answer) for role, answer in answers.items()},
+            comment="; ".join(said),
             expected_champion=judged["champion"],
+            expected_model=judged["model_sha256"],
         )
 
 
@@ -127,46 +174,78 @@ def reject(*, ti: Any) -> dict[str, Any]:
     """Returns the record of the refusal."""
     from pipeline import promotion
 
-    judged, answer = ti.xcom_pull(task_ids="gate"), ti.xcom_pull(task_ids="review", key="answer")
-    by, reason = refusal(judged, answer)
+    judged = ti.xcom_pull(task_ids="gate")
+    by, reason = refusal(judged, answers_of(ti))
     enter_project()
     with one_sentence():
         return promotion.reject(judged["version"], by=by, reason=reason)
 
 
-def refusal(judged: dict[str, Any], answer: dict[str, Any] | None) -> tuple[str, str]:
-    """Returns who refused and why, from the gate's result and the answer of the review if any."""
-    if answer is None:
+def answers_of(ti: Any) -> dict[str, dict[str, Any]]:
+    """Returns the answers that there are: role -> answer."""
+    found = {role: ti.xcom_pull(task_ids=f"review.{role}", key="answer") for role in ROLES}
+    return {role: answer for role, answer in found.items() if answer}
+
+
+def refusal(judged: dict[str, Any], answers: dict[str, dict[str, Any]]) -> tuple[str, str]:
+    """Returns who refused and why, from the gate's result and the answers of the reviews."""
+    no = next((each for each in answers.items() if each[1]["chosen_options"] == [REJECT]), None)
+    if no is None:
         failed = [each["reason"] for each in judged["gates"] if each["verdict"] != "PASS"]
         failed += [each["reason"] for each in judged["comparison"] if each["verdict"] == "FAIL"]
-        return "gate", "; ".join(
-            reason.rstrip(".") for reason in failed
-        ) or f"the gates say {judged['verdict']}"
-    person = answer["responded_by_user"]
-    if not person:
-        return "nobody", f"no answer within {ANSWER_WITHIN.days} days"
-    comment = (answer["params_input"] or {}).get("comment")
-    return person["name"] or person["id"], comment or "rejected in the review without a comment"
+        reason = "; ".join(each.rstrip(".") for each in failed)
+        return "gate", reason or f"the gates say {judged['verdict']}"
+    role, answer = no
+    if person(answer) is None:
+        return "nobody", f"no answer as {role} within {ANSWER_WITHIN.days} days"
+    return f"{person(answer)} ({role})", comment_of(answer)
 
 
 @task(trigger_rule="none_failed_min_one_success", doc_md="Says the outcome in one sentence.")
 def tell(*, ti: Any) -> str:
     """Logs and returns the outcome."""
-    judged, answer = ti.xcom_pull(task_ids="gate"), ti.xcom_pull(task_ids="review", key="answer")
+    judged, promoted = ti.xcom_pull(task_ids="gate"), ti.xcom_pull(task_ids="promote")
     version, champion = judged["version"], judged["champion"]
-    if ti.xcom_pull(task_ids="promote"):
-        person = answer["responded_by_user"]
+    if promoted:
         before = f"in place of version {champion}" if champion else "as the first one"
-        said = (
-            f"Version {version} is the champion now, {before}: approved by {person['name'] or person['id']}."
-        )
+        said = f"Version {version} is the champion now, {before}: approved by {promoted['approved_by']}."
     else:
-        by, reason = refusal(judged, answer)
+        by, reason = refusal(judged, answers_of(ti))
         stays = f"version {champion} stays the champion" if champion else "there is still no champion"
         said = f"Version {version} is rejected by {by} ({reason.rstrip('.')}); {stays}."
     logging.getLogger("airflow.task").info(said)
     return said
 
+
+def review_tasks() -> list[ReviewOperator]:
+    """Makes one question for each role, asked one after the other: a no ends the asking."""
+    following = [*REVIEWS[1:], "promote"]
+    with TaskGroup("review"):
+        return [
+            ReviewOperator(
+                task_id=role,
+                role=role,
+                earlier=REVIEWS[:number],
+                subject=SUBJECT,
+                body=BODY,
+                options=[APPROVE, REJECT],
+                options_mapping={APPROVE: following[number], REJECT: "reject"},
+                defaults=REJECT,
+                response_timeout=ANSWER_WITHIN,
+                assigned_users=reviewers(role),
+                params={"comment": Param(None, type=["null", "string"], maxLength=2000, title="Comment")},
+                # An answer within half a second of the question can fail the task, and one that cannot count
+                # does; then it asks again.
+                retries=20,
+                retry_delay=timedelta(seconds=5),
+                doc_md=f"The {role} reviewer says Approve or Reject under *Required Actions*; silence: no.",
+            )
+            for number, role in enumerate(ROLES)
+        ]
+
+
+ROLES = roles()
+REVIEWS = [f"review.{role}" for role in ROLES]
 
 with DAG(
     dag_id="promote",
@@ -187,21 +266,8 @@ with DAG(
     tags=["openmed", "promotion"],
     default_args={"owner": "ml-engineering", "retries": 2, "retry_delay": timedelta(seconds=30)},
 ) as dag:
-    review = ReviewOperator(
-        task_id="review",
-        subject=SUBJECT,
-        body=BODY,
-        options=[APPROVE, REJECT],
-        options_mapping={APPROVE: "promote", REJECT: "reject"},
-        defaults=REJECT,
-        response_timeout=ANSWER_WITHIN,
-        assigned_users=reviewers(),
-        params={"comment": Param(None, type=["null", "string"], maxLength=2000, title="Comment")},
-        # An answer within half a second of the question can fail the task; then it asks again.
-        retries=3,
-        retry_delay=timedelta(seconds=5),
-        doc_md="A person says Approve or Reject under *Required Actions*; silence means Reject.",
-    )
-    triaged, promoted, rejected = triage(), promote(), reject()
-    gate() >> triaged >> [review, rejected]
-    review >> [promoted, rejected] >> tell()
+    triaged, promoted, rejected, asked = triage(), promote(), reject(), review_tasks()
+    gate() >> triaged >> [asked[0], rejected]
+    for review, after in zip(asked, [*asked[1:], promoted], strict=True):
+        review >> [after, rejected]
+    [promoted, rejected] >> tell()

@@ -35,6 +35,7 @@ class AirflowClient:
 
     def __init__(self, url: str, username: str, password: str, timeout_s: float = 30.0) -> None:
         self.url = url.rstrip("/")
+        self.username = username
         self._credentials = {"username": username, "password": password}
         self._timeout_s = timeout_s
         self._token: str | None = None
@@ -133,8 +134,24 @@ class AirflowClient:
         body = {"chosen_options": [option], "params_input": {"comment": comment}}
         self.request("PATCH", f"{place}/{task['map_index']}/hitlDetails", body)
 
-    def decide(self, dag_id: str, run_id: str, option: str, comment: str | None, timeout_s: float) -> str:
-        """Answers the question of a run, again if it is asked again, and returns the run's final state.
+    def decide(
+        self,
+        dag_id: str,
+        run_id: str,
+        option: str,
+        comment: str | None,
+        timeout_s: float,
+        task: str | None = None,
+    ) -> str:
+        """Answers the questions of a run, again if asked again, and returns the run's final state.
+
+        Args:
+            dag_id: The DAG.
+            run_id: Its run.
+            option: One of the options of the question.
+            comment: Goes with the answer.
+            timeout_s: How long to wait for the end of the run.
+            task: Answers the question of this task alone.
 
         Raises:
             ResourceError: The run is not done in time.
@@ -144,8 +161,9 @@ class AirflowClient:
             if (state := self.run_state(dag_id, run_id)) in _FINAL:
                 return state
             for review in self.pending_reviews():
-                task = review["task_instance"]
-                if (task["dag_id"], task["dag_run_id"]) == (dag_id, run_id):
+                asked = review["task_instance"]
+                mine = task in (None, asked["task_id"])
+                if mine and (asked["dag_id"], asked["dag_run_id"]) == (dag_id, run_id):
                     self.answer(review, option, comment)
             time.sleep(0.5)
         raise ResourceError(f"run {run_id} of {dag_id} is not decided after {timeout_s:g} s; see its page")

@@ -18,7 +18,7 @@ from openmed.errors import ResourceError
 from openmed.files import read_json, write_bytes, write_json
 
 LOOPBACK = "127.0.0.1"
-ADMIN, REVIEWER = "admin", "reviewer"
+ADMIN, REVIEWER, ENGINEER = "admin", "reviewer", "engineer"
 _OFFLINE = {
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -80,8 +80,9 @@ class AirflowSettings:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         known = read_json(self.password_file) if self.password_file.exists() else {}
-        if set(known) != {ADMIN, REVIEWER}:
-            write_json(self.password_file, {user: secrets.token_urlsafe(18) for user in (ADMIN, REVIEWER)})
+        missing = {ADMIN, REVIEWER, ENGINEER} - set(known)
+        if missing:
+            write_json(self.password_file, known | {user: secrets.token_urlsafe(18) for user in missing})
         self.password_file.chmod(0o600)
         secret_file = self.folder / "secrets.json"
         if not secret_file.exists():
@@ -124,7 +125,7 @@ class AirflowSettings:
                 "parallelism": self.parallelism,
                 # Safe because dags/retrain.py never makes up for a slot it was not there for.
                 "dags_are_paused_at_creation": False,
-                "simple_auth_manager_users": f"{ADMIN}:admin,{REVIEWER}:user",
+                "simple_auth_manager_users": f"{ADMIN}:admin,{REVIEWER}:user,{ENGINEER}:user",
                 "simple_auth_manager_passwords_file": self.password_file,
                 "execution_api_server_url": f"{self.url}/execution/",
             },

@@ -12,7 +12,7 @@ from typing import Any
 from openmed.errors import OpenMedError, ResourceError
 from pipeline import registry, workspace
 from pipeline.airflow_client import AirflowClient
-from pipeline.services import REVIEWER, Services
+from pipeline.services import ENGINEER, REVIEWER, Services
 
 _DATA_RUN = "demo-data"
 _REF = "refs/openmed/demo"
@@ -52,10 +52,10 @@ def run_demo(project: Path, home: Path, films: Path | None, limit: int | None) -
         services.wait_healthy(180)
         for dag in ("retrain", "promote"):
             services.wait_for_dag(dag)
-        admin, reviewer = services.client(), services.client(REVIEWER)
+        admin, people = services.client(), [services.client(user) for user in (REVIEWER, ENGINEER)]
         say(f"Airflow is at {services.airflow_url}, MLflow at {services.mlflow_url}")
         retrain = _retrain(admin, revision, say)
-        promote, outcome = _decide(admin, reviewer, retrain, say)
+        promote, outcome = _decide(admin, people, retrain, say)
         judged = admin.xcom("promote", promote, "gate")
         say("Stopping Airflow and MLflow")
     _conclude(judged, outcome)
@@ -135,9 +135,12 @@ def _follow(admin: AirflowClient, dag: str, run: str, say: Callable[[str], None]
 
 
 def _decide(
-    admin: AirflowClient, reviewer: AirflowClient, retrain: str, say: Callable[[str], None]
+    admin: AirflowClient, people: list[AirflowClient], retrain: str, say: Callable[[str], None]
 ) -> tuple[str, str]:
-    """Waits for the promotion that the candidate starts, approves it, and returns run id and outcome."""
+    """Waits for the promotion that the candidate starts, approves it, and returns run id and outcome.
+
+    Each role of the change plan is answered by the next of the people.
+    """
     candidate = admin.xcom("retrain", retrain, "register", "candidate")
     say(
         f"Candidate: version {candidate['version']}, {candidate['architecture']}, "
@@ -145,13 +148,17 @@ def _decide(
     )
     run = _promotion_of(admin, candidate["version"])
     say(f"DAG promote, run {run}")
+    answering: dict[str, AirflowClient] = {}
     while admin.run_state("promote", run) not in ("success", "failed"):
-        for review in reviewer.pending_reviews():
+        for review in admin.pending_reviews():
             task = review["task_instance"]
             if (task["dag_id"], task["dag_run_id"]) == ("promote", run):
-                print(f"\n{review['subject']}\n\n{review['body'].strip()}\n")
-                say(f"The review waits for a person. THE DEMO APPROVES ON YOUR BEHALF, as {REVIEWER}.")
-                reviewer.answer(review, "Approve", _COMMENT)
+                if not answering:
+                    print(f"\n{review['subject']}\n\n{review['body'].strip()}\n")
+                role = task["task_id"].removeprefix("review.")
+                person = answering.setdefault(role, people[len(answering) % len(people)])
+                say(f"The {role} review waits. THE DEMO APPROVES ON YOUR BEHALF, as {person.username}.")
+                person.answer(review, "Approve", _COMMENT)
         time.sleep(1)
     states = admin.task_states("promote", run)
     if admin.run_state("promote", run) == "failed":

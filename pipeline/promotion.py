@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from openmed.errors import BadInput
+from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_bytes
 from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS
 from openmed.metrics.gates import overall as worst
@@ -31,8 +31,8 @@ def gate(version: str, *, workspace: Path | None = None) -> dict[str, Any]:
         version, architecture, model_sha256 (of the list of all files of the stored model), champion (a
         version or None), verdict (see `overall`), gates and comparison (lists of gates), note (a sentence
         about the comparison), films_compared, films_left_out, limits (sentences on what the test could not
-        have shown), reviewers (role -> what it answers for), table_markdown and report (path, address or
-        None).
+        have shown), reviewers (role -> what it answers for), started_by (a person or None), table_markdown
+        and report (path, address or None).
 
     Raises:
         BadInput: There is no such version.
@@ -56,6 +56,7 @@ def gate(version: str, *, workspace: Path | None = None) -> dict[str, Any]:
         "films_left_out": compared.films_left_out,
         "limits": limits_of_the_test(evidence),
         "reviewers": dict(evidence.plan.protocol.reviewers),
+        "started_by": evidence.tags["started_by"] or None,
         "report": registry.report_address(version),
     }
     return result | {"table_markdown": _markdown(result)}
@@ -91,37 +92,41 @@ def model_digest(tags: Mapping[str, str]) -> str:
 def promote(
     version: str,
     *,
-    approved_by: str,
+    approved_by: Mapping[str, str],
     comment: str | None,
     expected_champion: str | None,
+    expected_model: str | None = None,
     workspace: Path | None = None,
 ) -> dict[str, Any]:
     """Makes a version the champion and records who let it through.
 
-    Repeating it for the same version and person, after a kill too, changes nothing but what is missing.
+    Repeating it for the same version and people, after a kill too, changes nothing but what is missing.
 
     Args:
         version: The version that was reviewed.
-        approved_by: Who approved it.
+        approved_by: Role -> who said yes in it; every role of the version's change plan, each another person.
         comment: Why; may be empty.
         expected_champion: The champion it was compared with, None if there was none.
+        expected_model: `model_sha256` of the gate that was shown; None does not bind the decision to one.
         workspace: As for `gate`.
 
     Returns:
-        The record: decision, version, approved_by, approved_at, previous_champion, comment, verdict.
+        The record: decision, version, approved_by (one text), approvals (role -> name), approved_at,
+        previous_champion, comment, verdict.
 
     Raises:
-        BadInput: The version does not pass its gate now, was rejected, or the champion has changed.
+        BadInput: The version does not pass its gate now, was rejected, lacks an approval, or the champion has
+            changed.
         IntegrityError: The stored model, its evidence or the record of decisions was changed.
     """
-    approved_by = _name(approved_by, "approver")
+    approvals = {role: _name(name, f"{role} reviewer") for role, name in sorted(approved_by.items())}
     registry.get_version(version)
     registry.finish()
     decided = registry.last_decision(version)
     if decided is not None and decided.event == registry.REJECTED:
         raise BadInput(f"version {version} was rejected by {decided.content['by']}: retrain instead")
     if registry.champion() == version:
-        if decided.event == registry.PROMOTED and decided.content["by"] == approved_by:
+        if decided.event == registry.PROMOTED and decided.content["approvals"] == approvals:
             return _promotion(decided)
         raise BadInput(f"version {version} is the champion already, by {decided.content['by']}")
     judged = gate(version, workspace=workspace)
@@ -129,26 +134,69 @@ def promote(
         raise BadInput(
             f"version {version} cannot be promoted: its gate says {judged['verdict']}; see its table"
         )
+    if problem := objection(judged, approvals):
+        raise BadInput(problem)
     if judged["champion"] != expected_champion:
         raise BadInput(
             f"version {version} was reviewed against champion {expected_champion}, but the champion is "
             f"{judged['champion']} by now: run the gate and the review again"
         )
+    if expected_model not in (None, judged["model_sha256"]):
+        raise IntegrityError(
+            f"the model of version {version} is not the one that was reviewed: review it again"
+        )
     content = {
-        "by": approved_by,
+        "by": ", ".join(f"{name} ({role})" for role, name in approvals.items()),
+        "approvals": approvals,
         "comment": comment or "",
         "verdict": judged["verdict"],
         "model_sha256": judged["model_sha256"],
     }
-    return _promotion(
-        registry.move_champion(
-            version,
-            event=registry.PROMOTED,
-            content=content,
-            expected=expected_champion,
-            previous=expected_champion,
-        )
+    entry = registry.move_champion(
+        version,
+        event=registry.PROMOTED,
+        content=content,
+        expected=expected_champion,
+        previous=expected_champion,
     )
+    return _promotion(entry)
+
+
+def objection(judged: Mapping[str, Any], approvals: Mapping[str, str]) -> str | None:
+    """Says in one sentence why approvals do not carry a promotion; None when they do.
+
+    Args:
+        judged: What `gate` returned.
+        approvals: Role -> who said yes in it.
+    """
+    version, roles = judged["version"], judged["reviewers"]
+    if unknown := sorted(approvals.keys() - roles.keys()):
+        return (
+            f"the change plan knows no role {' and '.join(unknown)}: choose from {', '.join(sorted(roles))}"
+        )
+    if missing := sorted(roles.keys() - approvals.keys()):
+        return f"version {version} needs the yes of every role: {' and '.join(missing)} is missing"
+    if judged["started_by"] in approvals.values():
+        return f"{judged['started_by']} started the retraining of version {version} and cannot approve it"
+    if len(set(approvals.values())) < len(approvals):
+        return f"version {version} needs another person in each role: {', '.join(sorted(roles))}"
+    return None
+
+
+def adopt(version: str, *, by: str, reason: str) -> dict[str, Any]:
+    """Makes the change plan that came with a version one that counts, beside the champion's, from now on.
+
+    Returns:
+        The record: version, by, at, reason, plan_sha256.
+
+    Raises:
+        BadInput: There is no such version, or nobody or no reason is named.
+    """
+    if not reason.strip():
+        raise BadInput("adopting a change plan needs a reason: say why it may change")
+    digest = Evidence.of(version).plan_sha256
+    entry = registry.adopt(version, by=_name(by, "person who adopts"), reason=reason, plan_sha256=digest)
+    return {"version": version, "at": entry.at, **entry.content}
 
 
 def reject(version: str, *, by: str, reason: str) -> dict[str, Any]:
@@ -218,6 +266,7 @@ def _promotion(entry: registry.Entry) -> dict[str, Any]:
         "decision": entry.event,
         "version": entry.version,
         "approved_by": said["by"],
+        "approvals": said["approvals"],
         "approved_at": entry.at,
         "previous_champion": said["replaced"],
         "comment": said["comment"],
@@ -237,6 +286,9 @@ def _markdown(result: Mapping[str, Any]) -> str:
     lines += ["Comparison with the champion", "", result["note"], ""]
     if result["comparison"]:
         lines += [*_table(result["comparison"], "accepted"), ""]
+    if result["limits"]:
+        lines += ["What this test could and could not have shown", ""]
+        lines += [*(f"- {sentence}" for sentence in result["limits"]), ""]
     address = result["report"]
     link = f"[{address}]({address})" if str(address).startswith("http") else address or "none is stored"
     lines.append(f"Report with films and heat maps: {link}")
@@ -244,15 +296,16 @@ def _markdown(result: Mapping[str, Any]) -> str:
 
 
 def _table(gates: Sequence[Mapping[str, Any]], limit: str) -> list[str]:
-    rows = [f"| metric | value | interval | {limit} | verdict | meaning |", "|---|---|---|---|---|---|"]
+    rows = [f"| gate | value | interval | {limit} | verdict | meaning |", "|---|---|---|---|---|---|"]
     for found in gates:
         value, low, high, floor = (_shown(found[key]) for key in ("value", "low", "high", "floor"))
+        interval = f"{low} to {high}" if found["low"] is not None else "–"
         reason = str(found["reason"]).replace("|", "\\|")
-        rows.append(
-            f"| {found['name']} | {value} | {low} to {high} | {floor} | {found['verdict']} | {reason} |"
-        )
+        rows.append(f"| {found['name']} | {value} | {interval} | {floor} | {found['verdict']} | {reason} |")
     return rows
 
 
 def _shown(number: float | None) -> str:
-    return "unknown" if number is None else f"{number:.3f}"
+    if number is None:
+        return "–"
+    return str(number) if isinstance(number, int) else f"{number:.3f}"

@@ -7,7 +7,7 @@ import typer
 from pipeline.terminal import Json, cell, print_json, print_table
 
 registry = typer.Typer(
-    help="Registered versions: list, show, verify, promote, reject, roll back.", no_args_is_help=True
+    help="Registered versions: list, judge, promote, roll back, verify.", no_args_is_help=True
 )
 
 Version = Annotated[str, typer.Argument(help="models:/openmed-cxr@champion, models:/openmed-cxr/7 or 7.")]
@@ -72,12 +72,28 @@ def verify(version: Version, as_json: Json = False) -> None:
 
 
 @registry.command()
-def promote(version: Number, by: By, comment: Annotated[str, typer.Option(help="Why.")] = "") -> None:
+def promote(
+    version: Number,
+    by: Annotated[
+        list[str],
+        typer.Option(
+            metavar="ROLE=NAME", help="Who says yes in a role of the change plan; once for each role."
+        ),
+    ],
+    comment: Annotated[str, typer.Option(help="Why.")] = "",
+) -> None:
     """Makes a version the champion if it passes its gates now."""
+    from openmed.errors import BadInput
     from pipeline import promotion
     from pipeline.registry import champion
 
-    record = promotion.promote(version, approved_by=by, comment=comment, expected_champion=champion())
+    parts = [text.partition("=") for text in by]
+    if any(not equals for _, equals, _ in parts):
+        raise BadInput("--by names a role and a person, such as --by clinical='Dr Adams'")
+    approvals = {role.strip(): name for role, _, name in parts}
+    if len(approvals) < len(parts):
+        raise BadInput("--by names one person for each role")
+    record = promotion.promote(version, approved_by=approvals, comment=comment, expected_champion=champion())
     print(f"version {version} is the champion, approved by {record['approved_by']}")
 
 
@@ -88,6 +104,27 @@ def reject(version: Number, by: By, reason: Reason) -> None:
 
     record = promotion.reject(version, by=by, reason=reason)
     print(f"version {version} is rejected by {record['rejected_by']}")
+
+
+@registry.command()
+def gate(version: Number, as_json: Json = False) -> None:
+    """Judges a version as a promotion would, and shows the table."""
+    from pipeline import promotion
+
+    judged = promotion.gate(version)
+    if as_json:
+        print_json(judged)
+    else:
+        print(judged["table_markdown"])
+
+
+@registry.command()
+def adopt(version: Number, by: By, reason: Reason) -> None:
+    """Makes the change plan that came with a version one that counts from now on."""
+    from pipeline import promotion
+
+    record = promotion.adopt(version, by=by, reason=reason)
+    print(f"the change plan of version {version} counts from now on, by {record['by']}")
 
 
 @registry.command()

@@ -20,7 +20,7 @@ from typing import Any, Self
 from openmed.errors import ResourceError
 from openmed.files import read_json
 from pipeline.airflow_client import AirflowClient, open_local
-from pipeline.airflow_settings import ADMIN, LOOPBACK, REVIEWER, AirflowSettings
+from pipeline.airflow_settings import ADMIN, ENGINEER, LOOPBACK, REVIEWER, AirflowSettings
 
 _STOP_WITHIN_S = 15.0
 _REMOTE = ("http:", "https:")
@@ -85,7 +85,7 @@ class Services:
         return read_json(self.password_file)[self.username]
 
     def client(self, username: str = ADMIN) -> AirflowClient:
-        """Returns a client that acts as `admin` or `reviewer`."""
+        """Returns a client that acts as one of the users."""
         return AirflowClient(self.airflow_url, username, read_json(self.password_file)[username])
 
     def start(self) -> Self:
@@ -257,7 +257,7 @@ def up(project: Path, home: Path, **options: Any) -> None:
         with Services(project, home, **options) as services:
             waited_s = _wait_unless(stopped, services)
             if waited_s is not None:
-                print(f"Airflow  {services.airflow_url}   user {ADMIN} or {REVIEWER}")
+                print(f"Airflow  {services.airflow_url}   users {ADMIN}, {REVIEWER} and {ENGINEER}")
                 if services.mlflow_url:
                     print(f"MLflow   {services.mlflow_url}")
                 print(f"The passwords are in {services.password_file}, logs in {services.logs}.")

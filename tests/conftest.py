@@ -105,3 +105,17 @@ def workspace(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.delenv("OPENMED_PROJECT", raising=False)
     monkeypatch.chdir(folder)
     return folder
+
+
+def answered(people, promotion) -> str:
+    """Says yes once in each role, each by another person, and returns how the run ended."""
+    from threading import Thread
+
+    def clinical():
+        people[0].decide("promote", promotion, "Approve", "fine", 240, task="review.clinical")
+
+    asking = Thread(target=clinical)
+    asking.start()
+    state = people[1].decide("promote", promotion, "Approve", None, 240, task="review.technical")
+    asking.join()
+    return state

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.services import REVIEWER, Services
-from tests.conftest import ROOT, toy_params, write_params
+from pipeline.services import ENGINEER, REVIEWER, Services
+from tests.conftest import ROOT, answered, toy_params, write_params
 
 pytestmark = pytest.mark.slow
 ARCHITECTURES = ["resnet50", "vit"]
@@ -106,7 +106,7 @@ def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champio
         services.wait_healthy(180)
         for dag in ("retrain", "promote"):
             services.wait_for_dag(dag)
-        admin, reviewer = services.client(), services.client(REVIEWER)
+        admin, *people = (services.client(user) for user in ("admin", REVIEWER, ENGINEER))
         for dag in ("promote", "retrain"):
             admin.set_paused(dag, False)
         # Without force DVC would bring the outputs of `dvc repro` back from its run cache.
@@ -116,13 +116,16 @@ def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champio
         assert outputs(workspace) == outputs(project)
         candidate = admin.xcom("retrain", "road", "register", "candidate")
         promotion = wait_for_promotion(admin)
-        assert reviewer.decide("promote", promotion, "Approve", "fine", 120) == "success"
+        assert answered(people, promotion) == "success"
         assert admin.task_states("promote", promotion)["promote"] == "success"
     environment = {**os.environ, "OPENMED_HOME": str(home), "OPENMED_PROJECT": str(project)}
     listed = json.loads(cli(project, environment, "registry", "list", "--json"))
     champion = next(version for version in listed if "champion" in version["aliases"])
     assert champion["version"] == candidate["version"]
-    assert champion["approved_by"] == REVIEWER
+    assert champion["approved_by"] == f"{REVIEWER} (clinical), {ENGINEER} (technical)"
+    assert "started by admin" in cli(project, environment, "registry", "show", champion["version"])
+    verified = json.loads(cli(project, environment, "registry", "verify", champion["version"], "--json"))
+    assert len(verified) == 8 and {link["problem"] for link in verified} == {None}
     evaluated_on_unseen_films(project, environment, tmp_path)
 
 

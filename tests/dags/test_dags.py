@@ -58,7 +58,7 @@ def test_only_trainings_queue_for_the_gpu_and_every_task_has_an_end(dags):
     for dag in dags.values():
         for task in dag.tasks:
             assert task.doc_md and task.owner == "ml-engineering"
-            if task.task_id not in ("review", "triage", "tell"):
+            if task.task_id not in ("review.clinical", "review.technical", "triage", "tell"):
                 assert task.execution_timeout and task.retries == 2
     train = next(task for task in dags["retrain"].tasks if task.task_id.startswith("train."))
     assert train.execution_timeout == timedelta(hours=12)
@@ -119,23 +119,51 @@ def test_a_candidate_of_retraining_starts_promotion(dags):
     assert [asset.name for asset in announced] == [asset.name for asset in awaited] == ["openmed_candidate"]
 
 
-def test_silence_is_a_no_and_nobody_is_promoted_without_review(dags):
+def test_silence_is_a_no_and_nobody_is_promoted_without_the_yes_of_every_role(dags):
     promote = dags["promote"]
-    review = promote.get_task("review")
-    assert review.defaults == ["Reject"] and review.response_timeout == timedelta(days=7)
-    assert review.options_mapping == {"Approve": "promote", "Reject": "reject"}
-    assert review.retries == 3 and review.execution_timeout is None
-    assert promote.get_task("promote").upstream_task_ids == {"review"}
+    reviews = [promote.get_task(f"review.{role}") for role in ("clinical", "technical")]
+    for review in reviews:
+        assert review.defaults == ["Reject"] and review.response_timeout == timedelta(days=7)
+        assert review.retries == 20 and review.execution_timeout is None
+    assert reviews[0].options_mapping == {"Approve": "review.technical", "Reject": "reject"}
+    assert reviews[1].options_mapping == {"Approve": "promote", "Reject": "reject"}
+    assert reviews[1].upstream_task_ids == {"review.clinical"}
+    assert promote.get_task("promote").upstream_task_ids == {"review.technical"}
     assert promote.get_task("promote").pool == promote.get_task("reject").pool == "registry"
-    assert promote.get_task("reject").upstream_task_ids == {"triage", "review"}
+    asked = {"triage", "review.clinical", "review.technical"}
+    assert promote.get_task("reject").upstream_task_ids == asked
 
 
-def test_reviewers_may_be_named(monkeypatch):
+def test_reviewers_may_be_named_for_each_role(monkeypatch):
     import promote
 
-    assert promote.reviewers() is None
-    monkeypatch.setenv("OPENMED_REVIEWERS", "ada, ben")
-    assert promote.reviewers() == [{"id": "ada", "name": "ada"}, {"id": "ben", "name": "ben"}]
+    assert promote.reviewers("clinical") is None
+    monkeypatch.setenv("OPENMED_REVIEWERS_CLINICAL", "ada, ben")
+    assert promote.reviewers("clinical") == [{"id": "ada", "name": "ada"}, {"id": "ben", "name": "ben"}]
+    assert promote.reviewers("technical") is None
+
+
+def answered(option="Approve", name="ada", comment=None):
+    person = name and {"id": "1", "name": name}
+    return {"chosen_options": [option], "responded_by_user": person, "params_input": {"comment": comment}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (answered(), None),
+        (answered(name="eve"), "eve started the retraining and cannot approve it"),
+        (answered(name="ben"), "ben has said yes in another role already: each role is another person"),
+        (answered("Reject"), "a no needs a reason in the comment"),
+        (answered("Reject", comment=" "), "a no needs a reason in the comment"),
+        (answered("Reject", name="eve", comment="edges are wrong"), None),
+        (answered("Reject", name=None), None),
+    ],
+)
+def test_an_answer_that_cannot_count_is_asked_for_again(answer, problem):
+    from promote import objection
+
+    assert objection(answer, "eve", ["ben"]) == problem
 
 
 def test_the_newest_candidate_is_judged_unless_one_is_named():
@@ -166,15 +194,13 @@ def test_a_refusal_names_who_and_why():
         ],
     }
     reason = "the AUC is below 0.9; it is worse than the champion"
-    assert refusal(judged, None) == ("gate", reason)
+    assert refusal(judged, {}) == ("gate", reason)
     nothing = {"verdict": "INSUFFICIENT EVIDENCE", "gates": [], "comparison": []}
-    assert refusal(nothing, None) == ("gate", "the gates say INSUFFICIENT EVIDENCE")
-    silence = {"responded_by_user": None, "params_input": {}}
-    assert refusal(judged, silence) == ("nobody", "no answer within 7 days")
-    person = {"id": "1", "name": "ada"}
-    no = {"responded_by_user": person, "params_input": {"comment": "edges are wrong"}}
-    assert refusal(judged, no) == ("ada", "edges are wrong")
-    assert refusal(judged, {**no, "params_input": None})[1].endswith("without a comment")
+    assert refusal(nothing, {}) == ("gate", "the gates say INSUFFICIENT EVIDENCE")
+    silence = {"clinical": answered("Reject", name=None)}
+    assert refusal(judged, silence) == ("nobody", "no answer as clinical within 7 days")
+    no = {"clinical": answered(), "technical": answered("Reject", "ben", "edges are wrong")}
+    assert refusal(judged, no) == ("ben (technical)", "edges are wrong")
 
 
 class Handed:
@@ -191,20 +217,28 @@ def test_the_outcome_is_one_sentence():
     import promote
 
     judged = {"version": "7", "champion": "3", "verdict": "PASS", "gates": [], "comparison": []}
-    person = {"id": "1", "name": "ada"}
-    answer = {"responded_by_user": person, "params_input": {"comment": None}}
     tell = promote.tell.function
-    promoted = Handed(gate=judged, review_answer=answer, promote={"version": "7"})
-    said = "Version 7 is the champion now, in place of version 3: approved by ada."
+    promoted = Handed(gate=judged, promote={"approved_by": "ada (clinical), ben (technical)"})
+    said = (
+        "Version 7 is the champion now, in place of version 3: approved by ada (clinical), ben (technical)."
+    )
     assert tell(ti=promoted) == said
     first = {**judged, "champion": None}
-    silent = Handed(gate=first, review_answer={"responded_by_user": None, "params_input": {}})
-    said = "Version 7 is rejected by nobody (no answer within 7 days); there is still no champion."
+    silent = Handed(gate=first, **{"review.clinical_answer": answered("Reject", name=None)})
+    said = (
+        "Version 7 is rejected by nobody (no answer as clinical within 7 days); there is still no champion."
+    )
     assert tell(ti=silent) == said
 
 
 @pytest.mark.parametrize(
-    ("verdict", "following"), [("PASS", "review"), ("FAIL", "reject"), ("INSUFFICIENT EVIDENCE", "reject")]
+    ("verdict", "following"),
+    [
+        ("PASS", "review.clinical"),
+        ("FAIL", "reject"),
+        ("OUTSIDE PLAN", "reject"),
+        ("INSUFFICIENT EVIDENCE", "reject"),
+    ],
 )
 def test_only_a_candidate_that_passed_reaches_a_person(verdict, following):
     import promote
@@ -215,7 +249,7 @@ def test_only_a_candidate_that_passed_reaches_a_person(verdict, following):
 def test_an_approval_without_a_name_promotes_nothing():
     import promote
 
-    nameless = Handed(gate={"version": "7"}, review_answer={"responded_by_user": None})
+    nameless = Handed(gate={"version": "7"}, **{"review.clinical_answer": answered(name=None)})
     with pytest.raises(AirflowFailException, match="nobody's name"):
         promote.promote.function(ti=nameless)
 

@@ -234,12 +234,13 @@ def test_init_writes_the_passwords_for_the_owner_alone(tmp_path):
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(file),
         "OPENMED_ADMIN_PASSWORD": 'a"b$c',
         "OPENMED_REVIEWER_PASSWORD": "ü",
+        "OPENMED_ENGINEER_PASSWORD": "e",
     }
     subprocess.run([sys.executable, "-c", program], env=environment, umask=0o077, check=True)
-    assert json.loads(file.read_text()) == {"admin": 'a"b$c', "reviewer": "ü"}
+    assert json.loads(file.read_text()) == {"admin": 'a"b$c', "reviewer": "ü", "engineer": "e"}
     assert file.stat().st_mode & 0o777 == 0o600
     users = SERVICES["airflow-init"]["environment"]["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"]
-    assert {each.split(":")[0] for each in users.split(",")} == {"admin", "reviewer"}
+    assert {each.split(":")[0] for each in users.split(",")} == {"admin", "reviewer", "engineer"}
 
 
 @pytest.fixture

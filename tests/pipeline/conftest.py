@@ -193,7 +193,7 @@ def register(workspace, run_key="run-1", revision="abc", started_by=None):
 
 def crown(version, expected=None):
     """Makes a version the champion without judging it."""
-    content = {"by": "Dr Adams", "comment": "", "verdict": "PASS"}
+    content = {"by": "Dr Adams", "approvals": {"clinical": "Dr Adams"}, "comment": "", "verdict": "PASS"}
     return registry.move_champion(
         version, event=registry.PROMOTED, content=content, expected=expected, previous=expected
     )

@@ -446,8 +446,10 @@ def test_a_version_is_promoted_used_and_rolled_back(openmed, store, tmp_path):
     for number in (1, 2):
         workspace = make_workspace(tmp_path / str(number), seed=number, films_seed=number)
         register(workspace, f"run-{number}")
-        done = openmed("registry", "promote", number, "--by", "Dr Adams", "--comment", "looks right")
-        assert done[:2] == (0, f"version {number} is the champion, approved by Dr Adams\n"), done[2]
+        done = openmed("registry", "promote", number, "--by", "clinical=Dr Adams", "--comment", "looks right")
+        assert done[:2] == (0, f"version {number} is the champion, approved by Dr Adams (clinical)\n"), done[
+            2
+        ]
     film = next((tmp_path / "2/data/films").iterdir())
     _, out, _ = openmed("predict", "models:/openmed-cxr@champion", film, "--json")
     model = tmp_path / "2/artifacts/evaluate/resnet50/model"
@@ -456,7 +458,7 @@ def test_a_version_is_promoted_used_and_rolled_back(openmed, store, tmp_path):
     assert done[:2] == (0, "version 1 is the champion again\n")
     assert registry.champion() == "1"
     refused(openmed("registry", "rollback", "--reason", "again", "--by", "Dr Brown"), "no previous champion")
-    refused(openmed("registry", "promote", "9", "--by", "Dr Brown"), "no version 9")
+    refused(openmed("registry", "promote", "9", "--by", "clinical=Dr Brown"), "no version 9")
 
 
 def test_up_and_demo_hand_their_options_on(openmed, project, monkeypatch):

@@ -48,7 +48,9 @@ def ground(tmp_path_factory, migrated):
             assert register(workspace, f"run-{number}")["version"] == str(number)
             if number == 1:
                 write_json(root / "first.json", promotion.gate("1"))
-                record = promotion.promote("1", approved_by="Dr First", comment="", expected_champion=None)
+                record = promotion.promote(
+                    "1", approved_by={"clinical": "Dr First"}, comment="", expected_champion=None
+                )
                 assert record["previous_champion"] is None
     shutil.copy(home / "mlflow.db", root / "snapshot.db")
     return root
@@ -73,7 +75,7 @@ def stage(ground, monkeypatch):
 
 def promote(version=BETTER, by="Dr Adams", expected=CHAMPION, **more):
     return promotion.promote(
-        version, approved_by=by, comment="looks right", expected_champion=expected, **more
+        version, approved_by={"clinical": by}, comment="looks right", expected_champion=expected, **more
     )
 
 
@@ -209,21 +211,25 @@ def test_a_promotion_moves_the_alias_and_records_who_why_and_what_before(stage):
     assert {key: record[key] for key in ("decision", "version", "approved_by", "previous_champion")} == {
         "decision": "promoted",
         "version": BETTER,
-        "approved_by": "Dr Adams",
+        "approved_by": "Dr Adams (clinical)",
         "previous_champion": CHAMPION,
     }
     found = registry.get_version(BETTER)
-    assert found["approved_by"] == "Dr Adams" and found["approved_at"].endswith("Z")
+    assert found["approved_by"] == "Dr Adams (clinical)" and found["approved_at"].endswith("Z")
     assert found["tags"]["comment"] == "looks right" and found["aliases"][0] == "champion"
     promoted, moved = registry.history(BETTER)[-2:]
-    assert (promoted.event, moved.event, promoted.content["by"]) == ("promoted", "moved", "Dr Adams")
+    assert (promoted.event, moved.event, promoted.content["approvals"]) == (
+        "promoted",
+        "moved",
+        {"clinical": "Dr Adams"},
+    )
     assert promoted.content["model_sha256"] == promotion.gate(BETTER)["model_sha256"]
 
 
 def test_a_retried_promotion_changes_nothing(stage):
     assert promote() == promote()
     assert aliases() == {"champion": BETTER, "previous": CHAMPION}
-    with pytest.raises(BadInput, match="is the champion already, by Dr Adams"):
+    with pytest.raises(BadInput, match=r"is the champion already, by Dr Adams \(clinical\)"):
         promote(by="Dr Brown", expected=BETTER)
 
 
@@ -277,7 +283,7 @@ def test_a_promotion_killed_halfway_is_finished_by_the_next_decision(stage, monk
     with pytest.raises(BadInput, match="was reviewed against champion 1, but the champion is 2 by now"):
         promote(OVERLAPPING, by="Dr Brown", workspace=stage / OVERLAPPING)
     assert aliases() == {"champion": BETTER, "previous": CHAMPION}
-    assert registry.get_version(BETTER)["approved_by"] == "Dr Adams"
+    assert registry.get_version(BETTER)["approved_by"] == "Dr Adams (clinical)"
 
 
 def test_of_eight_racing_promotions_one_wins_and_seven_are_told(stage):
@@ -336,11 +342,36 @@ def test_the_champion_moves_only_from_where_it_was_expected(stage):
 def test_a_promotion_against_another_champion_than_reviewed_is_refused(stage):
     with pytest.raises(BadInput, match="was reviewed against champion None, but the champion is 1"):
         promote(expected=None)
-    with pytest.raises(BadInput, match="the approver must be named"):
+    with pytest.raises(BadInput, match="the clinical reviewer must be named"):
         promote(by=" ")
     with pytest.raises(BadInput, match="has no version 99"):
         promote("99")
     assert aliases() == {"champion": CHAMPION}
+
+
+def test_every_role_of_the_plan_says_yes_each_by_another_person_who_did_not_start_the_run():
+    judged = {
+        "version": "2",
+        "reviewers": {"clinical": "Reads films.", "technical": "Runs the pipeline."},
+        "started_by": "Ms Engineer",
+    }
+    for approvals, problem in (
+        ({}, "needs the yes of every role: clinical and technical is missing"),
+        ({"clinical": "Dr Adams"}, "technical is missing"),
+        ({"clinical": "Dr Adams", "technical": "Dr Adams"}, "needs another person in each role"),
+        ({"clinical": "Dr Adams", "technical": "Ms Engineer"}, "Ms Engineer started the retraining"),
+        ({"clinical": "Dr Adams", "technical": "Ms Brown", "boss": "Mr C"}, "knows no role boss"),
+    ):
+        assert problem in promotion.objection(judged, approvals)
+    assert promotion.objection(judged, {"clinical": "Dr Adams", "technical": "Ms Brown"}) is None
+
+
+def test_a_promotion_without_all_approvals_or_of_another_model_is_refused(stage):
+    with pytest.raises(BadInput, match="clinical is missing"):
+        promotion.promote(BETTER, approved_by={}, comment="", expected_champion=CHAMPION)
+    with pytest.raises(IntegrityError, match="is not the one that was reviewed"):
+        promote(expected_model="0" * 64)
+    assert promote(expected_model=promotion.gate(BETTER)["model_sha256"])["version"] == BETTER
 
 
 def test_a_rejected_version_stays_rejected_and_the_champion_stays(stage):
@@ -352,6 +383,8 @@ def test_a_rejected_version_stays_rejected_and_the_champion_stays(stage):
     promotion.reject(BETTER, by="Dr Adams", reason="no")
     with pytest.raises(BadInput, match="version 2 was rejected by Dr Adams"):
         promote()
+    with pytest.raises(BadInput, match="needs a reason"):
+        promotion.reject(FAILED, by="Dr Adams", reason=" ")
     with pytest.raises(BadInput, match="is the champion: roll back"):
         promotion.reject(CHAMPION, by="Dr Adams", reason="no")
 
@@ -373,7 +406,7 @@ def test_a_rollback_puts_the_previous_champion_back_and_goes_no_further_than_the
     with pytest.raises(BadInput, match="no previous champion"):
         promotion.rollback("again", "Dr Adams")
     # The model taken off can be let through again, by a new decision.
-    assert promote(by="Dr Brown")["approved_by"] == "Dr Brown"
+    assert promote(by="Dr Brown")["approvals"] == {"clinical": "Dr Brown"}
 
 
 def test_each_rollback_goes_one_step_back(stage):

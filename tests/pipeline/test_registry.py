@@ -506,7 +506,7 @@ def test_a_tracking_server_serves_as_well_as_a_local_store(tracked, tmp_path):
     workspace = make_workspace(tmp_path / "ws")
     first = register(workspace)
     assert register(workspace) == first
-    record = promotion.promote("1", approved_by="Dr Adams", comment="", expected_champion=None)
+    record = promotion.promote("1", approved_by={"clinical": "Dr Adams"}, comment="", expected_champion=None)
     assert record["decision"] == "promoted" and registry.champion() == "1"
     assert len(registry.champion_profile()[1]) == 40
     second = make_workspace(tmp_path / "two", ("vit",), seed=1, films_seed=1)

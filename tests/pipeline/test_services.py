@@ -24,6 +24,7 @@ from openmed.errors import BadInput, ResourceError
 from pipeline import airflow_client
 from pipeline.airflow_client import DATASET, AirflowClient, running_airflow
 from pipeline.services import Services, up
+from tests.conftest import answered
 
 ROOT = Path(__file__).parents[2]
 
@@ -269,8 +270,9 @@ PROMOTION = """
 def gate(version, *, workspace):
     assert workspace and (workspace / "dvc.lock").exists()
     return {"version": version, "verdict": "PASS", "champion": None, "gates": [], "comparison": [],
-            "table_markdown": "| gate |", "report": None}
-def promote(version, *, approved_by, comment, expected_champion):
+            "table_markdown": "| gate |", "report": None, "model_sha256": "0", "started_by": None,
+            "reviewers": {"clinical": "Reads films.", "technical": "Runs the pipeline."}}
+def promote(version, *, approved_by, comment, expected_champion, expected_model):
     return {"version": version, "approved_by": approved_by, "comment": comment}
 """
 DRIFT = """
@@ -354,7 +356,7 @@ def test_from_retraining_over_the_review_to_promotion_and_a_kill(toy, tmp_path):
         running.wait_healthy(120)
         for dag_id in ("retrain", "promote"):
             running.wait_for_dag(dag_id)
-        admin, reviewer = running.client(), running.client("reviewer")
+        admin, *people = (running.client(user) for user in ("admin", "reviewer", "engineer"))
         run_id = admin.trigger("retrain", {"seed": 5})
         assert admin.wait_for_run("retrain", run_id, 120) == "success"
         trained = admin.xcom("retrain", run_id, "train.vit")
@@ -362,8 +364,9 @@ def test_from_retraining_over_the_review_to_promotion_and_a_kill(toy, tmp_path):
         while not admin.runs("promote"):
             time.sleep(0.2)
         promotion = admin.runs("promote")[0]["dag_run_id"]
-        assert reviewer.decide("promote", promotion, "Approve", "fine", 90) == "success"
-        record = {"version": "7", "approved_by": "reviewer", "comment": "fine"}
+        assert answered(people, promotion) == "success"
+        approved_by = {"clinical": "reviewer", "technical": "engineer"}
+        record = {"version": "7", "approved_by": approved_by, "comment": "clinical: fine"}
         assert admin.xcom("promote", promotion, "promote") == record
         assert [run["run_type"] for run in admin.runs("promote")] == ["asset_triggered"]
 

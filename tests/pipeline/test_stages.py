@@ -382,7 +382,7 @@ def test_a_model_with_shuffled_training_labels_is_refused_and_the_champion_stays
     (workspace / "data.dvc").write_text("outs:\n- {md5: 0123456789abcdef0123456789abcdef.dir, path: data}\n")
     run_stages(workspace, ["evaluate@resnet50"])
     good = register(workspace, "good")["version"]
-    promotion.promote(good, approved_by="Dr Adams", comment="", expected_champion=None)
+    promotion.promote(good, approved_by={"clinical": "Dr Adams"}, comment="", expected_champion=None)
 
     rows = pd.read_parquet(workspace / "artifacts/resample/rows.parquet")
     films = rows.drop_duplicates("id").set_index("id")["label"]
@@ -394,7 +394,7 @@ def test_a_model_with_shuffled_training_labels_is_refused_and_the_champion_stays
     bad = register(workspace, "bad")["version"]
     assert promotion.gate(bad)["verdict"] != "PASS"
     with pytest.raises(BadInput, match="cannot be promoted"):
-        promotion.promote(bad, approved_by="Dr Adams", comment="", expected_champion=good)
+        promotion.promote(bad, approved_by={"clinical": "Dr Adams"}, comment="", expected_champion=good)
     assert registry.champion() == good
 
 

@@ -37,7 +37,10 @@ def ground(tmp_path_factory, migrated):
             workspace = make_workspace(root / str(number), ("vit",), seed=number, films_seed=number)
             register(workspace, f"run-{number}", started_by="Ms Engineer")
             promotion.promote(
-                str(number), approved_by="Dr Adams", comment="looks right", expected_champion=expected
+                str(number),
+                approved_by={"clinical": "Dr Adams"},
+                comment="looks right",
+                expected_champion=expected,
             )
     shutil.copy(home / "mlflow.db", root / "snapshot.db")
     return root
@@ -225,8 +228,8 @@ def test_the_commands_tell_the_story_and_end_with_3_when_a_link_is_broken(home, 
 
     code, out, _ = run("show", "1")
     assert code == 0 and "started by Ms Engineer, code abc, data 0123abcd.dir" in out
-    assert "promoted by Dr Adams as the first champion: looks right" in out
-    assert "version 2 took its place, by Dr Adams" in out.splitlines()[-1]
+    assert "promoted by Dr Adams (clinical) as the first champion: looks right" in out
+    assert "version 2 took its place, by Dr Adams (clinical)" in out.splitlines()[-1]
     code, out, _ = run("verify", "models:/openmed-cxr@champion", "--json")
     assert code == 0 and [link["link"] for link in json.loads(out)] == LINKS
     change(home, "UPDATE registered_model_aliases SET version = 1 WHERE alias = 'champion'")
