@@ -124,12 +124,16 @@ def _head_mean_attention(layer: timm.layers.Attention, qkv: Tensor) -> Tensor:
 
 
 def _pooled_tokens(model: ViT, attention: Tensor) -> Tensor:
-    """Share (N, 1, T) of each token in what the head sees: the class token or all patches."""
+    """Share (N, 1, T) of each token in what the head sees: the class token, or all patches.
+
+    An average may also take in the class token and registers.
+    """
     shares = attention.new_zeros(attention.shape[0], 1, attention.shape[-1])
     if model.network.global_pool == "token":
         shares[..., 0] = 1
     else:
-        shares[..., model.prefix_tokens :] = 1 / (attention.shape[-1] - model.prefix_tokens)
+        first = 0 if model.network.pool_include_prefix else model.prefix_tokens
+        shares[..., first:] = 1 / (attention.shape[-1] - first)
     return shares
 
 
