@@ -15,7 +15,6 @@ from openmed.models.networks import timm
 from openmed.models.vit import ViT
 
 
-@torch.inference_mode()
 def rollout(model: ViT, x: Tensor) -> np.ndarray:
     """Attention rollout (Abnar & Zuidema, 2020, arXiv:2005.00928): one map for all classes.
 
@@ -34,6 +33,23 @@ def rollout(model: ViT, x: Tensor) -> np.ndarray:
     Raises:
         BadInput: The network's attention or pooling is of a kind that cannot be followed.
     """
+    return rollout_with_logits(model, x)[0]
+
+
+@torch.inference_mode()
+def rollout_with_logits(model: ViT, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Attention rollout and the prediction beside it, of one pass through the network.
+
+    Args:
+        model: A vision transformer.
+        x: float (N, 3, S, S), as `model.prepare` returns it.
+
+    Returns:
+        The maps as `rollout` returns them, and logits, float32 (N, classes), for `model.spec.probabilities`.
+
+    Raises:
+        BadInput: As `rollout`.
+    """
     layers = _attention_layers(model)
     found: list[Tensor] = []
 
@@ -43,11 +59,11 @@ def rollout(model: ViT, x: Tensor) -> np.ndarray:
         )
 
     with evaluation_mode(model), _removed_after(record(layer) for layer in layers):
-        model.features(x)
+        logits = model(x)
     relevance = _pooled_tokens(model, found[0])
     for attention in reversed(found):
         relevance = (relevance + relevance @ attention) / 2
-    return _patch_map(model, relevance)
+    return _patch_map(model, relevance), logits.float().cpu().numpy()
 
 
 def gradient_attention(model: ViT, x: Tensor, class_index: int) -> np.ndarray:
