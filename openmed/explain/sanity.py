@@ -1,6 +1,7 @@
 """Whether a heat map depends on what the model learned, and on nothing that should not matter."""
 
 import numpy as np
+import torch
 
 from openmed.explain.heatmap import explain
 from openmed.explain.hiding import cells_of
@@ -36,7 +37,7 @@ def randomisation(
     found = {method: [] for method in maps}
     for number in range(networks):
         untrained = reinitialised(model, seed + number)
-        for method, heat in explain(untrained, films, class_index).items():
+        for method, heat in _for_or_against(untrained, films, class_index).items():
             found[method].append(rank_correlation(maps[method], heat).mean())
     return {method: float(np.mean(values)) for method, values in found.items()}
 
@@ -49,7 +50,7 @@ def repetition(
     Returns:
         By method, the largest difference (0..1) of the heat at any place of any film.
     """
-    again = explain(model, films[::-1], class_index)
+    again = explain(model, films[::-1].copy(), class_index)
     return {method: float(np.abs(again[method][::-1] - heat).max()) for method, heat in maps.items()}
 
 
@@ -98,6 +99,22 @@ def slightly_changed(films: np.ndarray, seed: int = 0) -> np.ndarray:
     moved = [one[y : y + size, x : x + size] for one, (y, x) in zip(padded, starts, strict=True)]
     noisy = np.stack(moved) + rng.normal(0, 1, films.shape)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+
+
+def _for_or_against(untrained: BaseModel, films: np.ndarray, class_index: int) -> dict[str, np.ndarray]:
+    """Maps of what speaks for a class or, on films where nothing does, against it.
+
+    Half of all untrained CNNs have nothing that speaks for a class, and a map without heat would be unlike
+    any other for no good reason. The sign of the head's weights was chance.
+    """
+    maps = explain(untrained, films, class_index)
+    if all(np.ptp(heat, axis=(1, 2)).all() for heat in maps.values()):
+        return maps
+    with torch.no_grad():
+        untrained.classifier().weight.neg_()
+    against = explain(untrained, films, class_index)
+    flat = {method: np.ptp(heat, axis=(1, 2), keepdims=True) == 0 for method, heat in maps.items()}
+    return {method: np.where(flat[method], against[method], heat) for method, heat in maps.items()}
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
