@@ -54,15 +54,17 @@ def rollout_with_logits(model: ViT, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     found: list[Tensor] = []
 
     def record(layer: timm.layers.Attention) -> RemovableHandle:
+        # Of the last block the class token's row is enough where the head sees nothing else.
+        rows = 1 if layer is layers[-1] and model.network.global_pool == "token" else None
         return layer.qkv.register_forward_hook(
-            lambda _module, _inputs, qkv: found.append(_head_mean_attention(layer, qkv))
+            lambda _module, _inputs, qkv: found.append(_head_mean_attention(layer, qkv, rows))
         )
 
     with evaluation_mode(model), _removed_after(record(layer) for layer in layers):
         logits = model(x)
     relevance = _pooled_tokens(model, found[0])
     for attention in reversed(found):
-        relevance = (relevance + relevance @ attention) / 2
+        relevance = (relevance + relevance[..., : attention.shape[1]] @ attention) / 2
     return _patch_map(model, relevance), logits.float().cpu().numpy()
 
 
@@ -130,13 +132,19 @@ def _attention_layers(model: ViT) -> list[timm.layers.Attention]:
     return layers
 
 
-def _head_mean_attention(layer: timm.layers.Attention, qkv: Tensor) -> Tensor:
-    """Attention weights (N, T, T), as the unfused path of `layer` computes them."""
+def _head_mean_attention(layer: timm.layers.Attention, qkv: Tensor, rows: int | None = None) -> Tensor:
+    """Attention weights (N, rows or T, T), as the unfused path of `layer` computes them."""
     films, tokens, _ = qkv.shape
     queries, keys, _ = qkv.reshape(films, tokens, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
-    queries, keys = layer.q_norm(queries) * layer.scale, layer.k_norm(keys)
+    queries, keys = layer.q_norm(queries[:, :, :rows]) * layer.scale, layer.k_norm(keys)
     # Film by film the weights of all heads stay in the processor's cache: half the time of one batch.
-    return torch.stack([(q @ k.mT).softmax(dim=-1).mean(dim=0) for q, k in zip(queries, keys, strict=True)])
+    scores = queries.new_empty(layer.num_heads, queries.shape[2], tokens)
+    weights, means = torch.empty_like(scores), scores.new_empty(films, *scores.shape[1:])
+    for q, k, mean in zip(queries, keys, means, strict=True):
+        torch.bmm(q, k.mT, out=scores)
+        torch.softmax(scores, dim=-1, out=weights)
+        torch.mean(weights, dim=0, out=mean)
+    return means
 
 
 def _pooled_tokens(model: ViT, attention: Tensor) -> Tensor:
