@@ -48,7 +48,7 @@ METHOD_NAMES = {
 _MAP_CHECKS = {
     "hottest_part": (
         "The hottest fifth of each film is hidden",
-        "Confidence falls more than when as much is hidden elsewhere",
+        "Confidence falls, and more than when as much is hidden elsewhere",
         ("map_drop", "random_drop"),
     ),
     "deletion": (
