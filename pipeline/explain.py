@@ -10,7 +10,7 @@ import pandas as pd
 from openmed.data.cache import FilmCache
 from openmed.data.images import decode_film
 from openmed.data.manifest import film_bytes
-from openmed.explain.faithfulness import deletion_drop
+from openmed.explain.checks import LIMITS, check_maps
 from openmed.explain.heatmap import explain, methods
 from openmed.explain.overlay import encode_jpeg, fitted, overlay
 from openmed.files import write_bytes, write_json, write_text
@@ -40,6 +40,7 @@ def run(params: Params, architecture: str) -> None:
         "primary_method": methods(model)[0],
         "layer": model.explanation_target(),
         "faithfulness": checks,
+        "limits": LIMITS,
         "examples": examples,
     }
     write_json(target / "explain.json", content)
@@ -68,15 +69,12 @@ def _choose(test: pd.DataFrame, each: int) -> pd.DataFrame:
 
 
 def _check_maps(model: BaseModel, test: pd.DataFrame, params: Params) -> dict[str, dict]:
-    """The deletion test on films that the model flags rightly."""
+    """The checks of each method on films that the model flags rightly."""
     films = test[test["outcome"] == "true_positive"].sort_values("id").head(params.explain.checked_films)
     cache = FilmCache(CACHE, model.spec.image_size_px)
     pixels = cache.films[cache.rows(films["id"])]
-    index = model.spec.positive_index
-    return {
-        method: asdict(deletion_drop(model, pixels, heat, index, seed=params.run.seed))
-        for method, heat in explain(model, pixels, index).items()
-    }
+    checks = check_maps(model, pixels, model.spec.positive_index, params.run.seed)
+    return {method: asdict(check) for method, check in checks.items()}
 
 
 def _draw_examples(model: BaseModel, films: pd.DataFrame, target: Path) -> list[dict]:

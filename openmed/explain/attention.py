@@ -15,7 +15,6 @@ from openmed.models.networks import timm
 from openmed.models.vit import ViT
 
 
-@torch.inference_mode()
 def rollout(model: ViT, x: Tensor) -> np.ndarray:
     """Attention rollout (Abnar & Zuidema, 2020, arXiv:2005.00928): one map for all classes.
 
@@ -34,20 +33,39 @@ def rollout(model: ViT, x: Tensor) -> np.ndarray:
     Raises:
         BadInput: The network's attention or pooling is of a kind that cannot be followed.
     """
+    return rollout_with_logits(model, x)[0]
+
+
+@torch.inference_mode()
+def rollout_with_logits(model: ViT, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Attention rollout and the prediction beside it, of one pass through the network.
+
+    Args:
+        model: A vision transformer.
+        x: float (N, 3, S, S), as `model.prepare` returns it.
+
+    Returns:
+        The maps as `rollout` returns them, and logits, float32 (N, classes), for `model.spec.probabilities`.
+
+    Raises:
+        BadInput: As `rollout`.
+    """
     layers = _attention_layers(model)
     found: list[Tensor] = []
 
     def record(layer: timm.layers.Attention) -> RemovableHandle:
+        # Of the last block the class token's row is enough where the head sees nothing else.
+        rows = 1 if layer is layers[-1] and model.network.global_pool == "token" else None
         return layer.qkv.register_forward_hook(
-            lambda _module, _inputs, qkv: found.append(_head_mean_attention(layer, qkv))
+            lambda _module, _inputs, qkv: found.append(_head_mean_attention(layer, qkv, rows))
         )
 
     with evaluation_mode(model), _removed_after(record(layer) for layer in layers):
-        model.features(x)
+        logits = model(x)
     relevance = _pooled_tokens(model, found[0])
     for attention in reversed(found):
-        relevance = (relevance + relevance @ attention) / 2
-    return _patch_map(model, relevance)
+        relevance = (relevance + relevance[..., : attention.shape[1]] @ attention) / 2
+    return _patch_map(model, relevance), logits.float().cpu().numpy()
 
 
 def gradient_attention(model: ViT, x: Tensor, class_index: int) -> np.ndarray:
@@ -114,22 +132,32 @@ def _attention_layers(model: ViT) -> list[timm.layers.Attention]:
     return layers
 
 
-def _head_mean_attention(layer: timm.layers.Attention, qkv: Tensor) -> Tensor:
-    """Attention weights (N, T, T), as the unfused path of `layer` computes them."""
+def _head_mean_attention(layer: timm.layers.Attention, qkv: Tensor, rows: int | None = None) -> Tensor:
+    """Attention weights (N, rows or T, T), as the unfused path of `layer` computes them."""
     films, tokens, _ = qkv.shape
     queries, keys, _ = qkv.reshape(films, tokens, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
-    queries, keys = layer.q_norm(queries) * layer.scale, layer.k_norm(keys)
+    queries, keys = layer.q_norm(queries[:, :, :rows]) * layer.scale, layer.k_norm(keys)
     # Film by film the weights of all heads stay in the processor's cache: half the time of one batch.
-    return torch.stack([(q @ k.mT).softmax(dim=-1).mean(dim=0) for q, k in zip(queries, keys, strict=True)])
+    scores = queries.new_empty(layer.num_heads, queries.shape[2], tokens)
+    weights, means = torch.empty_like(scores), scores.new_empty(films, *scores.shape[1:])
+    for q, k, mean in zip(queries, keys, means, strict=True):
+        torch.bmm(q, k.mT, out=scores)
+        torch.softmax(scores, dim=-1, out=weights)
+        torch.mean(weights, dim=0, out=mean)
+    return means
 
 
 def _pooled_tokens(model: ViT, attention: Tensor) -> Tensor:
-    """Share (N, 1, T) of each token in what the head sees: the class token or all patches."""
+    """Share (N, 1, T) of each token in what the head sees: the class token, or all patches.
+
+    An average may also take in the class token and registers.
+    """
     shares = attention.new_zeros(attention.shape[0], 1, attention.shape[-1])
     if model.network.global_pool == "token":
         shares[..., 0] = 1
     else:
-        shares[..., model.prefix_tokens :] = 1 / (attention.shape[-1] - model.prefix_tokens)
+        first = 0 if model.network.pool_include_prefix else model.prefix_tokens
+        shares[..., first:] = 1 / (attention.shape[-1] - first)
     return shares
 
 

@@ -1,25 +1,30 @@
-"""Whether a heat map points at what the model used: the deletion test.
+"""Whether a heat map points at what the model used: deletion and insertion against a control.
 
-After the deletion metric of Petsiuk, Das & Saenko (RISE, 2018, arXiv:1806.07421), with a control:
-hiding the hottest part of a film must cost more confidence than hiding a region of the same shape
-and area somewhere else.
+After Petsiuk, Das & Saenko (RISE, 2018, arXiv:1806.07421). The control is the same map shifted to other
+places: as smooth and as large, but blind to what is there.
 """
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
+from openmed.explain.hiding import (
+    FEWEST_FILMS,
+    blurred,
+    check_pairs,
+    heat_ranks,
+    hottest,
+    log_odds,
+    p_value_of,
+    shifted,
+)
 from openmed.models.base import BaseModel
 
-_FEWEST_FILMS = 8
-_SIGNIFICANCE = 0.05
-_MOST_CELLS = 14
-"""Cells a side at which heat is ranked: the grid of a 224 px ViT, finer than any of our CNN maps."""
+SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)
-class Faithfulness:
+class DeletionDrop:
     """Result of the deletion test over some films.
 
     Attributes:
@@ -39,6 +44,29 @@ class Faithfulness:
     reason: str
 
 
+@dataclass(frozen=True)
+class Curves:
+    """Log-odds of the class while films are hidden and uncovered step by step.
+
+    Attributes:
+        shares: Parts of the film's area, (K,), from 0 to 1.
+        deletion: Log-odds (N, K) with that share hidden, the hottest cells first.
+        random_deletion: The same with the shapes shifted to random places, anew at each step.
+        insertion: Log-odds (N, K) of the blurred film with that share shown, the hottest cells first.
+        random_insertion: The same at random places.
+    """
+
+    shares: np.ndarray
+    deletion: np.ndarray
+    random_deletion: np.ndarray
+    insertion: np.ndarray
+    random_insertion: np.ndarray
+
+    def area(self, curve: np.ndarray) -> np.ndarray:
+        """Area (N,) under a curve (N, K): the mean log-odds on the way, by the trapezoidal rule."""
+        return np.trapezoid(curve, self.shares, axis=1)
+
+
 def deletion_drop(
     model: BaseModel,
     films: np.ndarray,
@@ -47,11 +75,11 @@ def deletion_drop(
     share: float = 0.2,
     seed: int = 0,
     places: int = 4,
-) -> Faithfulness:
+) -> DeletionDrop:
     """Hides the hottest part of each film and compares with hiding as much elsewhere.
 
-    Hidden pixels are replaced by the heavily blurred film: a black patch would be a thing of its
-    own that the model never saw. The control is the same mask, shifted cyclically at random.
+    Hidden pixels are replaced by the heavily blurred film. The control is the same mask, shifted
+    cyclically at random.
 
     Args:
         model: The model that is explained.
@@ -68,68 +96,85 @@ def deletion_drop(
     Raises:
         ValueError: Films and maps do not pair up, or `share` is out of range.
     """
-    if heat.ndim != 3 or len(films) != len(heat):
-        raise ValueError(f"{len(films)} films need as many maps (N, h, w), not {heat.shape}")
+    check_pairs(films, heat)
     if not 0 < share < 1:
         raise ValueError(f"share must be above 0 and below 1, not {share}")
     if len(films) == 0:
         return _judge(np.zeros(0), np.zeros(0))
     rng = np.random.default_rng(seed)
-    size = films.shape[1]
-    blurred = np.stack([cv2.GaussianBlur(film, (0, 0), size / 8) for film in films])
-    masks = np.stack([_hottest(one, share, size, rng) for one in heat])
+    replacement = blurred(films)
+    masks = hottest(heat_ranks(heat, films.shape[1], rng), share)
 
     def log_odds_without(hidden: np.ndarray) -> np.ndarray:
-        return _log_odds(model.predict(np.where(hidden, blurred, films))[:, class_index])
+        return log_odds(model.predict(np.where(hidden, replacement, films))[:, class_index])
 
-    whole = _log_odds(model.predict(films)[:, class_index])
-    elsewhere = [log_odds_without(_shifted(masks, rng)) for _ in range(places)]
+    whole = log_odds(model.predict(films)[:, class_index])
+    elsewhere = [log_odds_without(shifted(masks, rng)) for _ in range(places)]
     return _judge(whole - log_odds_without(masks), whole - np.mean(elsewhere, axis=0))
 
 
-def _log_odds(probabilities: np.ndarray) -> np.ndarray:
-    """Log-odds still move where a sure model's probability is stuck at 0.999."""
-    inside = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
-    return np.log(inside / (1 - inside))
+def perturbation_curves(
+    model: BaseModel,
+    films: np.ndarray,
+    heat: np.ndarray,
+    class_index: int,
+    seed: int = 0,
+    steps: int = 8,
+) -> Curves:
+    """Hides films and uncovers blurred ones step by step, the hottest cells first.
+
+    A map that points at the evidence loses the class early in deletion and finds it early in insertion.
+
+    Args:
+        model: The model that is explained.
+        films: uint8 (N, S, S), one or more; S being the model's input size.
+        heat: float (N, h, w), one map a film, of any size.
+        class_index: Label whose log-odds are watched.
+        seed: Seed of the random places.
+        steps: Equal steps from the whole film to the blurred one.
+
+    Returns:
+        The four curves, at `steps` + 1 shares. Those of map and control begin and end alike.
+
+    Raises:
+        ValueError: Films and maps do not pair up.
+    """
+    check_pairs(films, heat)
+    rng = np.random.default_rng(seed)
+    replacement = blurred(films)
+    ranks = heat_ranks(heat, films.shape[1], rng)
+    shares = np.arange(steps + 1) / steps
+
+    def showing(shown: np.ndarray) -> np.ndarray:
+        return log_odds(model.predict(np.where(shown, films, replacement))[:, class_index])
+
+    whole, bare = showing(np.ones_like(films, bool)), showing(np.zeros_like(films, bool))
+    rows = []
+    for share in shares[1:-1]:
+        mask = hottest(ranks, share)
+        # A new place at each step says as much of chance as several curves at one place each.
+        elsewhere = shifted(mask, rng)
+        rows.append([showing(~mask), showing(~elsewhere), showing(mask), showing(elsewhere)])
+    inner = np.array(rows).transpose(1, 2, 0)
+    deletion, random_deletion = (np.column_stack([whole, one, bare]) for one in inner[:2])
+    insertion, random_insertion = (np.column_stack([bare, one, whole]) for one in inner[2:])
+    return Curves(shares, deletion, random_deletion, insertion, random_insertion)
 
 
-def _hottest(heat: np.ndarray, share: float, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Mask (S, S) of the hottest cells; equally hot cells are taken in random order."""
-    cells = min(size, max(heat.shape), _MOST_CELLS)
-    grid = cv2.resize(heat.astype(np.float32), (cells, cells), interpolation=cv2.INTER_AREA).ravel()
-    order = rng.permutation(grid.size)
-    order = order[np.argsort(-grid[order], kind="stable")]
-    mask = np.zeros(grid.size, np.uint8)
-    mask[order[: max(1, round(share * grid.size))]] = 1
-    return cv2.resize(mask.reshape(cells, cells), (size, size), interpolation=cv2.INTER_NEAREST) > 0
-
-
-def _shifted(masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    height, width = masks.shape[1:]
-    # Any place but the mask's own, each equally likely.
-    shifts = [divmod(int(shift), width) for shift in rng.integers(1, height * width, len(masks))]
-    return np.stack([np.roll(mask, shift, axis=(0, 1)) for mask, shift in zip(masks, shifts, strict=True)])
-
-
-def _judge(map_drops: np.ndarray, random_drops: np.ndarray) -> Faithfulness:
+def _judge(map_drops: np.ndarray, random_drops: np.ndarray) -> DeletionDrop:
     films = len(map_drops)
-    difference = map_drops - random_drops
-    p_value = float("nan")
-    if films >= _FEWEST_FILMS and np.any(difference != 0):
-        from scipy.stats import wilcoxon  # takes a second to load
-
-        p_value = float(wilcoxon(difference, alternative="greater").pvalue)
+    p_value = p_value_of(map_drops - random_drops)
     falls = films > 0 and map_drops.mean() > 0
-    trusted = falls and p_value < _SIGNIFICANCE
-    if films < _FEWEST_FILMS:
-        reason = f"{films} films are too few to judge the map: at least {_FEWEST_FILMS} are needed"
+    trusted = falls and p_value < SIGNIFICANCE
+    if films < FEWEST_FILMS:
+        reason = f"{films} films are too few to judge the map: at least {FEWEST_FILMS} are needed"
     elif not falls:
         reason = "hiding the hottest part costs no confidence"
     elif trusted:
         reason = f"hiding the hottest part costs more confidence than chance (p = {p_value:.2g})"
     else:
         reason = "hiding the hottest part costs no more confidence than hiding as much elsewhere"
-    return Faithfulness(
+    return DeletionDrop(
         map_drop=float(map_drops.mean()) if films else float("nan"),
         random_drop=float(random_drops.mean()) if films else float("nan"),
         films=films,

@@ -27,6 +27,23 @@ def grad_cam(model: BaseModel, x: Tensor, class_index: int) -> np.ndarray:
     Raises:
         BadInput: The layer is not in the network or gives no maps, or there is no such class.
     """
+    return grad_cam_with_logits(model, x, class_index)[0]
+
+
+def grad_cam_with_logits(model: BaseModel, x: Tensor, class_index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Grad-CAM and the prediction that it explains, of one pass through the network.
+
+    Args:
+        model: A CNN.
+        x: float (N, 3, S, S), as `model.prepare` returns it.
+        class_index: Label whose logit is explained.
+
+    Returns:
+        The maps as `grad_cam` returns them, and logits, float32 (N, classes), for `model.spec.probabilities`.
+
+    Raises:
+        BadInput: As `grad_cam`.
+    """
     check_class(model, class_index)
     layer = _target_layer(model)
     # An explanation may be asked for inside a block that has gradients switched off.
@@ -41,7 +58,8 @@ def grad_cam(model: BaseModel, x: Tensor, class_index: int) -> np.ndarray:
     weights = gradients.mean(dim=(2, 3))
     cam = torch.einsum("nc,nchw->nhw", weights, maps.detach()).relu().float()
     highest = cam.amax(dim=(1, 2), keepdim=True)
-    return torch.where(highest > 0, cam / highest, 0.0).cpu().numpy()
+    scaled = torch.where(highest > 0, cam / highest, 0.0)
+    return scaled.cpu().numpy(), logits.detach().float().cpu().numpy()
 
 
 def check_class(model: BaseModel, class_index: int) -> None:

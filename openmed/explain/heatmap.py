@@ -53,7 +53,7 @@ def explain(
         batch = slice(start, start + _BATCH_FILMS)
         x = model.prepare(films[batch])
         for name in chosen:
-            maps[name][batch] = _enlarge(_methods(model)[name](model, x, class_index), size)
+            maps[name][batch] = enlarge(_methods(model)[name](model, x, class_index), size)
     return maps
 
 
@@ -62,10 +62,11 @@ def methods(model: BaseModel) -> tuple[str, ...]:
     return tuple(_methods(model))
 
 
-def _methods(model: BaseModel) -> dict[str, Callable[[BaseModel, Tensor, int], np.ndarray]]:
-    return _VIT_METHODS if isinstance(model, ViT) else _CNN_METHODS
-
-
-def _enlarge(maps: np.ndarray, size: int) -> np.ndarray:
+def enlarge(maps: np.ndarray, size: int) -> np.ndarray:
+    """Enlarges float32 maps (N, h, w) bilinearly to (N, size, size)."""
     batch = torch.from_numpy(maps)[:, None]
     return functional.interpolate(batch, (size, size), mode="bilinear", align_corners=False)[:, 0].numpy()
+
+
+def _methods(model: BaseModel) -> dict[str, Callable[[BaseModel, Tensor, int], np.ndarray]]:
+    return _VIT_METHODS if isinstance(model, ViT) else _CNN_METHODS

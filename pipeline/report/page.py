@@ -43,6 +43,41 @@ METHOD_NAMES = {
     "rollout": "attention rollout",
 }
 
+# What was done, what must follow, and the numbers that show it. The last is another number or, where that is
+# the limit, how to read it.
+_MAP_CHECKS = {
+    "hottest_part": (
+        "The hottest fifth of each film is hidden",
+        "Confidence falls, and more than when as much is hidden elsewhere",
+        ("map_drop", "random_drop"),
+    ),
+    "deletion": (
+        "More and more of each film is hidden, the hottest places first",
+        "Less confidence is left on the way than when other places come first",
+        ("deletion_area", "random_deletion_area"),
+    ),
+    "insertion": (
+        "A blurred film is made sharp again bit by bit, the hottest places first",
+        "More confidence is there on the way than when other places come first",
+        ("insertion_area", "random_insertion_area"),
+    ),
+    "randomisation": (
+        "Models that have learned nothing explain the same films",
+        "Their maps look different",
+        ("randomised_correlation", "at most"),
+    ),
+    "repetition": (
+        "Each film is explained a second time",
+        "The map is the same",
+        ("repeat_difference", "at most"),
+    ),
+    "perturbation": (
+        "Each film is moved by one pixel, with noise that no eye can see",
+        "The map stays much the same",
+        ("perturbed_correlation", "at least"),
+    ),
+}
+
 
 def build_report(params: Params, architecture: str, spec: ModelSpec, explanation: dict) -> str:
     """Builds the report of one architecture from the artefacts in the working folder."""
@@ -61,6 +96,7 @@ def build_report(params: Params, architecture: str, spec: ModelSpec, explanation
         outcomes=_examples(architecture, explanation),
         explanation=explanation,
         method_names=METHOD_NAMES,
+        map_checks={method: _map_checks(explanation, method) for method in explanation["faithfulness"]},
         data=read_json(folder("validate") / "summary.json"),
         expectations=read_json(folder("validate") / "expectations.json"),
         split=read_json(folder("split") / "summary.json"),
@@ -96,6 +132,25 @@ def _charts(architecture: str, metrics: dict, spec: ModelSpec) -> dict[str, str]
         "Training": history_chart(pd.read_csv(folder("train", architecture) / "history.csv")),
     }
     return {title: picture(svg, "svg+xml") for title, svg in charts.items()}
+
+
+def _map_checks(explanation: dict, method: str) -> list[dict]:
+    """The rows of the table that shows how the maps of a method were checked."""
+    found, limits = explanation["faithfulness"][method], explanation["limits"]
+    rows = []
+    for name, (done, must, (measured, against)) in _MAP_CHECKS.items():
+        value = found[against] if against in found else limits[measured]
+        rows.append(
+            {
+                "done": done,
+                "must": must,
+                "measured": found[measured],
+                "against": value,
+                "bound": "" if against in found else against,
+                "passed": name not in found["failed"],
+            }
+        )
+    return rows
 
 
 def _examples(architecture: str, explanation: dict) -> dict[str, list[dict]]:

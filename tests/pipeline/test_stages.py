@@ -297,6 +297,51 @@ def test_the_report_stands_alone_and_is_small(toy, name):
     assert read(toy, f"evaluate/{name}/metrics.json")["model"]["weights_sha256"] in page
 
 
+MEASURED = [
+    *("map_drop", "random_drop", "deletion_area", "random_deletion_area"),
+    *("insertion_area", "random_insertion_area"),
+    *("randomised_correlation", "repeat_difference", "perturbed_correlation"),
+]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_maps_of_each_method_are_checked_and_judged(toy, name):
+    found = read(toy, f"explain/{name}/explain.json")
+    assert next(iter(found["faithfulness"])) == found["primary_method"]
+    page = (toy / f"artifacts/explain/{name}/report.html").read_text()
+    for method in found["faithfulness"].values():
+        assert method["trusted"] == (method["failed"] == [])
+        if method["films"] >= 8:
+            assert all(np.isfinite(method[value]) for value in MEASURED)
+        else:
+            assert not method["trusted"]
+            assert "too few" in method["reason"]
+    primary = found["faithfulness"][found["primary_method"]]
+    assert ("Do not rely on these heat maps" in page) == (not primary["trusted"])
+
+
+@pytest.mark.parametrize("failed", [[], ["randomisation"], ["perturbation", "deletion"]])
+def test_the_report_says_which_check_of_the_maps_failed(workspace, failed):
+    from pipeline.params import load_params
+    from pipeline.report.page import build_report
+
+    content = read(workspace, "explain/vit/explain.json")
+    numbers = {value: 10 + index / 8 for index, value in enumerate(MEASURED)}
+    reason = "the planted reason"
+    planted = {"films": 12, "failed": failed, "trusted": not failed, "reason": reason} | numbers
+    content["faithfulness"] = {"gradient_attention": planted}
+    spec, _ = read_spec(workspace / "artifacts/evaluate/vit/model")
+    page = build_report(load_params(), "vit", spec, content)
+    assert ("<strong>Do not rely on these heat maps:</strong> the planted reason." in page) == bool(failed)
+    assert ("The maps passed their check: the planted reason." in page) == (not failed)
+    table = page[page.index("Check of the maps") :]
+    table = table[: table.index("</table>")]
+    assert table.count("<td>failed</td>") == len(failed)
+    assert table.count("<td>passed</td>") == 6 - len(failed)
+    assert all(f"{number:.3f}" in table for number in numbers.values())
+    assert "at most 0.500" in table and "at least 0.700" in table
+
+
 def test_no_patient_is_named_outside_the_tables_that_need_it(toy):
     patients = pd.read_csv(toy / "data/films.csv", dtype=str)["patient"].unique()
     shown = [path for path in (toy / "artifacts").rglob("*") if path.suffix in (".html", ".json", ".csv")]

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from openmed.errors import BadInput
-from openmed.explain.attention import gradient_attention, rollout
+from openmed.explain.attention import gradient_attention, rollout, rollout_with_logits
 from openmed.models.factory import ModelFactory
 
 VARIANTS = {
@@ -11,6 +11,9 @@ VARIANTS = {
     "normed queries and keys": {"qk_norm": True},
     "registers": {"reg_tokens": 3},
     "averaged patches": {"global_pool": "avg", "class_token": False},
+    "averaged patches beside a class token and registers": {"global_pool": "avg", "reg_tokens": 3},
+    "averaged with the class token": {"global_pool": "avg", "pool_include_prefix": True},
+    "registers without a class token": {"global_pool": "avg", "class_token": False, "reg_tokens": 2},
 }
 
 
@@ -51,7 +54,8 @@ def collected(model, x, class_index):
 def patches_of(model, joint):
     """The pooled tokens' row of a joint (T, T) matrix as a map scaled to 0..1."""
     first = model.network.num_prefix_tokens
-    row = joint[0] if model.network.global_pool == "token" else joint[first:].mean(0)
+    pooled = 0 if model.network.pool_include_prefix else first
+    row = joint[0] if model.network.global_pool == "token" else joint[pooled:].mean(0)
     row = row[first:]
     return ((row - row.min()) / (row.max() - row.min())).reshape(4, 4)
 
@@ -77,6 +81,13 @@ def test_rollout_equals_an_independent_implementation(model, films):
     x = model.prepare(films)
     expected = np.stack([reference_rollout(model, one[None]) for one in x])
     np.testing.assert_allclose(rollout(model, x), expected, atol=1e-4)
+
+
+def test_a_rollout_comes_with_its_prediction(model, films):
+    x = model.prepare(films)
+    maps, logits = rollout_with_logits(model, x)
+    np.testing.assert_array_equal(maps, rollout(model, x))
+    np.testing.assert_allclose(model.spec.probabilities(logits), model.predict(films), atol=1e-6)
 
 
 @pytest.mark.parametrize("class_index", [0, 1])

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 from scipy.special import logit
 from scipy.stats import wilcoxon
+from sklearn.metrics import auc
 
-from openmed.explain.faithfulness import deletion_drop
+from openmed.explain.faithfulness import deletion_drop, perturbation_curves
 from openmed.models.base import BaseModel
 from openmed.models.factory import ModelFactory
 
@@ -154,3 +155,63 @@ def test_films_without_their_maps_are_refused(reader):
 def test_a_real_model_can_be_judged(resnet, films):
     result = deletion_drop(resnet, np.concatenate([films, films]), np.zeros((10, 4, 4)), 0)
     assert -1 <= result.map_drop <= 1
+
+
+def test_hiding_and_showing_the_real_evidence_first_beats_chance(reader):
+    curves = perturbation_curves(reader, bright_films(20), heat_at(slice(2, 14), slice(16, 28), 20), 1)
+    assert (curves.area(curves.deletion) < curves.area(curves.random_deletion)).mean() > 0.9
+    assert (curves.area(curves.insertion) > curves.area(curves.random_insertion)).mean() > 0.9
+
+
+def test_hiding_and_showing_something_else_first_is_worse_than_chance(reader):
+    """A map that is hot everywhere but at the evidence: its deletion keeps the class to the end."""
+    heat = 1 - heat_at(slice(2, 14), slice(16, 28), 20)
+    curves = perturbation_curves(reader, bright_films(20), heat, 1)
+    assert (curves.area(curves.deletion) > curves.area(curves.random_deletion)).mean() > 0.9
+    assert (curves.area(curves.insertion) < curves.area(curves.random_insertion)).mean() > 0.9
+
+
+def test_the_curves_are_those_of_a_film_by_film_loop(reader):
+    films = bright_films(3)
+    heat = np.random.default_rng(5).random((3, 8, 8))
+    curves = perturbation_curves(reader, films, heat, 1, steps=4)
+    np.testing.assert_array_equal(curves.shares, [0, 0.25, 0.5, 0.75, 1])
+    for index, (film, one) in enumerate(zip(films, heat, strict=True)):
+        smooth = cv2.GaussianBlur(film, (0, 0), SIZE / 8)
+        for step, cells in enumerate([0, 16, 32, 48, 64]):
+            hot = np.kron(one >= np.sort(one.ravel())[::-1][cells - 1], np.ones((4, 4))) > 0
+            hot &= cells > 0
+            hidden, shown = np.where(hot, smooth, film), np.where(hot, film, smooth)
+            for curve, changed in ((curves.deletion, hidden), (curves.insertion, shown)):
+                expected = logit(reader.predict(changed[None])[0, 1])
+                assert curve[index, step] == pytest.approx(expected, abs=1e-4)
+
+
+def test_map_and_control_begin_and_end_alike(reader):
+    films = bright_films(8)
+    curves = perturbation_curves(reader, films, np.random.default_rng(5).random((8, 7, 7)), 1)
+    whole = logit(reader.predict(films)[:, 1].astype(float))
+    for curve in (curves.deletion, curves.random_deletion):
+        np.testing.assert_allclose(curve[:, 0], whole, atol=1e-9)
+        np.testing.assert_array_equal(curve[:, -1], curves.insertion[:, 0])
+    for curve in (curves.insertion, curves.random_insertion):
+        np.testing.assert_allclose(curve[:, -1], whole, atol=1e-9)
+        np.testing.assert_array_equal(curve[:, 0], curves.deletion[:, -1])
+
+
+def test_the_area_is_that_of_scikit_learn(reader):
+    curves = perturbation_curves(reader, bright_films(4), np.random.default_rng(5).random((4, 7, 7)), 1)
+    expected = [auc(curves.shares, one) for one in curves.insertion]
+    np.testing.assert_allclose(curves.area(curves.insertion), expected)
+
+
+def test_the_same_seed_gives_the_same_curves(reader):
+    films, heat = bright_films(4), np.random.default_rng(6).random((4, 7, 7))
+    first, again, other = (perturbation_curves(reader, films, heat, 1, seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first.random_deletion, again.random_deletion)
+    assert (first.random_deletion != other.random_deletion).any()
+
+
+def test_curves_of_films_without_their_maps_are_refused(reader):
+    with pytest.raises(ValueError, match="as many maps"):
+        perturbation_curves(reader, bright_films(8), np.zeros((7, 7, 7)), 1)

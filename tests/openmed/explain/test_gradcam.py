@@ -7,7 +7,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from openmed.errors import BadInput
-from openmed.explain.gradcam import grad_cam
+from openmed.explain.gradcam import grad_cam, grad_cam_with_logits
 from openmed.models.factory import ModelFactory
 
 
@@ -58,6 +58,15 @@ def test_a_film_gets_the_same_map_alone_and_in_a_batch(resnet, films, layer):
     batch = grad_cam(model, model.prepare(films), 1)
     alone = np.concatenate([grad_cam(model, model.prepare(film[None]), 1) for film in films])
     np.testing.assert_allclose(batch, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", ["layer4", "layer2"])
+def test_a_map_comes_with_its_prediction(resnet, films, layer):
+    model = explained_at(resnet, layer)
+    x = model.prepare(films)
+    maps, logits = grad_cam_with_logits(model, x, 1)
+    np.testing.assert_array_equal(maps, grad_cam(model, x, 1))
+    np.testing.assert_allclose(model.spec.probabilities(logits), model.predict(films), atol=1e-6)
 
 
 @pytest.mark.parametrize("layer", ["layer4", "layer2"])
