@@ -194,7 +194,8 @@ def predict(
             print(json.dumps(row))
         else:
             at = "" if row["threshold"] is None else f"  (threshold {row['threshold']:.3f})"
-            print(f"{row['path']}  {row['label']}  {row['probability']:.3f}{at}")
+            refer = "  refer to a radiologist" if row["refer"] else ""
+            print(f"{row['path']}  {row['label']}  {row['probability']:.3f}{at}{refer}")
 
 
 @app.command()

@@ -15,6 +15,7 @@ import pandas as pd
 from openmed.data.cache import FilmCache
 from openmed.errors import BadInput
 from openmed.files import atomic_path, read_json, sha256_file, write_json
+from openmed.metrics.abstention import Abstention, check_abstention, fit_abstention
 from openmed.metrics.calibration import Calibration, fit_calibration, prior_correction, softmax
 from openmed.metrics.calibration_error import calibration_summary
 from openmed.metrics.classification import (
@@ -25,12 +26,13 @@ from openmed.metrics.classification import (
 )
 from openmed.metrics.gates import to_json
 from openmed.metrics.intervals import Interval
+from openmed.metrics.prevalence import PREVALENCES, at_prevalence
 from openmed.models.base import BaseModel
 from openmed.models.checkpoint import WEIGHTS_FILE, load_model, read_spec, write_spec
 from openmed.models.export import finish_export
 from openmed.models.spec import ModelSpec
 from pipeline.device import pick_device, use_device
-from pipeline.judgement import Rules, judge_test_films, measure, operating_threshold
+from pipeline.judgement import Rules, judge_test_films, measure, operating_threshold, patient_numbers
 from pipeline.params import Params
 from pipeline.stage import CACHE, MANIFEST, SPLIT, folder, main
 
@@ -50,13 +52,20 @@ def run(params: Params, architecture: str) -> None:
     parts = {name: predictions[predictions["split"] == name] for name in _SPLITS}
     rules = Rules.of(params.model_dump(), "params.yaml")
     threshold = operating_threshold(predictions, spec.positive_index, rules)
-    spec = spec.with_threshold(threshold)
+    spec = spec.with_threshold(threshold).with_abstention(abstention(params, spec, parts["calibration"]))
     intervals, verdict, gates = judge_test_films(predictions, spec.positive_index, threshold, rules)
     target, before_and_after = folder("evaluate", architecture), reliability(parts["test"], spec)
     with atomic_path(target / "predictions.parquet") as temporary:
         predictions.to_parquet(temporary)
     write_json(target / "gates.json", to_json(verdict, gates))
-    content = _metrics(rules, spec, threshold, parts, intervals, source) | {"reliability": before_and_after}
+    content = _metrics(rules, spec, threshold, parts, intervals, source) | {
+        "reliability": before_and_after,
+        "prevalence": {
+            f"{share:.0%}": at_prevalence(intervals["sensitivity"], intervals["specificity"], share).to_json()
+            for share in PREVALENCES
+        },
+        "abstention": abstention_check(rules, spec, parts["test"]),
+    }
     write_json(target / "metrics.json", content)
     _write_curves(target, parts["test"], spec)
     finish_model(source, target / "model", spec)
@@ -109,6 +118,42 @@ def with_probabilities(films: pd.DataFrame, logits: np.ndarray, spec: ModelSpec)
     columns |= {f"probability_{name}": probabilities[:, k] for k, name in enumerate(spec.class_names)}
     columns |= {f"logit_{name}": logits[:, k] for k, name in enumerate(spec.class_names)}
     return films.assign(**columns)
+
+
+def abstention(params: Params, spec: ModelSpec, films: pd.DataFrame) -> Abstention | None:
+    """Fits, on calibration films, when a film is referred to a radiologist; None when none shall be.
+
+    Raises:
+        BadInput: A class has too few patients among them.
+    """
+    if params.evaluate.abstention_coverage is None:
+        return None
+    return fit_abstention(
+        films["label"],
+        _probabilities(films, spec),
+        patient_numbers(films),
+        params.evaluate.abstention_coverage,
+    )
+
+
+def abstention_check(rules: Rules, spec: ModelSpec, films: pd.DataFrame) -> dict | None:
+    """How often films are referred, and whether the coverage holds; coverage by the name of the class."""
+    if spec.abstention is None:
+        return None
+    found = check_abstention(
+        spec.abstention,
+        films["label"],
+        _probabilities(films, spec),
+        patient_numbers(films),
+        confidence=rules.confidence,
+        seed=rules.seed,
+    ).to_json()
+    coverage = dict(zip(spec.class_names, found["coverage"], strict=True))
+    return found | {"target": spec.abstention.coverage, "coverage": coverage}
+
+
+def _probabilities(films: pd.DataFrame, spec: ModelSpec) -> np.ndarray:
+    return films[[f"probability_{name}" for name in spec.class_names]].to_numpy()
 
 
 def reliability(films: pd.DataFrame, spec: ModelSpec) -> dict:

@@ -45,7 +45,8 @@ def predict_films(ensemble: Ensemble, paths: Sequence[Path], address: str) -> It
 
     Yields:
         path, probability (of the finding, 0..1), label, threshold (None for a single model before an
-        operating point is chosen; the label is then the most probable class), model.
+        operating point is chosen; the label is then the most probable class), refer (whether a
+        radiologist should decide instead; None for a model that refers none, and for a mean), model.
 
     Raises:
         BadInput: A file is not a usable film, or a mean over models or views has no threshold.
@@ -55,14 +56,25 @@ def predict_films(ensemble: Ensemble, paths: Sequence[Path], address: str) -> It
         films = list(ordered_map(lambda path: read_squares(path, ensemble.sizes_px), part))
         probabilities = ensemble.predict(_by_size(ensemble, films))
         called = called_classes(spec, probabilities, threshold)
-        for path, row, label in zip(part, probabilities, called, strict=True):
+        referred = _referred(ensemble, probabilities, called)
+        for path, row, label, refer in zip(part, probabilities, called, referred, strict=True):
             yield {
                 "path": str(path),
                 "probability": float(row[spec.positive_index]),
                 "label": spec.class_names[label],
                 "threshold": threshold,
+                "refer": refer,
                 "model": address,
             }
+
+
+def _referred(ensemble: Ensemble, probabilities: np.ndarray, called: np.ndarray) -> list[bool | None]:
+    """Films whose class does not stand out, or whose one class that does is not the one called."""
+    abstention = ensemble.spec.abstention
+    if abstention is None or ensemble.is_mean:
+        return [None] * len(called)
+    alone = abstention.prediction_sets(probabilities)[np.arange(len(called)), called]
+    return (abstention.refer(probabilities) | ~alone).tolist()
 
 
 def evaluate_source(

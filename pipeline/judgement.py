@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from openmed.errors import BadInput
 from openmed.metrics.gates import Gate, judge
 from openmed.metrics.intervals import Interval, bootstrap
-from openmed.metrics.operating_point import choose_threshold
+from openmed.metrics.operating_point import choose_threshold, controlled_threshold
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +18,7 @@ class Rules:
     """The settings of a judgement; see params.yaml."""
 
     target_sensitivity: float
+    threshold_confidence: float | None
     confidence: float
     replicates: int
     floors: Mapping[str, float]
@@ -30,6 +31,7 @@ class Rules:
             own = params["evaluate"]
             return cls(
                 float(own["target_sensitivity"]),
+                None if own["threshold_confidence"] is None else float(own["threshold_confidence"]),
                 float(own["confidence"]),
                 int(own["replicates"]),
                 dict(own["floors"]),
@@ -40,9 +42,19 @@ class Rules:
 
 
 def operating_threshold(predictions: "pd.DataFrame", positive_index: int, rules: Rules) -> float:
-    """Chooses the threshold on the calibration films of a table of predictions."""
+    """Chooses the threshold on the calibration films of a table of predictions.
+
+    Raises:
+        BadInput: No film there has the finding, or too few patients for the confidence that is asked.
+    """
     films = predictions[predictions["split"] == "calibration"]
-    return choose_threshold(films["label"] == positive_index, films["score"], rules.target_sensitivity)
+    labels, target = films["label"] == positive_index, rules.target_sensitivity
+    if rules.threshold_confidence is None:
+        return choose_threshold(labels, films["score"], target)
+    patients = patient_numbers(films)
+    return controlled_threshold(
+        labels, films["score"], patients, target, rules.threshold_confidence
+    ).threshold
 
 
 def measure(

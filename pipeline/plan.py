@@ -34,10 +34,11 @@ class Subgroups(_Part):
 
 
 class NetBenefit(_Part):
-    """Where a clinician would waver (threshold probability), and how frequent the finding is there."""
+    """Where a clinician would waver (threshold probability), how frequent the finding is, the least gain."""
 
     threshold_probability: Annotated[float, Field(gt=0, lt=1)]
     prevalence: Annotated[float, Field(gt=0, lt=1)]
+    above: Annotated[float, Field(ge=-1, lt=1)]
 
 
 class Evaluation(_Part):

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.services import ENGINEER, REVIEWER, Services
-from tests.conftest import ROOT, answered, toy_params, write_params
+from tests.conftest import ROOT, answered, toy_params, write_params, write_plan
 
 pytestmark = pytest.mark.slow
 ARCHITECTURES = ["resnet50", "vit"]
@@ -48,6 +48,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, toy: Path) -> Path:
     # What is tested is the road, not how well networks of a few kilobytes learn.
     params["evaluate"]["floors"] = {"sensitivity": 0.1, "specificity": 0.0, "auc": 0.2}
     write_params(folder, params)
+    write_plan(folder)
     (folder / "dvc.lock").unlink(missing_ok=True)
     run(folder, "git", "init", "--quiet")
     run(folder, "dvc", "add", "--quiet", "data")

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from openmed.errors import BadInput
+from openmed.metrics.abstention import Abstention
 from openmed.metrics.calibration import Calibration
 
 
@@ -29,6 +30,7 @@ class ModelSpec:
             None until an operating point has been chosen on calibration data.
         calibration: What makes probabilities of the network's logits; None is the plain softmax, as
             a network has it before the evaluate stage and in files of older versions.
+        abstention: When a film is referred to a radiologist; None refers none.
     """
 
     architecture: str
@@ -43,6 +45,7 @@ class ModelSpec:
     weights: dict[str, Any] = field(default_factory=dict)
     threshold: float | None = None
     calibration: Calibration | None = None
+    abstention: Abstention | None = None
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2 or len(set(self.class_names)) < len(self.class_names):
@@ -51,6 +54,8 @@ class ModelSpec:
             raise BadInput(f"the positive class {self.positive!r} is not one of {list(self.class_names)}")
         if self.calibration and len(self.calibration.prior_correction) != len(self.class_names):
             raise BadInput(f"the calibration is not one of {len(self.class_names)} classes")
+        if self.abstention and len(self.abstention.lowest) != len(self.class_names):
+            raise BadInput(f"the abstention is not one of {len(self.class_names)} classes")
 
     @property
     def positive_index(self) -> int:
@@ -73,8 +78,12 @@ class ModelSpec:
         return calibration.apply(logits).astype(np.float32)
 
     def with_calibration(self, calibration: Calibration) -> "ModelSpec":
-        """Returns a copy with a calibration; without a threshold, as that was one of other probabilities."""
-        return replace(self, calibration=calibration, threshold=None)
+        """Returns a copy with a calibration; what was chosen on other probabilities is taken off."""
+        return replace(self, calibration=calibration, threshold=None, abstention=None)
+
+    def with_abstention(self, abstention: Abstention | None) -> "ModelSpec":
+        """Returns a copy with an abstention frozen in."""
+        return replace(self, abstention=abstention)
 
     def with_threshold(self, threshold: float) -> "ModelSpec":
         """Returns a copy with the operating threshold (0..1) frozen in."""
@@ -95,6 +104,8 @@ class ModelSpec:
             parts = {name: tuple(content[name]) for name in ("mean", "std", "class_names") if name in content}
             if content.get("calibration") is not None:
                 parts["calibration"] = Calibration.from_json(content["calibration"])
+            if content.get("abstention") is not None:
+                parts["abstention"] = Abstention.from_json(content["abstention"])
             return cls(**{**content, **parts})
         except (AttributeError, TypeError) as error:
             raise BadInput(f"this is not a model description: {error}") from None

@@ -84,13 +84,13 @@ def _net_benefit(evidence: Evidence) -> dict[str, Any]:
         confidence=rules.confidence,
         seed=rules.seed,
     )
-    gain = point.gain
-    verdict = PASS if gain.low > 0 else INSUFFICIENT if gain.value > 0 else FAIL
+    gain, above = point.gain, setting.above
+    verdict = PASS if gain.low > above else INSUFFICIENT if gain.value > above else FAIL
     said = (
         f"At a prevalence of {setting.prevalence:g}, acting on the model gains {gain.value:.3f} "
         f"(at least {gain.low:.3f}) true positives a film over the better of flagging every film and none."
     )
-    return {"name": "net benefit", **gain.to_json(), "floor": 0.0, "verdict": verdict, "reason": said}
+    return {"name": "net benefit", **gain.to_json(), "floor": above, "verdict": verdict, "reason": said}
 
 
 def _subgroups(evidence: Evidence) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from openmed.files import write_json
 from pipeline import registry
 from pipeline.lockfile import dvc_md5
 from pipeline.plan import PLAN_FILE
-from tests.conftest import ROOT
+from tests.conftest import write_plan
 
 TINY = {"resnet50": "test_resnet", "vit": "test_vit"}
 SPLITS = ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 4 + ["test"] * 24
@@ -81,7 +81,13 @@ def make_workspace(
         "run": {"seed": 1},
         "architectures": list(architectures),
         "train": {name: {"timm_name": TINY[name], "head": {"epochs": 1}} for name in architectures},
-        "evaluate": {"replicates": 200, "confidence": 0.95, "target_sensitivity": 0.9, "floors": floors},
+        "evaluate": {
+            "replicates": 200,
+            "confidence": 0.95,
+            "target_sensitivity": 0.9,
+            "threshold_confidence": None,
+            "floors": floors,
+        },
         "promotion": {"margins": {"auc": 0.02, "sensitivity": 0.05, "specificity": 0.05}},
     } | edits
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -95,10 +101,7 @@ def make_workspace(
 def write_lock(folder):
     """Writes a dvc.lock as if the evaluate stage had just written what lies there."""
     if not (folder / PLAN_FILE).exists():
-        plan = yaml.safe_load((ROOT / PLAN_FILE).read_text())
-        plan["protocol"]["evaluation"]["floors"] = {"auc": 0.0, "sensitivity": 0.0, "specificity": 0.0}
-        plan["protocol"]["reviewers"] = {"clinical": "Reads films."}
-        (folder / PLAN_FILE).write_text(yaml.safe_dump(plan))
+        write_plan(folder, ("clinical",))
     data = yaml.safe_load((folder / "data.dvc").read_text())["outs"][0]["md5"]
     stages = {"validate": {"deps": [{"path": "data", "md5": data}]}}
     for candidate in sorted((folder / "artifacts/evaluate").iterdir()):
