@@ -24,17 +24,19 @@ from openmed.metrics.classification import (
     reliability_points,
     roc_curve_points,
 )
-from openmed.metrics.gates import to_json
+from openmed.metrics.gates import Gate, to_json
 from openmed.metrics.intervals import Interval
 from openmed.metrics.prevalence import PREVALENCES, at_prevalence
 from openmed.models.base import BaseModel
 from openmed.models.checkpoint import WEIGHTS_FILE, load_model, read_spec, write_spec
 from openmed.models.export import finish_export
+from openmed.models.session import load_predictor
 from openmed.models.spec import ModelSpec
 from pipeline.device import pick_device, use_device
 from pipeline.judgement import Rules, judge_test_films, measure, operating_threshold, patient_numbers
 from pipeline.params import Params
 from pipeline.stage import CACHE, MANIFEST, SPLIT, folder, main
+from pipeline.stress import stress
 
 RESAMPLED = folder("resample") / "summary.json"
 _SPLITS = ("validation", "calibration", "test")
@@ -58,27 +60,27 @@ def run(params: Params, architecture: str) -> None:
     with atomic_path(target / "predictions.parquet") as temporary:
         predictions.to_parquet(temporary)
     write_json(target / "gates.json", to_json(verdict, gates))
-    content = _metrics(rules, spec, threshold, parts, intervals, source) | {
-        "reliability": before_and_after,
-        "prevalence": {
-            f"{share:.0%}": at_prevalence(intervals["sensitivity"], intervals["specificity"], share).to_json()
-            for share in PREVALENCES
-        },
-        "abstention": abstention_check(rules, spec, parts["test"]),
-    }
-    write_json(target / "metrics.json", content)
+    content = _metrics(rules, spec, threshold, parts, intervals, source) | {"reliability": before_and_after}
     _write_curves(target, parts["test"], spec)
     finish_model(source, target / "model", spec)
     telling = films_near(predictions, spec.image_size_px, threshold)
     print(f"evaluate {architecture}: {finish_export(target / 'model', telling)}")
+    predictor = load_predictor(target / "model", pick_device(params.run.device))
+    pixels = pixels_of(parts["test"], spec.image_size_px)
+    content["stress"] = stress(predictor.predict, parts["test"], pixels, spec, rules)
+    write_json(target / "metrics.json", content)
+    print(f"evaluate {architecture}: {_summary(verdict, gates, spec, before_and_after)}")
+
+
+def _summary(verdict: str, gates: list[Gate], spec: ModelSpec, before_and_after: dict) -> str:
     raw, final = before_and_after["softmax"], before_and_after["calibrated"]
-    print(
-        f"evaluate {architecture}: {verdict}; threshold {threshold:.3f}; {calibration.method} calibration, "
-        f"log loss {raw['log_loss']:.3f} -> {final['log_loss']:.3f}; "
-        + ", ".join(
-            f"{gate.name} {gate.value:.3f} [{gate.low:.3f}, {gate.high:.3f}] floor {gate.floor:.2f}"
-            for gate in gates
-        )
+    measured = ", ".join(
+        f"{gate.name} {gate.value:.3f} [{gate.low:.3f}, {gate.high:.3f}] floor {gate.floor:.2f}"
+        for gate in gates
+    )
+    return (
+        f"{verdict}; threshold {spec.threshold:.3f}; {spec.calibration.method} calibration, "
+        f"log loss {raw['log_loss']:.3f} -> {final['log_loss']:.3f}; {measured}"
     )
 
 
@@ -189,8 +191,13 @@ def finish_model(source, target, spec: ModelSpec) -> None:
 def films_near(predictions: pd.DataFrame, size_px: int, threshold: float, most: int = 64) -> np.ndarray:
     """The films, uint8 (N, S, S), with scores nearest the threshold: an export would flip those first."""
     nearest = (predictions["score"] - threshold).abs().sort_values(kind="stable").index[:most]
+    return pixels_of(predictions.loc[nearest], size_px)
+
+
+def pixels_of(films: pd.DataFrame, size_px: int) -> np.ndarray:
+    """The pixels of films from the cache, uint8 (N, S, S)."""
     cache = FilmCache(CACHE, size_px)
-    return cache.films[cache.rows(predictions.loc[nearest, "id"])]
+    return cache.films[cache.rows(films["id"])]
 
 
 def _metrics(
@@ -225,6 +232,11 @@ def _metrics(
             **counts,
             **{name: interval.to_json() for name, interval in intervals.items()},
         },
+        "prevalence": {
+            f"{share:.0%}": at_prevalence(intervals["sensitivity"], intervals["specificity"], share).to_json()
+            for share in PREVALENCES
+        },
+        "abstention": abstention_check(rules, spec, test),
         "data": {"manifest_sha256": sha256_file(MANIFEST), "split_sha256": sha256_file(SPLIT)},
         "model": {"weights_sha256": read_spec(source)[1]},
     }

@@ -41,6 +41,14 @@ class NetBenefit(_Part):
     above: Annotated[float, Field(ge=-1, lt=1)]
 
 
+class Stress(_Part):
+    """How much AUC changed films may cost, the hidden border may cost, and hidden lungs may leave."""
+
+    max_loss: Share
+    max_border_loss: Share
+    max_auc_without_lungs: Share
+
+
 class Evaluation(_Part):
     """The least that every version must show."""
 
@@ -50,6 +58,7 @@ class Evaluation(_Part):
     subgroups: Subgroups
     max_calibration_error: Share
     net_benefit: NetBenefit
+    stress: Stress
 
 
 class Protocol(_Part):

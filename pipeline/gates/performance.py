@@ -1,9 +1,12 @@
 """What a version must show on its test films beyond the floors of its evaluation."""
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openmed.data.perturbations import ROBUSTNESS
 from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS
 from openmed.metrics.net_benefit import decision_curve
 from openmed.metrics.power import auc_floor, proportion_floor
@@ -21,8 +24,9 @@ _CONCERNS = {"sensitivity": "with the finding", "specificity": "without the find
 
 
 def performance_gates(evidence: Evidence) -> list[dict[str, Any]]:
-    """Returns the gates on operating point, probabilities, net benefit and subgroups."""
-    return [_transfer(evidence), _calibration(evidence), _net_benefit(evidence), _subgroups(evidence)]
+    """Returns the gates on operating point, probabilities, net benefit, subgroups and changed films."""
+    gates = (_transfer, _calibration, _net_benefit, _subgroups, _robustness, _shortcuts)
+    return [gate(evidence) for gate in gates]
 
 
 def limits_of_the_test(evidence: Evidence) -> list[str]:
@@ -113,6 +117,38 @@ def _subgroups(evidence: Evidence) -> dict[str, Any]:
         f"None of {judged} judged shares of subgroups is surely below its floor; {small} have too few films."
     )
     return verdict_gate("subgroups", PASS, said, 0)
+
+
+def _robustness(evidence: Evidence) -> dict[str, Any]:
+    """Changes within what good films differ by must cost little."""
+    allowed, stress = evidence.plan.protocol.evaluation.stress.max_loss, evidence.metrics["stress"]
+    worst = max(ROBUSTNESS, key=lambda name: _known(stress[name]["loss"]["value"]))
+    return _loss_gate("robustness", stress[worst]["loss"], allowed, f"films that are {worst}")
+
+
+def _shortcuts(evidence: Evidence) -> dict[str, Any]:
+    """A model that needs the border, or does not need the lungs, looks at something else than the finding."""
+    limits, stress = evidence.plan.protocol.evaluation.stress, evidence.metrics["stress"]
+    left = stress["lungs hidden"]["auc"]
+    if not _known(left) <= limits.max_auc_without_lungs:
+        said = (
+            f"With both lungs hidden its AUC is {_shown(left)}, above {limits.max_auc_without_lungs:g}: "
+            "it looks at something else than the finding."
+        )
+        return verdict_gate("shortcuts", FAIL, said, left)
+    return _loss_gate("shortcuts", stress["border hidden"]["loss"], limits.max_border_loss, "a hidden border")
+
+
+def _loss_gate(name: str, loss: Mapping[str, Any], allowed: float, change: str) -> dict[str, Any]:
+    value, low = _known(loss["value"]), _known(loss["low"])
+    verdict = PASS if value <= allowed else INSUFFICIENT if low <= allowed else FAIL
+    said = f"The AUC falls by {_shown(loss['value'])} by {change}; {allowed:g} is allowed."
+    return {"name": name, **loss, "floor": allowed, "verdict": verdict, "reason": said}
+
+
+def _known(number: float | None) -> float:
+    """What could not be measured is worse than anything."""
+    return math.inf if number is None else number
 
 
 def subgroups(evidence: Evidence) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from openmed.data.perturbations import HIDDEN, ROBUSTNESS
 from openmed.files import write_json
 from pipeline import registry
 from pipeline.lockfile import dvc_md5
@@ -72,9 +73,10 @@ def make_workspace(
     floors=FLOORS,
     validation=None,
     splits=SPLITS,
+    change=lambda rows: rows,
     **edits,
 ):
-    """Writes what the pipeline leaves behind: tiny real models, and scores that are right or wrong."""
+    """Writes what the pipeline leaves behind: tiny real models, and scores that are right or not."""
     films = _write_films(folder, films_seed, splits)
     params = {
         "task": {"classes": ["NORMAL", "PNEUMONIA"], "positive": "PNEUMONIA"},
@@ -94,7 +96,7 @@ def make_workspace(
     (folder / "data.dvc").write_text("outs:\n- md5: 0123abcd.dir\n  path: data\n")
     for index, name in enumerate(architectures):
         auc = (validation or {}).get(name, 0.9 - index / 10)
-        _write_candidate(folder, name, films, params, seed=seed, good=good, validation_auc=auc)
+        _write_candidate(folder, name, films, params, seed=seed, good=good, change=change, validation_auc=auc)
     return write_lock(folder)
 
 
@@ -140,7 +142,7 @@ def _write_films(folder, films_seed, splits):
     return films
 
 
-def _write_candidate(folder, name, films, params, *, seed, good, validation_auc):
+def _write_candidate(folder, name, films, params, *, seed, good, change, validation_auc):
     from openmed.metrics.gates import to_json
     from openmed.models.checkpoint import save_model
     from openmed.models.factory import ModelFactory
@@ -155,6 +157,7 @@ def _write_candidate(folder, name, films, params, *, seed, good, validation_auc)
     rows.loc[rows["split"] == "calibration", "score"] = np.where(right, 0.75, 0.25)[
         rows["split"] == "calibration"
     ]
+    rows = change(rows)
     rows = rows.assign(probability_NORMAL=1 - rows["score"], probability_PNEUMONIA=rows["score"])
     rows = rows.assign(logit_NORMAL=0.0, logit_PNEUMONIA=np.log(rows["score"] / (1 - rows["score"])))
     threshold = operating_threshold(rows, 1, rules)
@@ -164,6 +167,7 @@ def _write_candidate(folder, name, films, params, *, seed, good, validation_auc)
     rows.to_parquet(target / "predictions.parquet")
     intervals, verdict, gates = judge_test_films(rows, 1, threshold, rules)
     write_json(target / "gates.json", to_json(verdict, gates))
+    no_loss = {"value": 0.0, "low": 0.0, "high": 0.0}
     metrics = {
         "architecture": name,
         "positive": "PNEUMONIA",
@@ -173,6 +177,7 @@ def _write_candidate(folder, name, films, params, *, seed, good, validation_auc)
         | {key: value.to_json() for key, value in intervals.items()},
         "model": {"weights_sha256": digest},
         "reliability": {"calibrated": {"ece": 0.15}},
+        "stress": {name: {"auc": 0.5, "loss": no_loss} for name in ROBUSTNESS | HIDDEN},
     }
     write_json(target / "metrics.json", metrics)
     (target / "roc.csv").write_text("fpr,tpr,threshold\n0,0,1\n")

@@ -1,0 +1,188 @@
+"""Faults planted in a retraining: each is refused, and the champion stays."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from openmed.errors import BadInput, IntegrityError
+from openmed.files import read_json, write_json
+from openmed.metrics.gates import FAIL, OUTSIDE_PLAN, PASS
+from openmed.models.checkpoint import WEIGHTS_FILE
+from pipeline import promotion, registry
+from tests.pipeline.conftest import make_workspace, register
+
+VIT = "artifacts/evaluate/vit"
+MANY = ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 4 + ["test"] * 60
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory, migrated):
+    """A registry with a champion."""
+    root = tmp_path_factory.mktemp("faults")
+    (root / "home").mkdir()
+    shutil.copy(migrated, root / "home/mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENMED_HOME", str(root / "home"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        register(make_workspace(root / "champion", ("vit",)), "champion")
+        decide("1")
+    return root
+
+
+@pytest.fixture
+def home(ground, monkeypatch):
+    monkeypatch.setenv("OPENMED_HOME", str(ground / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return ground / "home"
+
+
+def decide(version):
+    return promotion.promote(
+        version, approved_by={"clinical": "Dr Adams"}, comment="", expected_champion=registry.champion()
+    )
+
+
+def refused(workspace, request, gate, verdict):
+    """Registers a retraining and sees that one gate, and the promotion, refuse it."""
+    version = register(workspace, request.node.name.replace(" ", "-"))["version"]
+    judged = promotion.gate(version)
+    gates = {found["name"]: found for found in [*judged["gates"], *judged["comparison"]]}
+    assert gates[gate]["verdict"] == verdict, gates[gate]
+    assert judged["verdict"] != PASS
+    with pytest.raises(BadInput, match="cannot be promoted"):
+        decide(version)
+    assert registry.champion() == "1"
+    return gates[gate]["reason"]
+
+
+def scored(function):
+    """A change of the scores: `function` gets labels and a random generator."""
+    return lambda rows: rows.assign(score=function(rows["label"].to_numpy(), np.random.default_rng(0)))
+
+
+def test_a_model_without_a_fault_passes_every_gate(home, tmp_path, request):
+    version = register(make_workspace(tmp_path / "ws", ("vit",), seed=1), request.node.name)["version"]
+    judged = promotion.gate(version)
+    assert {found["verdict"] for found in judged["gates"]} == {PASS} and judged["verdict"] == PASS
+    assert any("films with the finding" in sentence for sentence in judged["limits"])
+    assert "What this test could and could not have shown" in judged["table_markdown"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "gate"),
+    [
+        pytest.param(lambda labels, rng: rng.uniform(0.1, 0.9, len(labels)), "auc", id="shuffled labels"),
+        pytest.param(lambda labels, _: np.full(len(labels), 0.9), "specificity", id="collapse to one class"),
+        pytest.param(
+            lambda labels, rng: np.clip(0.5 + 0.2 * (labels - 0.5) + rng.normal(0, 0.1, len(labels)), 0, 1),
+            "auc vs champion",
+            id="worse model",
+        ),
+    ],
+)
+def test_a_bad_model_is_refused(home, tmp_path, request, scores, gate):
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=2, splits=MANY, change=scored(scores))
+    refused(workspace, request, gate, FAIL)
+
+
+def test_a_model_that_found_a_leaked_label_is_refused(home, tmp_path, request):
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=3)
+    metrics = read_json(workspace / VIT / "metrics.json")
+    metrics["stress"]["lungs hidden"]["auc"] = 0.99
+    write_json(workspace / VIT / "metrics.json", metrics)
+    reason = refused(workspace, request, "shortcuts", FAIL)
+    assert "With both lungs hidden its AUC is 0.990" in reason
+
+
+def test_a_training_of_nan_gives_scores_that_are_no_probabilities_and_no_verdict(tmp_path):
+    with pytest.raises(ValueError, match="scores must be probabilities"):
+        make_workspace(
+            tmp_path / "ws", ("vit",), change=scored(lambda labels, _: np.full(len(labels), np.nan))
+        )
+
+
+def test_test_films_that_drifted_from_those_of_the_threshold_are_refused(home, tmp_path, request):
+    def dimmer(rows):
+        return rows.assign(score=np.where(rows["split"] == "test", rows["score"] / 2, rows["score"]))
+
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=4, change=dimmer)
+    assert "calibration and test films differ" in refused(workspace, request, "threshold transfer", FAIL)
+
+
+def test_a_changed_preprocessing_is_outside_the_plan(home, tmp_path, request):
+    changed = {"preprocess": {"image_size_px": {"vit": 48}}}
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=5, **changed)
+    reason = refused(workspace, request, "change plan", OUTSIDE_PLAN)
+    assert "preprocess.image_size_px.vit was not set and is 48" in reason
+
+
+@pytest.mark.parametrize("file", [f"model/{WEIGHTS_FILE}", "model/model.json", "predictions.parquet"])
+def test_what_was_swapped_after_the_evaluation_is_not_registered(home, tmp_path, file):
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=6)
+    shutil.copy(make_workspace(tmp_path / "other", ("vit",), seed=7) / VIT / file, workspace / VIT / file)
+    with pytest.raises(IntegrityError, match="is not what evaluate@vit wrote"):
+        registry.register_candidates(workspace, run_key="swapped", revision="abc")
+
+
+def test_a_changed_threshold_is_refused(home, tmp_path, request):
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=8)
+    for name in ("metrics.json", "model/model.json"):
+        path = workspace / VIT / name
+        path.write_text(path.read_text().replace('"threshold": 0.5', '"threshold": 0.4'))
+    version = register(workspace, request.node.name)["version"]
+    with pytest.raises(IntegrityError, match=r"the threshold of version \d+ is 0\.4"):
+        decide(version)
+    assert registry.champion() == "1"
+
+
+def test_a_cut_test_set_is_refused(home, tmp_path, request):
+    def easy(rows):
+        return rows[~((rows["split"] == "test") & (np.arange(len(rows)) % 3 == 0))]
+
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=9, change=easy)
+    assert "are not those of the split" in refused(workspace, request, "leakage", FAIL)
+
+
+def test_patients_in_training_and_test_are_refused(home, tmp_path, request):
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=10)
+    path = workspace / "artifacts/split/split.parquet"
+    split = pd.read_parquet(path)
+    split.loc[split["split"] == "train", "patient"] = split.loc[split["split"] == "test", "patient"].iloc[0]
+    split.to_parquet(path)
+    assert "1 patients are in more than one split" in refused(workspace, request, "leakage", FAIL)
+
+
+def test_too_many_looks_at_one_test_set_are_outside_the_plan(home, tmp_path, request):
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=11)
+    plan = yaml.safe_load((workspace / "change_plan.yaml").read_text())
+    plan["protocol"]["evaluation"]["looks"] = 1
+    (workspace / "change_plan.yaml").write_text(yaml.safe_dump(plan))
+    reason = refused(workspace, request, "looks", OUTSIDE_PLAN)
+    assert "the plan allows 1: set new test films aside" in reason
+
+
+def test_a_changed_plan_counts_only_once_a_person_has_adopted_it(home, tmp_path, request):
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=12)
+    plan = yaml.safe_load((workspace / "change_plan.yaml").read_text())
+    plan["modifications"]["settings"].append("evaluate.*")
+    (workspace / "change_plan.yaml").write_text(yaml.safe_dump(plan))
+    assert "adopt it first" in refused(workspace, request, "change plan", OUTSIDE_PLAN)
+    version = registry.list_versions()[0]["version"]
+    with pytest.raises(BadInput, match="needs a reason"):
+        promotion.adopt(version, by="Dr Adams", reason="")
+    promotion.adopt(version, by="Dr Adams", reason="the calibration may be tuned")
+    assert promotion.gate(version)["verdict"] == PASS
+    assert "its change plan was adopted by Dr Adams" in registry.story(version)[-1][1]
+
+
+def test_floors_below_those_of_the_plan_are_outside_it(home, tmp_path, request):
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=13, floors={"auc": 0.5})
+    plan = yaml.safe_load((workspace / "change_plan.yaml").read_text())
+    plan["protocol"]["evaluation"]["floors"] = {"auc": 0.6, "sensitivity": 0.5}
+    (workspace / "change_plan.yaml").write_text(yaml.safe_dump(plan))
+    reason = refused(workspace, request, "change plan", OUTSIDE_PLAN)
+    assert "The floor of auc is 0.5, but the plan asks for 0.6" in reason
+    assert "the floor of sensitivity is not set" in reason

@@ -1,0 +1,62 @@
+import pytest
+import yaml
+
+from openmed.errors import BadInput
+from pipeline.params import load_params
+from pipeline.plan import lax_limits, load_plan, unplanned_changes
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("plan", "params"),
+    [("change_plan.yaml", "params.yaml"), ("change_plan.production.yaml", "params.production.yaml")],
+)
+def test_the_shipped_plans_fit_the_shipped_settings(plan, params):
+    plan, params = load_plan(ROOT / plan), load_params(ROOT / params)
+    assert list(lax_limits(plan, params.evaluate.floors, params.promotion.margins)) == []
+    assert set(plan.protocol.reviewers) == {"clinical", "technical"}
+
+
+def test_what_may_change_may_and_what_may_not_is_named():
+    plan = load_plan(ROOT / "change_plan.yaml")
+    before = {
+        "train": {"vit": {"weights": "none", "finetune": {"epochs": 3}}},
+        "task": {"classes": ["A", "B"]},
+    }
+    after = {
+        "train": {"vit": {"weights": "none", "finetune": {"epochs": 9}}},
+        "task": {"classes": ["A", "C"]},
+    }
+    assert list(unplanned_changes(plan, before, after)) == [
+        "the setting task.classes was ['A', 'B'] and is ['A', 'C'], which the plan does not let change"
+    ]
+    added = {**before, "evaluate": {"floors": {}}}
+    assert list(unplanned_changes(plan, before, added)) == [
+        "the setting evaluate.floors was not set and is {}, which the plan does not let change"
+    ]
+    assert list(unplanned_changes(plan, before, before)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda plan: plan["protocol"]["evaluation"].update(looks=0), "protocol.evaluation.looks"),
+        (lambda plan: plan["protocol"].update(reviewers={}), "protocol.reviewers"),
+        (lambda plan: plan["protocol"].update(reviewers={"Chief!": "x"}), "protocol.reviewers"),
+        (lambda plan: plan.update(extra=1), "extra"),
+    ],
+)
+def test_a_plan_with_impossible_values_is_refused(tmp_path, change, said):
+    plan = yaml.safe_load((ROOT / "change_plan.yaml").read_text())
+    change(plan)
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    with pytest.raises(BadInput, match=said):
+        load_plan(tmp_path / "plan.yaml")
+
+
+def test_a_plan_that_is_missing_or_no_yaml_is_named(tmp_path):
+    with pytest.raises(BadInput, match="does not exist: a change plan says"):
+        load_plan(tmp_path / "plan.yaml")
+    (tmp_path / "plan.yaml").write_text("a: [")
+    with pytest.raises(BadInput, match="cannot be read"):
+        load_plan(tmp_path / "plan.yaml")
