@@ -294,6 +294,30 @@ def list_weights(as_json: Json = False) -> None:
 
 
 @app.command()
+def reproduce(
+    version: Annotated[str, typer.Argument(help="Version of the registry to train again.")],
+    as_json: Json = False,
+) -> None:
+    """Trains a version again from its recorded code, data and settings; exit code 3 when it differs."""
+    from openmed.errors import IntegrityError
+    from pipeline.reproduce import DIFFERENT
+    from pipeline.reproduce import reproduce as train_again
+
+    result = train_again(project_root(), home(), version)
+    if as_json:
+        print_json(result)
+    else:
+        columns = ("", "recorded", "now")
+        rows = [
+            [name, cell(pair["recorded"]), cell(pair["found"])] for name, pair in result["metrics"].items()
+        ]
+        print_table(columns, rows)
+        print(f"version {version}: {result['agreement']}")
+    if result["agreement"] == DIFFERENT:
+        raise IntegrityError(f"version {version} came out otherwise: compare the versions of the libraries")
+
+
+@app.command()
 def up(
     airflow_port: Annotated[int, typer.Option(help="0 takes a free port.")] = 8080,
     mlflow_port: Annotated[int, typer.Option(help="0 takes a free port.")] = 5000,

@@ -29,6 +29,7 @@ from openmed.metrics.intervals import Interval
 from openmed.metrics.prevalence import PREVALENCES, at_prevalence
 from openmed.models.base import BaseModel
 from openmed.models.checkpoint import WEIGHTS_FILE, load_model, read_spec, write_spec
+from openmed.models.control import CONTROL_FILE, write_control
 from openmed.models.export import finish_export
 from openmed.models.session import load_predictor
 from openmed.models.spec import ModelSpec
@@ -66,6 +67,7 @@ def run(params: Params, architecture: str) -> None:
     telling = films_near(predictions, spec.image_size_px, threshold)
     print(f"evaluate {architecture}: {finish_export(target / 'model', telling)}")
     predictor = load_predictor(target / "model", pick_device(params.run.device))
+    write_control(target / CONTROL_FILE, predictor, telling)
     pixels = pixels_of(parts["test"], spec.image_size_px)
     content["stress"] = stress(predictor.predict, parts["test"], pixels, spec, rules)
     write_json(target / "metrics.json", content)

@@ -221,7 +221,7 @@ def reject(version: str, *, by: str, reason: str) -> dict[str, Any]:
 
 
 def rollback(reason: str, by: str) -> dict[str, Any]:
-    """Puts the previous champion back, after its stored model was checked again.
+    """Puts the previous champion back, after all it stands on was checked and its control set asked again.
 
     Args:
         reason: Why; must be given.
@@ -241,7 +241,7 @@ def rollback(reason: str, by: str) -> dict[str, Any]:
     now, previous = registry.champion(), registry.aliases().get(registry.PREVIOUS)
     if previous is None or previous == now:
         raise BadInput("there is no previous champion to roll back to: promote another version instead")
-    registry.check_model(previous)
+    registry.check(previous)
     entry = registry.move_champion(
         previous,
         event=registry.RESTORED,

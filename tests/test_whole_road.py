@@ -126,7 +126,7 @@ def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champio
     assert champion["approved_by"] == f"{REVIEWER} (clinical), {ENGINEER} (technical)"
     assert "started by admin" in cli(project, environment, "registry", "show", champion["version"])
     verified = json.loads(cli(project, environment, "registry", "verify", champion["version"], "--json"))
-    assert len(verified) == 8 and {link["problem"] for link in verified} == {None}
+    assert len(verified) == 9 and {link["problem"] for link in verified} == {None}
     evaluated_on_unseen_films(project, environment, tmp_path)
 
 

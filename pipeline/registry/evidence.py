@@ -5,6 +5,7 @@ their content, patients by a number that means nothing outside one retraining.
 """
 
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +56,8 @@ def stage_candidate(
     Returns:
         The SHA-256 of each file in it, and the names of files left out because they name a patient.
     """
+    from openmed.models.control import CONTROL_FILE
+
     name, artifacts = candidate.architecture, done.workspace / "artifacts"
     explain = artifacts / "explain" / name
     texts = {
@@ -70,6 +73,7 @@ def stage_candidate(
     for image in sorted((explain / "examples").glob("*.jpg")):
         (folder / "examples").mkdir(exist_ok=True)
         (folder / "examples" / image.name).write_bytes(image.read_bytes())
+    shutil.copyfile(candidate.folder / CONTROL_FILE, folder / CONTROL_FILE)
     predictions = read_table(candidate.folder / "predictions.parquet")
     _write_table(folder / "predictions.parquet", _pseudonymous(predictions, done.pseudonyms()))
     # Validation and calibration films have shaped the model too: they count as seen.

@@ -20,9 +20,9 @@ from pipeline.registry import audit
 from pipeline.registry.audit import Entry
 from pipeline.registry.decisions import alias_problem, tags_of
 from pipeline.registry.evidence import numbers, settings
-from pipeline.registry.models import check_files, stored
+from pipeline.registry.models import check_files, load_predictor, stored
 from pipeline.registry.store import MODEL_NAME, connect
-from pipeline.registry.versions import find
+from pipeline.registry.versions import artifact, find
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -166,6 +166,14 @@ def _model(chain: _Chain) -> None:
     check_files(chain.client, chain.version)
 
 
+def _control(chain: _Chain) -> None:
+    """The stored model, asked again on the films that lay nearest its threshold."""
+    from openmed.models.control import CONTROL_FILE, check_control
+
+    predictor = load_predictor(f"models:/{MODEL_NAME}/{chain.number}")
+    check_control(artifact(chain.number, CONTROL_FILE), predictor)
+
+
 def _verdict(chain: _Chain) -> None:
     """Threshold, metrics and gates, computed anew from the predictions of each film."""
     import numpy as np
@@ -219,6 +227,7 @@ _LINKS: dict[str, Callable[[_Chain], None]] = {
     "data, code, settings and split": _origin,
     "evidence": _evidence,
     "model": _model,
+    "control set": _control,
     "verdict": _verdict,
     "decisions": _decisions,
     "aliases": _alias,

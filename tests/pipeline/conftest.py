@@ -145,6 +145,7 @@ def _write_films(folder, films_seed, splits):
 def _write_candidate(folder, name, films, params, *, seed, good, change, validation_auc):
     from openmed.metrics.gates import to_json
     from openmed.models.checkpoint import save_model
+    from openmed.models.control import CONTROL_FILE, write_control
     from openmed.models.factory import ModelFactory
     from pipeline.judgement import Rules, judge_test_films, operating_threshold
 
@@ -165,6 +166,8 @@ def _write_candidate(folder, name, films, params, *, seed, good, change, validat
     model.spec = model.spec.with_threshold(threshold)
     digest = save_model(target / "model", model)
     rows.to_parquet(target / "predictions.parquet")
+    squares = np.random.default_rng(seed).integers(0, 256, (4, 32, 32)).astype(np.uint8)
+    write_control(target / CONTROL_FILE, model.eval(), squares)
     intervals, verdict, gates = judge_test_films(rows, 1, threshold, rules)
     write_json(target / "gates.json", to_json(verdict, gates))
     no_loss = {"value": 0.0, "low": 0.0, "high": 0.0}

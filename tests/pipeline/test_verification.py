@@ -17,6 +17,7 @@ LINKS = [
     "data, code, settings and split",
     "evidence",
     "model",
+    "control set",
     "verdict",
     "decisions",
     "aliases",
@@ -210,7 +211,7 @@ def test_what_is_not_what_the_pipeline_wrote_is_not_registered(store, tmp_path):
     workspace = make_workspace(tmp_path / "ws", ("vit",))
     folder = workspace / "artifacts/evaluate/vit"
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "roc.csv")
-    assert len(files) == 5
+    assert len(files) == 6
     for path in files:
         before = path.read_bytes()
         path.write_bytes(flipped(before))

@@ -1,0 +1,133 @@
+"""One evening of a registry: what may pass passes, what may not does not, and the record shows all of it."""
+
+import sqlite3
+import threading
+
+import numpy as np
+import pytest
+
+from openmed.errors import BadInput, IntegrityError
+from openmed.metrics.gates import FAIL, PASS
+from pipeline import promotion, registry
+from tests.pipeline.conftest import make_workspace, register
+
+SPLITS = ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 8 + ["test"] * 80
+
+
+def workspace(folder, number, quality):
+    """A retraining whose scores tell the classes apart as well as `quality` says (0 is chance)."""
+
+    def scores(rows):
+        noise = np.random.default_rng(number).normal(0, 0.12, len(rows))
+        return rows.assign(score=np.clip(0.5 + quality * (rows["label"] - 0.5) + noise, 0.01, 0.99))
+
+    return make_workspace(folder / str(number), ("vit",), seed=number, splits=SPLITS, change=scores)
+
+
+def approve(version, by="Dr Adams"):
+    return promotion.promote(
+        version, approved_by={"clinical": by}, comment="", expected_champion=registry.champion()
+    )
+
+
+def all_is_well():
+    return {link.problem for found in registry.list_versions() for link in registry.verify(found["version"])}
+
+
+def test_an_evening(store, tmp_path):
+    first = register(workspace(tmp_path, 1, 0.4), "a")["version"]
+    approve(first)
+    assert registry.champion() == first and all_is_well() == {None}
+
+    better = register(workspace(tmp_path, 2, 0.6), "b")["version"]
+    assert promotion.gate(better)["verdict"] == PASS
+    approve(better)
+    assert registry.champion() == better and all_is_well() == {None}
+
+    for number, quality, key in ((3, 0.2, "c"), (4, 0.0, "shuffled")):
+        bad = register(workspace(tmp_path, number, quality), key)["version"]
+        assert promotion.gate(bad)["verdict"] == FAIL
+        with pytest.raises(BadInput, match="cannot be promoted"):
+            approve(bad)
+        promotion.reject(bad, by="gate", reason="its gates say FAIL")
+        assert registry.champion() == better and all_is_well() == {None}
+
+    rivals = [register(workspace(tmp_path, number, 0.7), f"rival-{number}")["version"] for number in (5, 6)]
+    winner = race([(version, f"Dr {number}") for number in range(4) for version in rivals], better)
+    assert registry.champion() == winner and all_is_well() == {None}
+
+    promotion.rollback("too many alarms", "Dr Brown")
+    promotion.rollback("still too many", "Dr Brown")
+    assert registry.champion() == first and all_is_well() == {None}
+    events = [entry.event for entry in registry.history() if entry.event != "moved"]
+    assert events == [
+        *("registered", "promoted", "registered", "promoted"),
+        *("registered", "rejected", "registered", "rejected"),
+        *("registered", "registered", "promoted", "restored", "restored"),
+    ]
+    told = [what for _, what in registry.story(better)]
+    assert told[1].startswith("promoted by Dr Adams (clinical) in place of version 1")
+    assert told[2].startswith(f"version {winner} took its place, by Dr")
+    assert told[3:] == [
+        "made the champion again by Dr Brown: too many alarms",
+        "version 1 took its place, by Dr Brown",
+    ]
+    planted_changes_are_found(store, first)
+
+
+def race(racers, before):
+    """Eight people promote at once; returns the version of the one that won."""
+    start, outcome = threading.Barrier(len(racers)), []
+
+    def run(version, person):
+        start.wait()
+        try:
+            outcome.append(
+                promotion.promote(
+                    version, approved_by={"clinical": person}, comment="", expected_champion=before
+                )
+            )
+        except BadInput:
+            outcome.append(None)
+
+    threads = [threading.Thread(target=run, args=racer) for racer in racers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (record,) = [each for each in outcome if each]
+    assert len(outcome) == len(racers) == 8
+    return record["version"]
+
+
+def planted_changes_are_found(home, version):
+    """The alias moved by hand, a decision rewritten, a verdict improved: each turns the check red."""
+    for link, statement, undo in (
+        (
+            "aliases",
+            "UPDATE registered_model_aliases SET version = 3 WHERE alias = 'champion'",
+            f"UPDATE registered_model_aliases SET version = {version} WHERE alias = 'champion'",
+        ),
+        (
+            "record of decisions",
+            "UPDATE model_version_tags SET value = replace(value, 'Dr Adams', 'Dr Eve') "
+            "WHERE key = 'audit.000002'",
+            "UPDATE model_version_tags SET value = replace(value, 'Dr Eve', 'Dr Adams') "
+            "WHERE key = 'audit.000002'",
+        ),
+        (
+            "registration",
+            f"UPDATE model_version_tags SET value = '1.0' WHERE key = 'auc' AND version = {version}",
+            None,
+        ),
+    ):
+        with sqlite3.connect(home / "mlflow.db") as database:
+            assert database.execute(statement).rowcount == 1
+        assert registry.verify(version)[-1].name == link and registry.verify(version)[-1].problem
+        if link == "aliases":
+            with pytest.raises(IntegrityError, match="was moved by something else"):
+                registry.load("models:/openmed-cxr@champion")
+        if undo:
+            with sqlite3.connect(home / "mlflow.db") as database:
+                assert database.execute(undo).rowcount == 1
+            assert registry.verify(version)[-1].problem is None
