@@ -89,3 +89,7 @@ def _compared(folder: Path, version: str, tags: dict[str, str]) -> dict[str, Any
         "weights_sha256": {"recorded": tags["weights_sha256"], "found": weights},
         "metrics": {name: {"recorded": recorded[name], "found": found[name]} for name in _COMPARED},
     }
+
+
+def _near(found: float | None, recorded: float) -> bool:
+    return found is not None and abs(found - recorded) <= TOLERANCE
