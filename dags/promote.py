@@ -132,7 +132,10 @@ def gate(*, params: dict[str, Any], triggering_asset_events: Any) -> dict[str, A
     folder = Path(candidate.get("workspace") or "absent")
     enter_project()
     with one_sentence():
-        return promotion.gate(str(candidate["version"]), workspace=folder if folder.is_dir() else None)
+        if folder.is_dir():
+            return promotion.show(str(candidate["version"]), workspace=folder)
+        # The films are on another host or gone: the reviewers have the table and the report.
+        return promotion.gate(str(candidate["version"]))
 
 
 @task.branch(doc_md="Sends what passed the gates to a person and everything else to `reject`.")

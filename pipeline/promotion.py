@@ -13,7 +13,15 @@ from openmed.files import sha256_bytes
 from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS
 from openmed.metrics.gates import overall as worst
 from pipeline import registry
-from pipeline.gates import Evidence, compare, limits_of_the_test, performance_gates, soundness_gates
+from pipeline.gates import (
+    Comparison,
+    Evidence,
+    compare,
+    limits_of_the_test,
+    performance_gates,
+    soundness_gates,
+)
+from pipeline.review import build_review
 
 
 def gate(version: str, *, workspace: Path | None = None) -> dict[str, Any]:
@@ -31,13 +39,34 @@ def gate(version: str, *, workspace: Path | None = None) -> dict[str, Any]:
         version, architecture, model_sha256 (of the list of all files of the stored model), champion (a
         version or None), verdict (see `overall`), gates and comparison (lists of gates), note (a sentence
         about the comparison), films_compared, films_left_out, limits (sentences on what the test could not
-        have shown), reviewers (role -> what it answers for), started_by (a person or None), table_markdown
-        and report (path, address or None).
+        have shown), reviewers (role -> what it answers for), started_by (a person or None), table_markdown,
+        report and review (path, address or None).
 
     Raises:
         BadInput: There is no such version.
         IntegrityError: Weights, evidence or record are not what was registered.
     """
+    return _judge(version, workspace)[0]
+
+
+def show(version: str, *, workspace: Path) -> dict[str, Any]:
+    """Judges a version as `gate` does and stores the page that the reviewers decide on.
+
+    Returns:
+        What `gate` returns; `review` is where the page can be opened, and the table links to it.
+
+    Raises:
+        BadInput: As `gate`.
+        IntegrityError: As `gate`; or a film in the workspace is not what was validated.
+    """
+    judged, evidence, compared = _judge(version, workspace)
+    page = build_review(judged, evidence, compared, workspace)
+    shown = {key: judged[key] for key in ("verdict", "champion", "model_sha256")}
+    judged["review"] = registry.keep_review(version, page, shown)
+    return judged | {"table_markdown": _markdown(judged)}
+
+
+def _judge(version: str, workspace: Path | None) -> tuple[dict[str, Any], Evidence, Comparison]:
     registry.check(version)
     evidence, now = Evidence.of(version), registry.champion()
     live = None if now in (None, version) else Evidence.of(now)
@@ -58,8 +87,9 @@ def gate(version: str, *, workspace: Path | None = None) -> dict[str, Any]:
         "reviewers": dict(evidence.plan.protocol.reviewers),
         "started_by": evidence.tags["started_by"] or None,
         "report": registry.report_address(version),
+        "review": None,
     }
-    return result | {"table_markdown": _markdown(result)}
+    return result | {"table_markdown": _markdown(result)}, evidence, compared
 
 
 def overall(gates: Sequence[Mapping[str, Any]], comparison: Sequence[Mapping[str, Any]] | None) -> str:
@@ -289,10 +319,14 @@ def _markdown(result: Mapping[str, Any]) -> str:
     if result["limits"]:
         lines += ["What this test could and could not have shown", ""]
         lines += [*(f"- {sentence}" for sentence in result["limits"]), ""]
-    address = result["report"]
-    link = f"[{address}]({address})" if str(address).startswith("http") else address or "none is stored"
-    lines.append(f"Report with films and heat maps: {link}")
+    if result["review"]:
+        lines += [f"Films on which the two disagree, with heat maps: {_link(result['review'])}", ""]
+    lines.append(f"Report with films and heat maps: {_link(result['report'])}")
     return "\n".join(lines) + "\n"
+
+
+def _link(address: str | None) -> str:
+    return f"[{address}]({address})" if str(address).startswith("http") else address or "none is stored"
 
 
 def _table(gates: Sequence[Mapping[str, Any]], limit: str) -> list[str]:

@@ -7,7 +7,7 @@ PLAN, with a sentence for a reviewer.
 
 from pipeline.gates.comparison import Comparison, compare
 from pipeline.gates.evidence import Evidence
-from pipeline.gates.performance import limits_of_the_test, performance_gates
+from pipeline.gates.performance import limits_of_the_test, performance_gates, subgroups
 from pipeline.gates.soundness import soundness_gates
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "limits_of_the_test",
     "performance_gates",
     "soundness_gates",
+    "subgroups",
 ]

@@ -23,12 +23,18 @@ class Comparison:
         note: One sentence about it.
         films_compared: Number of test films.
         films_left_out: Test films that have shaped the champion.
+        champion: The version compared with, None where no comparison could be made.
+        champion_threshold: Its operating point.
+        films: The films compared: id, patient, label (a class), score and score_champion.
     """
 
     gates: list[dict[str, Any]] | None
     note: str
     films_compared: int = 0
     films_left_out: int = 0
+    champion: str | None = None
+    champion_threshold: float | None = None
+    films: "pd.DataFrame | None" = None
 
 
 def compare(evidence: Evidence, champion: str | None, workspace: Path | None) -> Comparison:
@@ -82,7 +88,7 @@ def _on_fresh_films(
         f"Compared with champion {champion} on {len(fresh)} test films; {left_out} were left out because "
         "they have shaped the champion."
     )
-    return Comparison(gates, note, len(fresh), left_out)
+    return Comparison(gates, note, len(fresh), left_out, champion, champion_threshold, fresh)
 
 
 def _champion_on_test_films(

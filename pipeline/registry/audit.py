@@ -26,7 +26,7 @@ _START = "0" * 64
 
 REGISTERED, APPROVED, REJECTED = "registered", "approved", "rejected"
 PROMOTED, RESTORED, MOVED, REPAIRED = "promoted", "restored", "moved", "repaired"
-ADOPTED = "adopted"
+ADOPTED, SHOWN = "adopted", "shown"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput, IntegrityError
+from openmed.files import sha256_bytes
 from pipeline.registry import audit
 from pipeline.registry.audit import Entry
 from pipeline.registry.store import (
@@ -21,11 +22,12 @@ from pipeline.registry.store import (
     locked,
     registered_model,
 )
-from pipeline.registry.versions import find
+from pipeline.registry.versions import address_of, find
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+REVIEWS = "reviews"
 _MOVES = (audit.PROMOTED, audit.RESTORED)
 _DECISIONS = (*_MOVES, audit.REJECTED)
 
@@ -86,6 +88,26 @@ def reject(version: str, *, by: str, reason: str) -> Entry:
         if _aliases(client).get(CHALLENGER) == version:
             client.delete_registered_model_alias(MODEL_NAME, CHALLENGER)
     return entry
+
+
+def keep_review(version: str, page: str, content: Mapping[str, Any]) -> str:
+    """Stores the page that reviewers decide on beside the evidence, and writes down that it was shown.
+
+    Args:
+        version: The version it is about.
+        page: HTML.
+        content: What it says, in short.
+
+    Returns:
+        Where a person can open it.
+    """
+    digest = sha256_bytes(page.encode())
+    path = f"{REVIEWS}/{digest[:12]}.html"
+    with connect() as client:
+        client.log_text(find(client, version).run_id, page, path)
+    with _deciding() as (client, entries):
+        audit.append(client, entries, audit.SHOWN, version, {**content, "path": path, "sha256": digest})
+    return address_of(version, path)
 
 
 def adopt(version: str, *, by: str, reason: str, plan_sha256: str) -> Entry:

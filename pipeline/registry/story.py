@@ -48,6 +48,10 @@ _SENTENCES: dict[str, Callable[[Entry], str]] = {
     audit.RESTORED: lambda entry: (
         f"made the champion again by {entry.content['by']}: {entry.content['reason']}"
     ),
+    audit.SHOWN: lambda entry: (
+        f"shown for review: {entry.content['verdict']}, against "
+        + (f"champion {entry.content['champion']}" if entry.content["champion"] else "no champion")
+    ),
     audit.ADOPTED: lambda entry: (
         f"its change plan was adopted by {entry.content['by']}: {entry.content['reason']}"
     ),

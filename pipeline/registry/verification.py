@@ -18,7 +18,7 @@ from openmed.errors import IntegrityError, OpenMedError
 from openmed.files import check_hashes, hashes_below, read_json, sha256_bytes
 from pipeline.registry import audit
 from pipeline.registry.audit import Entry
-from pipeline.registry.decisions import alias_problem, tags_of
+from pipeline.registry.decisions import REVIEWS, alias_problem, tags_of
 from pipeline.registry.evidence import numbers, settings
 from pipeline.registry.models import check_files, load_predictor, stored
 from pipeline.registry.store import MODEL_NAME, connect
@@ -150,7 +150,18 @@ def _evidence(chain: _Chain) -> None:
     """Files on the candidate, and the numbers that MLflow shows of it."""
     run = chain.run()
     with _files_of(chain.client, run.info.run_id) as folder:
-        check_hashes(hashes_below(folder), json.loads(chain.version.tags["evidence"]), chain.what)
+        shown = {
+            entry.content["path"]: entry.content["sha256"]
+            for entry in chain.entries
+            if entry.event == audit.SHOWN and entry.version == chain.number
+        }
+        # A page whose entry was never written was shown to nobody.
+        found = {
+            path: digest
+            for path, digest in hashes_below(folder).items()
+            if path in shown or not path.startswith(f"{REVIEWS}/")
+        }
+        check_hashes(found, json.loads(chain.version.tags["evidence"]) | shown, chain.what)
         params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
         measured = numbers(read_json(folder / "metrics.json"), folder / "history.csv")
     _same(dict(run.data.params), settings(params, chain.version.tags["architecture"]), "setting %s in MLflow")

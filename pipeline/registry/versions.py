@@ -100,21 +100,25 @@ def artifact(version: str, path: str) -> Path:
 
 
 def report_address(version: str) -> str | None:
-    """Returns where a person can open the report of a version: a page of MLflow, or a path here.
+    """Returns where a person can open the report of a version, as `address_of` does; None without one."""
+    with connect() as client:
+        stored = find(client, version).tags.get("report")
+    return address_of(version, "report.html") if stored else None
+
+
+def address_of(version: str, path: str) -> str:
+    """Returns where a person can open a file logged with a version: a page of MLflow, or a path here.
 
     OPENMED_MLFLOW_URL is MLflow's address as a browser reaches it; without it, it is that of the
-    tracking server, and with a store of local files the path of the page.
+    tracking server, and with a store of local files the path of the file.
     """
     with connect() as client:
-        found = find(client, version)
-        if not found.tags.get("report"):
-            return None
-        run = client.get_run(found.run_id).info
+        run = client.get_run(find(client, version).run_id).info
     shown = os.environ.get("OPENMED_MLFLOW_URL")
     if is_local(run.artifact_uri) and not shown:
-        return str(artifact(version, "report.html"))
+        return f"{run.artifact_uri.removeprefix('file://')}/{path}"
     server = (shown or without_password(project.tracking_uri())).rstrip("/")
-    return f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/report.html"
+    return f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/{path}"
 
 
 def find(client: "MlflowClient", version: str) -> "ModelVersion":

@@ -47,7 +47,7 @@ def ground(tmp_path_factory, migrated):
                 _claim_that_nan_passes(workspace / "artifacts/evaluate/vit/gates.json")
             assert register(workspace, f"run-{number}")["version"] == str(number)
             if number == 1:
-                write_json(root / "first.json", promotion.gate("1"))
+                write_json(root / "first.json", promotion.show("1", workspace=workspace))
                 record = promotion.promote(
                     "1", approved_by={"clinical": "Dr First"}, comment="", expected_champion=None
                 )
@@ -111,6 +111,30 @@ def test_the_table_is_markdown_with_every_gate_and_the_report(stage):
     assert f"**Version {BETTER} (vit): PASS**" in table
     assert table.count("\n| auc") == 2 and "| metric | value | interval | required |" in table
     assert f"heat maps: {result['report']}" in table and Path(result["report"]).is_file()
+
+
+def test_the_review_page_shows_where_the_two_disagree_and_belongs_to_the_record(stage):
+    judged = promotion.show(BETTER, workspace=stage / BETTER)
+    page = Path(judged["review"])
+    text = page.read_text()
+    assert "version 2 (vit) become the champion in place of version 1?" in text
+    assert text.count("<article") >= 4 and text.count('alt="champion, film') == text.count("<article")
+    assert "New misses: the champion flags them" in text and "Reads films." not in text
+    assert judged["review"] in judged["table_markdown"] and "http" not in text.replace("data:image", "")
+    films = pd.read_parquet(stage / BETTER / "artifacts/evaluate/vit/predictions.parquet")
+    assert not any(patient in text for patient in films["patient"])
+    assert registry.history(BETTER)[-1].content["model_sha256"] == judged["model_sha256"]
+    assert registry.verify(BETTER)[-1].problem is None
+    page.write_text(text.replace("PASS", "FAIL"))
+    assert f"reviews/{page.name} of version 2 was changed" in registry.verify(BETTER)[-1].problem
+    page.write_text(text)
+    (page.parent / "unrecorded.html").write_text("cut off before its entry")
+    assert registry.verify(BETTER)[-1].problem is None
+
+
+def test_without_a_champion_the_page_shows_what_the_model_gets_wrong(stage):
+    text = Path(json.loads((stage / "first.json").read_text())["review"]).read_text()
+    assert "Films that it gets wrong" in text and "champion, film" not in text
 
 
 def test_the_first_model_needs_no_champion_to_be_compared_with(stage):
