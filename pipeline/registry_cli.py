@@ -1,5 +1,6 @@
 """`openmed registry`: the versions, what is known about them, and decisions on them."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -116,6 +117,15 @@ def gate(version: Number, as_json: Json = False) -> None:
         print_json(judged)
     else:
         print(judged["table_markdown"])
+
+
+@registry.command()
+def documents(version: Number, out: Annotated[Path, typer.Option(help="Folder to write them to.")]) -> None:
+    """Writes model card, data sheet, CLAIM checklist and change-plan record, as far as facts go."""
+    from pipeline.documents import write_documents
+
+    for name, (missing, items) in write_documents(version, out).items():
+        print(f"{out / name}  {items - missing} of {items} items filled in, {missing} open")
 
 
 @registry.command()

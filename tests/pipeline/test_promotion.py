@@ -119,7 +119,7 @@ def test_the_review_page_shows_where_the_two_disagree_and_belongs_to_the_record(
     text = page.read_text()
     assert "version 2 (vit) become the champion in place of version 1?" in text
     assert text.count("<article") >= 4 and text.count('alt="champion, film') == text.count("<article")
-    assert "New misses: the champion flags them" in text and "Reads films." not in text
+    assert "New misses: the champion flags them" in text
     assert judged["review"] in judged["table_markdown"] and "http" not in text.replace("data:image", "")
     films = pd.read_parquet(stage / BETTER / "artifacts/evaluate/vit/predictions.parquet")
     assert not any(patient in text for patient in films["patient"])

@@ -267,7 +267,7 @@ def register_candidates(workspace, *, run_key, revision, started_by):
     return {"version": "7", "architecture": "vit", "verdict": "PASS", "run_id": "r", "metrics": metrics}
 """
 PROMOTION = """
-def gate(version, *, workspace):
+def show(version, *, workspace):
     assert workspace and (workspace / "dvc.lock").exists()
     return {"version": version, "verdict": "PASS", "champion": None, "gates": [], "comparison": [],
             "table_markdown": "| gate |", "report": None, "model_sha256": "0", "started_by": None,

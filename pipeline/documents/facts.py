@@ -1,0 +1,93 @@
+"""What the documents are filled from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from openmed.files import read_json
+from pipeline import registry
+from pipeline.gates import Evidence, limits_of_the_test, subgroups
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of a document; `answer` is None where only people can give it."""
+
+    section: str
+    topic: str
+    answer: str | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The evidence on a version, with what the record and the stages say of it."""
+
+    evidence: Evidence
+    story: list[tuple[str, str]]
+    films: dict[str, Any] | None
+    explained: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, version: str) -> "Facts":
+        """Reads them; raises as `Evidence.of`."""
+        summary, explained = (
+            registry.find_artifact(version, name) for name in ("validate/summary.json", "explain.json")
+        )
+        return cls(
+            Evidence.of(version),
+            registry.story(version),
+            read_json(summary) if summary else None,
+            read_json(explained) if explained else None,
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of the training of this architecture."""
+        return self.evidence.params["train"][self.evidence.tags["architecture"]]
+
+    def measured(self, name: str) -> str | None:
+        """A metric on the test films with its interval; None where it could not be computed."""
+        found = self.evidence.metrics["test"][name]
+        if found["value"] is None:
+            return None
+        if found["low"] is None:
+            return f"{found['value']:.3f}"
+        return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+    def split_counts(self) -> str:
+        """Films and patients of each split."""
+        groups = self.evidence.split.groupby("split", sort=False)
+        return "; ".join(
+            f"{name}: {len(films)} films of {films['patient'].nunique()} patients" for name, films in groups
+        )
+
+    def class_counts(self) -> str:
+        """Films of each class over all splits."""
+        counts = self.evidence.split["label"].value_counts()
+        names = self.evidence.spec.class_names
+        return ", ".join(f"{name}: {int(counts.get(k, 0))}" for k, name in enumerate(names))
+
+    def group_lines(self) -> str | None:
+        """Sensitivity and specificity of groups of films; None where nothing is known of them."""
+        found = [
+            f"{group['group']}: sensitivity {_share(group['sensitivity'])}, "
+            f"specificity {_share(group['specificity'])}"
+            for group in subgroups(self.evidence)
+        ]
+        return "; ".join(found) or None
+
+    def limits(self) -> str | None:
+        """What the test could and could not have shown."""
+        return " ".join(limits_of_the_test(self.evidence)) or None
+
+    def maps(self) -> str | None:
+        """The method of the heat maps and whether they passed their checks."""
+        if self.explained is None:
+            return None
+        method = self.explained["primary_method"]
+        check = self.explained["faithfulness"][method]
+        trusted = "passed" if check["trusted"] else "did not pass"
+        return f"{method.replace('_', ' ')}; the maps {trusted} their checks: {check['reason']}"
+
+
+def _share(found: dict[str, Any]) -> str:
+    return "unknown" if found["value"] is None else f"{found['value']:.2f}"
