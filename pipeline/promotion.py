@@ -105,13 +105,11 @@ def overall(gates: Sequence[Mapping[str, Any]], comparison: Sequence[Mapping[str
         comparison: Gates against the champion; empty when there is none; None when there is one but no
             comparison could be made.
     """
-    own = worst([SimpleNamespace(**found) for found in gates])
-    if own != PASS:
-        return own
-    if comparison is None:
-        return INSUFFICIENT
-    known = {PASS, INSUFFICIENT}
-    return PASS if all(found["verdict"] in known for found in comparison) else FAIL
+    against = [INSUFFICIENT]
+    if comparison is not None:
+        against = [FAIL for found in comparison if found["verdict"] not in (PASS, INSUFFICIENT)]
+    verdicts = [*(found["verdict"] for found in gates), *against]
+    return worst([SimpleNamespace(verdict=verdict) for verdict in verdicts])
 
 
 def model_digest(tags: Mapping[str, str]) -> str:

@@ -38,7 +38,8 @@ def history(version: str | None = None) -> list[Entry]:
     Raises:
         IntegrityError: The record was changed.
     """
-    with connect() as client:
+    # Under the lock: between an entry and its head the record looks broken.
+    with locked("record"), connect() as client:
         entries = audit.read(client)
     return [entry for entry in entries if version in (None, entry.version)]
 
@@ -54,7 +55,7 @@ def champion() -> str | None:
     Raises:
         IntegrityError: The alias is not where the record says, or the record was changed.
     """
-    with connect() as client:
+    with locked("record"), connect() as client:
         entries = audit.read(client)
         settled, pending = _settled(entries), _pending(entries)
         now = _aliases(client).get(CHAMPION)

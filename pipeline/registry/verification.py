@@ -21,7 +21,7 @@ from pipeline.registry.audit import Entry
 from pipeline.registry.decisions import REVIEWS, alias_problem, tags_of
 from pipeline.registry.evidence import numbers, settings
 from pipeline.registry.models import check_files, load_predictor, stored
-from pipeline.registry.store import MODEL_NAME, connect
+from pipeline.registry.store import MODEL_NAME, connect, locked
 from pipeline.registry.versions import artifact, find
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def verify(version: str) -> list[Link]:
         BadInput: There is no such version.
         ResourceError: The store does not answer.
     """
-    with connect() as client:
+    # No decision is made while it is checked.
+    with locked("record"), connect() as client:
         found = find(client, version)
         try:
             chain = _Chain(client, audit.read(client), found)

@@ -77,7 +77,7 @@ def test_a_model_without_a_fault_passes_every_gate(home, tmp_path, request):
         pytest.param(lambda labels, rng: rng.uniform(0.1, 0.9, len(labels)), "auc", id="shuffled labels"),
         pytest.param(lambda labels, _: np.full(len(labels), 0.9), "specificity", id="collapse to one class"),
         pytest.param(
-            lambda labels, rng: np.clip(0.5 + 0.2 * (labels - 0.5) + rng.normal(0, 0.1, len(labels)), 0, 1),
+            lambda labels, rng: 0.7 - 0.4 * labels + rng.uniform(0, 0.1, len(labels)),
             "auc vs champion",
             id="worse model",
         ),
@@ -93,6 +93,9 @@ def test_a_model_that_found_a_leaked_label_is_refused(home, tmp_path, request):
     metrics = read_json(workspace / VIT / "metrics.json")
     metrics["stress"]["lungs hidden"]["auc"] = 0.99
     write_json(workspace / VIT / "metrics.json", metrics)
+    plan = yaml.safe_load((workspace / "change_plan.yaml").read_text())
+    plan["protocol"]["evaluation"]["stress"]["max_auc_without_lungs"] = 0.9
+    (workspace / "change_plan.yaml").write_text(yaml.safe_dump(plan))
     reason = refused(workspace, request, "shortcuts", FAIL)
     assert "With both lungs hidden its AUC is 0.990" in reason
 
