@@ -65,7 +65,8 @@ def _run(folder: Path, stage: str) -> None:
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", stage]
     # The workspace has a state of its own: measurements of films from earlier runs are not taken over.
     environment = {**os.environ, "OPENMED_HOME": str(folder / ".openmed"), "OPENMED_PROJECT": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=environment, check=False)
+    # What the stages say goes to stderr: stdout is for the result alone.
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=sys.stderr, check=False)
     if done.returncode:
         raise BadInput(f"the pipeline did not run to its end again: stage {stage} is above")
 

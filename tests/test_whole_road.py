@@ -130,6 +130,26 @@ def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champio
     evaluated_on_unseen_films(project, environment, tmp_path)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_version_is_trained_again_bit_for_bit(project, tmp_path):
+    environment = {**os.environ, "OPENMED_HOME": str(tmp_path / "home"), "OPENMED_PROJECT": str(project)}
+    revision = run(project, "git", "rev-parse", "HEAD").strip()
+    code = (
+        "from pathlib import Path; from pipeline import registry; "
+        f"done = registry.register_candidates(Path('.'), run_key='r', revision='{revision}'); "
+        "print(done['versions']['vit'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True, check=True
+    )
+    version = done.stdout.split()[-1]
+    result = json.loads(cli(project, environment, "reproduce", version, "--json"))
+    assert result["agreement"] == "same bits"
+    assert result["weights_sha256"]["recorded"] == result["weights_sha256"]["found"]
+    assert not (tmp_path / "home/runs" / f"reproduce-{version}").exists()
+
+
 def wait_for_promotion(admin) -> str:
     import time
 
