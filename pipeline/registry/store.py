@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import ResourceError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 MODEL_NAME = "openmed-cxr"
 EXPERIMENT = "openmed-cxr"
+# Stores that this process has found ready: asking again costs more than most of what is asked of them.
+_READY: set[str] = set()
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
 
@@ -47,12 +50,16 @@ def _client(mlflow: Any, uri: str) -> "MlflowClient":
     # MLflow writes the address into the environment, where it would outlive a change of the state folder.
     if named is None:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
+    # A file of tables may have been taken away in the meantime.
+    if uri in _READY and (not uri.startswith("sqlite:") or Path(uri.removeprefix("sqlite:///")).exists()):
+        return mlflow.MlflowClient(uri, uri)
     # The first use of a fresh SQLite file builds its tables, which breaks when two processes do it at once.
     with locked("store"):
         client = mlflow.MlflowClient(uri, uri)
         if client.get_experiment_by_name(EXPERIMENT) is None:
             local = uri.startswith("sqlite:")
             client.create_experiment(EXPERIMENT, (project.home() / "mlartifacts").as_uri() if local else None)
+    _READY.add(uri)
     return client
 
 

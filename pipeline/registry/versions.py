@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,14 +78,12 @@ def artifact(version: str, path: str) -> Path:
 
     with connect() as client:
         found = find(client, version)
-        run, expected = client.get_run(found.run_id), json.loads(found.tags.get("evidence", "{}")).get(path)
-        if expected is None:
-            expected = json.loads(found.tags.get("shared_evidence", "{}")).get(path)
-            run = client.get_run(run.data.tags["mlflow.parentRunId"])
+        own, shared = (json.loads(found.tags.get(key, "{}")) for key in ("evidence", "shared_evidence"))
+        expected = own.get(path) or shared.get(path)
         if expected is None:
             raise BadInput(f"version {version} of {MODEL_NAME} has no {path} among its evidence")
         # What lies in a local store is used in place; anything else is fetched into the state folder.
-        root = run.info.artifact_uri
+        root = _roots(project.tracking_uri(), found.run_id)[path not in own]
         target = None if is_local(root) else str(project.home() / "downloads" / str(version))
         try:
             file = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{root}/{path}", dst_path=target))
@@ -97,6 +96,15 @@ def artifact(version: str, path: str) -> Path:
     if digest != expected:
         raise IntegrityError(f"{path} of version {version} was changed: restore it, or register it again")
     return file
+
+
+@lru_cache(maxsize=64)
+def _roots(uri: str, run_id: str) -> tuple[str, str]:
+    """Where the files of a run and of its retraining lie; that never changes."""
+    with connect() as client:
+        run = client.get_run(run_id)
+        parent = client.get_run(run.data.tags["mlflow.parentRunId"])
+    return run.info.artifact_uri, parent.info.artifact_uri
 
 
 def report_address(version: str) -> str | None:
