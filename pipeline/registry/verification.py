@@ -6,6 +6,7 @@ of decisions, never against another thing that could have been changed along wit
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,12 +167,18 @@ def _evidence(chain: _Chain) -> None:
         params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
         measured = numbers(read_json(folder / "metrics.json"), folder / "history.csv")
     _same(dict(run.data.params), settings(params, chain.version.tags["architecture"]), "setting %s in MLflow")
-    shown = {
-        f"{key} at step {point.step}": point.value
+    # A value may be logged more than once at a step: the phases of a training each count from 1.
+    shown = Counter(
+        (key, point.step, point.value)
         for key in run.data.metrics
         for point in chain.client.get_metric_history(run.info.run_id, key)
-    }
-    _same(shown, {f"{key} at step {step}": value for key, step, value in measured}, "metric %s in MLflow")
+    )
+    if different := (shown - Counter(measured)) + (Counter(measured) - shown):
+        key, step, _ = min(different)
+        raise IntegrityError(
+            f"metric {key} at step {step} in MLflow is not what was recorded: restore the registry from its "
+            "backup"
+        )
 
 
 def _model(chain: _Chain) -> None:

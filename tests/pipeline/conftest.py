@@ -104,7 +104,8 @@ def write_lock(folder):
     """Writes a dvc.lock as if the evaluate stage had just written what lies there."""
     if not (folder / PLAN_FILE).exists():
         write_plan(folder, ("clinical",))
-    data = yaml.safe_load((folder / "data.dvc").read_text())["outs"][0]["md5"]
+    pointer = folder / "data.dvc"
+    data = yaml.safe_load(pointer.read_text())["outs"][0]["md5"] if pointer.exists() else None
     stages = {"validate": {"deps": [{"path": "data", "md5": data}]}}
     for candidate in sorted((folder / "artifacts/evaluate").iterdir()):
         outs = [path for path in sorted(candidate.iterdir()) if path.name != "roc.csv"]

@@ -230,7 +230,15 @@ def test_predict_prints_one_object_a_line_with_the_librarys_probability(openmed,
     threshold = read_spec(vit)[0].threshold
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     assert {(row["threshold"], row["model"]) for row in rows} == {(threshold, str(vit))}
-    assert set(rows[0]) == {"path", "probability", "label", "threshold", "model"}
+    assert set(rows[0]) == {"path", "probability", "label", "threshold", "refer", "model"}
+    abstention, spec = read_spec(vit)[0].abstention, read_spec(vit)[0]
+    for row in rows:
+        kept = [
+            p >= low
+            for p, low in zip((1 - row["probability"], row["probability"]), abstention.lowest, strict=True)
+        ]
+        called = spec.class_names.index(row["label"])
+        assert row["refer"] == (sum(kept) != 1 or not kept[called])
     expected = probability(vit, paths)
     assert [row["probability"] for row in rows] == pytest.approx(expected, abs=1e-5)
     for row in rows:
@@ -240,8 +248,9 @@ def test_predict_prints_one_object_a_line_with_the_librarys_probability(openmed,
 def test_predict_tells_a_person_label_probability_and_threshold(openmed, vit, films):
     path = films["file"].iloc[0]
     (row,) = [json.loads(openmed("predict", vit, path, "--json")[1])]
-    shown = f"{path}  {row['label']}  {row['probability']:.3f}  (threshold {row['threshold']:.3f})\n"
-    assert openmed("predict", vit, path)[1] == shown
+    shown = f"{path}  {row['label']}  {row['probability']:.3f}  (threshold {row['threshold']:.3f})"
+    shown += "  refer to a radiologist" * row["refer"]
+    assert openmed("predict", vit, path)[1] == f"{shown}\n"
 
 
 def test_a_model_without_a_threshold_calls_the_most_probable_class(openmed, toy, films):
