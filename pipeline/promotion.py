@@ -318,7 +318,7 @@ def _markdown(result: Mapping[str, Any]) -> str:
         lines += ["What this test could and could not have shown", ""]
         lines += [*(f"- {sentence}" for sentence in result["limits"]), ""]
     if result["review"]:
-        lines += [f"Films on which the two disagree, with heat maps: {_link(result['review'])}", ""]
+        lines += [f"The page to decide on, with films and heat maps: {_link(result['review'])}", ""]
     lines.append(f"Report with films and heat maps: {_link(result['report'])}")
     return "\n".join(lines) + "\n"
 
