@@ -158,21 +158,7 @@ def promote(
             return _promotion(decided)
         raise BadInput(f"version {version} is the champion already, by {decided.content['by']}")
     judged = gate(version, workspace=workspace)
-    if judged["verdict"] != PASS:
-        raise BadInput(
-            f"version {version} cannot be promoted: its gate says {judged['verdict']}; see its table"
-        )
-    if problem := objection(judged, approvals):
-        raise BadInput(problem)
-    if judged["champion"] != expected_champion:
-        raise BadInput(
-            f"version {version} was reviewed against champion {expected_champion}, but the champion is "
-            f"{judged['champion']} by now: run the gate and the review again"
-        )
-    if expected_model not in (None, judged["model_sha256"]):
-        raise IntegrityError(
-            f"the model of version {version} is not the one that was reviewed: review it again"
-        )
+    _refuse(judged, approvals, expected_champion, expected_model)
     content = {
         "by": ", ".join(f"{name} ({role})" for role, name in approvals.items()),
         "approvals": approvals,
@@ -188,6 +174,31 @@ def promote(
         previous=expected_champion,
     )
     return _promotion(entry)
+
+
+def _refuse(
+    judged: Mapping[str, Any],
+    approvals: Mapping[str, str],
+    expected_champion: str | None,
+    expected_model: str | None,
+) -> None:
+    """Raises as `promote` when what is judged now does not carry the decision that was made."""
+    version = judged["version"]
+    if judged["verdict"] != PASS:
+        raise BadInput(
+            f"version {version} cannot be promoted: its gate says {judged['verdict']}; see its table"
+        )
+    if problem := objection(judged, approvals):
+        raise BadInput(problem)
+    if judged["champion"] != expected_champion:
+        raise BadInput(
+            f"version {version} was reviewed against champion {expected_champion}, but the champion is "
+            f"{judged['champion']} by now: run the gate and the review again"
+        )
+    if expected_model not in (None, judged["model_sha256"]):
+        raise IntegrityError(
+            f"the model of version {version} is not the one that was reviewed: review it again"
+        )
 
 
 def objection(judged: Mapping[str, Any], approvals: Mapping[str, str]) -> str | None:

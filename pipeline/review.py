@@ -97,7 +97,7 @@ def _case(
     maps = [(name, _map(model, grey)) for name, model in models]
     return {
         "id": film.id,
-        "label": evidence.spec.class_names[int(film.label)] if film.label in (0, 1) else str(film.label),
+        "label": evidence.spec.class_names[film.label],
         "score": float(film.score),
         "score_champion": float(getattr(film, "score_champion", float("nan"))),
         "pictures": [("film", _picture(grey, None)), *((name, _picture(grey, heat)) for name, heat in maps)],

@@ -86,10 +86,7 @@ def decision_curve(
         ValueError: Wrong shapes or values.
     """
     critical_value(confidence)
-    for name, numbers in (("threshold probability", threshold_probabilities), ("prevalence", [prevalence])):
-        for number in numbers:
-            if number is not None and not 0 < number < 1:
-                raise BadInput(f"a {name} must be above 0 and below 1, found {number}")
+    _refuse_shares(threshold_probabilities, prevalence)
     truth = checked_labels(labels)
     values = checked_scores(scores, len(truth))
     chances = np.array(threshold_probabilities, dtype=np.float64)
@@ -113,6 +110,13 @@ def decision_curve(
         )
         for k in range(len(chances))
     ]
+
+
+def _refuse_shares(threshold_probabilities: Sequence[float], prevalence: float | None) -> None:
+    for name, numbers in (("threshold probability", threshold_probabilities), ("prevalence", [prevalence])):
+        for number in numbers:
+            if number is not None and not 0 < number < 1:
+                raise BadInput(f"a {name} must be above 0 and below 1, found {number}")
 
 
 def _sums(truth: NDArray, values: NDArray, cuts: NDArray, group: Cohort) -> NDArray[np.float64]:

@@ -20,9 +20,8 @@ from pipeline.registry.store import (
     PREVIOUS,
     connect,
     locked,
-    registered_model,
 )
-from pipeline.registry.versions import address_of, find
+from pipeline.registry.versions import address_of, aliases, find
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,7 +57,7 @@ def champion() -> str | None:
     with locked("record"), connect() as client:
         entries = audit.read(client)
         settled, pending = _settled(entries), _pending(entries)
-        now = _aliases(client).get(CHAMPION)
+        now = aliases().get(CHAMPION)
     if now != settled and not (pending and now == pending.version):
         raise _moved_outside(now, settled)
     return now
@@ -86,7 +85,7 @@ def reject(version: str, *, by: str, reason: str) -> Entry:
         if entry is None or entry.event != audit.REJECTED or entry.content["by"] != by:
             entry = audit.append(client, entries, audit.REJECTED, version, {"by": by, "reason": reason})
         _set_tags(client, entry)
-        if _aliases(client).get(CHALLENGER) == version:
+        if aliases().get(CHALLENGER) == version:
             client.delete_registered_model_alias(MODEL_NAME, CHALLENGER)
     return entry
 
@@ -168,7 +167,7 @@ def repair(*, by: str, reason: str) -> Entry:
     with locked("record"), connect() as client:
         entries = audit.read(client)
         wanted = next((entry for entry in reversed(entries) if entry.event in _MOVES), None)
-        found = {alias: _aliases(client).get(alias) for alias in (CHAMPION, PREVIOUS)}
+        found = {alias: aliases().get(alias) for alias in (CHAMPION, PREVIOUS)}
         if wanted is None:
             raise BadInput("the record knows no champion: promote a version instead")
         if found == {CHAMPION: wanted.version, PREVIOUS: wanted.content["previous"]}:
@@ -179,7 +178,7 @@ def repair(*, by: str, reason: str) -> Entry:
     return entry
 
 
-def alias_problem(client: "MlflowClient", entries: Sequence[Entry]) -> str | None:
+def alias_problem(entries: Sequence[Entry]) -> str | None:
     """Says in one sentence how the aliases differ from the record; None when they do not."""
     if pending := _pending(entries):
         return f"the decision of entry {pending.number} was cut off: repeat it, or make the next one"
@@ -188,7 +187,7 @@ def alias_problem(client: "MlflowClient", entries: Sequence[Entry]) -> str | Non
         (CHAMPION, wanted and wanted.version),
         (PREVIOUS, wanted and wanted.content["previous"]),
     ):
-        if (now := _aliases(client).get(alias)) != version:
+        if (now := aliases().get(alias)) != version:
             return str(_moved_outside(now, version, alias))
     return None
 
@@ -200,7 +199,7 @@ def _deciding() -> Iterator[tuple["MlflowClient", list[Entry]]]:
         entries = audit.read(client)
         if pending := _pending(entries):
             entries = [*entries, _carry_out(client, entries, pending)]
-        if problem := alias_problem(client, entries):
+        if problem := alias_problem(entries):
             raise IntegrityError(problem)
         yield client, entries
 
@@ -225,7 +224,7 @@ def _carry_out(client: "MlflowClient", entries: Sequence[Entry], move: Entry) ->
     previous = move.content["previous"]
     if previous is not None:
         client.set_registered_model_alias(MODEL_NAME, PREVIOUS, previous)
-    elif PREVIOUS in _aliases(client):
+    elif PREVIOUS in aliases():
         client.delete_registered_model_alias(MODEL_NAME, PREVIOUS)
     client.set_registered_model_alias(MODEL_NAME, CHAMPION, move.version)
     _set_tags(client, move)
@@ -252,11 +251,6 @@ def _set_tags(client: "MlflowClient", entry: Entry) -> None:
     for version, tags in tags_of(entry).items():
         for key, value in tags.items():
             client.set_model_version_tag(MODEL_NAME, version, key, value)
-
-
-def _aliases(client: "MlflowClient") -> dict[str, str]:
-    model = registered_model(client)
-    return {} if model is None else {alias: str(version) for alias, version in model.aliases.items()}
 
 
 def _moved_outside(now: str | None, recorded: str | None, alias: str = CHAMPION) -> IntegrityError:

@@ -232,12 +232,16 @@ def _decisions(chain: _Chain) -> None:
     for entry in chain.entries:
         if entry.event in (audit.PROMOTED, audit.RESTORED, audit.REJECTED):
             expected |= tags_of(entry).get(chain.number, {})
+        if (entry.event, entry.version) == (audit.PROMOTED, chain.number):
+            shown_model = {"model_sha256": entry.content["model_sha256"]}
+            own_model = {"model_sha256": sha256_bytes(chain.version.tags["model_files"].encode())}
+            _same(shown_model, own_model, f"%s in the promotion of {chain.what}")
     shown = {key: chain.version.tags[key] for key in _DECIDED if key in chain.version.tags}
     _same(shown, expected, f"tag %s of {chain.what}")
 
 
 def _alias(chain: _Chain) -> None:
-    if problem := alias_problem(chain.client, chain.entries):
+    if problem := alias_problem(chain.entries):
         raise IntegrityError(problem)
 
 
