@@ -29,7 +29,7 @@ demo: $(READY) data/films.csv  ## Run both DAGs once (DATA=films.zip LIMIT=600 f
 	@$(BIN)/openmed demo $(if $(DATA),--data "$(DATA)") $(if $(LIMIT),--limit $(LIMIT))
 
 test: $(READY) data/films.csv  ## Run all tests with coverage
-	@$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=95 --durations=15
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=95 --durations=15
 
 test-long: $(READY)  ## Run the trainings that `make test` leaves out
 	@$(BIN)/python -m pytest -m long

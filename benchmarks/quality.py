@@ -2,8 +2,8 @@
 
 Imports the films, splits them by patient, trains every architecture from scratch with every seed at a small
 input size, and prints a table: AUC, sensitivity and specificity at the frozen threshold with intervals over
-patients, calibration before and after, seconds an epoch. The test films are those patients that the split put
-aside; nothing was chosen on them.
+patients, calibration before and after, seconds an epoch; then means over views of a film and over the
+networks. The test films are those patients that the split put aside; nothing was chosen on them.
 """
 
 import argparse
@@ -15,15 +15,22 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 from openmed.data.importing import import_films
 from openmed.files import read_json
+from openmed.metrics.intervals import bootstrap
+from openmed.metrics.operating_point import choose_threshold
+from openmed.models.ensemble import Ensemble
+from openmed.models.session import load_predictor
 from pipeline import evaluate, preprocess, resample, split, train, validate
 from pipeline.params import Params, load_params
+from pipeline.stage import SPLIT
 
 ROOT = Path(__file__).parents[1]
 SIZES_PX = {"resnet50": 96, "vit": 96, "inceptionv3": 128}
+MEASURED = ("auc", "sensitivity", "specificity", "brier")
 
 
 def main() -> int:
@@ -45,6 +52,7 @@ def main() -> int:
             for stage in (validate, split, preprocess, resample):
                 stage.run(params)
             rows += [_trained(params, name, seed) for name in names]
+            rows += _means(params, names, seed)
     columns = rows[0].keys()
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for row in rows:
@@ -72,14 +80,46 @@ def _trained(params: Params, name: str, seed: int) -> dict[str, object]:
     evaluate.run(params, name)
     metrics = read_json(Path("artifacts/evaluate", name, "metrics.json"))
     epochs = read_json(Path("artifacts/train", name, "summary.json"))["epochs"]
-    test = metrics["test"]
-    measured = {
-        key: f"{test[key]['value']:.3f} [{test[key]['low']:.3f}, {test[key]['high']:.3f}]"
-        for key in ("auc", "sensitivity", "specificity", "brier")
+    steps = metrics["reliability"]
+    error = f"{steps['softmax']['ece']:.3f}, {steps['calibrated']['ece']:.3f}"
+    about = {"network": f"{name} {SIZES_PX[name]} px", "seed": seed, "films": metrics["test"]["n"]}
+    measured = {key: _shown(metrics["test"][key]) for key in MEASURED}
+    return about | measured | {"ECE before, after": error, "s an epoch": f"{seconds / epochs:.0f}"}
+
+
+def _means(params: Params, names: list[str], seed: int) -> list[dict[str, object]]:
+    """Each network over five views of a film, and all of them together; thresholds from calibration films."""
+    alone = [load_predictor(Path("artifacts/evaluate", name, "model")) for name in names]
+    ways = {
+        f"{name}, five views": Ensemble([one], views=True) for name, one in zip(names, alone, strict=True)
     }
-    size = params.preprocess.image_size_px[name]
-    about = {"network": f"{name} {size} px", "seed": seed, "test films": test["n"]}
-    return about | measured | {"s an epoch": f"{seconds / epochs:.0f}"}
+    if len(alone) > 1:
+        ways |= {"all together": Ensemble(alone), "all, five views": Ensemble(alone, views=True)}
+    films = pd.read_parquet(SPLIT)
+    return [_judged(params, way, seed, ensemble, films) for way, ensemble in ways.items()]
+
+
+def _judged(
+    params: Params, way: str, seed: int, ensemble: Ensemble, films: pd.DataFrame
+) -> dict[str, object]:
+    parts = {name: films[films["split"] == name].reset_index(drop=True) for name in ("calibration", "test")}
+    index, scores, has = ensemble.spec.positive_index, {}, {}
+    for name, part in parts.items():
+        squares = {size: evaluate.pixels_of(part, size) for size in ensemble.sizes_px}
+        scores[name] = ensemble.predict(squares)[:, index].astype(float)
+        has[name] = part["label"] == index
+    target = params.evaluate.target_sensitivity
+    threshold = choose_threshold(has["calibration"], scores["calibration"], target)
+    found = bootstrap(has["test"], scores["test"], parts["test"]["patient"], threshold, seed=seed)
+    measured = {key: _shown(found[key].to_json()) for key in MEASURED}
+    about = {"network": way, "seed": seed, "films": len(parts["test"])}
+    return about | measured | {"ECE before, after": "", "s an epoch": ""}
+
+
+def _shown(found: dict[str, float | None]) -> str:
+    if found["low"] is None:
+        return f"{found['value']:.3f}"
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 if __name__ == "__main__":

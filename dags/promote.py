@@ -5,15 +5,14 @@ retraining. Nothing is promoted by silence.
 """
 
 import logging
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
-from airflow.providers.standard.operators.hitl import HITLBranchOperator, HITLOperator
 from airflow.sdk import DAG, Asset, Param, TaskGroup, task
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException
+from question_operator import QuestionOperator, comment_of, named_people, person
 from stage_operator import enter_project, one_sentence
 
 SOURCE = Path(__file__).resolve().parents[1]
@@ -49,29 +48,8 @@ def roles() -> list[str]:
     return list(plan["protocol"]["reviewers"])
 
 
-def reviewers(role: str) -> list[dict[str, str]] | None:
-    """Returns who may answer in a role: the users in OPENMED_REVIEWERS_<ROLE>, comma-separated, or anyone."""
-    names = [name.strip() for name in os.environ.get(f"OPENMED_REVIEWERS_{role.upper()}", "").split(",")]
-    return [{"id": name, "name": name} for name in names if name] or None
-
-
-def person(answer: dict[str, Any] | None) -> str | None:
-    """Returns who gave an answer; None for the one that time gives."""
-    user = (answer or {}).get("responded_by_user")
-    return (user["name"] or user["id"]) if user else None
-
-
-def comment_of(answer: dict[str, Any]) -> str:
-    """Returns the comment of an answer; may be empty."""
-    return ((answer["params_input"] or {}).get("comment") or "").strip()
-
-
-class ReviewOperator(HITLBranchOperator):
-    """Asks a person in a role, follows the answer, and keeps it under the XCom key `answer`.
-
-    The operator it extends keeps the chosen branch alone, which would lose the person's name. An answer that
-    cannot count, such as a yes of the person who started the retraining, is asked for again.
-    """
+class ReviewOperator(QuestionOperator):
+    """Asks a person in a role of the change plan; an answer that cannot count is asked for again."""
 
     def __init__(self, *, role: str, earlier: list[str], **kwargs: Any) -> None:
         """Takes the role of the change plan that answers, and the ids of the reviews before this one."""
@@ -79,16 +57,10 @@ class ReviewOperator(HITLBranchOperator):
         self.role = role
         self.earlier = earlier
 
-    def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
-        """Writes the answer down first: following a branch ends the task with an exception."""
-        answer = HITLOperator.execute_complete(self, context, event)
-        kept = {key: answer[key] for key in ("chosen_options", "params_input", "responded_by_user")}
-        ti = context["ti"]
+    def problem_of(self, answer: dict[str, Any], ti: Any) -> str | None:
+        """Says why an answer cannot count; None when it can."""
         others = [person(ti.xcom_pull(task_ids=other, key="answer")) for other in self.earlier]
-        if problem := objection(kept, ti.xcom_pull(task_ids="gate")["started_by"], others):
-            raise AirflowException(f"{problem}; the question is asked again")
-        ti.xcom_push(key="answer", value={**kept, "responded_at": answer["responded_at"].isoformat()})
-        return self.do_branch(context, [self.options_mapping[option] for option in answer["chosen_options"]])
+        return objection(answer, ti.xcom_pull(task_ids="gate")["started_by"], others)
 
 
 def objection(answer: dict[str, Any], started_by: str | None, others: list[str | None]) -> str | None:
@@ -235,12 +207,7 @@ def review_tasks() -> list[ReviewOperator]:
                 options_mapping={APPROVE: following[number], REJECT: "reject"},
                 defaults=REJECT,
                 response_timeout=ANSWER_WITHIN,
-                assigned_users=reviewers(role),
-                params={"comment": Param(None, type=["null", "string"], maxLength=2000, title="Comment")},
-                # An answer within half a second of the question can fail the task, and one that cannot count
-                # does; then it asks again.
-                retries=20,
-                retry_delay=timedelta(seconds=5),
+                assigned_users=named_people(f"OPENMED_REVIEWERS_{role.upper()}"),
                 doc_md=f"The {role} reviewer says Approve or Reject under *Required Actions*; silence: no.",
             )
             for number, role in enumerate(ROLES)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.live_cli import live
 from pipeline.project import environment, home, project_root
 from pipeline.registry_cli import registry
 from pipeline.terminal import Json, cell, number, print_json, print_table
@@ -22,6 +23,7 @@ weights = typer.Typer(help="Weights to start from: fill the vault, list it.", no
 app.add_typer(data, name="data")
 app.add_typer(weights, name="weights")
 app.add_typer(registry, name="registry")
+app.add_typer(live, name="live")
 
 Model = Annotated[str, typer.Argument(help="A model folder, or models:/openmed-cxr@champion or /VERSION.")]
 Films = Annotated[Path, typer.Argument(metavar="DATA", help="Folder or zip of class folders.")]

@@ -36,7 +36,7 @@ from openmed.models.spec import ModelSpec
 from pipeline.device import pick_device, use_device
 from pipeline.judgement import Rules, judge_test_films, measure, operating_threshold, patient_numbers
 from pipeline.params import Params
-from pipeline.stage import CACHE, MANIFEST, SPLIT, folder, main
+from pipeline.stage import CACHE, MANIFEST, SPLIT, folder
 from pipeline.stress import stress
 
 RESAMPLED = folder("resample") / "summary.json"
@@ -262,7 +262,3 @@ def _write_curves(target, test: pd.DataFrame, spec: ModelSpec) -> None:
     for name, (columns, values) in curves.items():
         with atomic_path(target / f"{name}.csv") as temporary:
             pd.DataFrame(dict(zip(columns, values, strict=True))).to_csv(temporary, index=False)
-
-
-if __name__ == "__main__":
-    main(run, per_architecture=True)

@@ -19,7 +19,7 @@ from openmed.models.checkpoint import load_model
 from pipeline.device import pick_device, use_device
 from pipeline.params import Params
 from pipeline.report.page import build_report
-from pipeline.stage import CACHE, DATA, MANIFEST, folder, main
+from pipeline.stage import CACHE, DATA, MANIFEST, folder
 
 _PICTURE_PX = 320
 OUTCOMES = ("true_positive", "false_positive", "false_negative", "true_negative")
@@ -101,7 +101,3 @@ def _draw_examples(model: BaseModel, films: pd.DataFrame, target: Path) -> list[
             }
         )
     return examples
-
-
-if __name__ == "__main__":
-    main(run, per_architecture=True)

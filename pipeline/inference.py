@@ -18,7 +18,7 @@ from openmed.metrics.intervals import bootstrap
 from openmed.metrics.operating_point import choose_threshold
 from openmed.models.base import BaseModel
 from openmed.models.ensemble import Ensemble
-from openmed.models.session import called_classes, runtime
+from openmed.models.session import called_classes, referred, runtime
 from pipeline.device import pick_device
 from pipeline.registry import load_predictor
 from pipeline.stage import progress
@@ -56,8 +56,9 @@ def predict_films(ensemble: Ensemble, paths: Sequence[Path], address: str) -> It
         films = list(ordered_map(lambda path: read_squares(path, ensemble.sizes_px), part))
         probabilities = ensemble.predict(_by_size(ensemble, films))
         called = called_classes(spec, probabilities, threshold)
-        referred = _referred(ensemble, probabilities, called)
-        for path, row, label, refer in zip(part, probabilities, called, referred, strict=True):
+        # What one model refers says nothing of a mean over several.
+        refers = [None] * len(part) if ensemble.is_mean else referred(spec, probabilities, called)
+        for path, row, label, refer in zip(part, probabilities, called, refers, strict=True):
             yield {
                 "path": str(path),
                 "probability": float(row[spec.positive_index]),
@@ -66,15 +67,6 @@ def predict_films(ensemble: Ensemble, paths: Sequence[Path], address: str) -> It
                 "refer": refer,
                 "model": address,
             }
-
-
-def _referred(ensemble: Ensemble, probabilities: np.ndarray, called: np.ndarray) -> list[bool | None]:
-    """Films whose class does not stand out, or whose one class that does is not the one called."""
-    abstention = ensemble.spec.abstention
-    if abstention is None or ensemble.is_mean:
-        return [None] * len(called)
-    alone = abstention.prediction_sets(probabilities)[np.arange(len(called)), called]
-    return (abstention.refer(probabilities) | ~alone).tolist()
 
 
 def evaluate_source(

@@ -61,6 +61,16 @@ class Evaluation(_Part):
     stress: Stress
 
 
+class Monitoring(_Part):
+    """How the champion is watched on new films, and what puts it on hold."""
+
+    films: Annotated[int, Field(ge=50)]
+    min_patients: Annotated[int, Field(ge=20)]
+    drift: Literal["moderate", "large"]
+    floors: dict[Literal["sensitivity", "specificity", "auc"], Share] = Field(min_length=1)
+    max_referred: Share
+
+
 class Protocol(_Part):
     """How data, retraining, evaluation and update are done, and which roles let a version through."""
 
@@ -68,6 +78,7 @@ class Protocol(_Part):
     retraining: Text
     evaluation: Evaluation
     update: Text
+    monitoring: Monitoring
     reviewers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z_]*$")], Text] = Field(min_length=1)
 
 

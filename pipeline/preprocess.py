@@ -4,7 +4,7 @@ import pandas as pd
 
 from openmed.data.cache import write_cache
 from pipeline.params import Params
-from pipeline.stage import CACHE, DATA, MANIFEST, film_store, main, progress
+from pipeline.stage import CACHE, DATA, MANIFEST, film_store, progress
 
 
 def run(params: Params) -> None:
@@ -15,7 +15,3 @@ def run(params: Params) -> None:
     with film_store() as store, progress(len(films), "preprocess") as tick:
         write_cache(CACHE, DATA, films, sizes, store, tick)
     print(f"preprocess: {len(films)} films at {', '.join(f'{size} px' for size in sorted(sizes))}")
-
-
-if __name__ == "__main__":
-    main(run)

@@ -1,6 +1,9 @@
 """Where the project and its state are, and the settings its tools need. Standard library only."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from openmed.errors import BadInput
@@ -64,3 +67,13 @@ def environment() -> None:
     """Sets, where nothing else is set, how the tools behave: no telemetry, no pickle, short waits."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def locked(what: str) -> Iterator[None]:
+    """Lets one process or thread of this state folder do `what` at a time; a killed holder lets go."""
+    folder = home()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{what}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

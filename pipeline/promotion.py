@@ -1,4 +1,4 @@
-"""The gate against the champion, the decision of a person, and its evidence.
+"""The gate against the champion, the decisions of people, and their evidence.
 
 Everything is read again from the registry, by hash; nothing is taken on the word of an earlier task.
 """
@@ -9,14 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import sha256_bytes
 from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS
 from openmed.metrics.gates import overall as worst
 from pipeline import registry
 from pipeline.gates import (
     Comparison,
     Evidence,
-    compare,
+    compare_all,
     limits_of_the_test,
     performance_gates,
     soundness_gates,
@@ -71,16 +70,17 @@ def _judge(version: str, workspace: Path | None) -> tuple[dict[str, Any], Eviden
     evidence, now = Evidence.of(version), registry.champion()
     live = None if now in (None, version) else Evidence.of(now)
     gates = [*evidence.gates, *soundness_gates(evidence, live), *performance_gates(evidence)]
-    compared = compare(evidence, now, workspace)
+    compared, first = compare_all(evidence, workspace)
+    comparison = None if None in (compared.gates, first.gates) else [*compared.gates, *first.gates]
     result = {
         "version": version,
         "architecture": evidence.tags["architecture"],
-        "model_sha256": model_digest(evidence.tags),
+        "model_sha256": registry.model_digest(version),
         "champion": now,
-        "verdict": overall(gates, compared.gates),
+        "verdict": overall(gates, comparison),
         "gates": gates,
-        "comparison": compared.gates or [],
-        "note": compared.note,
+        "comparison": comparison or [],
+        "note": f"{compared.note} {first.note}".rstrip(),
         "films_compared": compared.films_compared,
         "films_left_out": compared.films_left_out,
         "limits": limits_of_the_test(evidence),
@@ -110,11 +110,6 @@ def overall(gates: Sequence[Mapping[str, Any]], comparison: Sequence[Mapping[str
         against = [FAIL for found in comparison if found["verdict"] not in (PASS, INSUFFICIENT)]
     verdicts = [*(found["verdict"] for found in gates), *against]
     return worst([SimpleNamespace(verdict=verdict) for verdict in verdicts])
-
-
-def model_digest(tags: Mapping[str, str]) -> str:
-    """Returns what a decision is bound to: the hash of the list of all files of a stored model."""
-    return sha256_bytes(tags["model_files"].encode())
 
 
 def promote(
@@ -257,6 +252,36 @@ def reject(version: str, *, by: str, reason: str) -> dict[str, Any]:
         "rejected_at": entry.at,
         "reason": entry.content["reason"],
     }
+
+
+def hold(version: str, *, by: str, reason: str) -> dict[str, Any]:
+    """Puts a version on hold: it answers no new films and is not promoted until it is released.
+
+    Returns:
+        The record that holds: version, by, at, reason; an earlier one when it is on hold already.
+
+    Raises:
+        BadInput: There is no such version, or nobody or no reason is named.
+    """
+    if not reason.strip():
+        raise BadInput("a hold needs a reason: say what is wrong with the version")
+    entry = registry.hold(version, by=_name(by, "person who holds"), reason=reason)
+    return {"version": version, "at": entry.at, **entry.content}
+
+
+def release(version: str, *, by: str, reason: str) -> dict[str, Any]:
+    """Takes a version off hold.
+
+    Returns:
+        The record: version, by, at, reason.
+
+    Raises:
+        BadInput: It is not on hold, or nobody or no reason is named.
+    """
+    if not reason.strip():
+        raise BadInput("a release needs a reason: say why the version may answer again")
+    entry = registry.release(version, by=_name(by, "person who releases"), reason=reason)
+    return {"version": version, "at": entry.at, **entry.content}
 
 
 def rollback(reason: str, by: str) -> dict[str, Any]:

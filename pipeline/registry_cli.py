@@ -20,9 +20,13 @@ Reason = Annotated[str, typer.Option(help="Why.")]
 @registry.command("list")
 def list_(as_json: Json = False) -> None:
     """Lists the registered versions, newest first."""
-    from pipeline.registry import list_versions
+    from pipeline.registry import list_versions, on_hold
 
-    versions = list_versions()
+    held = on_hold()
+    versions = [
+        version | {"hold": held[version["version"]].content["reason"] if version["version"] in held else None}
+        for version in list_versions()
+    ]
     if as_json:
         print_json(versions)
         return
@@ -35,6 +39,7 @@ def list_(as_json: Json = False) -> None:
         "sensitivity",
         "specificity",
         "approved_by",
+        "hold",
     )
     print_table(columns, [[cell(version.get(column)) for column in columns] for version in versions])
 
@@ -144,6 +149,24 @@ def rollback(reason: Reason, by: By) -> None:
 
     record = promotion.rollback(reason, by)
     print(f"version {record['version']} is the champion again")
+
+
+@registry.command()
+def hold(version: Number, by: By, reason: Reason) -> None:
+    """Puts a version on hold: it answers no new films until it is released."""
+    from pipeline import promotion
+
+    record = promotion.hold(version, by=by, reason=reason)
+    print(f"version {version} is on hold since {record['at']}, by {record['by']}: {record['reason']}")
+
+
+@registry.command()
+def release(version: Number, by: By, reason: Reason) -> None:
+    """Takes a version off hold."""
+    from pipeline import promotion
+
+    record = promotion.release(version, by=by, reason=reason)
+    print(f"version {version} is off hold, by {record['by']}")
 
 
 @registry.command()

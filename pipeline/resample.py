@@ -8,7 +8,7 @@ from openmed.data.sampling import resample_rows
 from openmed.files import atomic_path, write_json
 from openmed.metrics.calibration import prior_correction
 from pipeline.params import Params
-from pipeline.stage import ROWS, SPLIT, folder, main
+from pipeline.stage import ROWS, SPLIT, folder
 
 
 def run(params: Params) -> None:
@@ -31,7 +31,3 @@ def run(params: Params) -> None:
 def _counts(labels: pd.Series, classes: tuple[str, ...]) -> dict[str, int]:
     counts = np.bincount(labels, minlength=len(classes))
     return {name: int(count) for name, count in zip(classes, counts, strict=True)}
-
-
-if __name__ == "__main__":
-    main(run)

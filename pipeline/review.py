@@ -43,7 +43,7 @@ def build_review(judged: dict[str, Any], evidence: Evidence, compared: Compariso
         groups=_groups(films, evidence, compared, Path(workspace)),
         subgroups=subgroups(evidence),
         threshold=evidence.spec.threshold,
-        champion_threshold=compared.champion_threshold,
+        champion_threshold=compared.other_threshold,
         positive=evidence.spec.positive,
         maps_trusted=bool(checks) and checks["faithfulness"][checks["primary_method"]]["trusted"],
     )
@@ -62,7 +62,7 @@ def _groups(
         )
         models = [("this version", registry.load(f"models:/{registry.MODEL_NAME}/{evidence.version}"))]
     else:
-        before = films["score_champion"] >= compared.champion_threshold
+        before = films["score_other"] >= compared.other_threshold
         chosen = (
             ("New misses: the champion flags them", "miss", has & ~flagged & before, True),
             ("New false alarms: the champion passes them", "alarm", ~has & flagged & ~before, False),
@@ -71,7 +71,7 @@ def _groups(
         )
         models = [
             (name, registry.load(f"models:/{registry.MODEL_NAME}/{version}"))
-            for name, version in (("this version", evidence.version), ("champion", compared.champion))
+            for name, version in (("this version", evidence.version), ("champion", compared.other))
         ]
     sources = registry.films_of(workspace).set_index("id")
     found = []
@@ -99,7 +99,7 @@ def _case(
         "id": film.id,
         "label": evidence.spec.class_names[film.label],
         "score": float(film.score),
-        "score_champion": float(getattr(film, "score_champion", float("nan"))),
+        "score_champion": float(getattr(film, "score_other", float("nan"))),
         "pictures": [("film", _picture(grey, None)), *((name, _picture(grey, heat)) for name, heat in maps)],
     }
 

@@ -8,7 +8,7 @@ from openmed.data.duplicates import near_duplicates, same_film
 from openmed.data.splits import LEFT_OUT, SPLITS, assign, group_patients
 from openmed.files import atomic_path, write_json
 from pipeline.params import Params
-from pipeline.stage import DATA, MANIFEST, SPLIT, folder, main, progress
+from pipeline.stage import DATA, MANIFEST, SPLIT, folder, progress
 
 
 def run(params: Params) -> None:
@@ -71,7 +71,3 @@ def _summary(films: pd.DataFrame, classes: tuple[str, ...]) -> dict:
         per_class = {label: int((part["label"] == index).sum()) for index, label in enumerate(classes)}
         splits[name] = {"films": len(part), "patients": int(part["patient"].nunique()), "classes": per_class}
     return {"splits": splits, "left_out": int((films["split"] == LEFT_OUT).sum())}
-
-
-if __name__ == "__main__":
-    main(run)

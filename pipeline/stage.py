@@ -1,8 +1,6 @@
 """What every stage shares: where artefacts lie, how errors reach a user, how work shows progress."""
 
-import argparse
 import os
-import signal
 import sys
 import time
 import traceback
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openmed.errors import OpenMedError
-from pipeline.params import Params, load_params
+from pipeline.params import Params
 from pipeline.project import home
 
 if TYPE_CHECKING:
@@ -38,16 +36,6 @@ def film_store() -> "FilmStore":
     from openmed.data.store import FilmStore
 
     return FilmStore(home() / "films")
-
-
-def main(run: Callable[..., None], *, per_architecture: bool = False) -> None:
-    """Runs a stage as a command of its own and exits with its code."""
-    parser = argparse.ArgumentParser(description=(sys.modules["__main__"].__doc__ or "").split("\n")[0])
-    if per_architecture:
-        parser.add_argument("--architecture", required=True)
-    arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(guarded(lambda: run(load_params(), **vars(arguments))))
 
 
 def guarded(action: Callable[[], None], *, debug: bool = False) -> int:
@@ -81,10 +69,6 @@ def _say(sentence: str, code: int, debug: bool) -> int:
         traceback.print_exc()
     print(f"openmed: {sentence}", file=sys.stderr, flush=True)
     return code
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise SystemExit(128 + signum)
 
 
 @contextmanager
@@ -128,6 +112,5 @@ __all__ = [
     "film_store",
     "folder",
     "guarded",
-    "main",
     "progress",
 ]

@@ -25,7 +25,7 @@ from pipeline.device import pick_device, use_device
 from pipeline.launch import end_with_parent, run_processes
 from pipeline.params import Params, Train
 from pipeline.project import home
-from pipeline.stage import CACHE, ROWS, SPLIT, VAULT, folder, main, progress
+from pipeline.stage import CACHE, ROWS, SPLIT, VAULT, folder, progress
 
 
 def run(params: Params, architecture: str) -> None:
@@ -34,7 +34,7 @@ def run(params: Params, architecture: str) -> None:
     With `run.processes` above 1 this process starts that many and waits for them.
     """
     if params.run.processes > 1 and not started_by_torchrun():
-        run_processes(params.run.processes, "pipeline.train", "--architecture", architecture)
+        run_processes(params.run.processes, "pipeline", "train", "--architecture", architecture)
         return
     if started_by_torchrun():
         end_with_parent()
@@ -196,7 +196,3 @@ def _print_epoch(state: Progress) -> None:
             f"at most {left:.0f} s of this phase left",
             flush=True,
         )
-
-
-if __name__ == "__main__":
-    main(run, per_architecture=True)

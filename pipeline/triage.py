@@ -14,7 +14,7 @@ from openmed.explain.overlay import encode_jpeg, fitted
 from openmed.files import atomic_path, write_json, write_text
 from pipeline.params import Params
 from pipeline.report.render import picture, render
-from pipeline.stage import CACHE, DATA, DECISIONS, MANIFEST, folder, main
+from pipeline.stage import CACHE, DATA, DECISIONS, MANIFEST, folder
 
 _THUMBNAIL_PX, _JPEG_QUALITY = 144, 78
 _DIGITS, _LIMIT = 4, 0.5
@@ -131,7 +131,3 @@ def _sheet(ranking: pd.DataFrame, films: pd.DataFrame, summary: dict, params: Pa
 def _thumbnail(path: str, sha256: str) -> bytes:
     small = fitted(decode_film(film_bytes(DATA, path, sha256), path), _THUMBNAIL_PX)
     return encode_jpeg(cv2.cvtColor(small, cv2.COLOR_GRAY2RGB), _JPEG_QUALITY)
-
-
-if __name__ == "__main__":
-    main(run)

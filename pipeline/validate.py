@@ -13,7 +13,7 @@ from openmed.files import write_json, write_text
 from pipeline.expectations import check
 from pipeline.params import Params
 from pipeline.report.render import render
-from pipeline.stage import DATA, DECISIONS, MANIFEST, film_store, folder, main, progress
+from pipeline.stage import DATA, DECISIONS, MANIFEST, film_store, folder, progress
 
 
 def run(params: Params) -> None:
@@ -71,7 +71,3 @@ def _stop_on_failure(result: dict) -> None:
             f"for {first['unexpected'] or 'the table with'} of {first['checked']} rows{films}: "
             "see artifacts/validate/expectations.html"
         )
-
-
-if __name__ == "__main__":
-    main(run)

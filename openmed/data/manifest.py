@@ -151,7 +151,7 @@ def judge_films(
         paths = films["path"].iloc[start : start + _CHUNK_FILMS]
         measured = _measure_part([f"{data}/{path}" for path in paths], store, tick)
         keep(measured.select(DETAILS.names))
-        parts.append(_judged(measured.select(FACTS.names), min_side_px))
+        parts.append(judge_facts(measured.select(FACTS.names), min_side_px=min_side_px))
     facts = pd.concat(parts, ignore_index=True).set_axis(films.index)
     _hold_against_list(Path(data), films, facts["sha256"])
     return pd.concat([_ids(facts["sha256"]), films.drop(columns="sha256", errors="ignore"), facts], axis=1)
@@ -223,8 +223,16 @@ def ordered_map(function: Callable, items: Iterable) -> Iterator:
             yield future.result()
 
 
-def _judged(facts: pa.Table, min_side_px: int) -> pd.DataFrame:
-    """Tells which measured films are usable."""
+def judge_facts(facts: pa.Table, *, min_side_px: int = 32) -> pd.DataFrame:
+    """Tells which measured films are usable.
+
+    Args:
+        facts: With the columns of `FACTS`.
+        min_side_px: Smaller films are quarantined.
+
+    Returns:
+        The facts, reasons completed, and status: accepted or quarantined.
+    """
     films = facts.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     decoded = films["reason"] == ""
     small = decoded & ((films["width"] < min_side_px) | (films["height"] < min_side_px))

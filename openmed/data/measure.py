@@ -53,12 +53,25 @@ def measure_film(path: str) -> tuple[os.stat_result | None, dict]:
         film, bits = decode_with_depth(data, "the film")
     except BadInput as error:
         return state, row | {"reason": str(error)}
+    return state, row | measurements(film, bits)
+
+
+def measurements(film: np.ndarray, bits: int) -> dict:
+    """Measures a decoded film.
+
+    Args:
+        film: uint8 (H, W).
+        bits: What a pixel was stored with.
+
+    Returns:
+        The columns of `MEASURED` but sha256 and reason.
+    """
     height, width = film.shape
     mean, std = (float(value.item()) for value in cv2.meanStdDev(film))
-    row |= {"width": width, "height": height, "bits": bits, "mean": mean, "std": std}
+    row = {"width": width, "height": height, "bits": bits, "mean": mean, "std": std}
     row |= {"sharpness": float(cv2.Laplacian(film, cv2.CV_32F).var())}
     row |= {"perceptual_hash": perceptual_hash(film), **quality_columns(film)}
-    return state, row | {"embedding": embed_film(film)}
+    return row | {"embedding": embed_film(film)}
 
 
 def perceptual_hash(film: np.ndarray) -> str:

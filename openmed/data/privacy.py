@@ -119,6 +119,20 @@ def dicom_patient(content: bytes) -> str | None:
         return None
 
 
+def about_film(content: bytes) -> dict[str, str]:
+    """Returns the facts of `ABOUT` that a film's header tells, as far as they are known; none without one."""
+    if not is_dicom(content):
+        return {}
+    import pydicom
+
+    try:
+        source = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+        about = {column: rule(source) for column, (_, rule) in ABOUT.items()}
+    except Exception:  # what a damaged header raises is of no interest here: the film is unusable
+        return {}
+    return {key: value for key, value in about.items() if value}
+
+
 def _clean_dicom(content: bytes, pseudonyms: Pseudonyms) -> CleanFilm:
     from pydicom import Dataset, dcmread
     from pydicom.dataset import FileMetaDataset

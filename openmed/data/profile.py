@@ -1,12 +1,15 @@
 """The profile of a data version: what is kept of its films to compare a later version with."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 COLUMNS = ("sha256", "patient", "label", "mean", "std", "width", "height", "bits", "embedding")
-OPTIONAL_COLUMNS = ("manufacturer", "view", "sex")
+OPTIONAL_COLUMNS = ("manufacturer", "view", "sex", "age_band")
+AGE_BANDS = {0: "below 2", 2: "2 to 17", 18: "18 to 39", 40: "40 to 64", 65: "65 and older"}
+"""First year of a band -> its name: infants, minors and adults' chests look different."""
 
 
 def profile_films(manifest: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
@@ -20,8 +23,16 @@ def profile_films(manifest: pd.DataFrame, class_names: Sequence[str]) -> pd.Data
         Those of the columns `COLUMNS` and `OPTIONAL_COLUMNS` that the manifest has.
     """
     films = manifest[manifest["status"] == "accepted"].reset_index(drop=True)
+    if "age_years" in films:
+        known = films["age_years"].map(age_band, na_action="ignore")
+        films = films.assign(age_band=known.astype(object).where(known.notna(), ""))
     columns = [name for name in (*COLUMNS, *OPTIONAL_COLUMNS) if name in films.columns]
     return films[columns].assign(label=films["label"].map(dict(enumerate(class_names))))
+
+
+def age_band(years: int) -> str:
+    """Returns the band of an age in whole years (0 and up)."""
+    return list(AGE_BANDS.values())[bisect_right(list(AGE_BANDS), years) - 1]
 
 
 def link_patients(reference: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

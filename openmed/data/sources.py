@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -54,6 +55,18 @@ class LabelledFilm(NamedTuple):
         return PurePosixPath(self.name).stem
 
 
+class Film(NamedTuple):
+    """A film of a source without labels.
+
+    Attributes:
+        name: Path below the source, POSIX.
+        reader: Gives the bytes when called.
+    """
+
+    name: str
+    reader: FilmReader
+
+
 @dataclass(frozen=True)
 class Listing:
     """What a source holds.
@@ -78,6 +91,30 @@ def iter_labelled(source: Path, class_names: Sequence[str]) -> Iterator[Labelled
         BadInput: The source cannot be used as it is.
     """
     return iter(list_source(source, class_names).films)
+
+
+def list_films(source: Path) -> list[Film]:
+    """Lists the films of a folder or zip that has no labels, by name, without reading more than headers.
+
+    Raises:
+        BadInput: The source is neither, cannot be used as it is, or holds no film.
+    """
+    source = Path(source)
+    if source.is_dir():
+        files = folder_files(source)
+    elif source.suffix.lower() == ".zip" and source.is_file():
+        files = zip_files(source)
+    else:
+        raise BadInput(f"{source} is no folder and no .zip file: give one of films")
+    films = [
+        Film(name, reader)
+        for name, reader in sorted(files, key=itemgetter(0))
+        if not any(_is_ignored(part) for part in PurePosixPath(name).parts)
+        and (PurePosixPath(name).suffix.lower() in SUFFIXES or is_dicom(reader.start(_DICOM_START_BYTES)))
+    ]
+    if not films:
+        raise BadInput(f"{source} holds no film: give a folder or zip of JPEG, PNG, TIFF or DICOM files")
+    return films
 
 
 def patient_of(file_name: str) -> tuple[str, bool]:

@@ -28,6 +28,7 @@ SHARES = {
     "manufacturer": ("manufacturer", "composition"),
     "view": ("view", "composition"),
     "sex": ("sex", "composition"),
+    "age": ("age_band", "composition"),
     "bits": ("bits", "composition"),
 }
 """Aspect -> column whose categories are counted, and the name of its limits."""
@@ -85,10 +86,11 @@ def compare(
 ) -> list[Shift]:
     """Compares two sets of films, aspect by aspect.
 
-    Categories (class, manufacturer, view, sex, bit depth) by the total variation of their shares, brightness
-    and contrast (mean and standard deviation of the grey levels) by the Wasserstein distance in standard
-    deviations of the reference, the shorter side by the Wasserstein distance of its logarithm in octaves, and
-    the look of the films by the AUC of a classifier that tells the two sets apart (`domain_scores`).
+    Categories (class, manufacturer, view, sex, age band, bit depth) by the total variation of their shares,
+    brightness and contrast (mean and standard deviation of the grey levels) by the Wasserstein distance in
+    standard deviations of the reference, the shorter side by the Wasserstein distance of its logarithm in
+    octaves, and the look of the films by the AUC of a classifier that tells the two sets apart
+    (`domain_scores`).
 
     Distances cannot be negative, so they are above 0 by chance alone, in a resample once more. Their
     intervals are therefore "basic" bootstrap intervals (Davison and Hinkley, Bootstrap Methods and their

@@ -71,19 +71,20 @@ def judge(intervals: Mapping[str, Interval], floors: Mapping[str, float]) -> tup
 
 
 def judge_difference(
-    intervals: Mapping[str, Interval], margins: Mapping[str, float]
+    intervals: Mapping[str, Interval], margins: Mapping[str, float], other: str = "champion"
 ) -> tuple[str, list[Gate]]:
-    """Asks whether a model is not worse than the champion by more than a margin (non-inferiority).
+    """Asks whether a model is not worse than another one by more than a margin (non-inferiority).
 
-    A gate passes when the lower limit of the difference, candidate minus champion, is at or above minus
+    A gate passes when the lower limit of the difference, candidate minus the other, is at or above minus
     the margin; the verdicts are those of `judge`.
 
     Args:
         intervals: name -> interval of the difference, as `intervals.paired_difference` gives them.
         margins: name of a metric in `COMPARED` -> the loss that would be accepted, in [0, 1].
+        other: What the other one is called.
 
     Returns:
-        The overall verdict and one gate for each margin, named "<metric> vs champion".
+        The overall verdict and one gate for each margin, named "<metric> vs <other>".
 
     Raises:
         BadInput: No margins, a metric that cannot be compared or was not, or a margin out of range.
@@ -91,7 +92,7 @@ def judge_difference(
     for name, margin in margins.items():
         _refuse(name, COMPARED, intervals, "margin", margin)
     gates = [
-        _gate(f"{name} vs champion", intervals[name], 0.0 - margin, _DIFFERENCE_WORDS)
+        _gate(f"{name} vs {other}", intervals[name], 0.0 - margin, _DIFFERENCE_WORDS)
         for name, margin in margins.items()
     ]
     return overall(gates), gates

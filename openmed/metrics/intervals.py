@@ -77,7 +77,7 @@ def bootstrap(
     result = {}
     for name, metric in METRICS.items():
         value = metric(truth, values, threshold)
-        limits = _percentiles(value, resampled[name], confidence)
+        limits = percentile_interval(value, resampled[name], confidence)
         result[name] = _wider(limits, _score_interval(name, value, counts, confidence))
     return result
 
@@ -129,7 +129,7 @@ def paired_difference(
     result = {}
     for name in COMPARED:
         value = METRICS[name](truth, first, thresholds[0]) - METRICS[name](truth, second, thresholds[1])
-        result[name] = _percentiles(value, resampled[name], confidence)
+        result[name] = percentile_interval(value, resampled[name], confidence)
     return result
 
 
@@ -165,7 +165,7 @@ def clustered_share(
     sums = np.stack([np.bincount(group.patient_of_film, weights) for weights in (truth, np.ones(len(truth)))])
     shares = [np.divide(*(sums @ drawn.T)) for drawn in multiplicities(group, replicates, seed)]
     score = wilson(int(truth.sum()), len(truth), confidence)
-    return _wider(_percentiles(score.value, np.concatenate(shares), confidence), score)
+    return _wider(percentile_interval(score.value, np.concatenate(shares), confidence), score)
 
 
 def _score_interval(name: str, value: float, counts: Counts, confidence: float) -> Interval:
@@ -193,7 +193,17 @@ def _wider(limits: Interval, score: Interval) -> Interval:
     )
 
 
-def _percentiles(value: float, resampled: NDArray, confidence: float) -> Interval:
+def percentile_interval(value: float, resampled: NDArray, confidence: float) -> Interval:
+    """Makes a percentile interval of what resamples gave.
+
+    Args:
+        value: What the films themselves gave.
+        resampled: (R,) the same of each resample, NaN where it is not defined.
+        confidence: Coverage, in (0, 1).
+
+    Returns:
+        The value with limits; NaN limits when too many resamples have no value, or it is NaN itself.
+    """
     undefined = np.isnan(resampled)
     if math.isnan(value) or undefined.mean() > MAX_UNDEFINED_SHARE:
         return Interval(float(value), NAN, NAN)

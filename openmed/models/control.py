@@ -27,6 +27,14 @@ def write_control(path: Path, predictor: Predictor, films: NDArray[np.uint8]) ->
         save_file(content, temporary)
 
 
+def control_films(path: Path) -> NDArray[np.uint8]:
+    """Returns the films of a control set, uint8 (N, S, S); raises IntegrityError when it is none."""
+    try:
+        return load_file(path)["films"]
+    except (KeyError, OSError, SafetensorError, ValueError) as error:
+        raise IntegrityError(f"{path.name} is no control set ({type(error).__name__})") from error
+
+
 def check_control(path: Path, predictor: Predictor) -> float:
     """Asks a model again.
 

@@ -144,6 +144,22 @@ def called_classes(spec: ModelSpec, probabilities: np.ndarray, threshold: float 
     return np.where(flagged, spec.positive_index, called)
 
 
+def referred(spec: ModelSpec, probabilities: np.ndarray, called: np.ndarray) -> list[bool | None]:
+    """The films that a radiologist should decide on instead.
+
+    Those whose class does not stand out, and those whose one class that does is not the one called.
+
+    Args:
+        spec: Says when; without an abstention nothing is said of any film.
+        probabilities: (N, classes).
+        called: int (N,), as `called_classes` gives them.
+    """
+    if spec.abstention is None:
+        return [None] * len(called)
+    alone = spec.abstention.prediction_sets(probabilities)[np.arange(len(called)), called]
+    return (spec.abstention.refer(probabilities) | ~alone).tolist()
+
+
 def _session_options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

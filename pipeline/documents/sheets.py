@@ -111,6 +111,7 @@ def plan_record(facts: Facts) -> list[Item]:
             },
             "Update": {
                 "how": plan.protocol.update,
+                "how it is watched": json.dumps(plan.protocol.monitoring.model_dump()),
                 "what happened": "; ".join(f"{at} {what}" for at, what in facts.story),
             },
             "Impact": {"assessed beforehand": plan.impact, "seen since": None},

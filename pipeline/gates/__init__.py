@@ -5,7 +5,7 @@ task. A gate never raises its own exception for a bad model: it says FAIL, INSUF
 PLAN, with a sentence for a reviewer.
 """
 
-from pipeline.gates.comparison import Comparison, compare
+from pipeline.gates.comparison import Comparison, compare_all
 from pipeline.gates.evidence import Evidence
 from pipeline.gates.performance import limits_of_the_test, performance_gates, subgroups
 from pipeline.gates.soundness import soundness_gates
@@ -13,7 +13,7 @@ from pipeline.gates.soundness import soundness_gates
 __all__ = [
     "Comparison",
     "Evidence",
-    "compare",
+    "compare_all",
     "limits_of_the_test",
     "performance_gates",
     "soundness_gates",

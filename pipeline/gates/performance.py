@@ -159,8 +159,9 @@ def subgroups(evidence: Evidence) -> list[dict[str, Any]]:
     test = evidence.test.merge(_groups(known), on="id", how="left")
     found = []
     for column in [name for name in test.columns if name.startswith("group_")]:
+        title = column.removeprefix("group_").replace("age_band", "age")
         for value, films in test.groupby(column, observed=True):
-            found.append(_shares(f"{column.removeprefix('group_')} {value}", films, evidence))
+            found.append(_shares(f"{title} {value}", films, evidence))
     return found
 
 
@@ -172,7 +173,7 @@ def _groups(known: "pd.DataFrame") -> "pd.DataFrame":
     if {"width", "height"} <= set(known.columns):
         side = known[["width", "height"]].min(axis=1)
         groups["group_resolution"] = pd.cut(side, _SIDES_PX, labels=_RESOLUTIONS, right=False)
-    for name in ("sex", "view", "manufacturer"):
+    for name in ("sex", "age_band", "view", "manufacturer"):
         if name in known:
             groups[f"group_{name}"] = known[name].replace("", np.nan)
     return pd.DataFrame({"id": known["id"], **groups})

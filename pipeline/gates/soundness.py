@@ -1,8 +1,9 @@
-"""Whether a version may be judged at all: no leak between splits, inside the change plan, few looks."""
+"""Whether a version may be judged at all: no leak, inside the plan, few looks, an export that agrees."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from openmed.errors import IntegrityError
 from openmed.metrics.gates import FAIL, OUTSIDE_PLAN, PASS
 from pipeline import registry
 from pipeline.gates.evidence import Evidence, verdict_gate
@@ -10,13 +11,13 @@ from pipeline.plan import lax_limits, unplanned_changes
 
 
 def soundness_gates(evidence: Evidence, champion: Evidence | None) -> list[dict[str, Any]]:
-    """Returns the gates on splits, plan and looks.
+    """Returns the gates on splits, plan, looks and export.
 
     Args:
         evidence: On the version to judge.
         champion: The same on the champion, None when there is none.
     """
-    return [_leakage(evidence), _plan(evidence, champion), _looks(evidence)]
+    return [_leakage(evidence), _plan(evidence, champion), _looks(evidence), _export(evidence)]
 
 
 def _leakage(evidence: Evidence) -> dict[str, Any]:
@@ -77,6 +78,25 @@ def _looks(evidence: Evidence) -> dict[str, Any]:
     if looks > allowed:
         return verdict_gate("looks", OUTSIDE_PLAN, f"{said}: set new test films aside.", looks)
     return verdict_gate("looks", PASS, f"{said}.", looks)
+
+
+def _export(evidence: Evidence) -> dict[str, Any]:
+    """What answers on a CPU must decide as what was trained, judged and explained."""
+    from openmed.models.checkpoint import export_hash, load_model
+    from openmed.models.control import CONTROL_FILE, control_films
+    from openmed.models.export import check_parity
+    from openmed.models.session import load_exported
+
+    films = control_films(registry.artifact(evidence.version, CONTROL_FILE))
+    with registry.stored(evidence.version) as folder:
+        if export_hash(folder) is None:
+            return verdict_gate("export", PASS, "It has no export: PyTorch itself answers.")
+        try:
+            worst = check_parity(load_model(folder), load_exported(folder), films)
+        except IntegrityError as error:
+            return verdict_gate("export", FAIL, f"{_sentence([str(error)])}.")
+    said = f"The export calls all {len(films)} films nearest the threshold as the model does."
+    return verdict_gate("export", PASS, said, worst)
 
 
 def _sentence(parts: Sequence[str]) -> str:

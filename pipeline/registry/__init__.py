@@ -4,23 +4,27 @@ Hides how a retraining is stored, found and decided on. What is logged describes
 content and patients by a number that means nothing outside one retraining; nothing is pickled.
 """
 
-from pipeline.registry.audit import ADOPTED, PROMOTED, REGISTERED, REJECTED, RESTORED, Entry
+from pipeline.registry.audit import ADOPTED, HELD, PROMOTED, REGISTERED, REJECTED, RELEASED, RESTORED, Entry
 from pipeline.registry.candidates import register_candidates
 from pipeline.registry.decisions import (
     adopt,
     champion,
     finish,
+    first_champion,
     history,
+    hold,
     keep_review,
     last_decision,
     move_champion,
+    on_hold,
     reject,
+    release,
     repair,
 )
 from pipeline.registry.models import check_model, load, load_predictor, stored, version_at
 from pipeline.registry.profiles import champion_profile
 from pipeline.registry.retraining import films_of
-from pipeline.registry.scoring import score_champion, score_films
+from pipeline.registry.scoring import earlier, score_earlier, score_films
 from pipeline.registry.store import CHALLENGER, CHAMPION, EXPERIMENT, MODEL_NAME, PREVIOUS
 from pipeline.registry.story import story
 from pipeline.registry.verification import Link, check, verify
@@ -30,6 +34,7 @@ from pipeline.registry.versions import (
     find_artifact,
     get_version,
     list_versions,
+    model_digest,
     report_address,
 )
 
@@ -38,11 +43,13 @@ __all__ = [
     "CHALLENGER",
     "CHAMPION",
     "EXPERIMENT",
+    "HELD",
     "MODEL_NAME",
     "PREVIOUS",
     "PROMOTED",
     "REGISTERED",
     "REJECTED",
+    "RELEASED",
     "RESTORED",
     "Entry",
     "Link",
@@ -53,22 +60,28 @@ __all__ = [
     "champion_profile",
     "check",
     "check_model",
+    "earlier",
     "films_of",
     "find_artifact",
     "finish",
+    "first_champion",
     "get_version",
     "history",
+    "hold",
     "keep_review",
     "last_decision",
     "list_versions",
     "load",
     "load_predictor",
+    "model_digest",
     "move_champion",
+    "on_hold",
     "register_candidates",
     "reject",
+    "release",
     "repair",
     "report_address",
-    "score_champion",
+    "score_earlier",
     "score_films",
     "stored",
     "story",

@@ -27,6 +27,7 @@ _START = "0" * 64
 REGISTERED, APPROVED, REJECTED = "registered", "approved", "rejected"
 PROMOTED, RESTORED, MOVED, REPAIRED = "promoted", "restored", "moved", "repaired"
 ADOPTED, SHOWN = "adopted", "shown"
+HELD, RELEASED = "held", "released"
 
 
 @dataclass(frozen=True)

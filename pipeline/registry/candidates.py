@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
 from openmed.files import hashes_below, sha256_file
+from pipeline.project import locked
 from pipeline.registry.decisions import record_registration
 from pipeline.registry.evidence import log_numbers, stage_candidate, stage_parent
 from pipeline.registry.models import check_stored, log_model
 from pipeline.registry.profiles import profile_digest
 from pipeline.registry.retraining import Candidate, Retraining
-from pipeline.registry.scoring import score_champion
-from pipeline.registry.store import CHALLENGER, EXPERIMENT, MODEL_NAME, connect, locked, search
+from pipeline.registry.scoring import Scored, earlier, score_earlier
+from pipeline.registry.store import CHALLENGER, EXPERIMENT, MODEL_NAME, connect, search
 from pipeline.registry.verification import registration
 from pipeline.registry.versions import JUDGED
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
@@ -34,10 +34,11 @@ def register_candidates(
 ) -> dict[str, Any]:
     """Registers the models of one retraining, each as a version of `openmed-cxr`.
 
-    The current champion is scored on the same test films, while they are at hand, so that it can be
-    compared later. The candidate with the best AUC on validation films becomes the challenger; test
-    films choose nothing. Calling again with the same `run_key`, after a kill too, adds only what is
-    missing: a version is made last, when everything it stands for is stored and checked.
+    The current champion, and the version that was approved first, are scored on the same test films, while
+    they are at hand, so that they can be compared later. The candidate with the best AUC on validation
+    films becomes the challenger; test films choose nothing. Calling again with the same `run_key`, after a
+    kill too, adds only what is missing: a version is made last, when everything it stands for is stored and
+    checked.
 
     Args:
         workspace: A checkout in which the pipeline has run.
@@ -113,7 +114,7 @@ def _versions(client: "MlflowClient", parent: "Run", done: Retraining) -> tuple[
     for name, candidate in done.candidates.items():
         version = _existing(client, parent.data.tags["run_key"], candidate)
         if version is None:
-            against = against or score_champion(done.workspace)
+            against = against or score_earlier(done.workspace, earlier())
             version = _candidate(client, parent, done, candidate, against)
         # Written for a version of an earlier, killed try as well.
         record_registration(client, version, registration(client, version))
@@ -149,7 +150,7 @@ def _candidate(
     parent: "Run",
     done: Retraining,
     candidate: Candidate,
-    against: tuple[dict[str, Any], "pd.DataFrame | None"],
+    against: Mapping[str, Scored],
 ) -> str:
     """Logs a candidate as a child run, checks what was stored and makes it a version."""
     _discard_unfinished(client, parent, candidate.architecture)
@@ -175,7 +176,7 @@ def _candidate(
             "shared_evidence": parent.data.tags["evidence"],
             "withheld": ", ".join(withheld),
             "report": f"{run.info.artifact_uri}/report.html" if "report.html" in evidence else "",
-            "champion_version": against[0]["version"] or "",
+            "champion_version": against["champion"][0]["version"] or "",
         }
     )
     return _make_version(client, model_id, run_id, tags)

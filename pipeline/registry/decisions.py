@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_bytes
+from pipeline.project import locked
 from pipeline.registry import audit
 from pipeline.registry.audit import Entry
 from pipeline.registry.store import (
@@ -19,7 +20,6 @@ from pipeline.registry.store import (
     MODEL_NAME,
     PREVIOUS,
     connect,
-    locked,
 )
 from pipeline.registry.versions import address_of, aliases, find
 
@@ -61,6 +61,11 @@ def champion() -> str | None:
     if now != settled and not (pending and now == pending.version):
         raise _moved_outside(now, settled)
     return now
+
+
+def first_champion() -> str | None:
+    """Returns the version that was promoted first, None before any was."""
+    return next((entry.version for entry in history() if entry.event == audit.PROMOTED), None)
 
 
 def record_registration(client: "MlflowClient", version: str, content: Mapping[str, Any]) -> None:
@@ -122,6 +127,41 @@ def adopt(version: str, *, by: str, reason: str, plan_sha256: str) -> Entry:
         return audit.append(client, entries, audit.ADOPTED, version, content)
 
 
+def hold(version: str, *, by: str, reason: str) -> Entry:
+    """Puts a version on hold: it answers no new films and cannot become the champion until it is released.
+
+    A version that is on hold already keeps the entry that put it there.
+
+    Raises:
+        BadInput: There is no such version.
+    """
+    with _deciding() as (client, entries):
+        find(client, version)
+        if (standing := _standing_hold(entries, version)) is not None:
+            return standing
+        return audit.append(client, entries, audit.HELD, version, {"by": by, "reason": reason})
+
+
+def release(version: str, *, by: str, reason: str) -> Entry:
+    """Takes a version off hold.
+
+    Raises:
+        BadInput: There is no such version, or it is not on hold.
+    """
+    with _deciding() as (client, entries):
+        find(client, version)
+        if _standing_hold(entries, version) is None:
+            raise BadInput(f"version {version} is not on hold: there is nothing to release")
+        return audit.append(client, entries, audit.RELEASED, version, {"by": by, "reason": reason})
+
+
+def on_hold() -> dict[str, Entry]:
+    """Returns the versions on hold, each with the entry that put it there."""
+    entries = history()
+    found = {entry.version: _standing_hold(entries, entry.version) for entry in entries}
+    return {version: entry for version, entry in found.items() if entry is not None}
+
+
 def move_champion(
     version: str, *, event: str, content: Mapping[str, Any], expected: str | None, previous: str | None
 ) -> Entry:
@@ -135,7 +175,7 @@ def move_champion(
         previous: The version to roll back to from now on; None for none.
 
     Raises:
-        BadInput: There is no such version, or the champion is another one by now.
+        BadInput: There is no such version, it is on hold, or the champion is another one by now.
         IntegrityError: The record was changed, or an alias moved outside of it.
     """
     with _deciding() as (client, entries):
@@ -144,6 +184,11 @@ def move_champion(
         if now != expected:
             raise BadInput(
                 f"the champion is {_spoken(now)} by now, not {_spoken(expected)}: compare {version} again"
+            )
+        if (standing := _standing_hold(entries, version)) is not None:
+            raise BadInput(
+                f"version {version} is on hold ({standing.content['reason']}): release it first, with "
+                "`openmed registry release`"
             )
         content = {**content, "previous": previous, "replaced": now}
         entry = audit.append(client, entries, event, version, content)
@@ -217,6 +262,12 @@ def _pending(entries: Sequence[Entry]) -> Entry | None:
         if entry.event in _MOVES:
             return entry
     return None
+
+
+def _standing_hold(entries: Sequence[Entry], version: str) -> Entry | None:
+    own = (each for each in reversed(entries) if each.version == version)
+    last = next((each for each in own if each.event in (audit.HELD, audit.RELEASED)), None)
+    return last if last is not None and last.event == audit.HELD else None
 
 
 def _carry_out(client: "MlflowClient", entries: Sequence[Entry], move: Entry) -> Entry:

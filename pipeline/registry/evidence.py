@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
 
+    from pipeline.registry.scoring import Scored
+
 _METRICS_PER_CALL = 1000
 
 
@@ -48,7 +50,7 @@ def stage_parent(done: Retraining, folder: Path) -> list[str]:
 def stage_candidate(
     done: Retraining,
     candidate: Candidate,
-    against: tuple[dict[str, Any], "pd.DataFrame | None"],
+    against: "Mapping[str, Scored]",
     folder: Path,
 ) -> tuple[dict[str, str], list[str]]:
     """Copies the evidence on one candidate into a folder.
@@ -81,10 +83,10 @@ def stage_candidate(
         done.films["split"].isin(["train", "validation", "calibration"]), ["sha256", "split"]
     ]
     _write_table(folder / "training_films.parquet", seen.reset_index(drop=True))
-    about, scores = against
-    write_json(folder / "champion.json", about)
-    if scores is not None:
-        _write_table(folder / "champion_predictions.parquet", scores.reset_index(drop=True))
+    for other, (about, scores) in against.items():
+        write_json(folder / f"{other}.json", about)
+        if scores is not None:
+            _write_table(folder / f"{other}_predictions.parquet", scores.reset_index(drop=True))
     return hashes_below(folder), withheld
 
 

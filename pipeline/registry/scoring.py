@@ -1,14 +1,15 @@
-"""Scores of the champion on the test films of a retraining, taken while those films are at hand.
+"""Scores of earlier versions on the test films of a retraining, taken while those films are at hand.
 
 Hides how films are read, checked against the manifest and put through a model in batches.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from openmed.errors import BadInput, IntegrityError
-from pipeline.registry.decisions import champion
+from pipeline.registry.decisions import champion, first_champion
 from pipeline.registry.models import load
 from pipeline.registry.retraining import films_of
 from pipeline.registry.store import MODEL_NAME, connect
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from openmed.models.base import BaseModel
 
 _BATCH_FILMS = 32
+Scored: TypeAlias = "tuple[dict[str, Any], pd.DataFrame | None]"
 
 
 def score_films(model: "BaseModel", data: Path, films: "pd.DataFrame") -> "pd.DataFrame":
@@ -53,23 +55,40 @@ def score_films(model: "BaseModel", data: Path, films: "pd.DataFrame") -> "pd.Da
     return films[["id", "sha256"]].assign(score=np.concatenate(scores) if scores else [])
 
 
-def score_champion(workspace: Path) -> tuple[dict[str, Any], "pd.DataFrame | None"]:
-    """Scores the current champion on the test films of a workspace.
+def score_earlier(workspace: Path, versions: Mapping[str, str | None]) -> dict[str, Scored]:
+    """Scores earlier versions on the test films of a workspace.
+
+    Args:
+        workspace: A checkout in which the pipeline has run.
+        versions: What a version stands for, see `earlier` -> version, None for none.
 
     Returns:
-        {version, threshold, positive, problem} and the scores. `version` is None when there is no
-        champion; `problem` says why a champion could not be scored, else it is None.
+        The same names -> {version, threshold, positive, problem} and the scores. `problem` says why a
+        version could not be scored, else it is None.
     """
+    return {name: _score_version(workspace, version) for name, version in versions.items()}
+
+
+def earlier() -> dict[str, str | None]:
+    """Returns the versions that a new one is compared with: `champion`, and `first` where it is another one.
+
+    The version that was approved first is one of them because every next champion may be a little worse than
+    the last: small losses within the margin would add up unseen.
+    """
+    now, first = champion(), first_champion()
+    return {"champion": now, "first": None if first == now else first}
+
+
+def _score_version(workspace: Path, version: str | None) -> Scored:
     films = films_of(workspace)
     with connect():
-        now = champion()
-        about: dict[str, Any] = {"version": now, "threshold": None, "positive": None, "problem": None}
-        if now is None:
+        about: dict[str, Any] = {"version": version, "threshold": None, "positive": None, "problem": None}
+        if version is None:
             return about, None
         try:
-            model = load(f"models:/{MODEL_NAME}/{now}")
+            model = load(f"models:/{MODEL_NAME}/{version}")
         except (BadInput, IntegrityError) as error:
-            # A damaged champion must not stop the retraining that may replace it.
+            # A damaged version must not stop the retraining that may replace it.
             return about | {"problem": str(error)}, None
     about |= {"threshold": model.spec.threshold, "positive": model.spec.positive}
     return about, score_films(model, Path(workspace) / "data", films[films["split"] == "test"])

@@ -1,9 +1,8 @@
 """The MLflow store: where it is, how it is made on first use, and its errors in one sentence.
 
-Hides MLflow's global state, the races of a fresh SQLite file and the locks among this host's processes.
+Hides MLflow's global state and the races of a fresh SQLite file.
 """
 
-import fcntl
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import ResourceError
 from pipeline import project
+from pipeline.project import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,16 +61,6 @@ def _client(mlflow: Any, uri: str) -> "MlflowClient":
             client.create_experiment(EXPERIMENT, (project.home() / "mlartifacts").as_uri() if local else None)
     _READY.add(uri)
     return client
-
-
-@contextmanager
-def locked(what: str) -> Iterator[None]:
-    """Lets one process or thread of this state folder do `what` at a time; a killed holder lets go."""
-    folder = project.home()
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{what}.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def search(client: "MlflowClient", query: str) -> Iterator["ModelVersion"]:

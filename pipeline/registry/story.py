@@ -55,6 +55,8 @@ _SENTENCES: dict[str, Callable[[Entry], str]] = {
     audit.ADOPTED: lambda entry: (
         f"its change plan was adopted by {entry.content['by']}: {entry.content['reason']}"
     ),
+    audit.HELD: lambda entry: f"put on hold by {entry.content['by']}: {entry.content['reason']}",
+    audit.RELEASED: lambda entry: f"taken off hold by {entry.content['by']}: {entry.content['reason']}",
     audit.REPAIRED: lambda entry: (
         f"its alias was put back by {entry.content['by']}, having been moved outside of the record: "
         f"{entry.content['reason']}"

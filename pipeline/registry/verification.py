@@ -17,12 +17,13 @@ import yaml
 
 from openmed.errors import IntegrityError, OpenMedError
 from openmed.files import check_hashes, hashes_below, read_json, sha256_bytes
+from pipeline.project import locked
 from pipeline.registry import audit
 from pipeline.registry.audit import Entry
 from pipeline.registry.decisions import REVIEWS, alias_problem, tags_of
 from pipeline.registry.evidence import numbers, settings
 from pipeline.registry.models import check_files, load_predictor, stored
-from pipeline.registry.store import MODEL_NAME, connect, locked
+from pipeline.registry.store import MODEL_NAME, connect
 from pipeline.registry.versions import artifact, find
 
 if TYPE_CHECKING:

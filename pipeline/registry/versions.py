@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import sha256_file
+from openmed.files import sha256_bytes, sha256_file
 from pipeline import project
 from pipeline.registry.audit import is_entry
 from pipeline.registry.store import (
@@ -35,6 +35,11 @@ def get_version(version: str) -> dict[str, Any]:
     """Describes one version as `list_versions` does, with all its tags under `tags`."""
     with connect() as client:
         return _described(find(client, version), aliases())
+
+
+def model_digest(version: str) -> str:
+    """Returns what a decision is bound to: the hash of the list of all files of a stored model."""
+    return sha256_bytes(get_version(version)["tags"]["model_files"].encode())
 
 
 def list_versions() -> list[dict[str, Any]]:

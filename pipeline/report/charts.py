@@ -153,6 +153,27 @@ def distribution_chart(values: dict[str, np.ndarray]) -> bytes:
     return _svg(draw)
 
 
+def period_chart(periods: list[dict], name: str) -> bytes:
+    """A metric of each period with its interval, expected from probabilities and measured on labels."""
+
+    def draw(axes):
+        for shift, way, color in ((-0.08, "expected", _GREY), (0.08, "measured", _BLUE)):
+            rows = [(place, each[way][name]) for place, each in enumerate(periods) if name in each[way]]
+            rows = [(place, found) for place, found in rows if found["value"] is not None]
+            if not rows:
+                continue
+            places = [place + shift for place, _ in rows]
+            axes.plot(places, [found["value"] for _, found in rows], "o", color=color, label=way)
+            for place, (_, found) in zip(places, rows, strict=True):
+                if found["low"] is not None:
+                    axes.plot([place, place], [found["low"], found["high"]], color=color, linewidth=2)
+        axes.set_xticks(range(len(periods)), [each["until"][5:10] for each in periods], rotation=45)
+        axes.set(xlabel="last film of the period", ylim=(0, 1.02), xlim=(-0.6, len(periods) - 0.4))
+        axes.legend(frameon=False, fontsize=8, loc="lower left")
+
+    return _svg(draw)
+
+
 def _svg(draw: Callable, inches: tuple[float, float] = (4.2, 3.4)) -> bytes:
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=inches, layout="constrained")

@@ -9,7 +9,7 @@ from pipeline.report.charts import distribution_chart, interval_chart, share_cha
 from pipeline.report.render import picture, render
 
 SCOPES = {"added": "The added films alone", "whole": "The whole new version"}
-_MEASUREMENTS = {
+MEASUREMENTS = {
     "Brightness: mean of the grey levels of a film": lambda films: films["mean"],
     "Contrast: standard deviation of its grey levels": lambda films: films["std"],
     "Resolution: shorter side in pixels": lambda films: np.minimum(films["width"], films["height"]),
@@ -30,7 +30,7 @@ def build_drift_page(result: dict[str, Any], films: dict[str, pd.DataFrame]) -> 
         for name in order
     }
     charts = {"Films of each class": share_chart(_shares(films))} if films else {}
-    for title, measure in _MEASUREMENTS.items() if films else ():
+    for title, measure in MEASUREMENTS.items() if films else ():
         if all({"mean", "std", "width", "height"} <= set(table.columns) for table in films.values()):
             values = {name: measure(table).dropna().to_numpy(float) for name, table in films.items()}
             charts[title] = distribution_chart(values)

@@ -4,12 +4,14 @@ import sqlite3
 import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.metrics.gates import FAIL, PASS
 from pipeline import promotion, registry
-from tests.pipeline.conftest import make_workspace, register
+from pipeline.registry import scoring
+from tests.pipeline.conftest import crown, make_workspace, register
 
 SPLITS = ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 8 + ["test"] * 80
 
@@ -75,6 +77,42 @@ def test_an_evening(store, tmp_path):
         "version 1 took its place, by Dr Brown",
     ]
     planted_changes_are_found(store, first)
+
+
+def test_small_losses_do_not_add_up(store, tmp_path, monkeypatch):
+    planted = {}
+
+    def retrained(number, quality):
+        def scores(rows):
+            # The same noise each time: only the quality differs.
+            noise = np.random.default_rng(0).normal(0, 0.12, len(rows))
+            return rows.assign(score=np.clip(0.5 + quality * (rows["label"] - 0.5) + noise, 0.01, 0.99))
+
+        folder = make_workspace(tmp_path / str(number), ("vit",), seed=number, splits=SPLITS, change=scores)
+        version = register(folder, f"run-{number}")["version"]
+        planted[version] = pd.read_parquet(folder / "artifacts/evaluate/vit/predictions.parquet")
+        return version
+
+    def score(workspace, version):
+        about = {"version": version, "threshold": 0.5, "positive": "PNEUMONIA", "problem": None}
+        if version is None:
+            return about, None
+        films = registry.films_of(workspace)[["id", "sha256", "split"]]
+        both = films.merge(planted[version][["id", "score"]], on="id")
+        return about, both[both["split"] == "test"].drop(columns="split")
+
+    monkeypatch.setattr(scoring, "_score_version", score)
+    first = retrained(1, 0.24)
+    crown(first)
+    second = retrained(2, 0.17)
+    crown(second, first)
+    third = retrained(3, 0.165)
+    judged = promotion.gate(third)
+    assert judged["champion"] == second and registry.first_champion() == first
+    verdicts = {gate["name"]: gate["verdict"] for gate in judged["comparison"]}
+    assert verdicts["auc vs champion"] != FAIL and verdicts["auc vs first approved"] == FAIL
+    assert judged["verdict"] == FAIL
+    assert f"Compared with the version approved first, {first} on" in judged["note"]
 
 
 def race(racers, before):

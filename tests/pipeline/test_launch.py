@@ -70,7 +70,7 @@ def test_the_train_stage_in_two_processes_reaches_what_one_does(workspace):
     params = yaml.safe_load((workspace / "params.yaml").read_text())
     params["run"]["processes"] = 2
     (workspace / "params.yaml").write_text(yaml.safe_dump(params))
-    command = [sys.executable, "-m", "pipeline.train", "--architecture", "vit"]
+    command = [sys.executable, "-m", "pipeline", "train", "--architecture", "vit"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

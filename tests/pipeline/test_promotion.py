@@ -199,9 +199,7 @@ def test_a_champion_that_changed_since_the_registration_asks_for_a_new_compariso
     promote(BETTER)
     result = promotion.gate(OVERLAPPING)
     assert result["verdict"] == INSUFFICIENT and result["comparison"] == []
-    assert (
-        "version 6 was registered beside champion 1, but the champion is 2 by now: retrain" in result["note"]
-    )
+    assert result["note"].startswith("Version 6 was registered without scores of champion 2: retrain, or")
     again = promotion.gate(OVERLAPPING, workspace=stage / OVERLAPPING)
     assert again["verdict"] != INSUFFICIENT and again["films_compared"] == 24
     other = promotion.gate(OVERLAPPING, workspace=stage / BETTER)
@@ -210,7 +208,7 @@ def test_a_champion_that_changed_since_the_registration_asks_for_a_new_compariso
 
 def test_a_version_registered_before_there_was_a_champion_must_be_compared_with_it(stage):
     promote()
-    assert "registered beside no champion, but the champion is 2" in promotion.gate(CHAMPION)["note"]
+    assert "registered without scores of champion 2" in promotion.gate(CHAMPION)["note"]
 
 
 def test_a_champion_that_cannot_be_scored_or_looks_for_something_else_stops_the_gate(stage, monkeypatch):
@@ -221,12 +219,13 @@ def test_a_champion_that_cannot_be_scored_or_looks_for_something_else_stops_the_
 
     monkeypatch.setattr(comparison, "read_json", edited({"problem": "it is broken"}))
     result = promotion.gate(BETTER)
-    assert result["verdict"] == INSUFFICIENT and "could not be scored (it is broken)" in result["note"]
+    assert result["verdict"] == INSUFFICIENT and "without scores of champion 1" in result["note"]
     monkeypatch.setattr(comparison, "read_json", edited({"positive": "FRACTURE"}))
     assert "looks for FRACTURE, not PNEUMONIA" in promotion.gate(BETTER)["note"]
-    monkeypatch.setattr(registry, "score_champion", lambda _: ({"version": "9", "problem": None}, None))
+    gone = {"champion": ({"version": CHAMPION, "problem": "it is lost"}, None)}
+    monkeypatch.setattr(registry, "score_earlier", lambda workspace, versions: gone)
     monkeypatch.setattr(comparison, "read_json", edited({"problem": "it is broken"}))
-    assert "it changed again" in promotion.gate(BETTER, workspace=stage)["note"]
+    assert "could not be scored (it is lost)" in promotion.gate(BETTER, workspace=stage)["note"]
 
 
 def test_a_promotion_moves_the_alias_and_records_who_why_and_what_before(stage):

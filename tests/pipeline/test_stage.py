@@ -11,7 +11,7 @@ import pytest
 
 from openmed.errors import BadInput, IntegrityError, OpenMedError, ResourceError
 from openmed.files import sha256_file
-from pipeline import stage
+from pipeline import __main__, stage, train
 from pipeline.stage import folder, guarded, progress
 from tests.conftest import ROOT, run_stages
 
@@ -125,18 +125,23 @@ def test_an_error_under_the_bar_comes_through(monkeypatch):
 def test_a_stage_is_told_its_architecture_and_refuses_to_guess_it(workspace, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(signal, "signal", lambda *arguments: None)
-    monkeypatch.setattr(sys, "argv", ["train", "--architecture", "vit"])
-    with pytest.raises(SystemExit) as stop:
-        stage.main(lambda params, architecture: seen.append(architecture), per_architecture=True)
-    assert (stop.value.code, seen) == (0, ["vit"])
-    monkeypatch.setattr(sys, "argv", ["train"])
-    with pytest.raises(SystemExit) as stop:
-        stage.main(lambda params, architecture: None, per_architecture=True)
-    assert stop.value.code == 2
+    monkeypatch.setattr(train, "run", lambda params, architecture: seen.append(architecture))
+    for arguments, code in (
+        (["train", "--architecture", "vit"], 0),
+        (["train"], 2),
+        (["split", "--architecture", "vit"], 2),
+        (["paint"], 2),
+    ):
+        monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            __main__.main()
+        assert stop.value.code == code
+    assert seen == ["vit"]
+    assert "train needs --architecture" in capsys.readouterr().err
 
 
 def test_sigterm_between_stages_of_work_ends_with_143():
-    assert guarded(lambda: stage._interrupt(signal.SIGTERM, None)) == 143
+    assert guarded(lambda: __main__.interrupt(signal.SIGTERM, None)) == 143
 
 
 def test_a_training_that_is_told_to_stop_saves_its_state_and_goes_on_to_the_same_weights(toy, workspace):
@@ -145,7 +150,7 @@ def test_a_training_that_is_told_to_stop_saves_its_state_and_goes_on_to_the_same
     expected = sha256_file(toy / weights)
     (workspace / weights).unlink()
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "pipeline.train", "--architecture", "vit"],
+        [sys.executable, "-u", "-m", "pipeline", "train", "--architecture", "vit"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

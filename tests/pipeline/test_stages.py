@@ -445,7 +445,7 @@ def test_a_model_with_shuffled_training_labels_is_refused_and_the_champion_stays
 
 def test_a_stage_of_its_own_ends_with_a_sentence_and_exit_code_2(workspace):
     (workspace / "data/films.csv").write_text("path,label\n")
-    done = subprocess.run([sys.executable, "-m", "pipeline.validate"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "pipeline", "validate"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         "openmed: data/films.csv must have the columns path, label, patient, split"

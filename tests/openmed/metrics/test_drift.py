@@ -103,7 +103,7 @@ def test_no_film_is_scored_by_a_model_that_saw_its_patient():
     # The patient is the only feature: what the model saw tells the set, what it did not tells nothing.
     own = np.eye(group.patients, dtype=np.float32)[group.patient_of_film]
     scores = domain_scores(own, membership, group, 0)
-    assert len(set(np.round(scores, 6))) == 5 and scores.min() >= 0 and scores.max() <= 1
+    assert len(set(np.round(scores, 4))) == 5 and scores.min() >= 0 and scores.max() <= 1
 
 
 def test_the_auc_is_that_of_scikit_learn_on_the_same_scores(old, later, both):
@@ -189,6 +189,7 @@ def test_what_one_version_does_not_tell_is_not_measured(old, later):
         "manufacturer",
         "view",
         "sex",
+        "age",
         "embedding",
     }
     assert found["sex"].reason == "neither version tells sex of its films"

@@ -1,0 +1,109 @@
+"""Hold: people are told that the champion is on hold, and one of them decides what follows.
+
+A DAG apart from `score`, because an answer may take days.
+"""
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, Asset, Metadata, task
+from airflow.sdk.exceptions import AirflowFailException
+from question_operator import QuestionOperator, comment_of, named_people, person
+from stage_operator import enter_project, one_sentence
+
+HOLD = Asset("openmed_hold")
+DATASET = Asset("openmed_dataset")
+KEEP, RELEASE, RETRAIN = "Keep the hold", "Release", "Keep it and retrain"
+ANSWER_WITHIN = timedelta(days=7)
+
+ABOUT = """
+Starts when monitoring has put the champion on hold. People are told, by a message to OPENMED_ALERT_URL
+where it is set, and asked under *Required Actions*: keep the hold, release the version (which needs a
+reason), or keep it and retrain on the committed data. Without an answer in seven days the hold stays. A
+rollback, or the promotion of another version, ends it too.
+"""
+
+SUBJECT = "Version {{ ti.xcom_pull(task_ids='tell')['version'] }} is on hold: what shall follow?"
+BODY = """\
+{{ ti.xcom_pull(task_ids='tell')['sentence'] }}
+
+The page with pictures: {{ ti.xcom_pull(task_ids='tell')['page'] }}
+
+A release needs a reason in the comment.
+"""
+
+
+class HoldOperator(QuestionOperator):
+    """Asks what shall follow a hold."""
+
+    def problem_of(self, answer: dict[str, Any], ti: Any) -> str | None:
+        """Says why an answer cannot count; None when it can."""
+        if answer["chosen_options"] == [RELEASE] and not comment_of(answer):
+            return "a release needs a reason in the comment"
+        return None
+
+
+@task(execution_timeout=timedelta(minutes=5), doc_md="Tells people: in this log, and at OPENMED_ALERT_URL.")
+def tell(*, triggering_asset_events: Any) -> dict[str, str]:
+    """Returns what the newest announcement says."""
+    from pipeline.alert import send_alert
+
+    announced = [event for found in dict(triggering_asset_events or {}).values() for event in found]
+    if not announced:
+        raise AirflowFailException("no hold was announced: this DAG is started by the DAG `score`")
+    found = max(announced, key=lambda event: event.timestamp).extra
+    logging.getLogger("airflow.task").warning(found["sentence"])
+    with one_sentence():
+        send_alert(f"OpenMed: version {found['version']} is on hold. {found['sentence']}")
+    return {key: found[key] for key in ("version", "sentence", "page")}
+
+
+@task(doc_md="The hold stays; who said so is in the answer of `ask`.")
+def keep(*, ti: Any) -> str:
+    """Says that nothing changes."""
+    by = person(ti.xcom_pull(task_ids="ask", key="answer")) or "nobody: no answer came"
+    return f"Version {ti.xcom_pull(task_ids='tell')['version']} stays on hold, by {by}."
+
+
+@task(pool="registry", execution_timeout=timedelta(minutes=30), doc_md="Takes the version off hold.")
+def release(*, ti: Any) -> dict[str, Any]:
+    """Returns the record of the release."""
+    from pipeline import promotion
+
+    answer = ti.xcom_pull(task_ids="ask", key="answer")
+    enter_project()
+    with one_sentence():
+        return promotion.release(
+            ti.xcom_pull(task_ids="tell")["version"], by=person(answer), reason=comment_of(answer)
+        )
+
+
+@task(outlets=[DATASET], execution_timeout=timedelta(minutes=5), doc_md="Starts the DAG `retrain`.")
+def retrain(*, ti: Any) -> Any:
+    """Emits the asset that starts a retraining; the version stays on hold."""
+    yield Metadata(DATASET, {"reason": f"version {ti.xcom_pull(task_ids='tell')['version']} is on hold"})
+
+
+with DAG(
+    dag_id="hold",
+    description="Ask what shall follow a hold",
+    doc_md=ABOUT,
+    schedule=[HOLD],
+    catchup=False,
+    max_active_runs=1,
+    tags=["openmed", "live"],
+    default_args={"owner": "ml-engineering", "retries": 2, "retry_delay": timedelta(seconds=30)},
+) as dag:
+    asked = HoldOperator(
+        task_id="ask",
+        subject=SUBJECT,
+        body=BODY,
+        options=[KEEP, RELEASE, RETRAIN],
+        options_mapping={KEEP: "keep", RELEASE: "release", RETRAIN: "retrain"},
+        defaults=KEEP,
+        response_timeout=ANSWER_WITHIN,
+        assigned_users=named_people("OPENMED_REVIEWERS_HOLD"),
+        doc_md="A person decides under *Required Actions*; silence keeps the hold.",
+    )
+    tell() >> asked >> [keep(), release(), retrain()]

@@ -1,0 +1,94 @@
+"""Scoring: new films answered by the champion, and the champion judged on them."""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import DAG, Asset, Metadata, Param, task
+from airflow.sdk.exceptions import AirflowSkipException
+from stage_operator import HOME, enter_project, one_sentence
+
+HOLD = Asset("openmed_hold")
+
+ABOUT = """
+Scores the films of a folder with the champion, each film once, and appends the answers to Parquet files
+under `scores` of the state folder. Then the champion is judged on the latest films by its change plan:
+drift of their looks, expected and measured performance, referrals. What is surely too bad puts it on hold,
+which ends scoring and starts the DAG `hold`, where a person decides.
+
+Runs by hand, or by the cron expression in OPENMED_SCORE_SCHEDULE.
+"""
+
+
+def incoming() -> str:
+    """Returns the folder whose films are scored: OPENMED_INCOMING, or `incoming` of the state folder."""
+    return os.environ.get("OPENMED_INCOMING") or str(HOME / "incoming")
+
+
+@task(
+    max_active_tis_per_dag=1,
+    execution_timeout=timedelta(hours=6),
+    doc_md="Scores the films that the champion has not scored yet.",
+)
+def score(*, params: dict[str, Any]) -> dict[str, Any]:
+    """Returns how many films were scored; skips when the folder is empty or not there."""
+    from pipeline.live import score_films
+
+    folder = Path(params["films"])
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        raise AirflowSkipException(f"{folder} holds no films")
+    enter_project()
+    with one_sentence():
+        return score_films(HOME, folder)
+
+
+@task(
+    trigger_rule="none_failed",
+    execution_timeout=timedelta(hours=1),
+    doc_md="Judges the champion on the films that it scored last. The page is `watch/watch.html` of the "
+    "state folder.",
+)
+def watch() -> dict[str, Any]:
+    """Returns the verdict and its sentence, which name no film and no patient."""
+    from pipeline.live import watch as judge
+
+    enter_project()
+    with one_sentence():
+        result = judge(HOME)
+    return {key: result[key] for key in ("version", "verdict", "sentence", "films", "hold", "page")}
+
+
+@task.short_circuit(doc_md="Goes on only when the champion did not stay within its plan.")
+def outside(*, ti: Any) -> bool:
+    """Tells whether people have to look."""
+    return ti.xcom_pull(task_ids="watch")["verdict"] == "FAIL"
+
+
+@task(
+    outlets=[HOLD],
+    execution_timeout=timedelta(minutes=5),
+    doc_md="Announces the hold, which starts the DAG `hold`.",
+)
+def announce(*, ti: Any) -> Any:
+    """Emits the asset of the hold."""
+    found = ti.xcom_pull(task_ids="watch")
+    yield Metadata(HOLD, {key: found[key] for key in ("version", "sentence", "page")})
+
+
+with DAG(
+    dag_id="score",
+    description="Score new films with the champion and watch it",
+    doc_md=ABOUT,
+    schedule=os.environ.get("OPENMED_SCORE_SCHEDULE") or None,
+    catchup=False,
+    max_active_runs=1,
+    params={
+        "films": Param(
+            incoming(), type="string", minLength=1, title="Films", description="Folder or zip of films"
+        )
+    },
+    tags=["openmed", "live"],
+    default_args={"owner": "ml-engineering", "retries": 2, "retry_delay": timedelta(minutes=1)},
+) as dag:
+    score() >> watch() >> outside() >> announce()

@@ -1,0 +1,11 @@
+"""After a promotion: new films are scored with the champion, it is watched on them, and put on hold.
+
+`log` keeps what was answered, `scoring` answers, `watching` judges the latest answers by the change plan.
+Films are known by the hash of their content and patients by the pseudonyms of the site; no file name is kept.
+"""
+
+from pipeline.live.log import ScoreLog, add_labels
+from pipeline.live.scoring import score_films
+from pipeline.live.watching import watch
+
+__all__ = ["ScoreLog", "add_labels", "score_films", "watch"]

@@ -1,0 +1,168 @@
+"""Scores new films with the champion: each film once for a version, a part of the films at a time."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openmed.errors import BadInput
+from openmed.files import sha256_bytes
+from pipeline import registry
+from pipeline.live.log import SCORED, UNUSABLE, ScoreLog, chunks
+from pipeline.project import locked
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from openmed.data.privacy import Pseudonyms
+    from openmed.data.sources import Film
+    from openmed.models.session import Predictor
+    from openmed.models.spec import ModelSpec
+
+# What a film is compared by with those that the champion was trained on.
+_MEASURED = ("width", "height", "bits", "mean", "std", "embedding")
+_ANSWERED = ("score", "label", "threshold", "refer")
+_UNREADABLE = "unreadable"
+_PART_FILMS, _BATCH_FILMS = 1024, 32
+
+
+def score_films(home: Path, source: Path) -> dict[str, Any]:
+    """Scores the films of a folder or zip that the champion has not scored yet.
+
+    Every part of the films is on the disk before the next is begun, so that a run that was killed goes on
+    where it was. A film that cannot be used is logged with the reason; a file that cannot be read at all is
+    tried again by the next run.
+
+    Args:
+        home: The state folder.
+        source: Folder or zip of films, without labels.
+
+    Returns:
+        version, films (in the source), scored, flagged, referred, unusable (of the new ones), unreadable,
+        known (scored before), log (the folder of the answers).
+
+    Raises:
+        BadInput: There is no champion, it is on hold, or the source holds no film.
+        IntegrityError: The champion is not what was registered.
+    """
+    from openmed.data.sources import list_films
+    from pipeline.device import pick_device
+    from pipeline.site import pseudonyms
+    from pipeline.stage import progress
+
+    films = list_films(source)
+    with locked("scores"):
+        version = _champion()
+        predictor = registry.load_predictor(f"models:/{registry.MODEL_NAME}/{version}", pick_device("auto"))
+        model, log, secret = registry.model_digest(version), ScoreLog(home, version), pseudonyms(home)
+        known, before = log.known(), 0
+        counts = dict.fromkeys((SCORED, "flagged", "referred", UNUSABLE, _UNREADABLE), 0)
+        with progress(len(films), "score") as tick:
+            for part in chunks(films, _PART_FILMS):
+                rows = []
+                for batch in chunks(part, _BATCH_FILMS):
+                    rows += _answers(batch, predictor, secret, known)
+                    for _ in batch:
+                        tick()
+                before += len(part) - len(rows)
+                if kept := [row for row in rows if row["status"] != _UNREADABLE]:
+                    log.append(_table(kept, version, model))
+                for row in rows:
+                    counts[row["status"]] += 1
+                    counts["flagged"] += row["label"] == predictor.spec.positive
+                    counts["referred"] += bool(row["refer"])
+    return {"version": version, "films": len(films), **counts, "known": before, "log": str(log.folder)}
+
+
+def _champion() -> str:
+    version = registry.champion()
+    if version is None:
+        raise BadInput("there is no champion to score films with: promote a version first")
+    if (entry := registry.on_hold().get(version)) is not None:
+        raise BadInput(
+            f"version {version}, the champion, is on hold since {entry.at} ({entry.content['reason']}): roll "
+            "back, promote another version, or release it with `openmed registry release`"
+        )
+    return version
+
+
+def _answers(
+    films: "Sequence[Film]", predictor: "Predictor", secret: "Pseudonyms", known: set[str]
+) -> list[dict[str, Any]]:
+    """What the model says of those films that are not known yet; they are known from then on."""
+    import numpy as np
+    import pyarrow as pa
+
+    from openmed.data.manifest import judge_facts, ordered_map
+    from openmed.data.measure import FACTS
+
+    size, lost, rows, squares = predictor.spec.image_size_px, [], [], []
+    for row, square in ordered_map(lambda film: _read(film, size, secret), films):
+        if row["status"] == _UNREADABLE:
+            lost.append(row)
+        elif row["sha256"] not in known:
+            known.add(row["sha256"])
+            rows.append(row)
+            squares.append(square)
+    judged = judge_facts(pa.Table.from_pylist(rows, FACTS)) if rows else None
+    for row, reason in zip(rows, judged["reason"] if rows else (), strict=True):
+        row |= {"reason": reason, "status": UNUSABLE if reason else SCORED}
+    usable = [(row, square) for row, square in zip(rows, squares, strict=True) if row["status"] == SCORED]
+    if usable:
+        probabilities = predictor.predict(np.stack([square for _, square in usable]))
+        for (row, _), answer in zip(usable, _said(predictor.spec, probabilities), strict=True):
+            row |= answer
+    return rows + lost
+
+
+def _said(spec: "ModelSpec", probabilities: "np.ndarray") -> list[dict[str, Any]]:
+    from openmed.models.session import called_classes, referred
+
+    called = called_classes(spec, probabilities, spec.threshold)
+    return [
+        {
+            "score": float(row[spec.positive_index]),
+            "label": spec.class_names[label],
+            "threshold": spec.threshold,
+            "refer": refer,
+            **{f"probability_{name}": float(row[k]) for k, name in enumerate(spec.class_names)},
+        }
+        for row, label, refer in zip(
+            probabilities, called, referred(spec, probabilities, called), strict=True
+        )
+    ]
+
+
+def _read(film: "Film", size_px: int, secret: "Pseudonyms") -> "tuple[dict[str, Any], np.ndarray | None]":
+    """What is known of a film without a model, and its square; no square of one that cannot be decoded."""
+    from openmed.data.images import decode_with_depth, resize_film
+    from openmed.data.measure import measurements
+    from openmed.data.privacy import about_film, dicom_patient
+    from openmed.data.profile import OPTIONAL_COLUMNS, age_band
+    from openmed.data.sources import patient_of
+
+    row = dict.fromkeys((*_MEASURED, *OPTIONAL_COLUMNS, *_ANSWERED, "reason", "status"))
+    try:
+        content = film.reader()
+    except BadInput:
+        return row | {"status": _UNREADABLE}, None
+    about, patient = about_film(content), dicom_patient(content) or patient_of(film.name)[0]
+    row |= {"sha256": sha256_bytes(content), "patient": secret.patient(patient), "reason": ""}
+    row |= {name: about.get(name) for name in OPTIONAL_COLUMNS}
+    if years := about.get("age_years"):
+        row["age_band"] = age_band(int(years))
+    try:
+        decoded, bits = decode_with_depth(content, "the film")
+    except BadInput as error:
+        return row | {"reason": str(error)}, None
+    measured = measurements(decoded, bits)
+    return row | {name: measured[name] for name in _MEASURED}, resize_film(decoded, size_px)
+
+
+def _table(rows: list[dict[str, Any]], version: str, model_sha256: str) -> "pd.DataFrame":
+    import pandas as pd
+
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    table = pd.DataFrame(rows).assign(scored_at=now, version=version, model_sha256=model_sha256)
+    return table.astype({"refer": "boolean", "score": float, "threshold": float})

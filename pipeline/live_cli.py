@@ -1,0 +1,63 @@
+"""`openmed live`: new films scored with the champion, and how it does on them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.project import home
+from pipeline.terminal import Json, print_json
+
+live = typer.Typer(help="New films: score them with the champion, watch how it does.", no_args_is_help=True)
+
+
+@live.command()
+def score(
+    films: Annotated[Path, typer.Argument(help="Folder or zip of films, without labels.")],
+    as_json: Json = False,
+) -> None:
+    """Scores the films that the champion has not scored yet; the answers are Parquet files."""
+    from pipeline.live import score_films
+
+    done = score_films(home(), films)
+    if as_json:
+        print_json(done)
+        return
+    print(
+        f"version {done['version']} scored {done['scored']} films: {done['flagged']} flagged, "
+        f"{done['referred']} referred to a radiologist; {done['unusable']} unusable, "
+        f"{done['unreadable']} unreadable, {done['known']} known before"
+    )
+    print(f"The answers: {done['log']}")
+
+
+@live.command()
+def labels(
+    films: Annotated[Path, typer.Argument(help="Folder or zip of class folders, or a CSV manifest.")],
+    as_json: Json = False,
+) -> None:
+    """Keeps what scored films turned out to be."""
+    from pipeline.live import add_labels
+    from pipeline.params import load_params
+    from pipeline.project import project_root
+
+    done = add_labels(home(), films, load_params(project_root() / "params.yaml").task.classes)
+    if as_json:
+        print_json(done)
+        return
+    print(f"{done['films']} labels: {done['new']} new, {done['changed']} changed")
+
+
+@live.command()
+def watch(as_json: Json = False) -> None:
+    """Judges the champion on the latest films by its change plan; what fails puts it on hold."""
+    from pipeline.live import watch as judge
+
+    result = judge(home())
+    if as_json:
+        print_json(result)
+        return
+    print(f"{result['verdict']}: {result['sentence']}")
+    if result["hold"]:
+        print("It is on hold: `openmed registry rollback` or `release` ends that")
+    print(f"The page: {result['page']}")

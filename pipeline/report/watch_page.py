@@ -1,0 +1,41 @@
+"""The page that shows how the champion does on new films."""
+
+from typing import Any
+
+import pandas as pd
+
+from pipeline.report.charts import distribution_chart, interval_chart, period_chart
+from pipeline.report.drift_page import MEASUREMENTS
+from pipeline.report.render import picture, render
+
+
+def build_watch_page(result: dict[str, Any], reference: pd.DataFrame | None, films: pd.DataFrame) -> str:
+    """Builds the page.
+
+    Args:
+        result: What `pipeline.live.watch` returns.
+        reference: The films that the champion was trained on; None when they were not stored.
+        films: The judged films, as the log has them.
+    """
+    charts = {}
+    for name, title in (("auc", "AUC"), ("sensitivity", "Sensitivity"), ("specificity", "Specificity")):
+        if result["periods"]:
+            charts[f"{title} of each period"] = period_chart(result["periods"], name)
+    if len(films):
+        charts["Probabilities of the finding"] = distribution_chart(
+            {"these films": films["score"].to_numpy()}
+        )
+    if reference is not None and len(films):
+        both = {f"films of version {result['version']}": reference, "these films": films}
+        for title, measure in MEASUREMENTS.items():
+            if all({"mean", "std", "width", "height"} <= set(table.columns) for table in both.values()):
+                charts[title] = distribution_chart(
+                    {name: measure(table).dropna().to_numpy(float) for name, table in both.items()}
+                )
+    measured = [shift for shift in result["shifts"] if shift["value"] is not None]
+    return render(
+        "watch.html",
+        result=result,
+        drift=picture(interval_chart(measured), "svg+xml") if measured else "",
+        charts={title: picture(svg, "svg+xml") for title, svg in charts.items()},
+    )

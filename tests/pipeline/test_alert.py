@@ -1,0 +1,62 @@
+"""Messages to people, sent to a real local server."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from openmed.errors import BadInput, ResourceError
+from pipeline.alert import send_alert
+
+
+@pytest.fixture
+def webhook(monkeypatch):
+    """A server that keeps what it is sent; it refuses what is sent to /broken."""
+    kept = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            kept.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(500 if self.path == "/broken" else 200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("OPENMED_ALERT_URL", f"http://127.0.0.1:{server.server_port}/secret")
+    yield kept
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_message_arrives_as_chats_take_it(webhook):
+    assert send_alert("Version 1 is on hold.")
+    assert webhook == [{"text": "Version 1 is on hold."}]
+
+
+def test_without_an_address_nothing_is_sent(monkeypatch):
+    monkeypatch.delenv("OPENMED_ALERT_URL", raising=False)
+    assert not send_alert("anything")
+
+
+def test_an_address_that_is_open_to_listeners_is_refused(monkeypatch):
+    monkeypatch.setenv("OPENMED_ALERT_URL", "http://chat.example.org/secret")
+    with pytest.raises(BadInput, match="must be an https address") as refused:
+        send_alert("anything")
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("path", ["/broken", None])
+def test_a_message_that_was_not_taken_is_an_error_without_the_address(webhook, monkeypatch, path):
+    import os
+
+    address = os.environ["OPENMED_ALERT_URL"]
+    monkeypatch.setenv(
+        "OPENMED_ALERT_URL", address.replace("/secret", path) if path else "http://127.0.0.1:9/secret"
+    )
+    with pytest.raises(ResourceError, match="did not take the message") as refused:
+        send_alert("anything")
+    assert "secret" not in str(refused.value) and "127.0.0.1" not in str(refused.value)
