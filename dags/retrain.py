@@ -148,6 +148,8 @@ def drift(*, params: dict[str, Any], ti: Any) -> dict[str, Any]:
 @task(
     outlets=[CANDIDATE],
     execution_timeout=timedelta(hours=1),
+    # What is trained waits for a registry that is down: with the pauses growing to 15 minutes, about a day.
+    retries=100,
     doc_md="Registers each trained model as a candidate version and announces the best one.",
 )
 def register(*, run_id: str, dag_run: Any, ti: Any) -> Any:

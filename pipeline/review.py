@@ -41,7 +41,7 @@ def build_review(judged: dict[str, Any], evidence: Evidence, compared: Compariso
         "review.html",
         judged=judged,
         groups=_groups(films, evidence, compared, Path(workspace)),
-        subgroups=subgroups(evidence),
+        subgroups=subgroups(evidence, compared),
         threshold=evidence.spec.threshold,
         champion_threshold=compared.other_threshold,
         positive=evidence.spec.positive,

@@ -116,7 +116,7 @@ def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champio
         workspace = Path(admin.xcom("retrain", "road", "prepare")["path"])
         assert outputs(workspace) == outputs(project)
         candidate = admin.xcom("retrain", "road", "register", "candidate")
-        promotion = wait_for_promotion(admin)
+        promotion = wait_for_run_of(admin, "promote")
         assert answered(people, promotion) == "success"
         assert admin.task_states("promote", promotion)["promote"] == "success"
     environment = {**os.environ, "OPENMED_HOME": str(home), "OPENMED_PROJECT": str(project)}
@@ -150,14 +150,62 @@ def test_a_version_is_trained_again_bit_for_bit(project, tmp_path):
     assert not (tmp_path / "home/runs" / f"reproduce-{version}").exists()
 
 
-def wait_for_promotion(admin) -> str:
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_films_that_look_otherwise_hold_the_champion_until_a_person_releases_it(project, tmp_path):
+    home = tmp_path / "home"
+    environment = {**os.environ, "OPENMED_HOME": str(home), "OPENMED_PROJECT": str(project)}
+    code = (
+        "from pathlib import Path; from pipeline import promotion, registry; "
+        "done = registry.register_candidates(Path('.'), run_key='r', revision='abc'); "
+        "people = {'clinical': 'Dr Adams', 'technical': 'Ms Brown'}; "
+        "promotion.promote(done['version'], approved_by=people, comment='', expected_champion=None)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=project, env=environment, check=True)
+    incoming = brighter_films(tmp_path)
+    with Services(project, home, mlflow_port=None, schedule="off") as services:
+        services.wait_healthy(180)
+        admin, reviewer = services.client("admin"), services.client(REVIEWER)
+        for dag in ("hold", "score"):
+            services.wait_for_dag(dag)
+            admin.set_paused(dag, False)
+        admin.trigger("score", {"films": str(incoming)}, "new")
+        assert admin.wait_for_run("score", "new", 300) == "success"
+        assert admin.xcom("score", "new", "score")["scored"] == 160
+        assert admin.xcom("score", "new", "watch")["verdict"] == "FAIL"
+        asked = wait_for_run_of(admin, "hold")
+        champion = admin.xcom("score", "new", "watch")["version"]
+        listed = json.loads(cli(project, environment, "registry", "list", "--json"))
+        assert next(each["hold"] for each in listed if each["version"] == champion)
+        assert reviewer.decide("hold", asked, "Release", "looked at by hand", 240) == "success"
+        assert admin.task_states("hold", asked)["keep"] == "skipped"
+    told = cli(project, environment, "registry", "show", champion)
+    assert f"taken off hold by {REVIEWER}: looked at by hand" in told
+    assert (home / "watch/watch.html").is_file()
+
+
+def brighter_films(folder: Path) -> Path:
+    """Films of other patients, far brighter than those of the sample, without labels."""
+    import cv2
+
+    from openmed.data.phantom import write_sample
+
+    write_sample(folder / "bright", films=160, seed=98, size_px=96)
+    (folder / "incoming").mkdir()
+    for path in (folder / "bright/films").rglob("*.jpeg"):
+        film = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(folder / "incoming" / f"{path.stem}.png"), cv2.add(film, 80))
+    return folder / "incoming"
+
+
+def wait_for_run_of(admin, dag: str) -> str:
     import time
 
     for _ in range(120):
-        if found := admin.runs("promote"):
+        if found := admin.runs(dag):
             return found[-1]["dag_run_id"]
         time.sleep(0.5)
-    raise AssertionError("the candidate started no promotion")
+    raise AssertionError(f"no run of {dag} was started")
 
 
 def evaluated_on_unseen_films(project: Path, environment: dict, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS
 from openmed.metrics.net_benefit import decision_curve
 from openmed.metrics.power import auc_floor, proportion_floor
 from openmed.metrics.score_intervals import wilson
+from pipeline.gates.comparison import Comparison
 from pipeline.gates.evidence import Evidence, verdict_gate
 from pipeline.judgement import patient_numbers
 
@@ -151,17 +152,34 @@ def _known(number: float | None) -> float:
     return math.inf if number is None else number
 
 
-def subgroups(evidence: Evidence) -> list[dict[str, Any]]:
-    """Returns sensitivity and specificity, with Wilson intervals, of every group of test films."""
+def subgroups(evidence: Evidence, champion: Comparison | None = None) -> list[dict[str, Any]]:
+    """Returns sensitivity and specificity, with Wilson intervals, of every group of test films.
+
+    Args:
+        evidence: On the version.
+        champion: Its comparison with the champion: then the groups are of the films compared.
+
+    Returns:
+        For each group: group (name), films (how many each share is of), sensitivity and specificity; and
+        champion, the same two shares of the champion, None where it was not compared.
+    """
     if evidence.films is None:
         return []
-    known = evidence.films.assign(id=evidence.films["sha256"].str[:16]).drop(columns=["label", "patient"])
-    test = evidence.test.merge(_groups(known), on="id", how="left")
+    compared = champion is not None and champion.films is not None
+    films = champion.films if compared else evidence.test
+    known = evidence.films.assign(id=evidence.films["sha256"].str[:16])
+    test = films.drop(columns="sha256", errors="ignore").merge(_groups(known), on="id", how="left")
+    has, confidence = test["label"] == evidence.spec.positive_index, evidence.rules.confidence
+    flagged = test["score"] >= evidence.spec.threshold
+    theirs = test["score_other"] >= champion.other_threshold if compared else None
     found = []
     for column in [name for name in test.columns if name.startswith("group_")]:
         title = column.removeprefix("group_").replace("age_band", "age")
-        for value, films in test.groupby(column, observed=True):
-            found.append(_shares(f"{title} {value}", films, evidence))
+        for value, rows in test.groupby(column, observed=True).indices.items():
+            own = _shares(has.iloc[rows], flagged.iloc[rows], confidence)
+            other = _shares(has.iloc[rows], theirs.iloc[rows], confidence) if compared else None
+            counts = {"sensitivity": int(has.iloc[rows].sum()), "specificity": int((~has.iloc[rows]).sum())}
+            found.append({"group": f"{title} {value}", "films": counts, **own, "champion": other})
     return found
 
 
@@ -179,13 +197,12 @@ def _groups(known: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame({"id": known["id"], **groups})
 
 
-def _shares(name: str, films: "pd.DataFrame", evidence: Evidence) -> dict[str, Any]:
-    has = films["label"] == evidence.spec.positive_index
-    flagged = films["score"] >= evidence.spec.threshold
-    right = {"sensitivity": int((has & flagged).sum()), "specificity": int((~has & ~flagged).sum())}
-    counts = {"sensitivity": int(has.sum()), "specificity": int((~has).sum())}
-    shares = {key: wilson(right[key], counts[key], evidence.rules.confidence).to_json() for key in right}
-    return {"group": name, "films": counts, **shares}
+def _shares(has: "pd.Series", flagged: "pd.Series", confidence: float) -> dict[str, dict[str, Any]]:
+    right = {"sensitivity": (has & flagged, has), "specificity": (~has & ~flagged, ~has)}
+    return {
+        name: wilson(int(hits.sum()), int(all_.sum()), confidence).to_json()
+        for name, (hits, all_) in right.items()
+    }
 
 
 def _shown(number: float | None) -> str:

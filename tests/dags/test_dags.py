@@ -61,7 +61,9 @@ def test_only_trainings_queue_for_the_gpu_and_every_task_has_an_end(dags):
         for task in dag.tasks:
             assert task.doc_md and task.owner == "ml-engineering"
             if task.task_id not in UNTIMED:
-                assert task.execution_timeout and task.retries == 2
+                assert task.execution_timeout
+                # A trained model waits for a registry that is down.
+                assert task.retries == (100 if task.task_id == "register" else 2)
     train = next(task for task in dags["retrain"].tasks if task.task_id.startswith("train."))
     assert train.execution_timeout == timedelta(hours=12)
 

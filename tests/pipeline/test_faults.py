@@ -8,9 +8,12 @@ import pytest
 import yaml
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import read_json, write_json
+from openmed.files import read_json, sha256_bytes, write_json
 from openmed.metrics.gates import FAIL, OUTSIDE_PLAN, PASS
-from openmed.models.checkpoint import WEIGHTS_FILE
+from openmed.models.checkpoint import EXPORT_FILE, WEIGHTS_FILE, load_model, read_spec, write_spec
+from openmed.models.control import CONTROL_FILE, write_control
+from openmed.models.export import graph_bytes
+from openmed.models.session import load_exported
 from pipeline import promotion, registry
 from tests.pipeline.conftest import make_workspace, register
 
@@ -128,6 +131,17 @@ def test_what_was_swapped_after_the_evaluation_is_not_registered(home, tmp_path,
     shutil.copy(make_workspace(tmp_path / "other", ("vit",), seed=7) / VIT / file, workspace / VIT / file)
     with pytest.raises(IntegrityError, match="is not what evaluate@vit wrote"):
         registry.register_candidates(workspace, run_key="swapped", revision="abc")
+
+
+def test_an_export_that_decides_otherwise_than_its_model_is_refused(home, tmp_path, request):
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=12)
+    other = load_model(make_workspace(tmp_path / "other", ("vit",), seed=13) / VIT / "model")
+    folder, graph = workspace / VIT / "model", graph_bytes(other)
+    (folder / EXPORT_FILE).write_bytes(graph)
+    write_spec(folder, *read_spec(folder), sha256_bytes(graph))
+    films = np.random.default_rng(0).integers(0, 256, (8, 32, 32)).astype(np.uint8)
+    write_control(workspace / VIT / CONTROL_FILE, load_exported(folder), films)
+    assert "export of this vit decides otherwise" in refused(workspace, request, "export", FAIL)
 
 
 def test_a_changed_threshold_is_refused(home, tmp_path, request):

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from openmed.data.profile import COLUMNS, added_films, link_patients, profile_films
+from openmed.data.profile import COLUMNS, added_films, age_band, link_patients, profile_films
 
 
 def films(patients, hashes):
@@ -24,6 +25,19 @@ def test_a_profile_keeps_accepted_films_and_neither_path_nor_reason():
     found = profile_films(manifest, ("NORMAL", "PNEUMONIA"))
     assert list(found.columns) == [*COLUMNS, "view"]
     assert list(found["label"]) == ["NORMAL", "PNEUMONIA"] and list(found["mean"]) == [1.0, 3.0]
+
+
+def test_of_an_age_only_the_band_is_kept():
+    manifest = pd.DataFrame({name: [1.0] * 5 for name in COLUMNS} | {"label": 0, "status": "accepted"})
+    manifest["age_years"] = pd.array([0, 1, 17, 65, None], "Int64")
+    found = profile_films(manifest, ("NORMAL", "PNEUMONIA"))
+    assert list(found["age_band"]) == ["below 2", "below 2", "2 to 17", "65 and older", ""]
+    assert "age_years" not in found
+
+
+@pytest.mark.parametrize(("years", "band"), [(2, "2 to 17"), (18, "18 to 39"), (64, "40 to 64"), (90, "65 and older")])
+def test_a_band_begins_with_its_first_year(years, band):
+    assert age_band(years) == band
 
 
 def test_patients_who_share_a_film_are_the_same_whatever_their_names():
