@@ -10,6 +10,10 @@ import yaml
 
 from pipeline.params import Params
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import great_expectations as gx
+
 SUITE = Path(__file__).with_name("expectations.yaml")
 _SHOWN_ROWS = 10
 
@@ -55,9 +59,6 @@ def check(manifest: pd.DataFrame, params: Params) -> dict[str, Any]:
 
 def _run(table: pd.DataFrame, definitions: list[dict]) -> list[dict]:
     """Runs one suite on one table; results come in the order of the definitions."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import great_expectations as gx
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}

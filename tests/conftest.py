@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import contextlib
 import copy
+import fcntl
 import gc
 import shutil
 from pathlib import Path
@@ -94,11 +95,22 @@ def params() -> dict:
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def toy(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A project folder in which every stage ran once on phantoms; only to be read."""
+    base = tmp_path_factory.getbasetemp()
+    # The first worker that needs it makes it for all.
+    folder = (base if worker_id == "master" else base.parent) / "toy"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            make_toy(folder.with_name("unfinished"))
+            folder.with_name("unfinished").rename(folder)
+    return folder
+
+
+def make_toy(folder: Path) -> None:
     from openmed.data.phantom import write_sample
 
-    folder = tmp_path_factory.mktemp("toy") / "project"
     write_sample(folder / "data", films=FILMS, size_px=96)
     write_params(folder, toy_params())
     shutil.copy(ROOT / "dvc.yaml", folder)
@@ -110,7 +122,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for stage in ("train", "evaluate", "explain")
     ]
     run_stages(folder, [*shared, *each, "triage"])
-    return folder
 
 
 @pytest.fixture

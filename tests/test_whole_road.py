@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.services import ENGINEER, REVIEWER, Services
-from tests.conftest import ROOT, answered, toy_params, write_params, write_plan
+from tests.conftest import FILMS, ROOT, answered, toy_params, write_params, write_plan
 
 pytestmark = pytest.mark.slow
 ARCHITECTURES = ["resnet50", "vit"]
@@ -33,8 +33,10 @@ def ran(output: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, toy: Path) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout of this repository with toy settings and films, after its first `dvc repro`."""
+    from openmed.data.phantom import write_sample
+
     folder = tmp_path_factory.mktemp("road") / "project"
     folder.mkdir()
     tracked = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").split()
@@ -42,7 +44,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, toy: Path) -> Path:
         if not name.startswith(("sample/", "tests/", "data.dvc")) and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(toy / "data", folder / "data")
+    write_sample(folder / "data", films=FILMS, size_px=96)
     params = toy_params()
     params["architectures"] = ARCHITECTURES
     # What is tested is the road, not how well networks of a few kilobytes learn.
@@ -101,7 +103,7 @@ def test_a_changed_vit_setting_reruns_that_branch_alone(project):
 
 
 @pytest.mark.timeout(1500)
-def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champion(project, tmp_path, toy):
+def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champion(project, tmp_path):
     home = tmp_path / "home"
     with Services(project, home, schedule="off") as services:
         services.wait_healthy(180)

@@ -35,7 +35,9 @@ def test_of_an_age_only_the_band_is_kept():
     assert "age_years" not in found
 
 
-@pytest.mark.parametrize(("years", "band"), [(2, "2 to 17"), (18, "18 to 39"), (64, "40 to 64"), (90, "65 and older")])
+@pytest.mark.parametrize(
+    ("years", "band"), [(2, "2 to 17"), (18, "18 to 39"), (64, "40 to 64"), (90, "65 and older")]
+)
 def test_a_band_begins_with_its_first_year(years, band):
     assert age_band(years) == band
 
