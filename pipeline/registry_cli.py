@@ -41,7 +41,9 @@ def list_(as_json: Json = False) -> None:
         "approved_by",
         "hold",
     )
-    print_table(columns, [[cell(version.get(column)) for column in columns] for version in versions])
+    # The reason is a long sentence; `show` tells it.
+    rows = [version | {"hold": "on hold" if version["hold"] else None} for version in versions]
+    print_table(columns, [[cell(version.get(column)) for column in columns] for version in rows])
 
 
 @registry.command()

@@ -201,6 +201,9 @@ class Services:
     def _spawn(self, name: str, module: str, *arguments: str) -> None:
         # A review links to the report in MLflow, as a browser on this machine reaches it.
         shown = {"OPENMED_MLFLOW_URL": self.mlflow_url} if self.mlflow_url else {}
+        if self._gpu_slots > 1:
+            # Trainings side by side: a thread that waits must not spin on a core that another could use.
+            shown["OMP_WAIT_POLICY"] = "passive"
         with (self.logs / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],

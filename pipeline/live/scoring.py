@@ -81,7 +81,7 @@ def _champion() -> str:
         raise BadInput("there is no champion to score films with: promote a version first")
     if (entry := registry.on_hold().get(version)) is not None:
         raise BadInput(
-            f"version {version}, the champion, is on hold since {entry.at} ({entry.content['reason']}): roll "
+            f"version {version}, the champion, is on hold since {entry.at} ({entry.content['reason'].rstrip('.')}): roll "
             "back, promote another version, or release it with `openmed registry release`"
         )
     return version

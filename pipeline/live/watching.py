@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BY = "monitoring"
 _PERIODS = 12
+# A share of fewer films says more of single probabilities near 0 or 1 than of the model.
+_MIN_EXPECTED_FILMS = 20
 _NAMES = {"auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity"}
 
 
@@ -132,9 +134,10 @@ def _shifts(evidence: Evidence, reference: "pd.DataFrame", films: "pd.DataFrame"
 
 
 def _expected(evidence: Evidence, films: "pd.DataFrame") -> dict[str, Interval]:
+    """What the probabilities expect, of the shares that enough films are expected to be of."""
     from openmed.metrics.label_free import expected_performance
 
-    return expected_performance(
+    found = expected_performance(
         films["score"],
         films["patient"],
         evidence.spec.threshold,
@@ -142,6 +145,10 @@ def _expected(evidence: Evidence, films: "pd.DataFrame") -> dict[str, Interval]:
         confidence=evidence.rules.confidence,
         seed=evidence.rules.seed,
     )
+    having = float(films["score"].sum())
+    counts = {"sensitivity": having, "specificity": len(films) - having}
+    counts["auc"] = min(counts.values())
+    return {name: each for name, each in found.items() if counts[name] >= _MIN_EXPECTED_FILMS}
 
 
 def _measured(evidence: Evidence, films: "pd.DataFrame", plan: "Monitoring | None") -> dict[str, Interval]:
@@ -165,7 +172,7 @@ def _measured(evidence: Evidence, films: "pd.DataFrame", plan: "Monitoring | Non
 def _drift_check(shift: "Shift", limit: str) -> dict[str, Any]:
     worst = shift.verdict == "large" or shift.verdict == limit
     interval, floor = shift.interval, getattr(shift.limits, limit)
-    words = f"{shift.aspect} lies {interval.value:.2f} from the films that it was trained on"
+    words = f"In {shift.aspect} the films lie {interval.value:.2f} from those that it was trained on"
     reason = (
         f"{words}, surely more than the accepted {floor:g}."
         if worst
@@ -219,7 +226,8 @@ def _sentence(
     scope = f"Version {version} on its latest {films} films of {patients} patients"
     if verdict == INSUFFICIENT:
         return f"{scope} cannot be judged yet: the plan asks for {plan.min_patients} patients."
-    failed = [check["reason"].rstrip(".") for check in checks if check["verdict"] == FAIL]
+    reasons = [check["reason"].rstrip(".") for check in checks if check["verdict"] == FAIL]
+    failed = [reason[0].lower() + reason[1:] for reason in reasons]
     if not failed:
         return f"{scope} stays within the limits of its change plan."
     return f"{scope} is outside the limits of its change plan: {'; '.join(failed)}."

@@ -78,7 +78,7 @@ def score_chart(scores: dict[str, np.ndarray], threshold: float) -> bytes:
         for (name, values), color in zip(scores.items(), plt.cm.tab10.colors, strict=False):
             axes.hist(values, bins=bins, alpha=0.6, label=name, color=color)
         axes.axvline(threshold, color=_RED, linewidth=1.5)
-        axes.set(xlabel="predicted probability of the finding", ylabel="test films")
+        axes.set(xlabel="predicted probability of the finding", ylabel="films")
         axes.legend(frameon=False)
 
     return _svg(draw)

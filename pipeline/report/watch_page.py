@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.report.charts import distribution_chart, interval_chart, period_chart
+from pipeline.report.charts import distribution_chart, interval_chart, period_chart, score_chart
 from pipeline.report.drift_page import MEASUREMENTS
 from pipeline.report.render import picture, render
 
@@ -22,9 +22,8 @@ def build_watch_page(result: dict[str, Any], reference: pd.DataFrame | None, fil
         if result["periods"]:
             charts[f"{title} of each period"] = period_chart(result["periods"], name)
     if len(films):
-        charts["Probabilities of the finding"] = distribution_chart(
-            {"these films": films["score"].to_numpy()}
-        )
+        scores = {"these films": films["score"].to_numpy()}
+        charts["Probabilities; the line is the threshold"] = score_chart(scores, films["threshold"].iloc[-1])
     if reference is not None and len(films):
         both = {f"films of version {result['version']}": reference, "these films": films}
         for title, measure in MEASUREMENTS.items():

@@ -115,6 +115,7 @@ def scored(count, *, seed=1, sure=True, **moved):
             "score": score,
             "refer": pd.array([None] * count, "boolean"),
             "label": np.where(score > 0.5, "PNEUMONIA", "NORMAL"),
+            "threshold": 0.5,
             "scored_at": [f"2026-01-{1 + number * 20 // count:02d}T00:00:00Z" for number in range(count)],
             **looks(count, seed, **moved),
         }
@@ -243,7 +244,7 @@ def test_films_like_those_of_its_training_leave_the_champion_in_place(home):
 @pytest.mark.parametrize(
     ("films", "why"),
     [
-        (scored(100, mean=lambda grey: grey + 60), "brightness lies"),
+        (scored(100, mean=lambda grey: grey + 60), "in brightness the films lie"),
         (scored(100, sure=False), "expected AUC is"),
     ],
     ids=["they look otherwise", "they are harder to tell"],
@@ -263,6 +264,13 @@ def test_films_that_the_champion_was_not_made_for_put_it_on_hold(home, incoming,
     assert live.watch(home)["verdict"] == "INSUFFICIENT EVIDENCE"
     assert live.score_films(home, incoming)["scored"] == 6
     assert registry.champion() == "1"
+
+
+def test_of_films_that_are_nearly_all_ill_no_specificity_is_expected(home):
+    films = scored(100).assign(score=0.97)
+    ScoreLog(home, "1").append(films)
+    names = {check["name"] for check in live.watch(home)["checks"]}
+    assert "expected sensitivity" in names and not {"expected specificity", "expected AUC"} & names
 
 
 def test_labels_show_what_the_probabilities_hide(home):
