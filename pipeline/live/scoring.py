@@ -80,9 +80,10 @@ def _champion() -> str:
     if version is None:
         raise BadInput("there is no champion to score films with: promote a version first")
     if (entry := registry.on_hold().get(version)) is not None:
+        reason = entry.content["reason"].rstrip(".")
         raise BadInput(
-            f"version {version}, the champion, is on hold since {entry.at} ({entry.content['reason'].rstrip('.')}): roll "
-            "back, promote another version, or release it with `openmed registry release`"
+            f"version {version}, the champion, is on hold since {entry.at} ({reason}): roll back, promote "
+            "another version, or release it with `openmed registry release`"
         )
     return version
 
