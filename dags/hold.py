@@ -44,19 +44,28 @@ class HoldOperator(QuestionOperator):
         return None
 
 
-@task(execution_timeout=timedelta(minutes=5), doc_md="Tells people: in this log, and at OPENMED_ALERT_URL.")
+@task(execution_timeout=timedelta(minutes=5), doc_md="Says what was announced.")
 def tell(*, triggering_asset_events: Any) -> dict[str, str]:
     """Returns what the newest announcement says."""
-    from pipeline.alert import send_alert
-
     announced = [event for found in dict(triggering_asset_events or {}).values() for event in found]
     if not announced:
         raise AirflowFailException("no hold was announced: this DAG is started by the DAG `score`")
     found = max(announced, key=lambda event: event.timestamp).extra
     logging.getLogger("airflow.task").warning(found["sentence"])
-    with one_sentence():
-        send_alert(f"OpenMed: version {found['version']} is on hold. {found['sentence']}")
     return {key: found[key] for key in ("version", "sentence", "page")}
+
+
+@task(
+    execution_timeout=timedelta(minutes=5),
+    doc_md="Posts the sentence to OPENMED_ALERT_URL, where it is set. The question is asked in any case.",
+)
+def alert(*, ti: Any) -> bool:
+    """Returns whether there was somewhere to post it."""
+    from pipeline.alert import send_alert
+
+    found = ti.xcom_pull(task_ids="tell")
+    with one_sentence():
+        return send_alert(f"OpenMed: version {found['version']} is on hold. {found['sentence']}")
 
 
 @task(doc_md="The hold stays; who said so is in the answer of `ask`.")
@@ -106,4 +115,6 @@ with DAG(
         assigned_users=named_people("OPENMED_REVIEWERS_HOLD"),
         doc_md="A person decides under *Required Actions*; silence keeps the hold.",
     )
-    tell() >> asked >> [keep(), release(), retrain()]
+    told = tell()
+    told >> alert()
+    told >> asked >> [keep(), release(), retrain()]

@@ -102,21 +102,28 @@ def test_a_release_needs_a_reason(dags):  # noqa: F811
     assert hold.HoldOperator.problem_of(ask, answer(hold.KEEP), None) is None
 
 
-def test_people_are_told_of_the_newest_hold(monkeypatch):
+def test_the_message_is_sent_beside_the_question_not_before_it(dags, monkeypatch):  # noqa: F811
     import hold
 
     from pipeline import alert
 
     sent = []
     monkeypatch.setattr(alert, "send_alert", sent.append)
+    hold.alert.function(ti=Handed(tell={"version": "3", "sentence": "Version 3 drifts."}))
+    assert sent == ["OpenMed: version 3 is on hold. Version 3 drifts."]
+    assert dags["hold"].get_task("ask").upstream_task_ids == {"tell"}
+    assert dags["hold"].get_task("alert").downstream_task_ids == set()
+
+
+def test_people_are_told_of_the_newest_hold():
+    import hold
 
     def event(version, day):
         extra = {"version": version, "sentence": f"Version {version} drifts.", "page": "watch.html"}
         return SimpleNamespace(extra=extra, timestamp=datetime(2026, 1, day, tzinfo=UTC))
 
     told = hold.tell.function(triggering_asset_events={"openmed_hold": [event("3", 2), event("2", 1)]})
-    assert told["version"] == "3"
-    assert sent == ["OpenMed: version 3 is on hold. Version 3 drifts."]
+    assert told == {"version": "3", "sentence": "Version 3 drifts.", "page": "watch.html"}
     with pytest.raises(AirflowFailException, match="no hold was announced"):
         hold.tell.function(triggering_asset_events={})
 
