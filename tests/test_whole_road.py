@@ -15,7 +15,7 @@ import yaml
 from pipeline.services import ENGINEER, REVIEWER, Services
 from tests.conftest import FILMS, ROOT, answered, toy_params, write_params, write_plan
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
 ARCHITECTURES = ["resnet50", "vit"]
 
 
