@@ -25,8 +25,8 @@ class QuestionOperator(HITLBranchOperator):
         super().__init__(**kwargs)
 
     def problem_of(self, answer: dict[str, Any], ti: Any) -> str | None:
-        """Says why an answer cannot count; None when it can."""
-        raise NotImplementedError
+        """Says why an answer cannot count; None when it can, as here any does."""
+        return None
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
         """Writes the answer down first: following a branch ends the task with an exception."""
