@@ -40,9 +40,9 @@ def main() -> int:
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data"
-        _write_films(data / "films", arguments.films, arguments.side)
+        write_films(data / "films", arguments.films, arguments.side)
         folder = ImageFolder(str(data / "films"))
-        cache, rows = _cache(Path(scratch), data, [Path(path) for path, _ in folder.samples])
+        cache, rows = build_cache(Path(scratch), data, [Path(path) for path, _ in folder.samples])
         _check(folder, cache, rows)
         print(
             f"{len(rows)} films of {arguments.side} px to {SIZE_PX} px, batches of {BATCH}, with augmentation"
@@ -51,7 +51,7 @@ def main() -> int:
     return int(not verdict("C2", found, 10))
 
 
-def _write_films(folder: Path, films: int, side: int) -> None:
+def write_films(folder: Path, films: int, side: int) -> None:
     """Writes different JPEGs in two classes: a few drawn films, each turned round to another column."""
     drawn = [draw(k, k, pneumonia=bool(k % 2), size_px=side).film for k in range(DRAWN)]
     for k in range(films):
@@ -61,7 +61,8 @@ def _write_films(folder: Path, films: int, side: int) -> None:
         cv2.imwrite(str(path), film, (cv2.IMWRITE_JPEG_QUALITY, 88))
 
 
-def _cache(scratch: Path, data: Path, paths: list[Path]) -> tuple[FilmCache, np.ndarray]:
+def build_cache(scratch: Path, data: Path, paths: list[Path]) -> tuple[FilmCache, np.ndarray]:
+    """Decodes the films once; returns the cache and their rows in it."""
     names = [path.relative_to(data).as_posix() for path in paths]
     films = pd.DataFrame({"id": names, "path": names, "sha256": [sha256_file(path) for path in paths]})
     with FilmStore(scratch / "store") as store:

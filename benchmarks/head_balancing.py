@@ -13,17 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from equal_time import SIDE_PX, by_patient, labelled_squares, unpacked
+from training_settings import build
 
 from openmed.data.sampling import STRATEGIES, resample_rows
 from openmed.metrics.classification import auc
-from openmed.models.base import BaseModel
 from openmed.models.checkpoint import WEIGHTS_FILE, save_model
-from openmed.models.factory import ModelFactory
 from openmed.training.loop import Trainer
 from openmed.training.settings import Phase, TrainSettings
 from openmed.training.source import Films
-
-VIT = {"patch_size": 8, "depth": 4, "global_pool": "avg", "class_token": False}
 
 
 def main() -> int:
@@ -52,21 +49,10 @@ def main() -> int:
     return 0
 
 
-def _build(seed: int, weights: str = "none") -> BaseModel:
-    return ModelFactory.create(
-        "vit",
-        timm_name="vit_tiny_patch16_224",
-        image_size_px=SIDE_PX,
-        model_options=VIT,
-        weights=weights,
-        seed=seed,
-    )
-
-
 def _backbone(pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray, epochs: int, scratch: Path) -> Path:
     balanced = rows[resample_rows(labels[rows], "over", 0)]
     settings = TrainSettings((Phase("finetune", epochs, 1e-3, None),), 32, 32, patience_epochs=epochs)
-    model, films = _build(0), Films(pixels, balanced, labels[balanced])
+    model, films = build("vit", SIDE_PX, 0), Films(pixels, balanced, labels[balanced])
     Trainer(model, films, Films(pixels, rows[::9], labels[rows[::9]]), settings, scratch / "backbone").run()
     save_model(scratch / "start", model)
     return scratch / "start" / WEIGHTS_FILE
@@ -82,7 +68,7 @@ def _head(
     seed: int,
     state: Path,
 ) -> tuple[float, float, float]:
-    model, smote = _build(seed, str(start)), way == "smote"
+    model, smote = build("vit", SIDE_PX, seed, str(start)), way == "smote"
     torch.nn.init.trunc_normal_(model.classifier().weight, std=0.01)
     torch.nn.init.zeros_(model.classifier().bias)
     used = rows[resample_rows(labels[rows], "none" if smote else way, seed)]

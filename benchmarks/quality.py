@@ -1,9 +1,10 @@
 """Quality of the three architectures on real films, by the pipeline's own stages.
 
-Imports the films, splits them by patient, trains every architecture from scratch with every seed at a small
-input size, and prints a table: AUC, sensitivity and specificity at the frozen threshold with intervals over
-patients, calibration before and after, seconds an epoch; then means over views of a film and over the
-networks. The test films are those patients that the split put aside; nothing was chosen on them.
+Imports the films, splits them by patient, trains every architecture from scratch with every seed, at a small
+input size or with `--production` by the production schedule at the published one, and prints a table: AUC,
+sensitivity and specificity at the frozen threshold with intervals over patients, calibration before and
+after, seconds an epoch; then means over views of a film and over the networks. The test films are those
+patients that the split put aside; nothing was chosen on them.
 """
 
 import argparse
@@ -25,71 +26,86 @@ from openmed.metrics.operating_point import choose_threshold
 from openmed.models.ensemble import Ensemble
 from openmed.models.session import load_predictor
 from pipeline import evaluate, preprocess, resample, split, train, validate
+from pipeline.device import pick_device
 from pipeline.params import Params, load_params
 from pipeline.stage import SPLIT
 
 ROOT = Path(__file__).parents[1]
 SIZES_PX = {"resnet50": 96, "vit": 96, "inceptionv3": 128}
 MEASURED = ("auc", "sensitivity", "specificity", "brier")
+COLUMNS = ("network", "seed", "films", *MEASURED, "ECE before, after", "epochs", "s an epoch")
 
 
 def main() -> int:
     """Runs the stages and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("films", type=Path, help="Folder or zip of class folders.")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--seeds", default="0", help="Seeds of the splits and trainings, with commas.")
+    parser.add_argument("--epochs", type=int, help="Epochs of all layers; default 4, or production's.")
+    parser.add_argument("--production", action="store_true", help="Use params.production.yaml; for a GPU.")
     parser.add_argument("--limit", type=int, help="Use about this many films, whole patients.")
     parser.add_argument("--architectures", default=",".join(SIZES_PX))
     arguments = parser.parse_args()
-    films, names, rows = arguments.films.resolve(), arguments.architectures.split(","), []
+    films, names = arguments.films.resolve(), arguments.architectures.split(",")
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         os.environ["OPENMED_HOME"] = str(Path(scratch) / "home")
         shutil.copy(ROOT / "decisions.csv", ".")
         import_films(films, Path("data"), class_names=("NORMAL", "PNEUMONIA"), limit=arguments.limit)
-        for seed in range(arguments.seeds):
-            params = _params(names, arguments.epochs, seed)
-            for stage in (validate, split, preprocess, resample):
-                stage.run(params)
-            rows += [_trained(params, name, seed) for name in names]
-            rows += _means(params, names, seed)
-    columns = rows[0].keys()
-    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
-    for row in rows:
-        print(f"| {' | '.join(str(row[column]) for column in columns)} |")
+        print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
+        for seed in map(int, arguments.seeds.split(",")):
+            params = _params(arguments.production, names, arguments.epochs, seed)
+            with contextlib.redirect_stdout(sys.stderr):
+                for stage in (validate, split, preprocess, resample):
+                    stage.run(params)
+            for name in names:
+                _print(_trained(params, name, seed))
+            for row in _means(params, names, seed):
+                _print(row)
     return 0
 
 
-def _params(names: list[str], epochs: int, seed: int) -> Params:
-    """The sample's settings with more epochs and larger inputs; networks at their published size."""
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+def _print(row: dict[str, object]) -> None:
+    print(f"| {' | '.join(str(row.get(column, '')) for column in COLUMNS)} |", flush=True)
+
+
+def _params(production: bool, names: list[str], epochs: int | None, seed: int) -> Params:
+    """Settings of production or of the sample, the latter with more epochs and larger inputs; no weights."""
+    content = yaml.safe_load((ROOT / f"params{'.production' if production else ''}.yaml").read_text())
     content["run"]["seed"] = seed
     content["architectures"] = names
-    content["preprocess"]["image_size_px"] = SIZES_PX
+    if not production:
+        content["preprocess"]["image_size_px"] = SIZES_PX
+        epochs = epochs or 4
     for name in names:
-        content["train"][name]["finetune"]["epochs"] = epochs
-        content["train"][name]["patience_epochs"] = epochs
+        content["train"][name]["weights"] = "none"
+        if epochs:
+            content["train"][name]["finetune"]["epochs"] = epochs
+            content["train"][name]["patience_epochs"] = epochs
     Path("params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return load_params()
 
 
 def _trained(params: Params, name: str, seed: int) -> dict[str, object]:
     started = time.perf_counter()
-    train.run(params, name)
-    seconds = time.perf_counter() - started
-    evaluate.run(params, name)
+    with contextlib.redirect_stdout(sys.stderr):
+        train.run(params, name)
+        seconds = time.perf_counter() - started
+        evaluate.run(params, name)
     metrics = read_json(Path("artifacts/evaluate", name, "metrics.json"))
     epochs = read_json(Path("artifacts/train", name, "summary.json"))["epochs"]
     steps = metrics["reliability"]
     error = f"{steps['softmax']['ece']:.3f}, {steps['calibrated']['ece']:.3f}"
-    about = {"network": f"{name} {SIZES_PX[name]} px", "seed": seed, "films": metrics["test"]["n"]}
+    size = params.preprocess.image_size_px[name]
+    about = {"network": f"{name} {size} px", "seed": seed, "films": metrics["test"]["n"]}
     measured = {key: _shown(metrics["test"][key]) for key in MEASURED}
-    return about | measured | {"ECE before, after": error, "s an epoch": f"{seconds / epochs:.0f}"}
+    took = {"epochs": epochs, "s an epoch": f"{seconds / epochs:.1f}"}
+    return about | measured | {"ECE before, after": error} | took
 
 
 def _means(params: Params, names: list[str], seed: int) -> list[dict[str, object]]:
     """Each network over five views of a film, and all of them together; thresholds from calibration films."""
-    alone = [load_predictor(Path("artifacts/evaluate", name, "model")) for name in names]
+    device = pick_device(params.run.device)
+    alone = [load_predictor(Path("artifacts/evaluate", name, "model"), device) for name in names]
     ways = {
         f"{name}, five views": Ensemble([one], views=True) for name, one in zip(names, alone, strict=True)
     }
@@ -113,7 +129,7 @@ def _judged(
     found = bootstrap(has["test"], scores["test"], parts["test"]["patient"], threshold, seed=seed)
     measured = {key: _shown(found[key].to_json()) for key in MEASURED}
     about = {"network": way, "seed": seed, "films": len(parts["test"])}
-    return about | measured | {"ECE before, after": "", "s an epoch": ""}
+    return about | measured
 
 
 def _shown(found: dict[str, float | None]) -> str:

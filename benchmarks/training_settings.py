@@ -20,16 +20,17 @@ from openmed.data.images import decode_squares
 from openmed.data.manifest import ordered_map
 from openmed.data.sampling import resample_rows
 from openmed.metrics.classification import auc
+from openmed.models.base import BaseModel
 from openmed.models.factory import ModelFactory
 from openmed.training.loop import Trainer
 from openmed.training.settings import Augmentation, Phase, TrainSettings
 from openmed.training.source import Films
 
 NETWORKS = {
-    "resnet50": {"rate": 1e-3, "options": {}},
+    "resnet50": {"name": "resnet50", "rate": 1e-3, "options": {}},
     "vit": {
+        "name": "vit_tiny_patch16_224",
         "rate": 1e-3,
-        "timm_name": "vit_tiny_patch16_224",
         "options": {"patch_size": 8, "depth": 4, "global_pool": "avg", "class_token": False},
     },
 }
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--parts", type=int, default=3, help="Sevenths of the patients to learn from.")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     with tempfile.TemporaryDirectory() as scratch:
         folder = unpacked(arguments.films, Path(scratch))
         *films, test = by_patient(folder, 0, 7)
@@ -56,7 +58,7 @@ def main() -> int:
             lambda path: decode_squares(Path(path).read_bytes(), [arguments.side])[0], paths
         )
         pixels = np.stack(list(squares))
-        print(f"{arguments.network} {arguments.side} px, {len(rows)} films, {len(test)} judged")
+        print(f"{arguments.network} {arguments.side} px, {len(rows)} films, {len(test)} judged, {device}")
         print("| changed | AUC of each seed | mean |\n| --- | --- | --- |")
         for name, settings in _ways(arguments.network, arguments.epochs).items():
             found = [
@@ -75,6 +77,20 @@ def main() -> int:
             each = ", ".join(f"{value:.4f}" for value in found)
             print(f"| {name} | {each} | {np.mean(found):.4f} |", flush=True)
     return 0
+
+
+def build(network: str, side_px: int, seed: int, weights: str = "none") -> BaseModel:
+    """Builds one of the networks, on a GPU where there is one."""
+    about = NETWORKS[network]
+    model = ModelFactory.create(
+        network,
+        timm_name=about["name"],
+        image_size_px=side_px,
+        model_options=about["options"],
+        weights=weights,
+        seed=seed,
+    )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _ways(network: str, epochs: int) -> dict[str, TrainSettings]:
@@ -104,10 +120,7 @@ def _trained(
     state: Path,
 ) -> float:
     balanced = rows[resample_rows(labels[rows], "over", seed)]
-    about = {key: value for key, value in NETWORKS[network].items() if key == "timm_name"}
-    model = ModelFactory.create(
-        network, image_size_px=pixels.shape[1], model_options=NETWORKS[network]["options"], seed=seed, **about
-    )
+    model = build(network, pixels.shape[1], seed)
     # A few films for the curve; the last epoch is judged, so they choose nothing.
     few = Films(pixels, rows[::20], labels[rows[::20]])
     trainer = Trainer(

@@ -143,10 +143,10 @@ class AirflowSettings:
             # Three missed heartbeats, the default, end a training when the API server restarts: wait
             # five minutes instead. A finished task holds its slot for one heartbeat, 5 s by default.
             "workers": {"max_failed_heartbeats": 300, "min_heartbeat_interval": 1},
-            # A changed DAG file or dvc.yaml is seen within seconds.
+            # A changed DAG file is seen within seconds, a changed dvc.yaml within half a minute.
             "dag_processor": {
                 "refresh_interval": 10,
-                "min_file_process_interval": 10,
+                "min_file_process_interval": 30,
                 "parsing_processes": 1,
             },
         }

@@ -11,6 +11,7 @@ import copy
 import fcntl
 import gc
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,21 @@ def make_toy(folder: Path) -> None:
         for stage in ("train", "evaluate", "explain")
     ]
     run_stages(folder, [*shared, *each, "triage"])
+
+
+@pytest.fixture
+def openmed(monkeypatch, capsys):
+    """Runs the command in this process: (exit code, stdout, stderr)."""
+    from pipeline.cli import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["openmed", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

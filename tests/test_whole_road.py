@@ -15,7 +15,7 @@ import yaml
 from pipeline.services import ENGINEER, REVIEWER, Services
 from tests.conftest import FILMS, ROOT, answered, toy_params, write_params, write_plan
 
-pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
+pytestmark = pytest.mark.slow
 ARCHITECTURES = ["resnet50", "vit"]
 
 
@@ -64,6 +64,22 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def told(project, openmed, monkeypatch):
+    """Runs the command in the project with a state folder and returns what it prints."""
+
+    def run_command(home: Path, *arguments: object) -> str:
+        monkeypatch.setenv("OPENMED_HOME", str(home))
+        monkeypatch.setenv("OPENMED_PROJECT", str(project))
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        monkeypatch.chdir(project)
+        code, out, error = openmed(*arguments)
+        assert code == 0, error
+        return out
+
+    return run_command
+
+
 def commit(folder: Path, message: str) -> None:
     run(folder, "git", "add", "--all")
     run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", message)
@@ -103,7 +119,7 @@ def test_a_changed_vit_setting_reruns_that_branch_alone(project):
 
 
 @pytest.mark.timeout(1500)
-def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champion(project, tmp_path):
+def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champion(project, tmp_path, told):
     home = tmp_path / "home"
     with Services(project, home, schedule="off") as services:
         services.wait_healthy(180)
@@ -121,20 +137,23 @@ def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champio
         promotion = wait_for_run_of(admin, "promote")
         assert answered(people, promotion) == "success"
         assert admin.task_states("promote", promotion)["promote"] == "success"
-    environment = {**os.environ, "OPENMED_HOME": str(home), "OPENMED_PROJECT": str(project)}
-    listed = json.loads(cli(project, environment, "registry", "list", "--json"))
+    listed = json.loads(told(home, "registry", "list", "--json"))
     champion = next(version for version in listed if "champion" in version["aliases"])
     assert champion["version"] == candidate["version"]
     assert champion["approved_by"] == f"{REVIEWER} (clinical), {ENGINEER} (technical)"
-    assert "started by admin" in cli(project, environment, "registry", "show", champion["version"])
-    verified = json.loads(cli(project, environment, "registry", "verify", champion["version"], "--json"))
+    assert "started by admin" in told(home, "registry", "show", champion["version"])
+    verified = json.loads(told(home, "registry", "verify", champion["version"], "--json"))
     assert len(verified) == 9 and {link["problem"] for link in verified} == {None}
-    evaluated_on_unseen_films(project, environment, tmp_path)
+    films = unseen_films(tmp_path)
+    result = json.loads(told(home, "evaluate", "models:/openmed-cxr@champion", films, "--json"))
+    assert result["n"] == 40
+    assert {"auc", "sensitivity", "specificity", "accuracy"} == set(result["intervals"])
+    assert result["intervals"]["auc"][0] <= result["auc"] <= result["intervals"]["auc"][1]
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_version_is_trained_again_bit_for_bit(project, tmp_path):
+def test_a_version_is_trained_again_bit_for_bit(project, tmp_path, told):
     environment = {**os.environ, "OPENMED_HOME": str(tmp_path / "home"), "OPENMED_PROJECT": str(project)}
     revision = run(project, "git", "rev-parse", "HEAD").strip()
     code = (
@@ -146,7 +165,7 @@ def test_a_version_is_trained_again_bit_for_bit(project, tmp_path):
         [sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True, check=True
     )
     version = done.stdout.split()[-1]
-    result = json.loads(cli(project, environment, "reproduce", version, "--json"))
+    result = json.loads(told(tmp_path / "home", "reproduce", version, "--json"))
     assert result["agreement"] == "same bits"
     assert result["weights_sha256"]["recorded"] == result["weights_sha256"]["found"]
     assert not (tmp_path / "home/runs" / f"reproduce-{version}").exists()
@@ -154,7 +173,7 @@ def test_a_version_is_trained_again_bit_for_bit(project, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_films_that_look_otherwise_hold_the_champion_until_a_person_releases_it(project, tmp_path):
+def test_films_that_look_otherwise_hold_the_champion_until_a_person_releases_it(project, tmp_path, told):
     home = tmp_path / "home"
     environment = {**os.environ, "OPENMED_HOME": str(home), "OPENMED_PROJECT": str(project)}
     code = (
@@ -179,12 +198,12 @@ def test_films_that_look_otherwise_hold_the_champion_until_a_person_releases_it(
         assert admin.xcom("score", "new", "watch")["verdict"] == "FAIL"
         asked = wait_for_run_of(admin, "hold")
         champion = admin.xcom("score", "new", "watch")["version"]
-        listed = json.loads(cli(project, environment, "registry", "list", "--json"))
+        listed = json.loads(told(home, "registry", "list", "--json"))
         assert next(each["hold"] for each in listed if each["version"] == champion)
         assert reviewer.decide("hold", asked, "Release", "looked at by hand", 240) == "success"
         assert admin.task_states("hold", asked)["keep"] == "skipped"
-    told = cli(project, environment, "registry", "show", champion)
-    assert f"taken off hold by {REVIEWER}: looked at by hand" in told
+    shown = told(home, "registry", "show", champion)
+    assert f"taken off hold by {REVIEWER}: looked at by hand" in shown
     assert (home / "watch/watch.html").is_file()
 
 
@@ -212,30 +231,13 @@ def wait_for_run_of(admin, dag: str) -> str:
     raise AssertionError(f"no run of {dag} was started")
 
 
-def evaluated_on_unseen_films(project: Path, environment: dict, tmp_path: Path) -> None:
+def unseen_films(folder: Path) -> Path:
+    """A zip of films of other patients, as others pack them."""
     from openmed.data.phantom import write_sample
 
-    write_sample(tmp_path / "new", films=40, seed=99, size_px=96)
-    archive = tmp_path / "some.zip"
+    write_sample(folder / "new", films=40, seed=99, size_px=96)
+    archive = folder / "some.zip"
     with zipfile.ZipFile(archive, "w") as stream:
-        for path in (tmp_path / "new/films").rglob("*.jpeg"):
+        for path in (folder / "new/films").rglob("*.jpeg"):
             stream.write(path, f"chest/test/{path.parent.name}/{path.name}")
-    result = json.loads(
-        cli(project, environment, "evaluate", "models:/openmed-cxr@champion", str(archive), "--json")
-    )
-    assert result["n"] == 40
-    assert {"auc", "sensitivity", "specificity", "accuracy"} == set(result["intervals"])
-    assert result["intervals"]["auc"][0] <= result["auc"] <= result["intervals"]["auc"][1]
-
-
-def cli(folder: Path, environment: dict, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return archive

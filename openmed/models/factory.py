@@ -162,7 +162,11 @@ def _network(
         arguments["img_size"] = size
     pretrained = start.path is not None and start.spec is None
     if pretrained:
-        arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(start.path)}}
+        # A file of weights as they are; some networks would look for their authors' own format.
+        arguments |= {
+            "pretrained": True,
+            "pretrained_cfg_overlay": {"file": str(start.path), "custom_load": False},
+        }
     try:
         network = timm.create_model(name, **arguments)
     except (RuntimeError, TypeError, KeyError, AssertionError) as error:

@@ -17,25 +17,11 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 from openmed.data.images import read_film, resize_film
 from openmed.files import sha256_file
 from openmed.models.checkpoint import load_model, read_spec
-from pipeline import cli, registry
+from pipeline import registry
 from tests.conftest import ROOT
 from tests.pipeline.conftest import make_workspace, register
 
 HEAVY = ("torch", "mlflow", "pandas", "airflow", "great_expectations", "sklearn", "cv2", "dvc")
-
-
-@pytest.fixture
-def openmed(monkeypatch, capsys):
-    """Runs the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["openmed", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

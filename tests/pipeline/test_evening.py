@@ -13,9 +13,6 @@ from pipeline import promotion, registry
 from pipeline.registry import scoring
 from tests.pipeline.conftest import crown, make_workspace, register
 
-# Other tests run the same lines; without being traced these take half the time.
-pytestmark = pytest.mark.no_cover
-
 SPLITS = ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 8 + ["test"] * 80
 
 

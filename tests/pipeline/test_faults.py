@@ -17,9 +17,6 @@ from openmed.models.session import load_exported
 from pipeline import promotion, registry
 from tests.pipeline.conftest import make_workspace, register
 
-# Other tests run the same lines; without being traced these take half the time.
-pytestmark = pytest.mark.no_cover
-
 VIT = "artifacts/evaluate/vit"
 MANY = ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 4 + ["test"] * 60
 

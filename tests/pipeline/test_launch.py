@@ -64,6 +64,7 @@ def test_a_launcher_that_is_ended_leaves_no_process(launch, how):
     assert process.returncode == (143 if how == signal.SIGTERM else -signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_the_train_stage_in_two_processes_reaches_what_one_does(workspace):
     results = workspace / "artifacts/train/vit"
     alone, weights = json.loads((results / "summary.json").read_text()), load_file(results / WEIGHTS)
