@@ -29,8 +29,9 @@ demo: $(READY) data/films.csv  ## Run both DAGs once (DATA=films.zip LIMIT=600 f
 	@$(BIN)/openmed demo $(if $(DATA),--data "$(DATA)") $(if $(LIMIT),--limit $(LIMIT))
 
 test: $(READY) data/films.csv  ## Run all tests with coverage
-	@OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --source openmed,pipeline --skip-covered --fail-under 95 \
-		-m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+	@OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --source openmed,pipeline --json --out .coverage.json \
+		-m pytest -m "not long" -n 3 --dist loadfile --no-loadscope-reorder --durations=15
+	@$(BIN)/python -m slipcover --merge .coverage.json --out .coverage.json --skip-covered --fail-under 95
 
 test-long: $(READY)  ## Run the trainings that `make test` leaves out
 	@$(BIN)/python -m pytest -m long
@@ -60,4 +61,4 @@ lock:  ## Write requirements.lock anew
 	@uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras --no-emit-index-url pyproject.toml -o requirements.lock
 
 clean:  ## Remove what stages and tests wrote; the environment and the registry stay
-	@rm -rf artifacts .pytest_cache .ruff_cache
+	@rm -rf artifacts .pytest_cache .ruff_cache .coverage.json

@@ -27,6 +27,9 @@ app.add_typer(live, name="live")
 
 Model = Annotated[str, typer.Argument(help="A model folder, or models:/openmed-cxr@champion or /VERSION.")]
 Films = Annotated[Path, typer.Argument(metavar="DATA", help="Folder or zip of class folders.")]
+SourceName = Annotated[
+    str, typer.Option(help="Hospital or archive that the films come from: a short name of your own.")
+]
 With = Annotated[
     list[str] | None, typer.Option("--with", metavar="MODEL", help="Average with this model; repeatable.")
 ]
@@ -61,6 +64,7 @@ def import_(
         int | None, typer.Option(min=1, help="Take about this many films, whole patients.")
     ] = None,
     replace: Annotated[bool, typer.Option(help="Replace the films that are there.")] = False,
+    source_name: SourceName = "",
     as_json: Json = False,
 ) -> None:
     """Lays films out as a data folder, patients taken from the file names."""
@@ -80,6 +84,7 @@ def import_(
             pseudonyms=pseudonyms(home()),
             limit=limit,
             seed=params.run.seed,
+            source_name=source_name,
         )
     own = target.resolve() == (root / "data").resolve()
     if own:
@@ -104,6 +109,7 @@ def import_(
 @data.command()
 def add(
     source: Annotated[Path, typer.Argument(help="Folder or zip of class folders, or a CSV manifest.")],
+    source_name: SourceName = "",
     as_json: Json = False,
 ) -> None:
     """Adds films, commits the new data version and starts a retraining."""
@@ -114,7 +120,7 @@ def add(
         print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
 
     root = project_root()
-    done = add_version(root, home(), source, load_params(root / "params.yaml"), say)
+    done = add_version(root, home(), source, load_params(root / "params.yaml"), say, source_name=source_name)
     if as_json:
         print_json(done)
 

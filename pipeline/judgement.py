@@ -40,6 +40,11 @@ class Rules:
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{what} lacks settings of the judgement: {error}") from None
 
+    @property
+    def resampling(self) -> dict[str, Any]:
+        """How patients are resampled, as arguments of the library's functions."""
+        return {"replicates": self.replicates, "confidence": self.confidence, "seed": self.seed}
+
 
 def operating_threshold(predictions: "pd.DataFrame", positive_index: int, rules: Rules) -> float:
     """Chooses the threshold on the calibration films of a table of predictions.
@@ -66,9 +71,7 @@ def measure(
         films["score"],
         patient_numbers(films),
         threshold,
-        replicates=rules.replicates,
-        confidence=rules.confidence,
-        seed=rules.seed,
+        **rules.resampling,
     )
 
 

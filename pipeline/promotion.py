@@ -226,8 +226,7 @@ def adopt(version: str, *, by: str, reason: str) -> dict[str, Any]:
     Raises:
         BadInput: There is no such version, or nobody or no reason is named.
     """
-    if not reason.strip():
-        raise BadInput("adopting a change plan needs a reason: say why it may change")
+    _check_reason(reason, "adopting a change plan needs a reason: say why it may change")
     digest = Evidence.of(version).plan_sha256
     entry = registry.adopt(version, by=_name(by, "person who adopts"), reason=reason, plan_sha256=digest)
     return {"version": version, "at": entry.at, **entry.content}
@@ -242,8 +241,7 @@ def reject(version: str, *, by: str, reason: str) -> dict[str, Any]:
     Raises:
         BadInput: There is no such version, it is the champion, or nobody or no reason is named.
     """
-    if not reason.strip():
-        raise BadInput("a rejection needs a reason: say what is wrong with the version")
+    _check_reason(reason, "a rejection needs a reason: say what is wrong with the version")
     entry = registry.reject(version, by=_name(by, "reviewer"), reason=reason)
     return {
         "decision": entry.event,
@@ -263,8 +261,7 @@ def hold(version: str, *, by: str, reason: str) -> dict[str, Any]:
     Raises:
         BadInput: There is no such version, or nobody or no reason is named.
     """
-    if not reason.strip():
-        raise BadInput("a hold needs a reason: say what is wrong with the version")
+    _check_reason(reason, "a hold needs a reason: say what is wrong with the version")
     entry = registry.hold(version, by=_name(by, "person who holds"), reason=reason)
     return {"version": version, "at": entry.at, **entry.content}
 
@@ -278,8 +275,7 @@ def release(version: str, *, by: str, reason: str) -> dict[str, Any]:
     Raises:
         BadInput: It is not on hold, or nobody or no reason is named.
     """
-    if not reason.strip():
-        raise BadInput("a release needs a reason: say why the version may answer again")
+    _check_reason(reason, "a release needs a reason: say why the version may answer again")
     entry = registry.release(version, by=_name(by, "person who releases"), reason=reason)
     return {"version": version, "at": entry.at, **entry.content}
 
@@ -299,8 +295,7 @@ def rollback(reason: str, by: str) -> dict[str, Any]:
         IntegrityError: The previous champion's model or the record of decisions was changed.
     """
     by = _name(by, "person who rolls back")
-    if not reason.strip():
-        raise BadInput("a rollback needs a reason: say why the champion is taken back")
+    _check_reason(reason, "a rollback needs a reason: say why the champion is taken back")
     registry.finish()
     now, previous = registry.champion(), registry.aliases().get(registry.PREVIOUS)
     if previous is None or previous == now:
@@ -342,6 +337,11 @@ def _name(name: str | None, role: str) -> str:
     if not (name or "").strip():
         raise BadInput(f"the {role} must be named: a decision without a person cannot be recorded")
     return name.strip()
+
+
+def _check_reason(reason: str, otherwise: str) -> None:
+    if not reason.strip():
+        raise BadInput(otherwise)
 
 
 def _markdown(result: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from pipeline.airflow_client import AirflowClient, open_local
 from pipeline.airflow_settings import ADMIN, ENGINEER, LOOPBACK, REVIEWER, AirflowSettings
 
 _STOP_WITHIN_S = 15.0
+_KILLED_WITHIN_S = 5.0
 _REMOTE = ("http:", "https:")
 
 
@@ -152,6 +153,8 @@ class Services:
 
     def stop(self, within_s: float = _STOP_WITHIN_S) -> None:
         """Ends every process, those of running tasks and stages too, by force when time is up."""
+        import psutil
+
         # A stage has a session of its own, so its processes are found by descent, not by group.
         family = self._descendants()
         for process in self._processes.values():
@@ -163,12 +166,14 @@ class Services:
                 if name == "triggerer":
                     continue
                 process.wait(max(0.0, deadline - time.monotonic()))
-        for process in family | self._descendants():
+        left = family | self._descendants()
+        for process in left:
             with suppress(Exception):
                 process.kill()
         for process in self._processes.values():
             _signal_group(process.pid, signal.SIGKILL)
             process.wait()
+        psutil.wait_procs(left, _KILLED_WITHIN_S)
         self._processes.clear()
         if self._lock:
             self._lock.close()

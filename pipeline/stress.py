@@ -64,9 +64,7 @@ def _cost(
         patient_numbers(films),
         spec.threshold,
         spec.threshold,
-        replicates=rules.replicates,
-        confidence=rules.confidence,
-        seed=rules.seed,
+        **rules.resampling,
     )
     costs = {("loss" if name == "auc" else name): each.to_json() for name, each in found.items()}
     return {"films": len(films), "auc": auc(labels, changed), **costs}

@@ -52,7 +52,13 @@ class DataVersion:
 
 
 def add_version(
-    root: Path, home: Path, source: Path, params: Params, say: Callable[[str], None]
+    root: Path,
+    home: Path,
+    source: Path,
+    params: Params,
+    say: Callable[[str], None],
+    *,
+    source_name: str = "",
 ) -> dict[str, Any]:
     """Adds films to data/, and makes a data version of the result that starts a retraining.
 
@@ -65,6 +71,7 @@ def add_version(
         source: Folder, zip or CSV list of new films.
         params: The settings.
         say: Told what happens.
+        source_name: Name of the hospital or archive that the films come from; may be empty.
 
     Returns:
         added and known (films), revision (None when nothing changed), pushed and announced (bool).
@@ -77,7 +84,7 @@ def add_version(
     data = root / "data"
     if not (data / FILMS_FILE).is_file():
         raise BadInput(f"{data} holds no films yet: get them with `dvc pull data.dvc`, or use `data import`")
-    new, summary, bad = _add_films(root, home, source, params)
+    new, summary, bad = _add_films(root, home, source, params, source_name)
     say(f"{len(new)} new films ({_counts(new['label'])}), {summary.films - len(new)} were there already")
     if bad:
         say(f"{bad} of the new films are unusable and will be quarantined; see artifacts/validate")
@@ -97,14 +104,21 @@ def add_version(
     return done | {"announced": _announce(home, done, say)}
 
 
-def _add_films(root: Path, home: Path, source: Path, params: Params) -> tuple[pd.DataFrame, Any, int]:
+def _add_films(
+    root: Path, home: Path, source: Path, params: Params, source_name: str
+) -> tuple[pd.DataFrame, Any, int]:
     """Appends the films; returns the new rows, the summary of the import and how many are unusable."""
     classes, data = params.task.classes, root / "data"
     # On the disk of the data, so that films are moved and not copied.
     with tempfile.TemporaryDirectory(prefix=".data.", dir=root) as scratch:
         staging = Path(scratch) / "new"
         summary = import_films(
-            source, staging, class_names=classes, pseudonyms=pseudonyms(home), every_class=False
+            source,
+            staging,
+            class_names=classes,
+            pseudonyms=pseudonyms(home),
+            every_class=False,
+            source_name=source_name,
         )
         bad = _unusable(staging, home, params)
         if bad > params.validate_.max_quarantined_share * summary.films:

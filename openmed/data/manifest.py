@@ -18,8 +18,10 @@ from openmed.files import atomic_path, sha256_bytes
 FILMS_FILE = "films.csv"
 FILMS_COLUMNS = ("path", "label", "patient", "split")
 """What every list of films has."""
-ABOUT_COLUMNS = ("sha256", "sex", "age_years", "view", "manufacturer", "year")
-"""What a list may have besides: hash of the file, and what is known of patient and examination."""
+ABOUT_COLUMNS = ("sha256", "sex", "age_years", "view", "manufacturer", "year", "source")
+"""What a list may have besides: hash of the file, what is known of patient and examination, who sent it."""
+SOURCE_NAME = r"[A-Za-z0-9._-]{1,32}"
+"""A name of a hospital or archive, short and plain so that it cannot be that of a patient by mistake."""
 DECLARED_SPLITS = ("train", "validation", "test")
 _CHUNK_FILMS = 1024
 
@@ -60,6 +62,9 @@ def read_films(data: Path, class_names: Iterable[str]) -> pd.DataFrame:
     _refuse(films, films["patient"] == "", source, "no patient")
     _refuse(films, films["path"].duplicated(), source, "a path that was listed before")
     _refuse(films, ~films["path"].map(is_inside), source, "a path outside the data folder")
+    if "source" in films:
+        bad = (films["source"] != "") & ~films["source"].str.fullmatch(SOURCE_NAME)
+        _refuse(films, bad, source, "a source that is no short plain name")
     for name in {"age_years", "year"} & set(films.columns):
         _refuse(films, ~films[name].str.fullmatch(r"\d{0,4}"), source, f"a value in {name} that is no number")
         films[name] = pd.to_numeric(films[name]).astype("Int64")

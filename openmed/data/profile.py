@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 COLUMNS = ("sha256", "patient", "label", "mean", "std", "width", "height", "bits", "embedding")
-OPTIONAL_COLUMNS = ("manufacturer", "view", "sex", "age_band")
+OPTIONAL_COLUMNS = ("manufacturer", "view", "sex", "age_band", "source")
 AGE_BANDS = {0: "below 2", 2: "2 to 17", 18: "18 to 39", 40: "40 to 64", 65: "65 and older"}
 """First year of a band -> its name: infants, minors and adults' chests look different."""
 

@@ -25,6 +25,7 @@ MAX_PATIENTS = 10_000
 
 SHARES = {
     "class share": ("label", "class_share"),
+    "source": ("source", "composition"),
     "manufacturer": ("manufacturer", "composition"),
     "view": ("view", "composition"),
     "sex": ("sex", "composition"),
@@ -86,7 +87,7 @@ def compare(
 ) -> list[Shift]:
     """Compares two sets of films, aspect by aspect.
 
-    Categories (class, manufacturer, view, sex, age band, bit depth) by the total variation of their shares,
+    Categories (class, source, manufacturer, view, sex, age band, bits) by the total variation of shares,
     brightness and contrast (mean and standard deviation of the grey levels) by the Wasserstein distance in
     standard deviations of the reference, the shorter side by the Wasserstein distance of its logarithm in
     octaves, and the look of the films by the AUC of a classifier that tells the two sets apart

@@ -148,9 +148,7 @@ def _difference(
         films["patient"].to_numpy(),
         evidence.spec.threshold,
         other_threshold,
-        replicates=rules.replicates,
-        confidence=rules.confidence,
-        seed=rules.seed,
+        **rules.resampling,
     )
     _, gates = judge_difference(intervals, margins, role.gate)
     return [found.to_json() for found in gates]

@@ -85,9 +85,7 @@ def _net_benefit(evidence: Evidence) -> dict[str, Any]:
         [setting.threshold_probability],
         threshold=evidence.spec.threshold,
         prevalence=setting.prevalence,
-        replicates=rules.replicates,
-        confidence=rules.confidence,
-        seed=rules.seed,
+        **rules.resampling,
     )
     gain, above = point.gain, setting.above
     verdict = PASS if gain.low > above else INSUFFICIENT if gain.value > above else FAIL
@@ -191,7 +189,7 @@ def _groups(known: "pd.DataFrame") -> "pd.DataFrame":
     if {"width", "height"} <= set(known.columns):
         side = known[["width", "height"]].min(axis=1)
         groups["group_resolution"] = pd.cut(side, _SIDES_PX, labels=_RESOLUTIONS, right=False)
-    for name in ("sex", "age_band", "view", "manufacturer"):
+    for name in ("sex", "age_band", "view", "source", "manufacturer"):
         if name in known:
             groups[f"group_{name}"] = known[name].replace("", np.nan)
     return pd.DataFrame({"id": known["id"], **groups})

@@ -141,9 +141,7 @@ def _expected(evidence: Evidence, films: "pd.DataFrame") -> dict[str, Interval]:
         films["score"],
         films["patient"],
         evidence.spec.threshold,
-        replicates=evidence.rules.replicates,
-        confidence=evidence.rules.confidence,
-        seed=evidence.rules.seed,
+        **evidence.rules.resampling,
     )
     having = float(films["score"].sum())
     counts = {"sensitivity": having, "specificity": len(films) - having}
@@ -163,9 +161,7 @@ def _measured(evidence: Evidence, films: "pd.DataFrame", plan: "Monitoring | Non
         known["score"],
         known["patient"],
         evidence.spec.threshold,
-        replicates=evidence.rules.replicates,
-        confidence=evidence.rules.confidence,
-        seed=evidence.rules.seed,
+        **evidence.rules.resampling,
     )
 
 
@@ -200,9 +196,7 @@ def _referral_check(rules: Rules, films: "pd.DataFrame", most: float) -> dict[st
     share = clustered_share(
         films["refer"].astype(bool),
         films["patient"],
-        replicates=rules.replicates,
-        confidence=rules.confidence,
-        seed=rules.seed,
+        **rules.resampling,
     )
     verdict = FAIL if share.low > most else PASS
     reason = f"It refers {share.value:.0%} of the films to a radiologist; the plan accepts {most:.0%}."

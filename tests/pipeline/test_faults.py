@@ -103,6 +103,26 @@ def test_a_model_that_found_a_leaked_label_is_refused(home, tmp_path, request):
     assert "With both lungs hidden its AUC is 0.990" in reason
 
 
+def test_a_model_that_misses_the_findings_of_one_hospital_is_refused(home, tmp_path, request):
+    west = np.arange(len(MANY)) // 2 % 6 >= 4
+
+    def missed(rows):
+        return rows.assign(
+            score=rows["score"].mask(west[rows.index] & (rows["label"] == 1) & (rows["split"] == "test"), 0.1)
+        )
+
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=9, splits=MANY, change=missed)
+    manifest = workspace / "artifacts/validate/manifest.parquet"
+    films = pd.read_parquet(manifest)
+    films.assign(source=np.where(west, "west", "east")).to_parquet(manifest)
+    plan = yaml.safe_load((workspace / "change_plan.yaml").read_text())
+    subgroups = plan["protocol"]["evaluation"]["subgroups"]
+    subgroups |= {"min_films": 5, "floors": {"sensitivity": 0.5, "specificity": 0.0}}
+    (workspace / "change_plan.yaml").write_text(yaml.safe_dump(plan))
+    reason = refused(workspace, request, "subgroups", FAIL)
+    assert "source west" in reason and "source east" not in reason
+
+
 def test_a_training_of_nan_gives_scores_that_are_no_probabilities_and_no_verdict(tmp_path):
     with pytest.raises(ValueError, match="scores must be probabilities"):
         make_workspace(

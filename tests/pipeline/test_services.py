@@ -330,6 +330,7 @@ def toy(tmp_path) -> Path:
         "pipeline/drift.py": DRIFT,
         "dvc.yaml": TOY,
         "params.yaml": "architectures: [resnet50, vit]\nrun:\n  seed: 1\n",
+        "change_plan.yaml": "protocol: {reviewers: {clinical: Reads films., technical: Runs it.}}\n",
         "stage.py": STAGE,
         "data/film": "film",
         ".gitignore": "/data\n/artifacts\n__pycache__\n",

@@ -64,10 +64,10 @@ def new_films(folder, first, count, label="PNEUMONIA"):
     return folder
 
 
-def add(project, source, home=None):
+def add(project, source, home=None, **options):
     said = []
-    home = home or project.parent / "home"
-    return add_version(project, home, source, load_params(project / "params.yaml"), said.append), said
+    home, params = home or project.parent / "home", load_params(project / "params.yaml")
+    return add_version(project, home, source, params, said.append, **options), said
 
 
 def test_films_are_appended_and_the_pointer_alone_is_committed(project, tmp_path):
@@ -93,6 +93,11 @@ def test_new_films_carry_no_name_of_the_source(project, tmp_path):
     added = read_films(project / "data", CLASSES).iloc[40:]
     assert added["path"].str.fullmatch(r"films/PNEUMONIA/[0-9a-f]{16}\.png").all()
     assert added["patient"].str.fullmatch("p[0-9a-f]{16}").all() and added["patient"].is_unique
+
+
+def test_new_films_carry_the_name_of_the_hospital_that_sent_them(project, tmp_path):
+    add(project, new_films(tmp_path / "new", 0, 3), source_name="west")
+    assert read_films(project / "data", CLASSES)["source"].tolist() == [""] * 40 + ["west"] * 3
 
 
 def test_adding_the_same_films_again_changes_nothing(project, tmp_path):

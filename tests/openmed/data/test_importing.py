@@ -263,6 +263,18 @@ def test_a_target_with_content_is_refused_and_an_empty_one_used(tmp_path):
     refuse(source, source / "NORMAL/a.png", "exists and is not empty")
 
 
+def test_a_source_is_written_beside_each_film_and_an_unfit_name_is_refused(tmp_path):
+    source = make_source("folder", tmp_path, paths_of(PUBLISHED))
+    import_films(source, tmp_path / "data", class_names=CLASSES, source_name="east-2")
+    assert set(read_films(tmp_path / "data", CLASSES)["source"]) == {"east-2"}
+    for name in ("St. Mary's", "x" * 33, "a,b", "\n"):
+        refuse(source, tmp_path / "other", "cannot name a source", source_name=name)
+    listed = tmp_path / "data" / "films.csv"
+    listed.write_text(listed.read_text().replace("east-2", "Doe, Jane".replace(",", "")))
+    with pytest.raises(BadInput, match="a source that is no short plain name"):
+        read_films(tmp_path / "data", CLASSES)
+
+
 def test_the_folders_above_the_target_are_made(tmp_path):
     source = make_folder(tmp_path / "s", ["NORMAL/a.png", "PNEUMONIA/b.png"])
     import_films(source, tmp_path / "new" / "data", class_names=CLASSES)

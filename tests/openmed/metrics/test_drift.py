@@ -186,6 +186,7 @@ def test_few_odd_films_are_no_large_shift_and_very_few_are_not_judged(old, later
 def test_what_one_version_does_not_tell_is_not_measured(old, later):
     found = shifts(old.drop(columns=["manufacturer", "embedding"]), later.assign(view=""))
     assert {name for name, shift in found.items() if shift.verdict == "not measured"} == {
+        "source",
         "manufacturer",
         "view",
         "sex",
