@@ -8,6 +8,7 @@ contrast. Without augmentation both must give the same films within one grey lev
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -80,16 +81,21 @@ def _check(folder: ImageFolder, cache: FilmCache, rows: np.ndarray) -> None:
     assert difference <= 1, f"the films differ by {difference:.2f} grey levels"
 
 
-def _their_epoch(folder: ImageFolder) -> int:
-    folder.transform = transforms.Compose(
+def usual_changes(last: Callable) -> transforms.Compose:
+    """What most training loops do to each film, with `last` making a tensor of it."""
+    return transforms.Compose(
         [
             transforms.Grayscale(),
             transforms.Resize((SIZE_PX, SIZE_PX)),
             transforms.RandomAffine(SETTINGS.rotate_degrees, (SETTINGS.shift,) * 2, (0.9, 1.1)),
             transforms.ColorJitter(SETTINGS.brightness, SETTINGS.contrast),
-            transforms.ToTensor(),
+            last,
         ]
     )
+
+
+def _their_epoch(folder: ImageFolder) -> int:
+    folder.transform = usual_changes(transforms.ToTensor())
     return sum(len(films) for films, _ in DataLoader(folder, BATCH, shuffle=True, num_workers=2))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from c2_epoch_input import SETTINGS, SIZE_PX, build_cache, write_films
+from c2_epoch_input import SETTINGS, SIZE_PX, build_cache, usual_changes, write_films
 from g1_training_step import RATE
 from pairs import ratios, seconds, verdict
 from torch import Tensor
@@ -60,15 +60,7 @@ def _epochs(
     learner = Learner(model, settings.phases[0], settings)
     ours, theirs = FilmSource(model, films, SETTINGS), FilmSource(model, films, Augmentation(0, 0, 0, 0, 0))
     labels = torch.from_numpy(films.labels).cuda()
-    folder.transform = transforms.Compose(
-        [
-            transforms.Grayscale(),
-            transforms.Resize((SIZE_PX, SIZE_PX)),
-            transforms.RandomAffine(SETTINGS.rotate_degrees, (SETTINGS.shift,) * 2, (0.9, 1.1)),
-            transforms.ColorJitter(SETTINGS.brightness, SETTINGS.contrast),
-            transforms.PILToTensor(),
-        ]
-    )
+    folder.transform = usual_changes(transforms.PILToTensor())
     loader = DataLoader(folder, batch, shuffle=True, num_workers=WORKERS, pin_memory=True, drop_last=True)
 
     def train(source: FilmSource, batches: Iterable[tuple[Tensor, Tensor]]) -> None:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 
 import pytest
 import timm
@@ -15,7 +14,6 @@ from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import sha256_bytes, sha256_file
 from openmed.models.checkpoint import load_model
 from openmed.models.vault import read_vault
-from pipeline import cli
 from pipeline import workspace as workspaces
 from pipeline.params import load_params
 from pipeline.train import create_model
@@ -133,20 +131,6 @@ def pulled(filled, tmp_path, monkeypatch):
     shutil.copytree(filled[0].parent / "own", tmp_path / "own")
     monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.fixture
-def openmed(monkeypatch, capsys):
-    """Runs the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["openmed", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 def test_the_first_pull_keeps_everything_with_its_origin(filled, contents):
