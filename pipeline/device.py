@@ -19,7 +19,7 @@ def use_device(params: Params) -> None:
 def use_repeatable_kernels() -> None:
     """Lets CUDA take the same kernels, in the same order, every time."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-    # With warn_only the attention's gradients would stay as they are, different in every run.
+    # With warn_only attention keeps to gradients that may differ from run to run; PyTorch says so itself.
     torch.use_deterministic_algorithms(True)
     # Filling fresh memory finds reads of what was never written; ours has none, and it costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False
