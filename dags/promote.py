@@ -38,6 +38,8 @@ You answer as **{{ task.role }}**: {{ gate['reviewers'][task.role] }}
 
 {{ gate['table_markdown'] }}
 
+{{ gate['films_markdown'] }}
+
 A no needs a reason in the comment.
 """
 

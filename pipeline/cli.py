@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from pipeline.data_cli import data
 from pipeline.live_cli import live
 from pipeline.project import environment, home, project_root
 from pipeline.registry_cli import registry
 from pipeline.terminal import Json, cell, number, print_json, print_table
+from pipeline.weights_cli import weights
 
 app = typer.Typer(
     help="Retrain, judge, explain and promote chest X-ray classifiers. For research, not a diagnosis.",
@@ -18,8 +20,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data = typer.Typer(help="Films: import or add yours, list versions, draw the sample.", no_args_is_help=True)
-weights = typer.Typer(help="Weights to start from: fill the vault, list it.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(weights, name="weights")
 app.add_typer(registry, name="registry")
@@ -27,9 +27,6 @@ app.add_typer(live, name="live")
 
 Model = Annotated[str, typer.Argument(help="A model folder, or models:/openmed-cxr@champion or /VERSION.")]
 Films = Annotated[Path, typer.Argument(metavar="DATA", help="Folder or zip of class folders.")]
-SourceName = Annotated[
-    str, typer.Option(help="Hospital or archive that the films come from: a short name of your own.")
-]
 With = Annotated[
     list[str] | None, typer.Option("--with", metavar="MODEL", help="Average with this model; repeatable.")
 ]
@@ -54,133 +51,6 @@ def _all(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Takes --debug anywhere; `main` has read it before."""
-
-
-@data.command("import")
-def import_(
-    source: Annotated[Path, typer.Argument(help="Folder or zip of class folders, or a CSV manifest.")],
-    to: Annotated[Path | None, typer.Option(help="Data folder to write; default: data/.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Take about this many films, whole patients.")
-    ] = None,
-    replace: Annotated[bool, typer.Option(help="Replace the films that are there.")] = False,
-    source_name: SourceName = "",
-    as_json: Json = False,
-) -> None:
-    """Lays films out as a data folder, patients taken from the file names."""
-    from openmed.data.importing import import_films
-    from pipeline.dataset import new_folder, own_remote
-    from pipeline.params import load_params
-    from pipeline.site import pseudonyms
-
-    root = project_root()
-    target = to or root / "data"
-    params = load_params(root / "params.yaml")
-    with new_folder(target, replace=replace) as folder:
-        summary = import_films(
-            source,
-            folder,
-            class_names=params.task.classes,
-            pseudonyms=pseudonyms(home()),
-            limit=limit,
-            seed=params.run.seed,
-            source_name=source_name,
-        )
-    own = target.resolve() == (root / "data").resolve()
-    if own:
-        own_remote(root)
-    if as_json:
-        print_json(summary.to_json())
-        return
-    classes = ", ".join(f"{name} {count}" for name, count in summary.per_class.items())
-    print(f"{target}: {summary.films} films of {summary.patients} patients ({classes})")
-    if summary.skipped:
-        print(f"{summary.skipped} files were passed over: they are not films")
-    if summary.merged_validation:
-        print(
-            f"{summary.merged_validation} films declared for validation are too few and went back to training"
-        )
-    if summary.unmatched:
-        print(f"{summary.unmatched} films name no patient: each counts as a patient of its own")
-    if own:
-        print("Next: `dvc add data`, then commit data.dvc")
-
-
-@data.command()
-def add(
-    source: Annotated[Path, typer.Argument(help="Folder or zip of class folders, or a CSV manifest.")],
-    source_name: SourceName = "",
-    as_json: Json = False,
-) -> None:
-    """Adds films, commits the new data version and starts a retraining."""
-    from pipeline.params import load_params
-    from pipeline.versions import add_version
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
-
-    root = project_root()
-    done = add_version(root, home(), source, load_params(root / "params.yaml"), say, source_name=source_name)
-    if as_json:
-        print_json(done)
-
-
-@data.command()
-def log(as_json: Json = False) -> None:
-    """Lists the data versions, newest first; any of them can be trained again by its revision."""
-    from dataclasses import asdict
-
-    from pipeline.versions import log_versions
-
-    versions = log_versions(project_root())
-    if as_json:
-        print_json([asdict(version) for version in versions])
-        return
-    columns = ("revision", "date", "films", "patients", "classes", "data", "subject")
-    rows = [
-        [
-            version.revision[:10],
-            version.date[:16].replace("T", " "),
-            cell(version.films),
-            cell(version.patients),
-            ", ".join(f"{name} {count}" for name, count in version.classes.items()),
-            version.md5[:8],
-            version.subject,
-        ]
-        for version in versions
-    ]
-    print_table(columns, rows)
-
-
-@data.command()
-def sample(
-    to: Annotated[Path, typer.Argument(help="Folder to write.")],
-    films: Annotated[int, typer.Option(min=40, help="How many films.")] = 560,
-    seed: Annotated[int, typer.Option(min=0)] = 7,
-) -> None:
-    """Draws chest-film phantoms, as the bundled sample was drawn."""
-    from openmed.data.phantom import write_sample
-    from pipeline.dataset import new_folder
-
-    with new_folder(to, replace=False) as folder:
-        write_sample(folder, films=films, seed=seed)
-    print(f"{to}: {films} phantoms")
-
-
-@data.command()
-def drift(
-    accept: Annotated[bool, typer.Option("--accept", help="End well although the shift is large.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Compares the films that were validated last with those of the champion."""
-    from pipeline.drift import check_drift
-
-    root = project_root()
-    result = check_drift(root, accept=accept)
-    if as_json:
-        print_json(result)
-        return
-    print(f"{result['sentence']}\nThe page: {root / 'artifacts' / 'drift' / 'drift.html'}")
 
 
 @app.command()
@@ -262,43 +132,6 @@ def explain(
 
     for path in explain_film(load(model), image, out):
         print(path)
-
-
-@weights.command()
-def pull(
-    params: Annotated[
-        Path | None, typer.Option(help="Settings that name the networks; default: params.yaml.")
-    ] = None,
-    champion: Annotated[bool, typer.Option("--champion", help="The champion, not ImageNet weights.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Puts the ImageNet weights, or the champion, into the vault and commits its version."""
-    from pipeline.weights import pull_champion, pull_imagenet
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
-
-    root = project_root()
-    done = (pull_champion if champion else pull_imagenet)(root, params or root / "params.yaml", say)
-    if as_json:
-        print_json(done)
-
-
-@weights.command("list")
-def list_weights(as_json: Json = False) -> None:
-    """Lists what the vault holds; ends with exit code 3 when a file is damaged or missing."""
-    from openmed.errors import IntegrityError
-    from pipeline.weights import list_vault
-
-    held = list_vault(project_root())
-    if as_json:
-        print_json(held)
-    else:
-        columns = ("kind", "network", "source", "revision", "licence", "bytes", "sha256", "state")
-        keys = ("kind", "timm_name", *columns[2:])
-        print_table(columns, [[cell(entry[key]) for key in keys] for entry in held])
-    if bad := [f"{entry['file']} is {entry['state']}" for entry in held if entry["state"] != "intact"]:
-        raise IntegrityError(f"{' and '.join(bad)}: get it back with `dvc checkout --force weights.dvc`")
 
 
 @app.command()

@@ -154,7 +154,7 @@ def _decide(
             task = review["task_instance"]
             if (task["dag_id"], task["dag_run_id"]) == ("promote", run):
                 if not answering:
-                    print(f"\n{review['subject']}\n\n{review['body'].strip()}\n")
+                    print(f"\n{review['subject']}\n\n{_without_pictures(review['body'])}\n")
                 role = task["task_id"].removeprefix("review.")
                 person = answering.setdefault(role, people[len(answering) % len(people)])
                 say(f"The {role} review waits. THE DEMO APPROVES ON YOUR BEHALF, as {person.username}.")
@@ -164,6 +164,10 @@ def _decide(
     if admin.run_state("promote", run) == "failed":
         raise DemoFailed(f"run {run} of DAG promote failed: {states}")
     return run, "promoted" if states["promote"] == "success" else "rejected"
+
+
+def _without_pictures(markdown: str) -> str:
+    return "\n".join(line for line in markdown.strip().splitlines() if not line.startswith("!["))
 
 
 def _promotion_of(admin: AirflowClient, version: str) -> str:

@@ -20,6 +20,7 @@ from pipeline.gates import (
     performance_gates,
     soundness_gates,
 )
+from pipeline.report.markdown import film_lists, gate_tables
 from pipeline.review import build_review
 
 
@@ -39,7 +40,7 @@ def gate(version: str, *, workspace: Path | None = None) -> dict[str, Any]:
         version or None), verdict (see `overall`), gates and comparison (lists of gates), note (a sentence
         about the comparison), films_compared, films_left_out, limits (sentences on what the test could not
         have shown), reviewers (role -> what it answers for), started_by (a person or None), table_markdown,
-        report and review (path, address or None).
+        films_markdown (of the films that are shown; empty here), report and review (path, address or None).
 
     Raises:
         BadInput: There is no such version.
@@ -52,17 +53,21 @@ def show(version: str, *, workspace: Path) -> dict[str, Any]:
     """Judges a version as `gate` does and stores the page that the reviewers decide on.
 
     Returns:
-        What `gate` returns; `review` is where the page can be opened, and the table links to it.
+        What `gate` returns; `review` is where the page can be opened, and the table links to it;
+        `films_markdown` counts the films to look at, with pictures of some where a server has them.
 
     Raises:
         BadInput: As `gate`.
         IntegrityError: As `gate`; or a film in the workspace is not what was validated.
     """
     judged, evidence, compared = _judge(version, workspace)
-    page = build_review(judged, evidence, compared, workspace)
+    review = build_review(judged, evidence, compared, workspace)
     shown = {key: judged[key] for key in ("verdict", "champion", "model_sha256")}
-    judged["review"] = registry.keep_review(version, page, shown)
-    return judged | {"table_markdown": _markdown(judged)}
+    judged["review"], addresses = registry.keep_review(version, review.page, review.pictures, shown)
+    return judged | {
+        "table_markdown": gate_tables(judged),
+        "films_markdown": film_lists(review.groups, addresses, maps_trusted=review.maps_trusted),
+    }
 
 
 def _judge(version: str, workspace: Path | None) -> tuple[dict[str, Any], Evidence, Comparison]:
@@ -86,10 +91,11 @@ def _judge(version: str, workspace: Path | None) -> tuple[dict[str, Any], Eviden
         "limits": limits_of_the_test(evidence),
         "reviewers": dict(evidence.plan.protocol.reviewers),
         "started_by": evidence.tags["started_by"] or None,
+        "films_markdown": "",
         "report": registry.report_address(version),
         "review": None,
     }
-    return result | {"table_markdown": _markdown(result)}, evidence, compared
+    return result | {"table_markdown": gate_tables(result)}, evidence, compared
 
 
 def overall(gates: Sequence[Mapping[str, Any]], comparison: Sequence[Mapping[str, Any]] | None) -> str:
@@ -342,38 +348,3 @@ def _name(name: str | None, role: str) -> str:
 def _check_reason(reason: str, otherwise: str) -> None:
     if not reason.strip():
         raise BadInput(otherwise)
-
-
-def _markdown(result: Mapping[str, Any]) -> str:
-    lines = [f"**Version {result['version']} ({result['architecture']}): {result['verdict']}**", ""]
-    lines += ["Requirements", "", *_table(result["gates"], "required"), ""]
-    lines += ["Comparison with the champion", "", result["note"], ""]
-    if result["comparison"]:
-        lines += [*_table(result["comparison"], "accepted"), ""]
-    if result["limits"]:
-        lines += ["What this test could and could not have shown", ""]
-        lines += [*(f"- {sentence}" for sentence in result["limits"]), ""]
-    if result["review"]:
-        lines += [f"The page to decide on, with films and heat maps: {_link(result['review'])}", ""]
-    lines.append(f"Report with films and heat maps: {_link(result['report'])}")
-    return "\n".join(lines) + "\n"
-
-
-def _link(address: str | None) -> str:
-    return f"[{address}]({address})" if str(address).startswith("http") else address or "none is stored"
-
-
-def _table(gates: Sequence[Mapping[str, Any]], limit: str) -> list[str]:
-    rows = [f"| gate | value | interval | {limit} | verdict | meaning |", "|---|---|---|---|---|---|"]
-    for found in gates:
-        value, low, high, floor = (_shown(found[key]) for key in ("value", "low", "high", "floor"))
-        interval = f"{low} to {high}" if found["low"] is not None else "–"
-        reason = str(found["reason"]).replace("|", "\\|")
-        rows.append(f"| {found['name']} | {value} | {interval} | {floor} | {found['verdict']} | {reason} |")
-    return rows
-
-
-def _shown(number: float | None) -> str:
-    if number is None:
-        return "–"
-    return str(number) if isinstance(number, int) else f"{number:.3f}"

@@ -1,5 +1,9 @@
 """The page that a reviewer decides on: the verdict, and the films on which two models disagree."""
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +16,86 @@ if TYPE_CHECKING:
 
     from openmed.models.base import BaseModel
 
-_SHOWN = 8
+# With their heat maps, of each group: on the page, and in Airflow beside the question.
+_SHOWN, _SHOWN_IN_AIRFLOW = 24, 3
 _PICTURE_PX = 280
 
 
-def build_review(judged: dict[str, Any], evidence: Evidence, compared: Comparison, workspace: Path) -> str:
+@dataclass(frozen=True)
+class Case:
+    """One film: its label, what each model says, and the film beside their heat maps."""
+
+    id: str
+    label: str
+    score: float
+    score_champion: float | None
+    pictures: "tuple[tuple[str, np.ndarray], ...]" = ()
+    """Caption and uint8 (H, W, 3), RGB, all of one size; none of a film that is only listed."""
+
+    @property
+    def sentence(self) -> str:
+        """What stands under the pictures."""
+        champion = "" if self.score_champion is None else f" · champion {self.score_champion:.3f}"
+        return f"{self.label} · this version {self.score:.3f}{champion} · film {self.id}"
+
+    @property
+    def captions(self) -> str:
+        """What the pictures show, from left to right."""
+        return ", ".join(caption for caption, _ in self.pictures)
+
+    @property
+    def images(self) -> list[tuple[str, str]]:
+        """Caption and picture, as an address that holds it."""
+        from openmed.explain.overlay import encode_jpeg
+        from pipeline.report.render import picture
+
+        return [(caption, picture(encode_jpeg(image), "jpeg")) for caption, image in self.pictures]
+
+    def strip(self) -> bytes:
+        """Returns all pictures side by side, as one JPEG."""
+        import numpy as np
+
+        from openmed.explain.overlay import encode_jpeg
+
+        return encode_jpeg(np.hstack([image for _, image in self.pictures]))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Films on which two models disagree in the same way, or that one gets wrong in the same way."""
+
+    title: str
+    kind: str
+    """miss, alarm or gain."""
+    shown: list[Case]
+    """What harms most, with pictures."""
+    listed: list[Case]
+    """The others."""
+
+    @property
+    def total(self) -> int:
+        """How many films there are."""
+        return len(self.shown) + len(self.listed)
+
+
+@dataclass(frozen=True)
+class Review:
+    """What reviewers see."""
+
+    page: str
+    """One HTML page that needs nothing else."""
+    groups: list[Group]
+    maps_trusted: bool
+    """Whether the heat maps of the version passed their checks."""
+
+    @property
+    def pictures(self) -> dict[str, bytes]:
+        """Film id -> JPEG of the films that are shown in Airflow as well."""
+        shown = [case for group in self.groups for case in group.shown[:_SHOWN_IN_AIRFLOW]]
+        return {case.id: case.strip() for case in shown}
+
+
+def build_review(judged: dict[str, Any], evidence: Evidence, compared: Comparison, workspace: Path) -> Review:
     """Builds the page.
 
     Args:
@@ -24,9 +103,6 @@ def build_review(judged: dict[str, Any], evidence: Evidence, compared: Compariso
         evidence: On the version.
         compared: Its comparison with the champion.
         workspace: The workspace of its retraining, which holds the films.
-
-    Returns:
-        One HTML page that needs nothing else.
 
     Raises:
         IntegrityError: A model or a film is not what was registered.
@@ -37,22 +113,23 @@ def build_review(judged: dict[str, Any], evidence: Evidence, compared: Compariso
     explained = registry.find_artifact(evidence.version, "explain.json")
     checks = read_json(explained) if explained else None
     films = compared.films if compared.films is not None else evidence.test
-    return render(
+    groups = _groups(films, evidence, compared, Path(workspace))
+    maps_trusted = bool(checks) and checks["faithfulness"][checks["primary_method"]]["trusted"]
+    page = render(
         "review.html",
         judged=judged,
-        groups=_groups(films, evidence, compared, Path(workspace)),
+        groups=groups,
         subgroups=subgroups(evidence, compared),
         threshold=evidence.spec.threshold,
         champion_threshold=compared.other_threshold,
         positive=evidence.spec.positive,
-        maps_trusted=bool(checks) and checks["faithfulness"][checks["primary_method"]]["trusted"],
+        maps_trusted=maps_trusted,
     )
+    return Review(page, groups, maps_trusted)
 
 
-def _groups(
-    films: "pd.DataFrame", evidence: Evidence, compared: Comparison, workspace: Path
-) -> list[tuple[str, str, dict[str, Any]]]:
-    """Title, kind and films of each way to disagree, what harms most first."""
+def _groups(films: "pd.DataFrame", evidence: Evidence, compared: Comparison, workspace: Path) -> list[Group]:
+    """Films of each way to disagree, what harms most first."""
     has = films["label"] == evidence.spec.positive_index
     flagged = films["score"] >= evidence.spec.threshold
     if compared.films is None:
@@ -77,31 +154,31 @@ def _groups(
     found = []
     for title, kind, where, lowest_first in chosen:
         some = films[where].sort_values(["score", "id"], ascending=[lowest_first, True])
-        shown = [_case(film, sources, models, workspace, evidence) for film in some.head(_SHOWN).itertuples()]
-        found.append((title, kind, {"total": len(some), "shown": shown}))
+        cases = _cases(some, evidence.spec.class_names)
+        shown = [
+            replace(case, pictures=_pictures(case.id, sources.loc[case.id], models, workspace))
+            for case in islice(cases, _SHOWN)
+        ]
+        found.append(Group(title, kind, shown, list(cases)))
     return found
 
 
-def _case(
-    film: Any,
-    sources: "pd.DataFrame",
-    models: "list[tuple[str, BaseModel]]",
-    workspace: Path,
-    evidence: Evidence,
-) -> dict[str, Any]:
+def _cases(films: "pd.DataFrame", class_names: "tuple[str, ...]") -> Iterator[Case]:
+    for film in films.itertuples():
+        champion = getattr(film, "score_other", math.nan)
+        said = None if math.isnan(champion) else float(champion)
+        yield Case(film.id, class_names[film.label], float(film.score), said)
+
+
+def _pictures(
+    film: str, source: "pd.Series", models: "list[tuple[str, BaseModel]]", workspace: Path
+) -> "tuple[tuple[str, np.ndarray], ...]":
     from openmed.data.images import decode_film
     from openmed.data.manifest import film_bytes
 
-    source = sources.loc[film.id]
-    grey = decode_film(film_bytes(workspace / "data", source["path"], source["sha256"]), f"film {film.id}")
-    maps = [(name, _map(model, grey)) for name, model in models]
-    return {
-        "id": film.id,
-        "label": evidence.spec.class_names[film.label],
-        "score": float(film.score),
-        "score_champion": float(getattr(film, "score_other", float("nan"))),
-        "pictures": [("film", _picture(grey, None)), *((name, _picture(grey, heat)) for name, heat in maps)],
-    }
+    grey = decode_film(film_bytes(workspace / "data", source["path"], source["sha256"]), f"film {film}")
+    maps = ((name, _picture(grey, _map(model, grey))) for name, model in models)
+    return (("film", _picture(grey, None)), *maps)
 
 
 def _map(model: "BaseModel", grey: "np.ndarray") -> "np.ndarray":
@@ -112,12 +189,10 @@ def _map(model: "BaseModel", grey: "np.ndarray") -> "np.ndarray":
     return explain(model, square[None], model.spec.positive_index, primary)[primary][0]
 
 
-def _picture(grey: "np.ndarray", heat: "np.ndarray | None") -> str:
+def _picture(grey: "np.ndarray", heat: "np.ndarray | None") -> "np.ndarray":
     import cv2
 
-    from openmed.explain.overlay import encode_jpeg, fitted, overlay
-    from pipeline.report.render import picture
+    from openmed.explain.overlay import fitted, overlay
 
     small = fitted(grey, _PICTURE_PX)
-    shown = cv2.cvtColor(small, cv2.COLOR_GRAY2RGB) if heat is None else overlay(small, heat)
-    return picture(encode_jpeg(shown), "jpeg")
+    return cv2.cvtColor(small, cv2.COLOR_GRAY2RGB) if heat is None else overlay(small, heat)

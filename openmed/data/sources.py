@@ -61,10 +61,12 @@ class Film(NamedTuple):
     Attributes:
         name: Path below the source, POSIX.
         reader: Gives the bytes when called.
+        path: Its file, None inside a zip.
     """
 
     name: str
     reader: FilmReader
+    path: Path | None
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,15 @@ def list_films(source: Path) -> list[Film]:
         BadInput: The source is neither, cannot be used as it is, or holds no film.
     """
     source = Path(source)
-    if source.is_dir():
+    is_folder = source.is_dir()
+    if is_folder:
         files = folder_files(source)
     elif source.suffix.lower() == ".zip" and source.is_file():
         files = zip_files(source)
     else:
         raise BadInput(f"{source} is no folder and no .zip file: give one of films")
     films = [
-        Film(name, reader)
+        Film(name, reader, source / name if is_folder else None)
         for name, reader in sorted(files, key=itemgetter(0))
         if not any(_is_ignored(part) for part in PurePosixPath(name).parts)
         and (PurePosixPath(name).suffix.lower() in SUFFIXES or is_dicom(reader.start(_DICOM_START_BYTES)))

@@ -160,6 +160,8 @@ class Trainer:
         if tensors:
             self.learner.restore(tensors, place.scaler)
         train, validation = self._sources(phase)
+        # Features are on the disk by now: a kill would lose nothing yet.
+        self._saved_at = time.monotonic()
         while not self._is_over(phase):
             self._run_epoch(phase, train, validation)
 

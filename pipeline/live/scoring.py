@@ -12,11 +12,14 @@ from pipeline.live.log import SCORED, UNUSABLE, ScoreLog, chunks
 from pipeline.project import locked
 
 if TYPE_CHECKING:
+    import os
+
     import numpy as np
     import pandas as pd
 
     from openmed.data.privacy import Pseudonyms
     from openmed.data.sources import Film
+    from openmed.data.store import FilmStore
     from openmed.models.session import Predictor
     from openmed.models.spec import ModelSpec
 
@@ -32,7 +35,7 @@ def score_films(home: Path, source: Path) -> dict[str, Any]:
 
     Every part of the films is on the disk before the next is begun, so that a run that was killed goes on
     where it was. A film that cannot be used is logged with the reason; a file that cannot be read at all is
-    tried again by the next run.
+    tried again by the next run. A file that was scored and not written to since is not read again.
 
     Args:
         home: The state folder.
@@ -47,6 +50,7 @@ def score_films(home: Path, source: Path) -> dict[str, Any]:
         IntegrityError: The champion is not what was registered.
     """
     from openmed.data.sources import list_films
+    from openmed.data.store import FilmStore
     from pipeline.device import pick_device
     from pipeline.site import pseudonyms
     from pipeline.stage import progress
@@ -58,11 +62,13 @@ def score_films(home: Path, source: Path) -> dict[str, Any]:
         model, log, secret = registry.model_digest(version), ScoreLog(home, version), pseudonyms(home)
         known, before = log.known(), 0
         counts = dict.fromkeys((SCORED, "flagged", "referred", UNUSABLE, _UNREADABLE), 0)
-        with progress(len(films), "score") as tick:
+        with FilmStore(Path(home) / "films") as store, progress(len(films), "score") as tick:
             for part in chunks(films, _PART_FILMS):
-                rows = []
-                for batch in chunks(part, _BATCH_FILMS):
-                    rows += _answers(batch, predictor, secret, known)
+                rows, unread = [], _unread(part, store, known)
+                for _ in range(len(part) - len(unread)):
+                    tick()
+                for batch in chunks(unread, _BATCH_FILMS):
+                    rows += _answers(batch, predictor, secret, store, known)
                     for _ in batch:
                         tick()
                 before += len(part) - len(rows)
@@ -88,8 +94,19 @@ def _champion() -> str:
     return version
 
 
+def _unread(films: "Sequence[Film]", store: "FilmStore", known: set[str]) -> "list[Film]":
+    """Those whose file is not surely one that is known."""
+    paths = [film.path for film in films if film.path is not None]
+    hashes = dict(zip(paths, store.hashes_of([str(path) for path in paths]), strict=True))
+    return [film for film in films if hashes.get(film.path) not in known]
+
+
 def _answers(
-    films: "Sequence[Film]", predictor: "Predictor", secret: "Pseudonyms", known: set[str]
+    films: "Sequence[Film]",
+    predictor: "Predictor",
+    secret: "Pseudonyms",
+    store: "FilmStore",
+    known: set[str],
 ) -> list[dict[str, Any]]:
     """What the model says of those films that are not known yet; they are known from then on."""
     import numpy as np
@@ -98,14 +115,17 @@ def _answers(
     from openmed.data.manifest import judge_facts, ordered_map
     from openmed.data.measure import FACTS
 
-    size, lost, rows, squares = predictor.spec.image_size_px, [], [], []
-    for row, square in ordered_map(lambda film: _read(film, size, secret), films):
+    size, lost, rows, squares, hashed = predictor.spec.image_size_px, [], [], [], []
+    for state, row, square in ordered_map(lambda film: _read(film, size, secret), films):
+        if state is not None:
+            hashed.append((state, row["sha256"]))
         if row["status"] == _UNREADABLE:
             lost.append(row)
         elif row["sha256"] not in known:
             known.add(row["sha256"])
             rows.append(row)
             squares.append(square)
+    store.remember_hashes(hashed)
     judged = judge_facts(pa.Table.from_pylist(rows, FACTS)) if rows else None
     for row, reason in zip(rows, judged["reason"] if rows else (), strict=True):
         row |= {"reason": reason, "status": UNUSABLE if reason else SCORED}
@@ -135,8 +155,13 @@ def _said(spec: "ModelSpec", probabilities: "np.ndarray") -> list[dict[str, Any]
     ]
 
 
-def _read(film: "Film", size_px: int, secret: "Pseudonyms") -> "tuple[dict[str, Any], np.ndarray | None]":
-    """What is known of a film without a model, and its square; no square of one that cannot be decoded."""
+def _read(
+    film: "Film", size_px: int, secret: "Pseudonyms"
+) -> "tuple[os.stat_result | None, dict[str, Any], np.ndarray | None]":
+    """State of its file before it was read, what is known without a model, and the film's square.
+
+    No state of a film in a zip or of one that cannot be read; no square of one that cannot be decoded.
+    """
     from openmed.data.images import decode_with_depth, resize_film
     from openmed.data.measure import measurements
     from openmed.data.privacy import about_film, dicom_patient
@@ -145,9 +170,9 @@ def _read(film: "Film", size_px: int, secret: "Pseudonyms") -> "tuple[dict[str, 
 
     row = dict.fromkeys((*_MEASURED, *OPTIONAL_COLUMNS, *_ANSWERED, "reason", "status"))
     try:
-        content = film.reader()
-    except BadInput:
-        return row | {"status": _UNREADABLE}, None
+        state, content = film.path.stat() if film.path else None, film.reader()
+    except (BadInput, OSError):
+        return None, row | {"status": _UNREADABLE}, None
     about, patient = about_film(content), dicom_patient(content) or patient_of(film.name)[0]
     row |= {"sha256": sha256_bytes(content), "patient": secret.patient(patient), "reason": ""}
     row |= {name: about.get(name) for name in OPTIONAL_COLUMNS}
@@ -156,9 +181,9 @@ def _read(film: "Film", size_px: int, secret: "Pseudonyms") -> "tuple[dict[str, 
     try:
         decoded, bits = decode_with_depth(content, "the film")
     except BadInput as error:
-        return row | {"reason": str(error)}, None
+        return state, row | {"reason": str(error)}, None
     measured = measurements(decoded, bits)
-    return row | {name: measured[name] for name in _MEASURED}, resize_film(decoded, size_px)
+    return state, row | {name: measured[name] for name in _MEASURED}, resize_film(decoded, size_px)
 
 
 def _table(rows: list[dict[str, Any]], version: str, model_sha256: str) -> "pd.DataFrame":

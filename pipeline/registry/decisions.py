@@ -5,12 +5,14 @@ leaves half done is finished by the next decision, whoever makes it; the entry i
 were moved by anything else than this module are noticed, because they differ from the record.
 """
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import sha256_bytes
+from openmed.files import hashes_below, sha256_bytes, write_bytes, write_text
 from pipeline.project import locked
 from pipeline.registry import audit
 from pipeline.registry.audit import Entry
@@ -21,7 +23,7 @@ from pipeline.registry.store import (
     PREVIOUS,
     connect,
 )
-from pipeline.registry.versions import address_of, aliases, find
+from pipeline.registry.versions import address_of, aliases, file_address, find
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -95,24 +97,36 @@ def reject(version: str, *, by: str, reason: str) -> Entry:
     return entry
 
 
-def keep_review(version: str, page: str, content: Mapping[str, Any]) -> str:
-    """Stores the page that reviewers decide on beside the evidence, and writes down that it was shown.
+def keep_review(
+    version: str, page: str, pictures: Mapping[str, bytes], content: Mapping[str, Any]
+) -> tuple[str, dict[str, str]]:
+    """Stores what reviewers decide on beside the evidence, and writes down that it was shown.
 
     Args:
         version: The version it is about.
         page: HTML.
+        pictures: Name -> JPEG, for a page that shows them from where they are stored.
         content: What it says, in short.
 
     Returns:
-        Where a person can open it.
+        Where a person can open the page, and name -> where a browser finds each picture; no pictures where
+        no server shows them.
     """
-    digest = sha256_bytes(page.encode())
-    path = f"{REVIEWS}/{digest[:12]}.html"
-    with connect() as client:
-        client.log_text(find(client, version).run_id, page, path)
+    names = {name: f"{sha256_bytes(data)[:12]}.jpeg" for name, data in pictures.items()}
+    page_name = f"{sha256_bytes(page.encode())[:12]}.html"
+    with tempfile.TemporaryDirectory() as folder:
+        write_text(Path(folder) / page_name, page)
+        for name, data in pictures.items():
+            write_bytes(Path(folder) / names[name], data)
+        hashes = {f"{REVIEWS}/{name}": digest for name, digest in hashes_below(Path(folder)).items()}
+        with connect() as client:
+            client.log_artifacts(find(client, version).run_id, folder, REVIEWS)
+    path = f"{REVIEWS}/{page_name}"
+    said = {**content, "path": path, "sha256": hashes.pop(path), "pictures": hashes}
     with _deciding() as (client, entries):
-        audit.append(client, entries, audit.SHOWN, version, {**content, "path": path, "sha256": digest})
-    return address_of(version, path)
+        audit.append(client, entries, audit.SHOWN, version, said)
+    addresses = {name: file_address(version, f"{REVIEWS}/{file}") for name, file in names.items()}
+    return address_of(version, path), {name: found for name, found in addresses.items() if found}
 
 
 def adopt(version: str, *, by: str, reason: str, plan_sha256: str) -> Entry:

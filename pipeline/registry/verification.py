@@ -153,11 +153,10 @@ def _evidence(chain: _Chain) -> None:
     """Files on the candidate, and the numbers that MLflow shows of it."""
     run = chain.run()
     with _files_of(chain.client, run.info.run_id) as folder:
-        shown = {
-            entry.content["path"]: entry.content["sha256"]
-            for entry in chain.entries
-            if entry.event == audit.SHOWN and entry.version == chain.number
-        }
+        shown: dict[str, str] = {}
+        for entry in chain.entries:
+            if entry.event == audit.SHOWN and entry.version == chain.number:
+                shown |= {entry.content["path"]: entry.content["sha256"], **entry.content.get("pictures", {})}
         # A page whose entry was never written was shown to nobody.
         found = {
             path: digest

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_bytes, sha256_file
@@ -26,6 +27,7 @@ from pipeline.registry.store import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import RunInfo
     from mlflow.entities.model_registry import ModelVersion
 
 JUDGED = ("auc", "sensitivity", "specificity")
@@ -125,13 +127,26 @@ def address_of(version: str, path: str) -> str:
     OPENMED_MLFLOW_URL is MLflow's address as a browser reaches it; without it, it is that of the
     tracking server, and with a store of local files the path of the file.
     """
+    run, server = _shown_at(version)
+    if server is None:
+        return f"{run.artifact_uri.removeprefix('file://')}/{path}"
+    return f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/{path}"
+
+
+def file_address(version: str, path: str) -> str | None:
+    """Returns where a browser gets a file logged with a version itself; None where no server has it."""
+    run, server = _shown_at(version)
+    query = urlencode({"path": path, "run_uuid": run.run_id})
+    return None if server is None else f"{server}/get-artifact?{query}"
+
+
+def _shown_at(version: str) -> "tuple[RunInfo, str | None]":
     with connect() as client:
         run = client.get_run(find(client, version).run_id).info
     shown = os.environ.get("OPENMED_MLFLOW_URL")
     if is_local(run.artifact_uri) and not shown:
-        return f"{run.artifact_uri.removeprefix('file://')}/{path}"
-    server = (shown or without_password(project.tracking_uri())).rstrip("/")
-    return f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/{path}"
+        return run, None
+    return run, (shown or without_password(project.tracking_uri())).rstrip("/")
 
 
 def find(client: "MlflowClient", version: str) -> "ModelVersion":

@@ -1,6 +1,7 @@
 """After a promotion: new films are scored once, the champion is watched on them, and put on hold."""
 
 import json
+import os
 import shutil
 import sys
 import zipfile
@@ -192,6 +193,18 @@ def test_a_killed_run_goes_on_where_it_was(home, incoming, monkeypatch):
     rest = live.score_films(home, incoming)
     assert rest["known"] == 3 and rest["scored"] + rest["unusable"] == 5
     assert not answered(home)["sha256"].duplicated().any()
+
+
+def test_a_file_that_was_scored_is_read_again_only_when_it_was_written_to(home, incoming, monkeypatch):
+    for path in incoming.rglob("*"):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    live.score_films(home, incoming)
+    read, reader = [], scoring._read
+    monkeypatch.setattr(scoring, "_read", lambda film, *rest: read.append(film.name) or reader(film, *rest))
+    assert live.score_films(home, incoming)["known"] == 8 and read == []
+    (incoming / "ward 3/ROE^RICHARD-0.png").write_bytes(film(123))
+    more = live.score_films(home, incoming)
+    assert (more["scored"], more["known"], read) == (1, 7, ["ward 3/ROE^RICHARD-0.png"])
 
 
 def test_a_file_that_cannot_be_read_is_tried_again(home, incoming):

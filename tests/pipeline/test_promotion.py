@@ -1,9 +1,13 @@
 import json
+import re
 import shutil
 import sqlite3
 import threading
 from pathlib import Path
+from urllib.parse import parse_qs
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -12,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, write_json
 from openmed.metrics.gates import FAIL, INSUFFICIENT, OUTSIDE_PLAN, PASS
-from pipeline import promotion, registry
+from pipeline import promotion, registry, review
 from pipeline.gates import comparison
 from tests.pipeline.conftest import crown, make_workspace, register
 
@@ -130,6 +134,43 @@ def test_the_review_page_shows_where_the_two_disagree_and_belongs_to_the_record(
     page.write_text(text)
     (page.parent / "unrecorded.html").write_text("cut off before its entry")
     assert registry.verify(BETTER)[-1].problem is None
+
+
+def test_the_films_that_harm_most_stand_beside_the_question_and_belong_to_the_record(stage, monkeypatch):
+    monkeypatch.setenv("OPENMED_MLFLOW_URL", "https://models.example/")
+    text = promotion.show(BETTER, workspace=stage / BETTER)["films_markdown"]
+    titles = re.findall(r"\*\*(.+): (\d+)\*\*", text)
+    assert titles[0][0] == "New misses: the champion flags them" and len(titles) == 4
+    addresses = re.findall(
+        r"!\[film, this version, champion\]\(https://models.example/get-artifact\?(.+)\)", text
+    )
+    assert len(addresses) == sum(min(3, int(count)) for _, count in titles) > 0
+    run = registry.get_version(BETTER)["run_id"]
+    stored = next((stage / "home/mlartifacts" / run).rglob("reviews")).parent
+    for query in map(parse_qs, addresses):
+        assert query["run_uuid"] == [run]
+        strip = cv2.imread(str(stored / query["path"][0])).astype(int)
+        film, *maps = np.split(strip, 3, axis=1)
+        assert film.shape == (280, 252, 3)
+        # At the seam a little of the map's colour is in the film's last block.
+        assert (
+            np.ptp(film[:, :-16], axis=2).max() < 10 < 60 < min(np.ptp(heat, axis=2).max() for heat in maps)
+        )
+    picture = stored / query["path"][0]
+    before = picture.read_bytes()
+    picture.write_bytes(before[:-1] + b"!")
+    assert f"reviews/{picture.name} of version 2 was changed" in registry.verify(BETTER)[-1].problem
+    picture.write_bytes(before)
+    assert registry.verify(BETTER)[-1].problem is None
+
+
+def test_every_film_on_which_the_two_disagree_is_on_the_page(stage, monkeypatch):
+    monkeypatch.setattr(review, "_SHOWN", 1)
+    text = Path(promotion.show(BETTER, workspace=stage / BETTER)["review"]).read_text()
+    totals = [int(found) for found in re.findall(r'<span class="soft">\((\d+)\)</span></h3>', text)]
+    assert len(totals) == 4 and max(totals) > 1
+    assert text.count("<article") == sum(total > 0 for total in totals)
+    assert text.count(" · film ") == sum(totals)
 
 
 def test_without_a_champion_the_page_shows_what_the_model_gets_wrong(stage):

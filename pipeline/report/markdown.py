@@ -1,0 +1,66 @@
+"""What is shown in Airflow and in a terminal, as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.review import Group
+
+
+def gate_tables(judged: Mapping[str, Any]) -> str:
+    """Writes the verdict on a version with all its gates.
+
+    Args:
+        judged: What `pipeline.promotion.gate` says, but for this text.
+    """
+    lines = [f"**Version {judged['version']} ({judged['architecture']}): {judged['verdict']}**", ""]
+    lines += ["Requirements", "", *_table(judged["gates"], "required"), ""]
+    lines += ["Comparison with the champion", "", judged["note"], ""]
+    if judged["comparison"]:
+        lines += [*_table(judged["comparison"], "accepted"), ""]
+    if judged["limits"]:
+        lines += ["What this test could and could not have shown", ""]
+        lines += [*(f"- {sentence}" for sentence in judged["limits"]), ""]
+    if judged["review"]:
+        lines += [f"The page to decide on, with films and heat maps: {_link(judged['review'])}", ""]
+    lines.append(f"Report with films and heat maps: {_link(judged['report'])}")
+    return "\n".join(lines) + "\n"
+
+
+def film_lists(groups: "Sequence[Group]", addresses: Mapping[str, str], *, maps_trusted: bool) -> str:
+    """Writes how many films there are of each group, and those that are shown in Airflow.
+
+    Args:
+        groups: Of the review.
+        addresses: Film id -> where a browser finds its picture; a film without one is left to the page.
+        maps_trusted: Whether the heat maps of the version passed their checks.
+    """
+    lines = []
+    if addresses and not maps_trusted:
+        lines += ["**Do not rely on the heat maps of this version:** they did not pass their checks.", ""]
+    for group in groups:
+        lines += [f"**{group.title}: {group.total}**", ""]
+        for case in group.shown:
+            if case.id in addresses:
+                lines += [f"![{case.captions}]({addresses[case.id]})", "", case.sentence, ""]
+    return "\n".join(lines)
+
+
+def _link(address: str | None) -> str:
+    return f"[{address}]({address})" if str(address).startswith("http") else address or "none is stored"
+
+
+def _table(gates: Sequence[Mapping[str, Any]], limit: str) -> list[str]:
+    rows = [f"| gate | value | interval | {limit} | verdict | meaning |", "|---|---|---|---|---|---|"]
+    for found in gates:
+        value, low, high, floor = (_shown(found[key]) for key in ("value", "low", "high", "floor"))
+        interval = f"{low} to {high}" if found["low"] is not None else "–"
+        reason = str(found["reason"]).replace("|", "\\|")
+        rows.append(f"| {found['name']} | {value} | {interval} | {floor} | {found['verdict']} | {reason} |")
+    return rows
+
+
+def _shown(number: float | None) -> str:
+    if number is None:
+        return "–"
+    return str(number) if isinstance(number, int) else f"{number:.3f}"
