@@ -167,7 +167,7 @@ def _decide(
 
 
 def _without_pictures(markdown: str) -> str:
-    return "\n".join(line for line in markdown.strip().splitlines() if not line.startswith("!["))
+    return "\n".join(line for line in markdown.strip().splitlines() if "![" not in line)
 
 
 def _promotion_of(admin: AirflowClient, version: str) -> str:

@@ -20,7 +20,7 @@ from pipeline.gates import (
     performance_gates,
     soundness_gates,
 )
-from pipeline.report.markdown import film_lists, gate_tables
+from pipeline.report.markdown import film_tables, gate_tables
 from pipeline.review import build_review
 
 
@@ -66,7 +66,7 @@ def show(version: str, *, workspace: Path) -> dict[str, Any]:
     judged["review"], addresses = registry.keep_review(version, review.page, review.pictures, shown)
     return judged | {
         "table_markdown": gate_tables(judged),
-        "films_markdown": film_lists(review.groups, addresses, maps_trusted=review.maps_trusted),
+        "films_markdown": film_tables(review.groups, addresses, maps_trusted=review.maps_trusted),
     }
 
 

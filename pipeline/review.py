@@ -29,8 +29,8 @@ class Case:
     label: str
     score: float
     score_champion: float | None
-    pictures: "tuple[tuple[str, np.ndarray], ...]" = ()
-    """Caption and uint8 (H, W, 3), RGB, all of one size; none of a film that is only listed."""
+    pictures: tuple[tuple[str, bytes], ...] = ()
+    """Caption and JPEG; none of a film that is only listed."""
 
     @property
     def sentence(self) -> str:
@@ -39,25 +39,11 @@ class Case:
         return f"{self.label} · this version {self.score:.3f}{champion} · film {self.id}"
 
     @property
-    def captions(self) -> str:
-        """What the pictures show, from left to right."""
-        return ", ".join(caption for caption, _ in self.pictures)
-
-    @property
     def images(self) -> list[tuple[str, str]]:
         """Caption and picture, as an address that holds it."""
-        from openmed.explain.overlay import encode_jpeg
         from pipeline.report.render import picture
 
-        return [(caption, picture(encode_jpeg(image), "jpeg")) for caption, image in self.pictures]
-
-    def strip(self) -> bytes:
-        """Returns all pictures side by side, as one JPEG."""
-        import numpy as np
-
-        from openmed.explain.overlay import encode_jpeg
-
-        return encode_jpeg(np.hstack([image for _, image in self.pictures]))
+        return [(caption, picture(image, "jpeg")) for caption, image in self.pictures]
 
 
 @dataclass(frozen=True)
@@ -89,10 +75,10 @@ class Review:
     """Whether the heat maps of the version passed their checks."""
 
     @property
-    def pictures(self) -> dict[str, bytes]:
-        """Film id -> JPEG of the films that are shown in Airflow as well."""
+    def pictures(self) -> dict[tuple[str, str], bytes]:
+        """Film id and caption -> JPEG, of the films that are shown in Airflow as well."""
         shown = [case for group in self.groups for case in group.shown[:_SHOWN_IN_AIRFLOW]]
-        return {case.id: case.strip() for case in shown}
+        return {(case.id, caption): image for case in shown for caption, image in case.pictures}
 
 
 def build_review(judged: dict[str, Any], evidence: Evidence, compared: Comparison, workspace: Path) -> Review:
@@ -172,7 +158,7 @@ def _cases(films: "pd.DataFrame", class_names: "tuple[str, ...]") -> Iterator[Ca
 
 def _pictures(
     film: str, source: "pd.Series", models: "list[tuple[str, BaseModel]]", workspace: Path
-) -> "tuple[tuple[str, np.ndarray], ...]":
+) -> tuple[tuple[str, bytes], ...]:
     from openmed.data.images import decode_film
     from openmed.data.manifest import film_bytes
 
@@ -189,10 +175,10 @@ def _map(model: "BaseModel", grey: "np.ndarray") -> "np.ndarray":
     return explain(model, square[None], model.spec.positive_index, primary)[primary][0]
 
 
-def _picture(grey: "np.ndarray", heat: "np.ndarray | None") -> "np.ndarray":
+def _picture(grey: "np.ndarray", heat: "np.ndarray | None") -> bytes:
     import cv2
 
-    from openmed.explain.overlay import fitted, overlay
+    from openmed.explain.overlay import encode_jpeg, fitted, overlay
 
     small = fitted(grey, _PICTURE_PX)
-    return cv2.cvtColor(small, cv2.COLOR_GRAY2RGB) if heat is None else overlay(small, heat)
+    return encode_jpeg(cv2.cvtColor(small, cv2.COLOR_GRAY2RGB) if heat is None else overlay(small, heat))

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import hashes_below, sha256_bytes, write_bytes, write_text
@@ -27,6 +27,8 @@ from pipeline.registry.versions import address_of, aliases, file_address, find
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+Key = TypeVar("Key")
 
 REVIEWS = "reviews"
 _MOVES = (audit.PROMOTED, audit.RESTORED)
@@ -98,26 +100,26 @@ def reject(version: str, *, by: str, reason: str) -> Entry:
 
 
 def keep_review(
-    version: str, page: str, pictures: Mapping[str, bytes], content: Mapping[str, Any]
-) -> tuple[str, dict[str, str]]:
+    version: str, page: str, pictures: Mapping[Key, bytes], content: Mapping[str, Any]
+) -> tuple[str, dict[Key, str]]:
     """Stores what reviewers decide on beside the evidence, and writes down that it was shown.
 
     Args:
         version: The version it is about.
         page: HTML.
-        pictures: Name -> JPEG, for a page that shows them from where they are stored.
+        pictures: Key -> JPEG, for a page that shows them from where they are stored.
         content: What it says, in short.
 
     Returns:
-        Where a person can open the page, and name -> where a browser finds each picture; no pictures where
+        Where a person can open the page, and key -> where a browser finds each picture; no pictures where
         no server shows them.
     """
-    names = {name: f"{sha256_bytes(data)[:12]}.jpeg" for name, data in pictures.items()}
+    names = {key: f"{sha256_bytes(data)[:12]}.jpeg" for key, data in pictures.items()}
     page_name = f"{sha256_bytes(page.encode())[:12]}.html"
     with tempfile.TemporaryDirectory() as folder:
         write_text(Path(folder) / page_name, page)
-        for name, data in pictures.items():
-            write_bytes(Path(folder) / names[name], data)
+        for key, data in pictures.items():
+            write_bytes(Path(folder) / names[key], data)
         hashes = {f"{REVIEWS}/{name}": digest for name, digest in hashes_below(Path(folder)).items()}
         with connect() as client:
             client.log_artifacts(find(client, version).run_id, folder, REVIEWS)
@@ -125,8 +127,8 @@ def keep_review(
     said = {**content, "path": path, "sha256": hashes.pop(path), "pictures": hashes}
     with _deciding() as (client, entries):
         audit.append(client, entries, audit.SHOWN, version, said)
-    addresses = {name: file_address(version, f"{REVIEWS}/{file}") for name, file in names.items()}
-    return address_of(version, path), {name: found for name, found in addresses.items() if found}
+    addresses = {key: file_address(version, f"{REVIEWS}/{name}") for key, name in names.items()}
+    return address_of(version, path), {key: found for key, found in addresses.items() if found}
 
 
 def adopt(version: str, *, by: str, reason: str, plan_sha256: str) -> Entry:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.review import Group
+    from pipeline.review import Case, Group
 
 
 def gate_tables(judged: Mapping[str, Any]) -> str:
@@ -27,12 +27,14 @@ def gate_tables(judged: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def film_lists(groups: "Sequence[Group]", addresses: Mapping[str, str], *, maps_trusted: bool) -> str:
-    """Writes how many films there are of each group, and those that are shown in Airflow.
+def film_tables(
+    groups: "Sequence[Group]", addresses: Mapping[tuple[str, str], str], *, maps_trusted: bool
+) -> str:
+    """Writes how many films there are of each group, and those whose pictures a browser finds.
 
     Args:
         groups: Of the review.
-        addresses: Film id -> where a browser finds its picture; a film without one is left to the page.
+        addresses: Film id and caption -> where a browser finds the picture; other films are left to the page.
         maps_trusted: Whether the heat maps of the version passed their checks.
     """
     lines = []
@@ -40,10 +42,22 @@ def film_lists(groups: "Sequence[Group]", addresses: Mapping[str, str], *, maps_
         lines += ["**Do not rely on the heat maps of this version:** they did not pass their checks.", ""]
     for group in groups:
         lines += [f"**{group.title}: {group.total}**", ""]
-        for case in group.shown:
-            if case.id in addresses:
-                lines += [f"![{case.captions}]({addresses[case.id]})", "", case.sentence, ""]
+        rows = [row for case in group.shown if (row := _pictured(case, addresses))]
+        if rows:
+            captions = [caption for caption, _ in group.shown[0].pictures]
+            lines += [_row([*captions, "probability"]), _row(["---"] * (len(captions) + 1)), *rows, ""]
     return "\n".join(lines)
+
+
+def _pictured(case: "Case", addresses: Mapping[tuple[str, str], str]) -> str | None:
+    found = [(caption, addresses.get((case.id, caption))) for caption, _ in case.pictures]
+    if not all(address for _, address in found):
+        return None
+    return _row([*(f"![{caption}]({address})" for caption, address in found), case.sentence])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _link(address: str | None) -> str:

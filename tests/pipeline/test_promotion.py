@@ -141,21 +141,20 @@ def test_the_films_that_harm_most_stand_beside_the_question_and_belong_to_the_re
     text = promotion.show(BETTER, workspace=stage / BETTER)["films_markdown"]
     titles = re.findall(r"\*\*(.+): (\d+)\*\*", text)
     assert titles[0][0] == "New misses: the champion flags them" and len(titles) == 4
-    addresses = re.findall(
-        r"!\[film, this version, champion\]\(https://models.example/get-artifact\?(.+)\)", text
-    )
-    assert len(addresses) == sum(min(3, int(count)) for _, count in titles) > 0
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if "![" in line]
+    assert len(rows) == sum(min(3, int(count)) for _, count in titles) > 0
     run = registry.get_version(BETTER)["run_id"]
     stored = next((stage / "home/mlartifacts" / run).rglob("reviews")).parent
-    for query in map(parse_qs, addresses):
-        assert query["run_uuid"] == [run]
-        strip = cv2.imread(str(stored / query["path"][0])).astype(int)
-        film, *maps = np.split(strip, 3, axis=1)
-        assert film.shape == (280, 252, 3)
-        # At the seam a little of the map's colour is in the film's last block.
-        assert (
-            np.ptp(film[:, :-16], axis=2).max() < 10 < 60 < min(np.ptp(heat, axis=2).max() for heat in maps)
-        )
+    for *cells, said in rows:
+        assert re.fullmatch(r"\w+ · this version \d\.\d+ · champion \d\.\d+ · film \w+", said)
+        for cell, caption in zip(cells, ("film", "this version", "champion"), strict=True):
+            query = parse_qs(
+                cell.removeprefix(f"![{caption}](https://models.example/get-artifact?").strip(")")
+            )
+            assert query["run_uuid"] == [run]
+            shown = cv2.imread(str(stored / query["path"][0])).astype(int)
+            colour = np.ptp(shown, axis=2).max()
+            assert shown.shape == (280, 252, 3) and (colour < 10 if caption == "film" else colour > 60)
     picture = stored / query["path"][0]
     before = picture.read_bytes()
     picture.write_bytes(before[:-1] + b"!")
