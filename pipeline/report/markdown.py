@@ -45,7 +45,7 @@ def film_tables(
         rows = [row for case in group.shown if (row := _pictured(case, addresses))]
         if rows:
             captions = [caption for caption, _ in group.shown[0].pictures]
-            lines += [_row([*captions, "probability"]), _row(["---"] * (len(captions) + 1)), *rows, ""]
+            lines += [_row(captions), _row(["---"] * len(captions)), *rows, ""]
     return "\n".join(lines)
 
 
@@ -53,7 +53,11 @@ def _pictured(case: "Case", addresses: Mapping[tuple[str, str], str]) -> str | N
     found = [(caption, addresses.get((case.id, caption))) for caption, _ in case.pictures]
     if not all(address for _, address in found):
         return None
-    return _row([*(f"![{caption}]({address})" for caption, address in found), case.sentence])
+    # As many as there are pictures: without a champion, two.
+    said = (f"{case.label}, film {case.id}", _shown(case.score), _shown(case.score_champion))
+    return _row(
+        [f"![{caption}]({address}) {text}" for (caption, address), text in zip(found, said, strict=False)]
+    )
 
 
 def _row(cells: Sequence[str]) -> str:
