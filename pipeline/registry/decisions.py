@@ -28,7 +28,7 @@ from pipeline.registry.versions import address_of, aliases, file_address, find
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Key = TypeVar("Key")
+_Key = TypeVar("_Key")
 
 REVIEWS = "reviews"
 _MOVES = (audit.PROMOTED, audit.RESTORED)
@@ -100,8 +100,8 @@ def reject(version: str, *, by: str, reason: str) -> Entry:
 
 
 def keep_review(
-    version: str, page: str, pictures: Mapping[Key, bytes], content: Mapping[str, Any]
-) -> tuple[str, dict[Key, str]]:
+    version: str, page: str, pictures: Mapping[_Key, bytes], content: Mapping[str, Any]
+) -> tuple[str, dict[_Key, str]]:
     """Stores what reviewers decide on beside the evidence, and writes down that it was shown.
 
     Args:
