@@ -23,9 +23,7 @@ from openmed.training.settings import Phase, TrainSettings
 from openmed.training.source import Films
 
 EPOCHS, BATCH, RATE = 2, 32, 3e-4
-SETTINGS = TrainSettings(
-    (Phase("finetune", EPOCHS, RATE, None),), BATCH, BATCH, label_smoothing=0.05, checkpoint_every_s=30
-)
+SETTINGS = TrainSettings((Phase("finetune", EPOCHS, RATE, None),), BATCH, BATCH, label_smoothing=0.05)
 
 
 def main() -> int:

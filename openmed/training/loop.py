@@ -33,8 +33,8 @@ from openmed.training.state import (
 )
 
 BEST_FILE = "best.safetensors"
-# Epochs of a head alone last less than the writing of a state.
-_LEAST_BETWEEN_SAVES_S = 10.0
+# An epoch can be shorter than the writing of a state, to which at most this share of the time shall go.
+_LEAST_BETWEEN_SAVES_S, _MOST_SAVING = 60.0, 0.02
 
 
 class TrainingDiverged(OpenMedError):
@@ -102,7 +102,7 @@ class Trainer:
         self.position = Position()
         self.learner: Learner | None = None
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saving_took = time.monotonic(), 0.0
         self._unsaved_best: dict[str, Tensor] | None = None
         if settings.activation_checkpointing:
             model.checkpoint_activations()
@@ -137,7 +137,8 @@ class Trainer:
                 (self.folder / STATE_FILE).unlink(missing_ok=True)
             return None
         self.position, tensors = saved
-        restore_network(self.model.network, tensors)
+        if tensors:
+            restore_network(self.model.network, tensors)
         self._loss_sum.fill_(self.position.loss_sum)
         return tensors
 
@@ -231,7 +232,10 @@ class Trainer:
             self._unsaved_best = _copied(self.learner.judged.network)
         place.epoch, place.batch, place.seconds = place.epoch + 1, 0, 0.0
         self._loss_sum.zero_()
-        self._save_if_due(_LEAST_BETWEEN_SAVES_S, now=self._is_over(phase))
+        if self._is_over(phase):
+            self._save(over=True)
+        else:
+            self._save_if_due(max(_LEAST_BETWEEN_SAVES_S, self._saving_took / _MOST_SAVING))
         self.report(Progress(phase.name, place.epoch, place.step, total, row))
         self._stop_if_asked()
 
@@ -274,8 +278,8 @@ class Trainer:
         for block in frozen(self.model, phase.blocks):
             block.eval()
 
-    def _save_if_due(self, most_s: float, *, now: bool = False) -> None:
-        if now or time.monotonic() - self._saved_at > min(most_s, self.settings.checkpoint_every_s):
+    def _save_if_due(self, most_s: float) -> None:
+        if time.monotonic() - self._saved_at > min(most_s, self.settings.checkpoint_every_s):
             self._save()
 
     def _stop_if_asked(self) -> None:
@@ -283,9 +287,10 @@ class Trainer:
             self._save()
             raise TrainingStopped("the training was stopped; it continues from here when it is run again")
 
-    def _save(self) -> None:
+    def _save(self, *, over: bool = False) -> None:
+        """Writes the state; of a phase that is over its place alone: what follows starts from the best."""
         self._settle()
-        self._saved_at = time.monotonic()
+        started = time.monotonic()
         place, learner = self.position, self.learner
         place.scaler, place.micro_batch_films = learner.scaler.state_dict(), learner.micro_batch_films
         if self.workers.leads:
@@ -294,9 +299,11 @@ class Trainer:
                 with atomic_path(self.folder / BEST_FILE) as temporary:
                     save_file(self._unsaved_best, temporary)
             average = None if learner.average is None else learner.average.module.network
-            network = self.model.network
-            save_state(self.folder, self.fingerprint, place, network, learner.optimizer, average)
+            learning = (None, None, None) if over else (self.model.network, learner.optimizer, average)
+            save_state(self.folder, self.fingerprint, place, *learning)
         self._unsaved_best = None
+        self._saved_at = time.monotonic()
+        self._saving_took = self._saved_at - started
 
 
 def _copied(network: nn.Module) -> dict[str, Tensor]:

@@ -57,14 +57,15 @@ def save_state(
     folder: Path,
     fingerprint: str,
     position: Position,
-    network: nn.Module,
+    network: nn.Module | None,
     optimizer: Optimizer | None,
     average: nn.Module | None = None,
 ) -> None:
-    """Writes the state atomically over the previous one."""
-    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    if average is not None:
-        tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
+    """Writes the state atomically over the previous one; without a network it is the position alone."""
+    tensors: dict[str, Tensor] = {}
+    for prefix, weights in (("network", network), ("average", average)):
+        if weights is not None:
+            tensors |= {f"{prefix}.{name}": tensor for name, tensor in weights.state_dict().items()}
     if optimizer is not None:
         for index, slots in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}

@@ -2,11 +2,9 @@
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from openmed.training.learner import Learner
 from openmed.training.settings import Phase
-from openmed.training.state import STATE_FILE
 
 
 def averaged(decay, epochs=2):
@@ -23,10 +21,10 @@ def test_the_average_is_that_of_the_weights_after_each_step(trainer, weights, mo
         return normal(*arguments)
 
     monkeypatch.setattr(Learner, "_accumulate", watched)
-    one.run()
+    after_each = run_watched(one, weights)
     last = one.learner.average.module.network.state_dict()
-    # The weights after a step are those before the next; the last step's are in the state.
-    after = [*steps[1:], raw_weights(one)]
+    # The weights after a step are those before the next.
+    after = [*steps[1:], after_each[-1]]
     expected = after[0]
     for number, now in enumerate(after[1:], 1):
         decay = min(0.5, 1 - (1 + number) ** (-2 / 3))
@@ -39,19 +37,23 @@ def test_the_average_is_that_of_the_weights_after_each_step(trainer, weights, mo
             assert torch.allclose(value, expected[name], atol=1e-5), name
 
 
-def raw_weights(trainer):
-    state = load_file(trainer.folder / STATE_FILE)
-    return {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
+def run_watched(trainer, weights):
+    """Runs to the end; the learning weights at every report."""
+    seen = []
+    trainer.report = lambda progress: seen.append(weights(trainer.model))
+    trainer.run()
+    return seen
 
 
 def test_what_is_judged_and_returned_is_the_average(trainer, weights, assert_same):
     one = trainer(phases=averaged(0.8, epochs=1))
-    position = one.run()
+    learning = run_watched(one, weights)[-1]
+    position = one.position
     assert_same(weights(one.model), one.learner.average.module.network.state_dict())
     probabilities = one.model.predict(one.validation.pixels)
     losses = -np.log(probabilities[np.arange(24), one.validation.labels])
     assert np.isclose(position.best["validation_loss"], losses.mean(), rtol=1e-4)
-    assert not torch.equal(raw_weights(one)["head.weight"], weights(one.model)["head.weight"])
+    assert not torch.equal(learning["head.weight"], weights(one.model)["head.weight"])
 
 
 def test_a_head_alone_is_never_averaged(trainer):

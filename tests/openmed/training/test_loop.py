@@ -1,8 +1,10 @@
 """The training loop: it learns, repeats itself, and a kill at any moment changes nothing."""
 
+import json
 import math
 import pickle
 import random
+import time
 import zipfile
 from dataclasses import replace
 from functools import partial
@@ -10,6 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import log_loss, roc_auc_score
 from torch.nn.functional import cross_entropy
@@ -110,12 +113,28 @@ def test_without_checkpoints_inside_an_epoch_the_last_epoch_is_repeated(
     trainer, assert_as_uninterrupted, monkeypatch
 ):
     monkeypatch.setattr(loop, "_LEAST_BETWEEN_SAVES_S", 0)
+    monkeypatch.setattr(loop, "_MOST_SAVING", math.inf)
     with pytest.raises(Killed):
         trainer(report=Reports(HEAD_REPORTS + 9)).run()
     rest = Reports()
     second = trainer(report=rest)
     assert_as_uninterrupted("vit", second.model, second.run())
     assert len(rest.seen) == 6
+
+
+def test_a_state_that_takes_long_to_write_is_not_written_after_every_short_epoch(trainer, monkeypatch):
+    written, save_state = [], loop.save_state
+
+    def slow(folder, fingerprint, place, *learning):
+        written.append((place.phase, place.epoch))
+        time.sleep(0.2)
+        save_state(folder, fingerprint, place, *learning)
+
+    monkeypatch.setattr(loop, "_LEAST_BETWEEN_SAVES_S", 0)
+    monkeypatch.setattr(loop, "save_state", slow)
+    trainer().run()
+    # Of four epochs: the first, whose cost is not known yet, and the ends of both phases.
+    assert written == [(0, 1), (0, 2), (1, 2)]
 
 
 def test_a_kill_before_the_first_checkpoint_only_costs_time(trainer, assert_as_uninterrupted):
@@ -228,8 +247,17 @@ def test_how_often_checkpoints_are_written_does_not_make_another_training(traine
     assert reports.seen == []
 
 
+def test_what_is_kept_of_a_finished_training_is_its_place_and_its_best_weights(trainer, tmp_path):
+    position = trainer(checkpoint_every_s=0).run()
+    with safe_open(tmp_path / "state" / STATE_FILE, "pt") as state:
+        assert list(state.keys()) == []
+        assert json.loads(state.metadata()["position"])["history"] == position.history
+    assert load_file(tmp_path / "state" / BEST_FILE)
+
+
 def test_the_folder_holds_safetensors_and_nothing_else(trainer, tmp_path):
-    trainer(checkpoint_every_s=0).run()
+    with pytest.raises(Killed):
+        trainer(checkpoint_every_s=0, report=Reports(REPORTS - 1)).run()
     files = sorted((tmp_path / "state").iterdir())
     assert [path.name for path in files] == [BEST_FILE, STATE_FILE]
     for path in files:
