@@ -1,8 +1,8 @@
 """C2: the input of every later epoch, against ImageFolder and DataLoader with two workers.
 
-Ours reads random batches from the uint8 cache and augments them as one tensor. Theirs decodes, resizes and
-augments film by film, as most training loops do. Both augment alike: rotation, shift, scale, brightness,
-contrast. Without augmentation both must give the same films within one grey level on average.
+Ours reads random batches from the uint8 cache and augments them as production does. Theirs decodes, resizes
+and augments film by film, as most training loops do: rotation, shift, scale, brightness, contrast, which is
+less. Without augmentation both must give the same films within one grey level on average.
 """
 
 import argparse
@@ -26,9 +26,14 @@ from openmed.data.store import FilmStore
 from openmed.files import sha256_file
 from openmed.training.augment import augment
 from openmed.training.settings import Augmentation
+from pipeline.params import load_params
+from pipeline.train import train_settings
 
 SIZE_PX, BATCH = 224, 32
-SETTINGS = Augmentation(rotate_degrees=7, shift=0.05, scale=0.1, brightness=0.1, contrast=0.15, flip=False)
+SETTINGS = train_settings(
+    load_params(Path(__file__).parents[1] / "params.production.yaml"), "resnet50"
+).augmentation
+THEIRS = Augmentation()
 DRAWN = 16
 
 
@@ -87,8 +92,8 @@ def usual_changes(last: Callable) -> transforms.Compose:
         [
             transforms.Grayscale(),
             transforms.Resize((SIZE_PX, SIZE_PX)),
-            transforms.RandomAffine(SETTINGS.rotate_degrees, (SETTINGS.shift,) * 2, (0.9, 1.1)),
-            transforms.ColorJitter(SETTINGS.brightness, SETTINGS.contrast),
+            transforms.RandomAffine(THEIRS.rotate_degrees, (THEIRS.shift,) * 2, (0.9, 1.1)),
+            transforms.ColorJitter(THEIRS.brightness, THEIRS.contrast),
             last,
         ]
     )

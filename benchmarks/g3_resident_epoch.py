@@ -58,7 +58,7 @@ def _epochs(
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     settings = TrainSettings((Phase("finetune", 1, RATE, None),), batch, batch, compile=True)
     learner = Learner(model, settings.phases[0], settings)
-    ours, theirs = FilmSource(model, films, SETTINGS), FilmSource(model, films, Augmentation(0, 0, 0, 0, 0))
+    ours, theirs = FilmSource(model, films, SETTINGS), FilmSource(model, films, Augmentation.none())
     labels = torch.from_numpy(films.labels).cuda()
     folder.transform = usual_changes(transforms.PILToTensor())
     loader = DataLoader(folder, batch, shuffle=True, num_workers=WORKERS, pin_memory=True, drop_last=True)

@@ -100,7 +100,7 @@ def _ways(network: str, epochs: int) -> dict[str, TrainSettings]:
     )
     return {
         "nothing": usual,
-        "no augmentation": replace(usual, augmentation=Augmentation(0, 0, 0, 0, 0)),
+        "no augmentation": replace(usual, augmentation=Augmentation.none()),
         "mirrored too": replace(usual, augmentation=replace(Augmentation(), flip=True)),
         "no label smoothing": replace(usual, label_smoothing=0.0),
         "averaged weights, 0.99": replace(usual, phases=(replace(phase, average_decay=0.99),)),

@@ -132,8 +132,16 @@ class Augment(_Section):
     rotate_degrees: Annotated[float, Field(ge=0, le=45)]
     shift: Share
     scale: Annotated[float, Field(ge=0, le=0.5)]
+    aspect: Annotated[float, Field(ge=0, le=0.5)]
+    crop: Annotated[float, Field(ge=0, le=0.8)]
+    gamma: Annotated[float, Field(ge=0, le=1.5)]
     brightness: Share
     contrast: Annotated[float, Field(ge=0, lt=1)]
+    coarse: Annotated[float, Field(ge=0, le=0.9)]
+    blur: Annotated[float, Field(ge=0, le=0.05)]
+    noise: Annotated[float, Field(ge=0, le=0.3)]
+    erase: Annotated[float, Field(ge=0, le=0.5)]
+    context: Share
     flip: bool
 
 

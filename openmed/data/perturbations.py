@@ -54,12 +54,16 @@ def without_border(films: Films) -> Films:
 
 def without_lungs(films: Films) -> Films:
     """Greys out both lungs, where the finding is, at their usual place."""
-    size = films.shape[1]
-    down, across = (np.mgrid[:size, :size] + 0.5) / size
-    lungs = np.zeros((size, size), bool)
+    return _filled(films, lung_mask(films.shape[1]))
+
+
+def lung_mask(size_px: int) -> NDArray[np.bool_]:
+    """Where both lungs of a frontal film usually lie, bool (S, S): two ellipses, on the generous side."""
+    down, across = (np.mgrid[:size_px, :size_px] + 0.5) / size_px
+    lungs = np.zeros((size_px, size_px), bool)
     for x, y, half_width, half_height in _LUNGS:
         lungs |= ((across - x) / half_width) ** 2 + ((down - y) / half_height) ** 2 <= 1
-    return _filled(films, lungs)
+    return lungs
 
 
 ROBUSTNESS: dict[str, Callable[[Films], Films]] = {

@@ -1,10 +1,11 @@
-"""Batched augmentation: one affine resampling and one grey-level change for each film.
+"""Batched augmentation: what happens to a film is drawn once, for every device alike.
 
-What happens to a film is defined once; OpenCV does it film by film on the CPU, `grid_sample` for the whole
-batch on any other device.
+OpenCV does it film by film on the CPU; on any other device a few operations on the whole batch give the same
+films within one grey level.
 """
 
-import math
+from collections.abc import Callable
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -12,67 +13,120 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from openmed.data.perturbations import lung_mask
+from openmed.training.changes import LEVELS, Changes, draw_changes
 from openmed.training.settings import Augmentation
 
+# The edge between a film's lungs and another's surroundings, in film widths.
+_SOFT_EDGE = 0.03
+_ERASED = 0.5
 
-def augment(films: Tensor, settings: Augmentation, *, before: int = 0) -> Tensor:
+
+def augment(films: Tensor, settings: Augmentation, share: slice = slice(None)) -> Tensor:
     """Changes each film at random.
 
-    Random numbers come from torch's CPU generator, so that a run is the same on any device within one
-    grey level, and bit for bit on one machine, whatever the number of threads. Each film takes its
-    numbers in turn: a batch gives the same films when it is cut into parts.
+    In this order: gamma, the surroundings of another film, rotation with shift, scale, aspect and crop, loss
+    of resolution, blur, contrast and brightness, noise, a grey square. Random numbers come from torch's CPU
+    generator, so that a run is the same on any device within one grey level, and bit for bit on one machine,
+    whatever the number of threads.
 
     Args:
-        films: uint8 or float (N, S, S); uint8 is scaled to 0..1.
+        films: uint8 or float (N, S, S), a whole batch; uint8 is scaled to 0..1.
         settings: Largest changes.
-        before: Films of the same batch that come before these, whose numbers are passed over.
+        share: The films of the batch to change; the others only lend their surroundings.
 
     Returns:
-        float32 (N, S, S) in 0..1, on the films' device. What is moved in from outside repeats the border.
+        float32 (n, S, S) in 0..1, on the films' device. What is moved in from outside repeats the border.
     """
-    draws = _draw(before + len(films))[before:]
-    gain, offset = 1 + draws[:, 4] * settings.contrast, draws[:, 5] * settings.brightness
+    changes = draw_changes(len(films), settings, share)
     change = _change_on_cpu if films.device.type == "cpu" else _change_on_device
-    return change(films, _affine(draws, settings), gain, offset)
+    return change(films, changes, settings)
 
 
-def _draw(n: int) -> Tensor:
-    """float32 (n, 7) in -1..1: rotation, scale, shift right, shift down, contrast, brightness, mirror."""
-    return torch.rand(n, 7) * 2 - 1
+def _change_on_device(films: Tensor, changes: Changes, settings: Augmentation) -> Tensor:
+    device, size = films.device, films.shape[-1]
+    c = Changes(**{name: value.to(device, non_blocking=True) for name, value in vars(changes).items()})
+    bright = _of_each(c.gamma)
+    batch = _unit(films[c.film]).pow(bright) if settings.gamma else _unit(films[c.film])
+    if settings.context:
+        mask, other = _constant(device, _mask, size), _unit(films[c.partner])
+        batch = batch * mask + (other.pow(bright) if settings.gamma else other) * (1 - mask)
+    grid = affine_grid(c.affine, [len(batch), 1, size, size], align_corners=False)
+    batch = grid_sample(batch[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
+    for levels, largest, soften in ((c.coarse, settings.coarse, _coarsen), (c.blur, settings.blur, _blur)):
+        if largest:
+            operator = _constant(device, _operators, soften, largest, size)[levels]
+            batch = operator @ batch @ operator.mT
+    batch = batch * _of_each(c.gain) + _of_each(batch.mean((1, 2)) * (1 - c.gain) + c.offset)
+    if settings.noise:
+        at = torch.arange(size, device=device)
+        rows, columns = (start[:, None] + at for start in _noise_starts(c, size))
+        field = _constant(device, _noise_field, size)
+        batch = batch + field[rows[:, :, None], columns[:, None, :]] * _of_each(c.noise)
+    if settings.erase:
+        left, top, right, bottom = _in_whole_pixels(c.erased, size).T[:, :, None]
+        at = torch.arange(size, device=device)
+        rows, columns = (at >= top) & (at < bottom), (at >= left) & (at < right)
+        batch = batch.masked_fill(rows[:, :, None] & columns[:, None, :], _ERASED)
+    return batch.clamp_(0, 1)
 
 
-def _affine(draws: Tensor, settings: Augmentation) -> Tensor:
-    """Where each pixel of the result comes from, (N, 2, 3), in coordinates that span -1..1."""
-    angle = draws[:, 0] * math.radians(settings.rotate_degrees)
-    scale = 1 + draws[:, 1] * settings.scale
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    # A shift of one side length is 2 here.
-    right, down = 2 * settings.shift * draws[:, 2], 2 * settings.shift * draws[:, 3]
-    mirror = torch.where(draws[:, 6] < 0, -1.0, 1.0) if settings.flip else torch.ones(len(draws))
-    rows = [torch.stack([cos * mirror, -sin, right], 1), torch.stack([sin * mirror, cos, down], 1)]
-    return torch.stack(rows, 1)
+@lru_cache(maxsize=32)
+def _constant(device: torch.device, make: Callable[..., np.ndarray], *arguments: object) -> Tensor:
+    return torch.from_numpy(make(*arguments)).to(device)
 
 
-def _change_on_device(films: Tensor, affine: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
-    batch = films.float() / 255 if films.dtype == torch.uint8 else films.float()
-    affine, gain, offset = (t.to(batch.device, non_blocking=True) for t in (affine, gain, offset))
-    grid = affine_grid(affine, [len(batch), 1, *batch.shape[1:]], align_corners=False)
-    moved = grid_sample(batch[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
-    middle = moved.mean((1, 2))
-    return moved.mul_(gain[:, None, None]).add_((middle * (1 - gain) + offset)[:, None, None]).clamp_(0, 1)
+def _unit(films: Tensor) -> Tensor:
+    return films.float() / 255 if films.dtype == torch.uint8 else films.float()
 
 
-def _change_on_cpu(films: Tensor, affine: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+def _of_each(values: Tensor) -> Tensor:
+    return values[:, None, None]
+
+
+def _change_on_cpu(films: Tensor, changes: Changes, settings: Augmentation) -> Tensor:
     """As on a device, but film by film, each while it is in the cache."""
-    given = (films if films.dtype == torch.uint8 else films.float()).numpy()
-    changed = np.empty(given.shape, np.float32)
-    matrices = _in_pixels(affine, given.shape[-1])
     # One thread: a film of 224 px takes 0.2 ms, and on two busy cores handing films over cost more.
-    for film, matrix, *levels, out in zip(
-        given, matrices, gain.tolist(), offset.tolist(), changed, strict=True
-    ):
-        _change_film(film, matrix, *levels, out)
+    pixels, size = films.numpy(), films.shape[-1]
+    c = {name: value.numpy() for name, value in vars(changes).items()}
+    matrices, squares = _in_pixels(changes.affine, size), _in_whole_pixels(changes.erased, size).numpy()
+    noise_at = torch.stack(_noise_starts(changes, size), 1).numpy()
+    changed = np.empty((len(matrices), size, size), np.float32)
+    for k, out in enumerate(changed):
+        film = _grey(pixels[c["film"][k]], c["gamma"][k])
+        if c["partner"][k] != c["film"][k]:
+            mask = _mask(size)
+            film = cv2.blendLinear(film, _grey(pixels[c["partner"][k]], c["gamma"][k]), mask, 1 - mask)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        cv2.warpAffine(film, matrices[k], (size, size), dst=out, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        if settings.coarse:
+            out[:] = _coarsen(out, _strength(c["coarse"][k], settings.coarse), axes=2)
+        if settings.blur:
+            out[:] = _blur(out, _strength(c["blur"][k], settings.blur), axes=2)
+        _level_greys(out, c["gain"][k], c["offset"][k])
+        if settings.noise:
+            row, column = noise_at[k]
+            field = _noise_field(size)[row : row + size, column : column + size]
+            cv2.scaleAdd(field, float(c["noise"][k]), out, dst=out)
+        if settings.erase:
+            left, top, right, bottom = squares[k]
+            out[top:bottom, left:right] = _ERASED
+        np.clip(out, 0, 1, out=out)
     return torch.from_numpy(changed)
+
+
+def _grey(film: np.ndarray, gamma: np.float32) -> np.ndarray:
+    """Grey levels in 0..1, float32, to the power of gamma."""
+    if film.dtype != np.uint8:
+        return film.astype(np.float32) if gamma == 1 else np.power(film, gamma, dtype=np.float32)
+    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    return cv2.LUT(film, levels if gamma == 1 else np.power(levels, gamma))
+
+
+def _level_greys(film: np.ndarray, gain: float, offset: float) -> None:
+    middle = cv2.mean(film)[0]
+    np.multiply(film, np.float32(gain), out=film)
+    np.add(film, np.float32(middle * (1 - gain) + offset), out=film)
 
 
 def _in_pixels(affine: Tensor, size: int) -> np.ndarray:
@@ -83,12 +137,54 @@ def _in_pixels(affine: Tensor, size: int) -> np.ndarray:
     return maps
 
 
-def _change_film(film: np.ndarray, matrix: np.ndarray, gain: float, offset: float, out: np.ndarray) -> None:
-    if film.dtype == np.uint8:
-        film = np.multiply(film, np.float32(1 / 255), dtype=np.float32)
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    cv2.warpAffine(film, matrix, film.shape[::-1], dst=out, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    middle = cv2.mean(out)[0]
-    np.multiply(out, np.float32(gain), out=out)
-    np.add(out, np.float32(middle * (1 - gain) + offset), out=out)
-    np.clip(out, 0, 1, out=out)
+def _in_whole_pixels(shares: Tensor, size: int) -> Tensor:
+    return (shares * size).round().long()
+
+
+@lru_cache(maxsize=8)
+def _mask(size: int) -> np.ndarray:
+    """1 where the lungs usually lie, 0 outside, float32 (S, S), with a soft edge."""
+    mask = lung_mask(size).astype(np.float32)
+    return cv2.GaussianBlur(mask, (0, 0), _SOFT_EDGE * size, borderType=cv2.BORDER_REPLICATE)
+
+
+def _strength(level: int, largest: float) -> float:
+    return largest * float(level) / (LEVELS - 1)
+
+
+def _coarsen(film: np.ndarray, share: float, *, axes: int) -> np.ndarray:
+    """Takes away a share of the resolution, downwards and, with two axes, across."""
+    height, width = film.shape
+    small = max(1, round(height * (1 - share)))
+    if small == height:
+        return film
+    shrunk = cv2.resize(film, (small if axes == 2 else width, small), interpolation=cv2.INTER_AREA)
+    return cv2.resize(shrunk, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _blur(film: np.ndarray, share: float, *, axes: int) -> np.ndarray:
+    """Blurs by a Gaussian of a share of the side, downwards and, with two axes, across."""
+    sigma_px = share * len(film)
+    if sigma_px < 0.1:
+        return film
+    down = cv2.getGaussianKernel(2 * round(3 * sigma_px) + 1, sigma_px, cv2.CV_32F)
+    across = down if axes == 2 else np.ones((1, 1), np.float32)
+    return cv2.sepFilter2D(film, cv2.CV_32F, across, down, borderType=cv2.BORDER_REPLICATE)
+
+
+def _operators(soften: Callable[..., np.ndarray], largest: float, size: int) -> np.ndarray:
+    """What softens a column at each level, float32 (LEVELS, S, S): both axes in turn soften a film."""
+    identity = np.eye(size, dtype=np.float32)
+    return np.stack([soften(identity, _strength(level, largest), axes=1) for level in range(LEVELS)])
+
+
+@lru_cache(maxsize=8)
+def _noise_field(size: int) -> np.ndarray:
+    """Normal noise, float32 (2 S, 2 S), the same in every run: a film gets some window of it."""
+    return np.random.default_rng(0).standard_normal((2 * size, 2 * size), np.float32)
+
+
+def _noise_starts(changes: Changes, size: int) -> tuple[Tensor, Tensor]:
+    """First row and column of each film's window of the noise, int64 (N,)."""
+    column, row = (changes.noise_at * size).long().T
+    return row, column

@@ -5,23 +5,45 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of training films that keep the anatomy plausible.
+    """Random changes of training films that keep the anatomy plausible; 0 turns one off.
 
     Attributes:
         rotate_degrees: Largest rotation to either side.
         shift: Largest shift to each side, as a share of the film's side.
         scale: Largest change of size, as a share.
+        aspect: Largest change of width against height, as a share.
+        crop: Largest share of the film's area that is cut away, wherever it lies.
+        gamma: Grey levels in 0..1 are raised to a power of e^-gamma to e^gamma.
         brightness: Largest change of brightness, as a share of the grey range.
-        contrast: Largest change of contrast, as a share.
+        contrast: Largest change of contrast about the film's mean, as a share.
+        coarse: Largest share of the resolution that is lost: shrunk, and enlarged again.
+        blur: Largest standard deviation of a Gaussian blur, as a share of the film's side.
+        noise: Largest standard deviation of added normal noise, as a share of the grey range.
+        erase: Largest share of the film's area that a grey square hides.
+        context: Share of the films whose surroundings of the lungs are taken from another training film of
+            any class, with a soft edge: what lies there then tells nothing of the class.
         flip: Whether films may be mirrored left to right, which moves the heart to the other side.
     """
 
     rotate_degrees: float = 7.0
     shift: float = 0.05
     scale: float = 0.1
+    aspect: float = 0.0
+    crop: float = 0.0
+    gamma: float = 0.0
     brightness: float = 0.1
     contrast: float = 0.15
+    coarse: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+    erase: float = 0.0
+    context: float = 0.0
     flip: bool = False
+
+    @classmethod
+    def none(cls) -> "Augmentation":
+        """Leaves every film as it is."""
+        return cls(rotate_degrees=0, shift=0, scale=0, brightness=0, contrast=0)
 
 
 @dataclass(frozen=True)

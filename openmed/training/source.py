@@ -93,7 +93,7 @@ class FilmSource:
 
     def changed(self, batch: Tensor, share: slice) -> Tensor:
         """Augments: float32 (n, S, S) in 0..1."""
-        return augment(batch[share], self._augmentation, before=share.start)
+        return augment(batch, self._augmentation, share)
 
     def forward(self, model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """Normalises films and runs the network."""

@@ -45,7 +45,7 @@ def test_settings_cannot_be_changed_once_read():
 
 
 @pytest.mark.parametrize(
-    "place", ["speed", "run.speed", "split.seed", "train.vit.head.rate", "train.resnet50.augment.blur"]
+    "place", ["speed", "run.speed", "split.seed", "train.vit.head.rate", "train.resnet50.augment.sharpen"]
 )
 def test_an_unknown_key_is_refused_by_name(tmp_path, params, place):
     with pytest.raises(BadInput, match=f"{place}: Extra inputs are not permitted"):

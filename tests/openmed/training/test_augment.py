@@ -7,10 +7,27 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from openmed.training import augment as module
+from openmed.training import changes
 from openmed.training.augment import augment
 from openmed.training.settings import Augmentation
 
-STILL = Augmentation(rotate_degrees=0, shift=0, scale=0, brightness=0, contrast=0)
+STILL = Augmentation.none()
+STRONG = Augmentation(
+    rotate_degrees=12,
+    shift=0.08,
+    scale=0.25,
+    aspect=0.12,
+    crop=0.5,
+    gamma=0.6,
+    brightness=0.1,
+    contrast=0.4,
+    coarse=0.7,
+    blur=0.02,
+    noise=0.05,
+    erase=0.1,
+    context=0.5,
+    flip=True,
+)
 SIZE = 48
 
 
@@ -31,7 +48,7 @@ def sharp_films():
 @pytest.fixture
 def largest(monkeypatch):
     """Makes every random change the largest one, to the positive side."""
-    monkeypatch.setattr(module, "_draw", lambda n: torch.ones(n, 7))
+    monkeypatch.setattr(changes.torch, "rand", lambda *shape: torch.ones(shape))
 
 
 def warped(films, matrix):
@@ -123,14 +140,6 @@ def test_films_of_a_batch_change_each_in_their_own_way_and_a_seed_repeats_it(fil
     assert all(not torch.equal(runs[0][0], other) for other in runs[0][1:])
 
 
-def test_a_batch_gives_the_same_films_when_it_is_cut_into_parts(sharp_films):
-    torch.manual_seed(3)
-    whole = augment(sharp_films, Augmentation(flip=True))
-    torch.manual_seed(3)
-    parts = [augment(part, Augmentation(flip=True)) for part in sharp_films.split((1, 5, 3))]
-    assert torch.equal(torch.cat(parts), whole)
-
-
 def test_the_number_of_threads_changes_no_bit():
     """Large enough for OpenCV to share a film out to its threads."""
     films = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (2, 600, 600), np.uint8))
@@ -140,7 +149,7 @@ def test_the_number_of_threads_changes_no_bit():
             torch.set_num_threads(threads)
             cv2.setNumThreads(threads)
             torch.manual_seed(4)
-            runs.append(augment(films, Augmentation()))
+            runs.append(augment(films, STRONG))
     finally:
         torch.set_num_threads(before[0])
         cv2.setNumThreads(before[1])
@@ -150,7 +159,11 @@ def test_the_number_of_threads_changes_no_bit():
 @pytest.mark.parametrize("as_float", [False, True])
 def test_the_way_of_a_device_agrees_with_the_cpu_within_one_grey_level(sharp_films, monkeypatch, as_float):
     given = sharp_films.float() / 255 if as_float else sharp_films
-    for settings in (Augmentation(), Augmentation(rotate_degrees=40, shift=0.4, scale=0.5, flip=True)):
+    for settings in (
+        Augmentation(),
+        Augmentation(rotate_degrees=40, shift=0.4, scale=0.5, flip=True),
+        STRONG,
+    ):
         runs = []
         for way in (module._change_on_cpu, module._change_on_device):
             monkeypatch.setattr(module, "_change_on_cpu", way)
@@ -165,7 +178,7 @@ def test_a_cuda_device_agrees_with_the_cpu_within_one_grey_level(sharp_films):
     runs = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(5)
-        runs.append(augment(sharp_films.to(device), Augmentation(flip=True)))
+        runs.append(augment(sharp_films.to(device), STRONG))
     assert runs[1].is_cuda and (runs[0] - runs[1].cpu()).abs().max() < 1 / 255
 
 
@@ -182,6 +195,76 @@ def test_the_given_films_are_left_as_they_are(films):
 
 def test_a_share_of_a_batch_changes_as_it_does_in_the_whole(sharp_films):
     torch.manual_seed(4)
-    whole = augment(sharp_films, Augmentation())
+    whole = augment(sharp_films, STRONG)
     torch.manual_seed(4)
-    assert torch.equal(augment(sharp_films[3:], Augmentation(), before=3), whole[3:])
+    assert torch.equal(augment(sharp_films, STRONG, slice(3, 7)), whole[3:7])
+
+
+def test_a_change_of_aspect_stretches_one_axis_as_much_as_it_shrinks_the_other(films, largest):
+    stretch = np.sqrt(1.3)
+    middle = (SIZE - 1) / 2
+    there = np.float32([[1 / stretch, 0, middle - middle / stretch], [0, stretch, middle - middle * stretch]])
+    moved = augment(films, replace(STILL, aspect=0.3)).numpy()
+    assert np.abs(moved - warped(films, there)).max() < 0.02
+
+
+def test_a_crop_shows_a_part_of_that_area_and_of_nothing_else(films, largest):
+    kept = round(SIZE * np.sqrt(1 - 0.4375))
+    moved = augment(films, replace(STILL, crop=0.4375)).numpy()
+    corner = films.numpy()[:, SIZE - kept :, SIZE - kept :].astype(np.float32) / 255
+    expected = np.stack([cv2.resize(film, (SIZE, SIZE)) for film in corner])
+    assert kept == 36 and np.abs(moved - expected).max() < 0.02
+
+
+def test_gamma_raises_grey_levels_to_a_power(films, largest):
+    for given in (films, films.float() / 255):
+        moved = augment(given, replace(STILL, gamma=0.6)).numpy()
+        assert np.allclose(moved, (films.numpy() / 255) ** np.exp(0.6), atol=1e-6)
+
+
+def test_lost_resolution_leaves_what_a_small_film_can_hold(sharp_films, largest):
+    moved = augment(sharp_films, replace(STILL, coarse=0.75)).numpy()
+    means = sharp_films.numpy().reshape(-1, 12, 4, 12, 4).mean((2, 4)) / 255
+    expected = np.stack([cv2.resize(film.astype(np.float32), (SIZE, SIZE)) for film in means])
+    assert np.abs(moved - expected).max() < 1e-5
+
+
+def test_a_blur_is_a_gaussian_of_a_share_of_the_side(sharp_films, largest):
+    moved = augment(sharp_films, replace(STILL, blur=0.03)).numpy()
+    sigma = (0, 0.03 * SIZE, 0.03 * SIZE)
+    expected = gaussian_filter(sharp_films.numpy() / 255, sigma, mode="nearest", radius=(0, 4, 4))
+    assert np.abs(moved - expected).max() < 1e-5
+
+
+def test_noise_is_normal_new_for_each_film_and_as_strong_as_asked(largest):
+    torch.manual_seed(6)
+    moved = augment(torch.full((3, 128, 128), 0.5), replace(STILL, noise=0.05)).numpy() - 0.5
+    assert np.allclose(moved.std((1, 2)), 0.05, rtol=0.03) and abs(moved.mean()) < 1e-3
+
+
+def test_two_films_of_a_batch_get_noise_of_their_own():
+    torch.manual_seed(6)
+    moved = augment(torch.full((2, 128, 128), 0.5), replace(STILL, noise=0.05)).numpy() - 0.5
+    assert abs(np.corrcoef(moved[0].ravel(), moved[1].ravel())[0, 1]) < 0.05
+
+
+def test_an_erased_square_has_the_area_and_one_grey(films, largest):
+    moved = augment(films, replace(STILL, erase=0.25)).numpy()
+    assert (moved[:, 24:, 24:] == 0.5).all()
+    assert np.allclose(moved[:, :24], films.numpy()[:, :24] / 255, atol=1e-6)
+
+
+def test_context_comes_from_another_film_and_the_lungs_stay():
+    torch.manual_seed(7)
+    greys = torch.arange(40, 240, 10, dtype=torch.uint8)
+    moved = augment(greys[:, None, None].repeat(1, 64, 64), replace(STILL, context=1.0)).numpy() * 255
+    lung, corner = moved[:, 30, 19], moved[:, 0, 0]
+    assert np.allclose(lung, greys, atol=0.5)
+    assert set(np.rint(corner)) <= set(greys.tolist()) and (np.abs(corner - greys.numpy()) > 5).mean() > 0.8
+
+
+def test_context_is_exchanged_for_the_share_of_films_that_is_asked():
+    torch.manual_seed(8)
+    films = torch.arange(200, dtype=torch.uint8)[:, None, None].repeat(1, 16, 16)
+    moved = augment(films, replace(STILL, context=0.3)).numpy() * 255
+    assert 0.2 < (np.abs(moved[:, 0, 0] - np.arange(200)) > 0.5).mean() < 0.4
