@@ -24,14 +24,19 @@ ABOUT = """
 Decides whether a candidate becomes the champion.
 
 Starts with every new candidate, or by hand for a version of the registry. The gates hold it against the
-change plan and compare it with the champion on the same test films. What they refuse is rejected at once;
-what they pass waits under *Required Actions* for one person in each role of the plan, none of them the one
-who started the retraining. Without an answer in seven days the answer is no.
+change plan and compare it with the champion on the same test films. What they refuse is rejected at once and
+the next architecture of the retraining is judged, a further look at the test films, until one passes or none
+is left. What they pass waits under *Required Actions* for one person in each role of the plan, none of them
+the one who started the retraining. Without an answer in seven days the answer is no.
 """
 
 SUBJECT = "Shall version {{ ti.xcom_pull(task_ids='gate')['version'] }} become the champion?"
 BODY = """\
 {% set gate = ti.xcom_pull(task_ids='gate') -%}
+{% if gate['refused'] -%}
+The gates refused version {{ gate['refused'] | map(attribute='version') | join(' and ') }}, which did better
+on validation films; this is the next.
+{% endif -%}
 Candidate **{{ gate['version'] }}** against
 {{ 'champion **' ~ gate['champion'] ~ '**' if gate['champion'] else 'no champion: it would be the first' }}.
 You answer as **{{ task.role }}**: {{ gate['reviewers'][task.role] }}
@@ -96,7 +101,7 @@ def asked_candidate(params: dict[str, Any], events: dict[Any, list[Any]]) -> dic
 
 @task(
     execution_timeout=timedelta(hours=2),
-    doc_md="Compares the candidate with the champion on the same test films.",
+    doc_md="Holds the candidate against plan and champion; when it is refused, the next architecture.",
 )
 def gate(*, params: dict[str, Any], triggering_asset_events: Any) -> dict[str, Any]:
     """Returns the verdict with its evidence."""
@@ -105,11 +110,10 @@ def gate(*, params: dict[str, Any], triggering_asset_events: Any) -> dict[str, A
     candidate = asked_candidate(params, dict(triggering_asset_events or {}))
     folder = Path(candidate.get("workspace") or "absent")
     enter_project()
+    versions = [str(version) for version in candidate.get("order") or [candidate["version"]]]
     with one_sentence():
-        if folder.is_dir():
-            return promotion.show(str(candidate["version"]), workspace=folder)
-        # The films are on another host or gone: the reviewers have the table and the report.
-        return promotion.gate(str(candidate["version"]))
+        # The films may be on another host or gone: the reviewers have the table and the report.
+        return promotion.judge_in_turn(versions, workspace=folder if folder.is_dir() else None)
 
 
 @task.branch(doc_md="Sends what passed the gates to a person and everything else to `reject`.")
@@ -168,10 +172,7 @@ def refusal(judged: dict[str, Any], answers: dict[str, dict[str, Any]]) -> tuple
     """Returns who refused and why, from the gate's result and the answers of the reviews."""
     no = next((each for each in answers.items() if each[1]["chosen_options"] == [REJECT]), None)
     if no is None:
-        failed = [each["reason"] for each in judged["gates"] if each["verdict"] != "PASS"]
-        failed += [each["reason"] for each in judged["comparison"] if each["verdict"] == "FAIL"]
-        reason = "; ".join(each.rstrip(".") for each in failed)
-        return "gate", reason or f"the gates say {judged['verdict']}"
+        return "gate", judged["grounds"]
     role, answer = no
     if person(answer) is None:
         return "nobody", f"no answer as {role} within {ANSWER_WITHIN.days} days"
@@ -190,6 +191,9 @@ def tell(*, ti: Any) -> str:
         by, reason = refusal(judged, answers_of(ti))
         stays = f"version {champion} stays the champion" if champion else "there is still no champion"
         said = f"Version {version} is rejected by {by} ({reason.rstrip('.')}); {stays}."
+    earlier = [f"version {each['version']} ({each['grounds']})" for each in judged["refused"]]
+    if earlier:
+        said += f" Refused before it: {'; '.join(earlier)}."
     logging.getLogger("airflow.task").info(said)
     return said
 

@@ -17,7 +17,7 @@ from pipeline.services import ENGINEER, REVIEWER, Services
 _DATA_RUN = "demo-data"
 _REF = "refs/openmed/demo"
 _RETRAIN_WITHIN_S = 4 * 3600
-_DECIDE_WITHIN_S = 600
+_DECIDE_WITHIN_S = 1800
 _FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
 _COMMENT = "Approved by the demo on the user's behalf."
 
@@ -177,7 +177,7 @@ def _promotion_of(admin: AirflowClient, version: str) -> str:
         for each in reversed(admin.runs("promote")):
             if admin.task_states("promote", each["dag_run_id"]).get("gate") == "success":
                 judged = admin.xcom("promote", each["dag_run_id"], "gate")
-                if judged["version"] == version:
+                if judged["first"] == version:
                     return each["dag_run_id"]
         time.sleep(1)
     raise ResourceError(f"no run of DAG promote judged version {version} within {_DECIDE_WITHIN_S} s")
@@ -185,16 +185,19 @@ def _promotion_of(admin: AirflowClient, version: str) -> str:
 
 def _conclude(judged: dict[str, Any], outcome: str) -> None:
     print(f"\n{judged['table_markdown']}\n")
+    name, asked = registry.MODEL_NAME, [*judged["refused"], judged]
     if outcome == "promoted":
-        print(f"Version {judged['version']} ({judged['architecture']}) is the champion of openmed-cxr.")
+        print(f"Version {judged['version']} ({judged['architecture']}) is the champion of {name}.")
+    elif judged["champion"]:
+        print(f"No candidate passed its gates; version {judged['champion']} stays the champion of {name}.")
     else:
-        champion = f"version {judged['champion']} stays" if judged["champion"] else "there is none"
-        print(
-            f"Version {judged['version']} ({judged['architecture']}) was rejected; the champion: {champion}."
-        )
+        print(f"No candidate may become the champion of {name}: none passed its gates.")
+    for each in asked[:-1] if outcome == "promoted" else asked:
+        print(f"  Version {each['version']} ({each['architecture']}) was rejected: {each['grounds']}.")
+    live = "@champion" if outcome == "promoted" or judged["champion"] else f"/{judged['version']}"
     print(f"Report:     {registry.artifact(judged['version'], 'report.html')}")
     print("Web pages:  make up   (Airflow and MLflow with these runs)")
-    print("Try it:     .venv/bin/openmed evaluate models:/openmed-cxr@champion FOLDER_OR_ZIP --json")
+    print(f"Try it:     .venv/bin/openmed evaluate models:/{name}{live} FOLDER_OR_ZIP --json")
 
 
 def _run(folder: Path, *command: str, environment: dict[str, str] | None = None) -> str:

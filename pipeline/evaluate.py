@@ -37,7 +37,7 @@ from pipeline.device import pick_device, use_device
 from pipeline.judgement import Rules, judge_test_films, measure, operating_threshold, patient_numbers
 from pipeline.params import Params
 from pipeline.stage import CACHE, MANIFEST, SPLIT, folder
-from pipeline.stress import stress
+from pipeline.stress import at_sites, chosen_films, hidden
 
 RESAMPLED = folder("resample") / "summary.json"
 _SPLITS = ("validation", "calibration", "test")
@@ -68,8 +68,14 @@ def run(params: Params, architecture: str) -> None:
     print(f"evaluate {architecture}: {finish_export(target / 'model', telling)}")
     predictor = load_predictor(target / "model", pick_device(params.run.device))
     write_control(target / CONTROL_FILE, predictor, telling)
-    pixels = pixels_of(parts["test"], spec.image_size_px)
-    content["stress"] = stress(predictor.predict, parts["test"], pixels, spec, rules)
+    content["stress"], content["sites"] = {}, {}
+    for name in ("validation", "test"):
+        films = chosen_films(parts[name], rules.seed)
+        pixels = pixels_of(films, spec.image_size_px)
+        content["sites"][name] = at_sites(predictor.predict, films, pixels, spec, rules)
+        # The pixels of the test films are at hand.
+        if name == "test":
+            content["stress"] = hidden(predictor.predict, films, pixels, spec, rules)
     write_json(target / "metrics.json", content)
     print(f"evaluate {architecture}: {_summary(verdict, gates, spec, before_and_after)}")
 

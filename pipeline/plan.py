@@ -42,9 +42,9 @@ class NetBenefit(_Part):
 
 
 class Stress(_Part):
-    """How much AUC changed films may cost, the hidden border may cost, and hidden lungs may leave."""
+    """Floors of the worst simulated site; what AUC a hidden border may cost, hidden lungs may leave."""
 
-    max_loss: Share
+    site_floors: dict[Literal["sensitivity", "specificity"], Share] = Field(min_length=2)
     max_border_loss: Share
     max_auc_without_lungs: Share
 

@@ -23,6 +23,9 @@ from pipeline.gates import (
 from pipeline.report.markdown import film_tables, gate_tables
 from pipeline.review import build_review
 
+GATE = "gate"
+"""Who rejects what does not pass."""
+
 
 def gate(version: str, *, workspace: Path | None = None) -> dict[str, Any]:
     """Judges a version by everything it must show, and against the champion on identical test films.
@@ -37,10 +40,11 @@ def gate(version: str, *, workspace: Path | None = None) -> dict[str, Any]:
 
     Returns:
         version, architecture, model_sha256 (of the list of all files of the stored model), champion (a
-        version or None), verdict (see `overall`), gates and comparison (lists of gates), note (a sentence
-        about the comparison), films_compared, films_left_out, limits (sentences on what the test could not
-        have shown), reviewers (role -> what it answers for), started_by (a person or None), table_markdown,
-        films_markdown (of the films that are shown; empty here), report and review (path, address or None).
+        version or None), verdict (see `overall`), grounds (why it does not pass, empty if it does), gates and
+        comparison (lists of gates), note (a sentence about the comparison), films_compared, films_left_out,
+        limits (sentences on what the test could not have shown), reviewers (role -> what it answers for),
+        started_by (a person or None), table_markdown, films_markdown (of the films that are shown; empty
+        here), report and review (path, address or None).
 
     Raises:
         BadInput: There is no such version.
@@ -70,6 +74,43 @@ def show(version: str, *, workspace: Path) -> dict[str, Any]:
     }
 
 
+def judge_in_turn(versions: Sequence[str], *, workspace: Path | None = None) -> dict[str, Any]:
+    """Judges the versions of one retraining until one passes; those refused before it are rejected.
+
+    Each is a look at the test films and counted as one. The last version of all is not rejected here: whoever
+    asks for the decision does it.
+
+    Args:
+        versions: In the order in which they were ranked on validation films.
+        workspace: As for `gate`; where it still exists, the page for reviewers is stored as `show` does.
+
+    Returns:
+        What `gate` returns of the version that passed, or of the last one; first, the version that was judged
+        first; and refused, of each one before it the version, architecture, verdict and grounds.
+
+    Raises:
+        BadInput: As `gate`.
+        IntegrityError: As `show`.
+    """
+    refused: list[dict[str, str]] = []
+    for version in versions:
+        judged = gate(version) if workspace is None else show(version, workspace=workspace)
+        if judged["verdict"] == PASS or version == versions[-1]:
+            break
+        reject(version, by=GATE, reason=judged["grounds"])
+        refused.append({key: judged[key] for key in ("version", "architecture", "verdict", "grounds")})
+    return judged | {"first": versions[0], "refused": refused}
+
+
+def _grounds(
+    gates: Sequence[Mapping[str, Any]], comparison: Sequence[Mapping[str, Any]], verdict: str
+) -> str:
+    """Why a version does not pass, in the sentences of its gates."""
+    failed = [each["reason"] for each in gates if each["verdict"] != PASS]
+    failed += [each["reason"] for each in comparison if each["verdict"] == FAIL]
+    return "; ".join(each.rstrip(".") for each in failed) or f"the gates say {verdict}"
+
+
 def _judge(version: str, workspace: Path | None) -> tuple[dict[str, Any], Evidence, Comparison]:
     registry.check(version)
     evidence, now = Evidence.of(version), registry.champion()
@@ -77,12 +118,14 @@ def _judge(version: str, workspace: Path | None) -> tuple[dict[str, Any], Eviden
     gates = [*evidence.gates, *soundness_gates(evidence, live), *performance_gates(evidence)]
     compared, first = compare_all(evidence, workspace)
     comparison = None if None in (compared.gates, first.gates) else [*compared.gates, *first.gates]
+    verdict = overall(gates, comparison)
     result = {
         "version": version,
         "architecture": evidence.tags["architecture"],
         "model_sha256": registry.model_digest(version),
         "champion": now,
-        "verdict": overall(gates, comparison),
+        "verdict": verdict,
+        "grounds": "" if verdict == PASS else _grounds(gates, comparison or [], verdict),
         "gates": gates,
         "comparison": comparison or [],
         "note": f"{compared.note} {first.note}".rstrip(),

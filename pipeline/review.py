@@ -96,6 +96,7 @@ def build_review(judged: dict[str, Any], evidence: Evidence, compared: Compariso
     """
     from openmed.files import read_json
     from pipeline.report.render import render
+    from pipeline.report.site_pictures import site_pictures
 
     explained = registry.find_artifact(evidence.version, "explain.json")
     checks = read_json(explained) if explained else None
@@ -107,12 +108,24 @@ def build_review(judged: dict[str, Any], evidence: Evidence, compared: Compariso
         judged=judged,
         groups=groups,
         subgroups=subgroups(evidence, compared),
+        sites=evidence.metrics["sites"]["test"],
+        site_pictures=site_pictures(_a_film_with_the_finding(evidence, Path(workspace))),
         threshold=evidence.spec.threshold,
         champion_threshold=compared.other_threshold,
         positive=evidence.spec.positive,
         maps_trusted=maps_trusted,
     )
     return Review(page, groups, maps_trusted)
+
+
+def _a_film_with_the_finding(evidence: Evidence, workspace: Path) -> "np.ndarray":
+    """The first test film that has it, uint8 (S, S), as the model sees it."""
+    from openmed.data.images import resize_film
+
+    has = evidence.test["label"] == evidence.spec.positive_index
+    film = evidence.test.loc[has, "id"].min()
+    source = registry.films_of(workspace).set_index("id").loc[film]
+    return resize_film(_decoded(film, source, workspace), evidence.spec.image_size_px)
 
 
 def _groups(films: "pd.DataFrame", evidence: Evidence, compared: Comparison, workspace: Path) -> list[Group]:
@@ -160,12 +173,16 @@ def _cases(films: "pd.DataFrame", class_names: "tuple[str, ...]") -> Iterator[Ca
 def _pictures(
     film: str, source: "pd.Series", models: "list[tuple[str, BaseModel]]", workspace: Path
 ) -> tuple[tuple[str, bytes], ...]:
+    grey = _decoded(film, source, workspace)
+    maps = ((name, _picture(grey, _map(model, grey))) for name, model in models)
+    return (("film", _picture(grey, None)), *maps)
+
+
+def _decoded(film: str, source: "pd.Series", workspace: Path) -> "np.ndarray":
     from openmed.data.images import decode_film
     from openmed.data.manifest import film_bytes
 
-    grey = decode_film(film_bytes(workspace / "data", source["path"], source["sha256"]), f"film {film}")
-    maps = ((name, _picture(grey, _map(model, grey))) for name, model in models)
-    return (("film", _picture(grey, None)), *maps)
+    return decode_film(film_bytes(workspace / "data", source["path"], source["sha256"]), f"film {film}")
 
 
 def _map(model: "BaseModel", grey: "np.ndarray") -> "np.ndarray":

@@ -1,56 +1,105 @@
-"""What the test films' scores become when the films are changed, or a part of them is hidden."""
+"""What becomes of a model's scores at simulated sites, and where a part of each film is hidden."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from openmed.data.perturbations import HIDDEN, ROBUSTNESS
+from openmed.data.hidden_parts import HIDDEN
+from openmed.data.simulated_sites import SITES
 from openmed.metrics.classification import auc
 from openmed.metrics.intervals import paired_difference
+from openmed.metrics.score_intervals import wilson
+from openmed.metrics.worst_site import worst_site
 from openmed.models.spec import ModelSpec
 from pipeline.judgement import Rules, patient_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Enough to tell 0.05 of AUC from none, at a cost that stays small beside the training.
-_MOST_FILMS = 200
+Predict = Callable[[np.ndarray], np.ndarray]
+"""uint8 (n, S, S) -> probabilities (n, classes), as the finished model gives them."""
+
+# Enough to tell 0.05 from none, at a cost that stays small beside the training.
+_MOST_FILMS = 500
 _BATCH_FILMS = 64
 
 
-def stress(
-    predict: Callable[[np.ndarray], np.ndarray],
-    films: "pd.DataFrame",
-    pixels: np.ndarray,
-    spec: ModelSpec,
-    rules: Rules,
-) -> dict[str, dict[str, Any]]:
-    """Compares the scores of changed films with those of the films as they are.
+def chosen_films(films: "pd.DataFrame", seed: int) -> "pd.DataFrame":
+    """Draws the films that are changed: all of them, or as many as are worth their cost."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(films))[:_MOST_FILMS])
+    return films.iloc[chosen]
+
+
+def at_sites(
+    predict: Predict, films: "pd.DataFrame", pixels: np.ndarray, spec: ModelSpec, rules: Rules
+) -> dict[str, Any]:
+    """Judges a model at its frozen threshold on the films as each simulated site would have given them.
 
     Args:
-        predict: uint8 (n, S, S) -> probabilities (n, classes), as the finished model gives them.
+        predict: The model.
+        films: Films outside training: id, label, patient.
+        pixels: Their pixels, uint8 (N, S, S), in the same order.
+        spec: Description of the model.
+        rules: Settings of the intervals.
+
+    Returns:
+        films (how many); worst: sensitivity and specificity -> value, low, high (whole patients resampled)
+        and site; sites: name -> auc, sensitivity and specificity (value, low, high; Wilson's).
+    """
+    has, sites, flagged = (films["label"] == spec.positive_index).to_numpy(), {}, []
+    for name, site in SITES.items():
+        scores = _scores(predict, site(pixels), spec)
+        flagged.append(scores >= spec.threshold)
+        sites[name] = _operating_point(has, scores, flagged[-1], rules.confidence)
+    found = worst_site(has, flagged, patient_numbers(films), **rules.resampling)
+    names = list(SITES)
+    worst = {key: each.interval.to_json() | {"site": names[each.site]} for key, each in found.items()}
+    return {"films": len(films), "worst": worst, "sites": sites}
+
+
+def _operating_point(
+    has: np.ndarray, scores: np.ndarray, flagged: np.ndarray, confidence: float
+) -> dict[str, Any]:
+    hits = {"sensitivity": (has & flagged, has), "specificity": (~has & ~flagged, ~has)}
+    shares = {
+        name: wilson(int(right.sum()), int(all_.sum()), confidence).to_json()
+        for name, (right, all_) in hits.items()
+    }
+    return {"auc": _auc(has, scores), **shares}
+
+
+def hidden(
+    predict: Predict, films: "pd.DataFrame", pixels: np.ndarray, spec: ModelSpec, rules: Rules
+) -> dict[str, dict[str, Any]]:
+    """Compares the scores of films of which a part is hidden with those of the films as they are.
+
+    Args:
+        predict: The model.
         films: The test films: id, label, patient and score, that of the film as it is.
         pixels: Their pixels, uint8 (N, S, S), in the same order.
         spec: Description of the model.
         rules: Settings of the intervals.
 
     Returns:
-        For each change: auc, the AUC of the changed films; and loss, sensitivity and specificity, what it
+        For each part: films; auc, that of the changed films; and loss, sensitivity and specificity, what it
         costs against the unchanged ones (value, low, high; positive is worse).
     """
-    chosen = np.sort(np.random.default_rng(rules.seed).permutation(len(films))[:_MOST_FILMS])
-    films, pixels = films.iloc[chosen], pixels[chosen]
     plain = films["score"].to_numpy()
     return {
-        name: _cost(films, plain, _scores(predict, change(pixels), spec), spec, rules)
-        for name, change in (ROBUSTNESS | HIDDEN).items()
+        name: _cost(films, plain, _scores(predict, hide(pixels), spec), spec, rules)
+        for name, hide in HIDDEN.items()
     }
 
 
-def _scores(predict: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, spec: ModelSpec) -> np.ndarray:
+def _scores(predict: Predict, pixels: np.ndarray, spec: ModelSpec) -> np.ndarray:
     parts = [predict(pixels[start : start + _BATCH_FILMS]) for start in range(0, len(pixels), _BATCH_FILMS)]
     return np.concatenate(parts)[:, spec.positive_index].astype(np.float64)
+
+
+def _auc(has: np.ndarray, scores: np.ndarray) -> float | None:
+    value = auc(has.astype(int), scores)
+    return None if np.isnan(value) else value
 
 
 def _cost(

@@ -59,7 +59,8 @@ def write_plan(folder: Path, roles: tuple[str, ...] = ("clinical", "technical"))
     evaluation["floors"] = dict.fromkeys(evaluation["floors"], 0.0)
     evaluation["subgroups"]["floors"] = dict.fromkeys(evaluation["subgroups"]["floors"], 0.0)
     evaluation["max_calibration_error"], evaluation["net_benefit"]["above"] = 1.0, -1.0
-    evaluation["stress"] = dict.fromkeys(evaluation["stress"], 1.0)
+    no_floors = dict.fromkeys(evaluation["stress"]["site_floors"], 0.0)
+    evaluation["stress"] = dict.fromkeys(evaluation["stress"], 1.0) | {"site_floors": no_floors}
     plan["protocol"]["reviewers"] = dict.fromkeys(roles, "Decides.")
     (folder / "change_plan.yaml").write_text(yaml.safe_dump(plan))
 

@@ -78,7 +78,7 @@ def bootstrap(
     for name, metric in METRICS.items():
         value = metric(truth, values, threshold)
         limits = percentile_interval(value, resampled[name], confidence)
-        result[name] = _wider(limits, _score_interval(name, value, counts, confidence))
+        result[name] = wider(limits, _score_interval(name, value, counts, confidence))
     return result
 
 
@@ -165,7 +165,7 @@ def clustered_share(
     sums = np.stack([np.bincount(group.patient_of_film, weights) for weights in (truth, np.ones(len(truth)))])
     shares = [np.divide(*(sums @ drawn.T)) for drawn in multiplicities(group, replicates, seed)]
     score = wilson(int(truth.sum()), len(truth), confidence)
-    return _wider(percentile_interval(score.value, np.concatenate(shares), confidence), score)
+    return wider(percentile_interval(score.value, np.concatenate(shares), confidence), score)
 
 
 def _score_interval(name: str, value: float, counts: Counts, confidence: float) -> Interval:
@@ -184,7 +184,8 @@ def _score_interval(name: str, value: float, counts: Counts, confidence: float) 
     return wilson(right, n, confidence)
 
 
-def _wider(limits: Interval, score: Interval) -> Interval:
+def wider(limits: Interval, score: Interval) -> Interval:
+    """Joins the limits of a bootstrap with a score interval: on each side the wider, about the same value."""
     # No limits stay no limits; and fmin passes over the metrics that have no score interval.
     if math.isnan(limits.low):
         return limits

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from openmed.data.perturbations import lung_mask
+from openmed.data.hidden_parts import lung_mask
 from openmed.training.changes import LEVELS, Changes, draw_changes
 from openmed.training.settings import Augmentation
 

@@ -1,6 +1,8 @@
 """What is known of a version, read from the registry by hash."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -26,8 +28,8 @@ class Evidence:
         tags: What its registration says.
         spec: Description of the model.
         params: Content of its params.yaml.
-        plan: The change plan it came with.
-        plan_sha256: Hash of that plan's file.
+        plan_file: The change plan it came with.
+        plan_sha256: Hash of that file.
         metrics: Content of metrics.json.
         gates: The gates of its evaluation, as gates.json has them.
         predictions: One row a film of validation, calibration and test; patients by number.
@@ -40,7 +42,7 @@ class Evidence:
     tags: dict[str, str]
     spec: "ModelSpec"
     params: dict[str, Any]
-    plan: ChangePlan
+    plan_file: Path
     plan_sha256: str
     metrics: dict[str, Any]
     gates: list[dict[str, Any]]
@@ -67,7 +69,7 @@ class Evidence:
             tags=tags,
             spec=spec,
             params=params,
-            plan=load_plan(plan),
+            plan_file=plan,
             plan_sha256=sha256_file(plan),
             metrics=read_json(registry.artifact(version, "metrics.json")),
             gates=read_json(registry.artifact(version, "gates.json"))["gates"],
@@ -75,6 +77,11 @@ class Evidence:
             split=pd.read_parquet(registry.artifact(version, "split/split.parquet")),
             films=None if profile is None else pd.read_parquet(profile),
         )
+
+    @cached_property
+    def plan(self) -> ChangePlan:
+        """Its content; BadInput where it is a plan of before that lacks what is asked today."""
+        return load_plan(self.plan_file)
 
     @property
     def test(self) -> "pd.DataFrame":

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from openmed.data.perturbations import ROBUSTNESS
 from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS
 from openmed.metrics.net_benefit import decision_curve
 from openmed.metrics.power import auc_floor, proportion_floor
@@ -25,9 +24,10 @@ _CONCERNS = {"sensitivity": "with the finding", "specificity": "without the find
 
 
 def performance_gates(evidence: Evidence) -> list[dict[str, Any]]:
-    """Returns the gates on operating point, probabilities, net benefit, subgroups and changed films."""
-    gates = (_transfer, _calibration, _net_benefit, _subgroups, _robustness, _shortcuts)
-    return [gate(evidence) for gate in gates]
+    """Returns the gates on operating point, probabilities, net benefit, subgroups, sites and hidden parts."""
+    gates = [gate(evidence) for gate in (_transfer, _calibration, _net_benefit, _subgroups)]
+    sites = [_robustness(evidence, share) for share in evidence.plan.protocol.evaluation.stress.site_floors]
+    return [*gates, *sites, _shortcuts(evidence)]
 
 
 def limits_of_the_test(evidence: Evidence) -> list[str]:
@@ -118,11 +118,16 @@ def _subgroups(evidence: Evidence) -> dict[str, Any]:
     return verdict_gate("subgroups", PASS, said, 0)
 
 
-def _robustness(evidence: Evidence) -> dict[str, Any]:
-    """Changes within what good films differ by must cost little."""
-    allowed, stress = evidence.plan.protocol.evaluation.stress.max_loss, evidence.metrics["stress"]
-    worst = max(ROBUSTNESS, key=lambda name: _known(stress[name]["loss"]["value"]))
-    return _loss_gate("robustness", stress[worst]["loss"], allowed, f"films that are {worst}")
+def _robustness(evidence: Evidence, share: str) -> dict[str, Any]:
+    """The frozen threshold must serve at every simulated site, the worst one included."""
+    floor = evidence.plan.protocol.evaluation.stress.site_floors[share]
+    worst = evidence.metrics["sites"]["test"]["worst"][share]
+    value, low = (-math.inf if worst[key] is None else worst[key] for key in ("value", "low"))
+    verdict = FAIL if value < floor else INSUFFICIENT if low < floor else PASS
+    said = f"At the worst simulated site ({worst['site']}) the {share} is {_shown(worst['value'])}"
+    numbers = {key: worst[key] for key in ("value", "low", "high")}
+    reason = f"{said} and could be {_shown(worst['low'])}; {floor:g} is required."
+    return {"name": f"robustness {share}", **numbers, "floor": floor, "verdict": verdict, "reason": reason}
 
 
 def _shortcuts(evidence: Evidence) -> dict[str, Any]:

@@ -65,19 +65,34 @@ def _adopted(champion: Evidence) -> set[str]:
 
 
 def _looks(evidence: Evidence) -> dict[str, Any]:
-    """How many retrainings have been judged on this very test set, this one included."""
-    runs = {evidence.tags["run_key"]}
-    for entry in registry.history():
-        if entry.event == registry.REGISTERED:
-            if entry.content["test_sha256"] == evidence.tags["test_sha256"]:
-                runs.add(entry.content["run_key"])
-            if entry.version == evidence.version:
-                break
-    looks, allowed = len(runs), evidence.plan.protocol.evaluation.looks
-    said = f"This test set has judged {looks} retraining{'s' * (looks > 1)}; the plan allows {allowed}"
+    """How many versions have been judged on this very test set, this one included."""
+    looks, allowed = _judged_on(evidence), evidence.plan.protocol.evaluation.looks
+    said = f"This test set has judged {looks} version{'s' * (looks > 1)}; the plan allows {allowed}"
     if looks > allowed:
         return verdict_gate("looks", OUTSIDE_PLAN, f"{said}: set new test films aside.", looks)
     return verdict_gate("looks", PASS, f"{said}.", looks)
+
+
+def _judged_on(evidence: Evidence) -> int:
+    """Versions judged up to this one: of a retraining those that were decided on, or its one challenger.
+
+    Retrainings that came later do not count, so that asking again gives the same answer.
+    """
+    runs: dict[str, set[str]] = {}
+    history = registry.history()
+    for entry in history:
+        if (
+            entry.event == registry.REGISTERED
+            and entry.content["test_sha256"] == evidence.tags["test_sha256"]
+        ):
+            if evidence.tags["run_key"] in runs and entry.content["run_key"] not in runs:
+                break
+            runs.setdefault(entry.content["run_key"], set()).add(entry.version)
+    runs.setdefault(evidence.tags["run_key"], set()).add(evidence.version)
+    decided = {evidence.version} | {
+        entry.version for entry in history if entry.event in (registry.PROMOTED, registry.REJECTED)
+    }
+    return sum(max(1, len(versions & decided)) for versions in runs.values())
 
 
 def _export(evidence: Evidence) -> dict[str, Any]:

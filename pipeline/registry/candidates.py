@@ -35,10 +35,10 @@ def register_candidates(
     """Registers the models of one retraining, each as a version of `openmed-cxr`.
 
     The current champion, and the version that was approved first, are scored on the same test films, while
-    they are at hand, so that they can be compared later. The candidate with the best AUC on validation
-    films becomes the challenger; test films choose nothing. Calling again with the same `run_key`, after a
-    kill too, adds only what is missing: a version is made last, when everything it stands for is stored and
-    checked.
+    they are at hand, so that they can be compared later. The candidate that does best at the worst simulated
+    site, on validation films, becomes the challenger; test films choose nothing. Calling again with the same
+    `run_key`, after a kill too, adds only what is missing: a version is made last, when everything it stands
+    for is stored and checked.
 
     Args:
         workspace: A checkout in which the pipeline has run.
@@ -48,7 +48,8 @@ def register_candidates(
 
     Returns:
         version, architecture, verdict and metrics of the challenger; versions: architecture -> version;
-        run_id of the MLflow run that stands for the retraining.
+        order: the versions as they are to be judged until one passes, the challenger first; run_id of the
+        MLflow run that stands for the retraining.
 
     Raises:
         BadInput: An artefact is missing, or the run key belongs to another revision.
@@ -61,7 +62,8 @@ def register_candidates(
     with locked("register"), connect() as client:
         parent = _parent_run(client, done, run_key, revision, started_by)
         versions, added = _versions(client, parent, done)
-        best = max(done.candidates.values(), key=lambda candidate: candidate.validation_auc)
+        ranked = done.ranked
+        best = ranked[0]
         # A finished retraining is left alone: a decision made since then is not undone by a retry.
         if added or parent.info.status != "FINISHED":
             client.set_registered_model_alias(MODEL_NAME, CHALLENGER, versions[best.architecture])
@@ -71,6 +73,7 @@ def register_candidates(
         "architecture": best.architecture,
         "verdict": best.verdict,
         "versions": versions,
+        "order": [versions[candidate.architecture] for candidate in ranked],
         "run_id": parent.info.run_id,
         "metrics": {name: best.metrics["test"][name]["value"] for name in JUDGED},
     }
@@ -191,6 +194,7 @@ def _described(candidate: Candidate) -> dict[str, str]:
         "spec_sha256": candidate.spec_sha256,
         "threshold": str(candidate.metrics["threshold"]),
         "validation_auc": str(candidate.metrics["validation"]["auc"]),
+        "validation_rank": str(candidate.rank[0]),
         **{name: str(candidate.metrics["test"][name]["value"]) for name in JUDGED},
     }
 

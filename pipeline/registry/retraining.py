@@ -57,10 +57,15 @@ class Candidate:
         return cls(architecture, folder, metrics, gates["verdict"], found, digest)
 
     @property
-    def validation_auc(self) -> float:
-        """AUC on validation films; minus infinity when it could not be computed, so it is never best."""
-        value = self.metrics["validation"]["auc"]
-        return -math.inf if value is None or math.isnan(value) else value
+    def rank(self) -> tuple[float, float]:
+        """What candidates are ordered by, the highest first; test films have no part in it.
+
+        On validation films: the mean of the worst sensitivity and the worst specificity over the simulated
+        sites, then the AUC. What could not be computed is never best.
+        """
+        worst = self.metrics["sites"]["validation"]["worst"]
+        shares = [_known(worst[name]["value"]) for name in ("sensitivity", "specificity")]
+        return sum(shares) / len(shares), _known(self.metrics["validation"]["auc"])
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,11 @@ class Retraining:
         return cls(workspace, params, data_md5, films_of(workspace), candidates)
 
     @property
+    def ranked(self) -> list[Candidate]:
+        """The candidates, the one that becomes the challenger first."""
+        return sorted(self.candidates.values(), key=lambda candidate: candidate.rank, reverse=True)
+
+    @property
     def test_sha256(self) -> str:
         """Names the set of test films by their content."""
         return sha256_bytes("".join(sorted(self.films.loc[self.films["split"] == "test", "sha256"])).encode())
@@ -114,6 +124,10 @@ class Retraining:
             for name in known
             if len(name) >= _SHORTEST_IDENTIFIER and name in text
         )
+
+
+def _known(value: float | None) -> float:
+    return -math.inf if value is None or math.isnan(value) else value
 
 
 def films_of(workspace: Path) -> "pd.DataFrame":

@@ -1,7 +1,9 @@
 """Gathers what the stages wrote into one page that a clinician can read."""
 
+import numpy as np
 import pandas as pd
 
+from openmed.data.cache import FilmCache
 from openmed.files import read_json, sha256_file
 from openmed.models.spec import ModelSpec
 from pipeline.params import Params
@@ -13,6 +15,7 @@ from pipeline.report.charts import (
     score_chart,
 )
 from pipeline.report.render import picture, render, tool_versions
+from pipeline.report.site_pictures import site_pictures
 from pipeline.stage import CACHE, MANIFEST, SPLIT, folder
 
 _METRIC_NAMES = {
@@ -91,6 +94,8 @@ def build_report(params: Params, architecture: str, spec: ModelSpec, explanation
         metrics=metrics,
         gates=gates,
         metric_rows=[(name, metrics["test"][key]) for key, name in _METRIC_NAMES.items()],
+        sites=metrics["sites"]["test"],
+        site_pictures=site_pictures(_a_film_with_the_finding(architecture, spec)),
         repair=[(name, metrics["reliability"][key]) for key, name in _REPAIR_STEPS.items()],
         charts=_charts(architecture, metrics, spec),
         outcomes=_examples(architecture, explanation),
@@ -112,6 +117,14 @@ def build_report(params: Params, architecture: str, spec: ModelSpec, explanation
         },
         versions=tool_versions(),
     )
+
+
+def _a_film_with_the_finding(architecture: str, spec: ModelSpec) -> np.ndarray:
+    """The first test film that has it, uint8 (S, S); the same for every network."""
+    films = pd.read_parquet(folder("evaluate", architecture) / "predictions.parquet")
+    films = films[(films["split"] == "test") & (films["label"] == spec.positive_index)]
+    cache = FilmCache(CACHE, spec.image_size_px)
+    return cache.films[cache.rows(films["id"].sort_values().head(1))][0]
 
 
 def _charts(architecture: str, metrics: dict, spec: ModelSpec) -> dict[str, str]:

@@ -187,21 +187,8 @@ def test_the_newest_candidate_is_judged_unless_one_is_named():
 def test_a_refusal_names_who_and_why():
     from promote import refusal
 
-    judged = {
-        "verdict": "FAIL",
-        "gates": [
-            {"verdict": "FAIL", "reason": "the AUC is below 0.9."},
-            {"verdict": "PASS", "reason": "fine"},
-        ],
-        "comparison": [
-            {"verdict": "FAIL", "reason": "it is worse than the champion"},
-            {"verdict": "INSUFFICIENT EVIDENCE", "reason": "too few films"},
-        ],
-    }
-    reason = "the AUC is below 0.9; it is worse than the champion"
-    assert refusal(judged, {}) == ("gate", reason)
-    nothing = {"verdict": "INSUFFICIENT EVIDENCE", "gates": [], "comparison": []}
-    assert refusal(nothing, {}) == ("gate", "the gates say INSUFFICIENT EVIDENCE")
+    judged = {"verdict": "FAIL", "grounds": "the AUC is below 0.9"}
+    assert refusal(judged, {}) == ("gate", "the AUC is below 0.9")
     silence = {"clinical": answered("Reject", name=None)}
     assert refusal(judged, silence) == ("nobody", "no answer as clinical within 7 days")
     no = {"clinical": answered(), "technical": answered("Reject", "ben", "edges are wrong")}
@@ -221,13 +208,18 @@ class Handed:
 def test_the_outcome_is_one_sentence():
     import promote
 
-    judged = {"version": "7", "champion": "3", "verdict": "PASS", "gates": [], "comparison": []}
+    judged = {"version": "7", "champion": "3", "verdict": "PASS", "refused": []}
     tell = promote.tell.function
     promoted = Handed(gate=judged, promote={"approved_by": "ada (clinical), ben (technical)"})
     said = (
         "Version 7 is the champion now, in place of version 3: approved by ada (clinical), ben (technical)."
     )
     assert tell(ti=promoted) == said
+    refused = [{"version": "6", "grounds": "the AUC is below 0.9"}]
+    after = Handed(gate={**judged, "refused": refused}, promote={"approved_by": "ada (clinical)"})
+    assert tell(ti=after).endswith(
+        "approved by ada (clinical). Refused before it: version 6 (the AUC is below 0.9)."
+    )
     first = {**judged, "champion": None}
     silent = Handed(gate=first, **{"review.clinical_answer": answered("Reject", name=None)})
     said = (

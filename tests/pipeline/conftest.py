@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from openmed.data.perturbations import HIDDEN, ROBUSTNESS
+from openmed.data.hidden_parts import HIDDEN
 from openmed.files import write_json
 from pipeline import registry
 from pipeline.lockfile import dvc_md5
@@ -172,6 +172,7 @@ def _write_candidate(folder, name, films, params, *, seed, good, change, validat
     intervals, verdict, gates = judge_test_films(rows, 1, threshold, rules)
     write_json(target / "gates.json", to_json(verdict, gates))
     no_loss = {"value": 0.0, "low": 0.0, "high": 0.0}
+    sites = {"validation": validation_auc, "test": 1.0}
     metrics = {
         "architecture": name,
         "positive": "PNEUMONIA",
@@ -181,7 +182,8 @@ def _write_candidate(folder, name, films, params, *, seed, good, change, validat
         | {key: value.to_json() for key, value in intervals.items()},
         "model": {"weights_sha256": digest},
         "reliability": {"calibrated": {"ece": 0.15}},
-        "stress": {name: {"auc": 0.5, "loss": no_loss} for name in ROBUSTNESS | HIDDEN},
+        "stress": {name: {"auc": 0.5, "loss": no_loss} for name in HIDDEN},
+        "sites": {split: _at_sites(value) for split, value in sites.items()},
     }
     write_json(target / "metrics.json", metrics)
     (target / "roc.csv").write_text("fpr,tpr,threshold\n0,0,1\n")
@@ -194,6 +196,11 @@ def _write_candidate(folder, name, films, params, *, seed, good, change, validat
     (explain / "examples").mkdir(parents=True)
     (explain / "examples/one.jpg").write_bytes(cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes())
     (explain / "report.html").write_text("<p>Report</p>")
+
+
+def _at_sites(value):
+    worst = {"value": value, "low": value, "high": value, "site": "flat"}
+    return {"films": 4, "worst": {"sensitivity": worst, "specificity": worst}, "sites": {}}
 
 
 def register(workspace, run_key="run-1", revision="abc", started_by=None):

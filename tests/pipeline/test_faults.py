@@ -9,7 +9,7 @@ import yaml
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, sha256_bytes, write_json
-from openmed.metrics.gates import FAIL, OUTSIDE_PLAN, PASS
+from openmed.metrics.gates import FAIL, INSUFFICIENT, OUTSIDE_PLAN, PASS
 from openmed.models.checkpoint import EXPORT_FILE, WEIGHTS_FILE, load_model, read_spec, write_spec
 from openmed.models.control import CONTROL_FILE, write_control
 from openmed.models.export import graph_bytes
@@ -101,6 +101,31 @@ def test_a_model_that_found_a_leaked_label_is_refused(home, tmp_path, request):
     (workspace / "change_plan.yaml").write_text(yaml.safe_dump(plan))
     reason = refused(workspace, request, "shortcuts", FAIL)
     assert "With both lungs hidden its AUC is 0.990" in reason
+
+
+def test_a_model_that_fails_at_one_simulated_site_is_refused(home, tmp_path, request):
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=15)
+    metrics = read_json(workspace / VIT / "metrics.json")
+    worst = {"value": 0.31, "low": 0.2, "high": 0.45, "site": "gamma 1.7"}
+    metrics["sites"]["test"]["worst"]["specificity"] = worst
+    write_json(workspace / VIT / "metrics.json", metrics)
+    plan = yaml.safe_load((workspace / "change_plan.yaml").read_text())
+    plan["protocol"]["evaluation"]["stress"]["site_floors"]["specificity"] = 0.6
+    (workspace / "change_plan.yaml").write_text(yaml.safe_dump(plan))
+    reason = refused(workspace, request, "robustness specificity", FAIL)
+    assert "At the worst simulated site (gamma 1.7) the specificity is 0.310" in reason
+
+
+def test_too_few_films_at_the_worst_site_are_no_evidence(home, tmp_path, request):
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=16)
+    metrics = read_json(workspace / VIT / "metrics.json")
+    worst = {"value": 0.9, "low": 0.55, "high": 1.0, "site": "flat"}
+    metrics["sites"]["test"]["worst"]["sensitivity"] = worst
+    write_json(workspace / VIT / "metrics.json", metrics)
+    plan = yaml.safe_load((workspace / "change_plan.yaml").read_text())
+    plan["protocol"]["evaluation"]["stress"]["site_floors"]["sensitivity"] = 0.8
+    (workspace / "change_plan.yaml").write_text(yaml.safe_dump(plan))
+    refused(workspace, request, "robustness sensitivity", INSUFFICIENT)
 
 
 def test_a_model_that_misses_the_findings_of_one_hospital_is_refused(home, tmp_path, request):

@@ -530,3 +530,44 @@ def test_settings_that_are_missing_are_named(stage, tmp_path, monkeypatch):
         BadInput, match=r"params\.yaml of version 2 lacks settings of the comparison: 'margins'"
     ):
         promotion.gate(BETTER)
+
+
+def test_when_the_gates_refuse_the_first_candidate_the_next_one_is_judged(stage):
+    judged = promotion.judge_in_turn([FAILED, BETTER, WORSE])
+    assert (judged["version"], judged["verdict"], judged["first"]) == (BETTER, PASS, FAILED)
+    assert [(each["version"], each["verdict"]) for each in judged["refused"]] == [(FAILED, FAIL)]
+    decided = registry.last_decision(FAILED)
+    assert (decided.event, decided.content["by"]) == (registry.REJECTED, "gate")
+    assert decided.content["reason"] == judged["refused"][0]["grounds"]
+    assert "AUC is 0.000, below the required" in decided.content["reason"]
+    assert registry.last_decision(BETTER) is None and registry.last_decision(WORSE) is None
+
+
+def test_the_last_candidate_of_all_is_left_to_whoever_asks_for_the_decision(stage):
+    judged = promotion.judge_in_turn([FAILED, WORSE])
+    assert (judged["version"], judged["verdict"]) == (WORSE, FAIL) and judged["grounds"]
+    assert [each["version"] for each in judged["refused"]] == [FAILED]
+    assert registry.last_decision(WORSE) is None and registry.champion() == CHAMPION
+
+
+def test_judging_in_turn_again_after_a_kill_writes_nothing_twice(stage):
+    first = promotion.judge_in_turn([FAILED, BETTER])
+    before = registry.history()
+    again = promotion.judge_in_turn([FAILED, BETTER])
+    assert again == first and registry.history() == before
+
+
+def looks_at(version):
+    (found,) = (gate for gate in promotion.gate(version)["gates"] if gate["name"] == "looks")
+    return found["value"]
+
+
+def test_every_candidate_that_is_judged_is_a_look_at_the_test_films(stage, tmp_path):
+    workspace = make_workspace(tmp_path / "ws", ("vit", "resnet50"), seed=9, films_seed=7)
+    versions = register(workspace, "run-looks")["versions"]
+    assert looks_at(versions["vit"]) == 1
+    promotion.reject(versions["vit"], by="gate", reason="for the test")
+    assert looks_at(versions["resnet50"]) == 2
+    later = make_workspace(tmp_path / "later", ("vit",), seed=10, films_seed=7)
+    assert looks_at(register(later, "run-later")["version"]) == 2
+    assert looks_at(versions["resnet50"]) == 2

@@ -16,7 +16,7 @@ import pytest
 
 from openmed.data.images import decode_film, resize_film
 from openmed.errors import BadInput, IntegrityError, ResourceError
-from openmed.files import sha256_file, write_json
+from openmed.files import read_json, sha256_file, write_json
 from openmed.models.checkpoint import WEIGHTS_FILE
 from pipeline import project, promotion, registry
 from pipeline.registry import candidates, server
@@ -61,12 +61,20 @@ def test_each_architecture_becomes_a_version_and_validation_films_choose_the_cha
     assert [(point.step, point.value) for point in history] == [(1, 0.7), (2, 0.5)]
 
 
-def test_an_unknown_validation_auc_is_never_the_best(tmp_path):
+def test_what_could_not_be_measured_on_validation_films_is_never_the_best(tmp_path):
     workspace = make_workspace(
         tmp_path / "ws", ("resnet50", "vit"), validation={"resnet50": None, "vit": 0.1}
     )
-    found = Retraining.read(workspace).candidates
-    assert max(found.values(), key=lambda candidate: candidate.validation_auc) is found["vit"]
+    assert [candidate.architecture for candidate in Retraining.read(workspace).ranked] == ["vit", "resnet50"]
+
+
+def test_the_challenger_is_the_best_at_its_worst_simulated_site_whatever_its_auc(tmp_path):
+    workspace = make_workspace(tmp_path / "ws", ("resnet50", "vit"), validation={"resnet50": 0.9, "vit": 0.8})
+    metrics = read_json(workspace / "artifacts/evaluate/vit/metrics.json")
+    metrics["sites"]["validation"]["worst"]["specificity"]["value"] = 0.95
+    metrics["sites"]["validation"]["worst"]["sensitivity"]["value"] = 0.9
+    write_json(workspace / "artifacts/evaluate/vit/metrics.json", metrics)
+    assert [candidate.architecture for candidate in Retraining.read(workspace).ranked] == ["vit", "resnet50"]
 
 
 def test_a_run_key_belongs_to_one_revision(registered):

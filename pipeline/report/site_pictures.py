@@ -1,0 +1,17 @@
+"""One film as each simulated site would have given it."""
+
+import cv2
+import numpy as np
+
+from openmed.data.simulated_sites import SITES
+from openmed.explain.overlay import encode_jpeg
+from pipeline.report.render import picture
+
+
+def site_pictures(film: np.ndarray) -> dict[str, str]:
+    """Draws a film, uint8 (S, S) as the model sees it: name of the site -> address that holds the picture."""
+    changed = {name: site(film[None])[0] for name, site in SITES.items()}
+    return {
+        name: picture(encode_jpeg(cv2.cvtColor(each, cv2.COLOR_GRAY2RGB)), "jpeg")
+        for name, each in changed.items()
+    }
