@@ -38,7 +38,8 @@ def age_band(years: int) -> str:
 def link_patients(reference: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Gives both tables one numbering of patients.
 
-    The names of the two need not agree: patients who share a film (the same SHA-256) are the same.
+    The names of the two need not agree: patients who share a film (the same SHA-256) are the same. They are
+    numbered by the content of their films: neither names nor the order of the rows change what a seed draws.
 
     Returns:
         Copies of both tables whose `patient` is a whole number.
@@ -52,8 +53,10 @@ def link_patients(reference: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFr
     films["anchor"] = films.groupby("sha256")["node"].transform("first")
     nodes = len(owners[0]) + len(owners[1])
     edges = coo_array((np.ones(len(films)), (films["node"], films["anchor"])), shape=(nodes, nodes))
-    component = connected_components(edges, directed=False)[1].astype(np.int64)
-    return reference.assign(patient=component[first]), new.assign(patient=component[second])
+    films["component"] = connected_components(edges, directed=False)[1][films["node"]]
+    lowest = films.groupby("component")["sha256"].transform("min").to_numpy(str)
+    patient = np.unique(lowest, return_inverse=True)[1].astype(np.int64)
+    return reference.assign(patient=patient[: len(reference)]), new.assign(patient=patient[len(reference) :])
 
 
 def added_films(reference: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:

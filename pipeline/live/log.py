@@ -1,21 +1,27 @@
 """The log of scored films: what a version answered to each, kept by the content of the film.
 
 Hides the files: numbered Parquet parts for each version, which are only ever added, and the labels that came
-later. Both lie in `scores` below the state folder.
+later. Both lie in `scores` below the state folder. The films of one run of `live score` are one batch: they
+lay in a folder, and nothing tells which of them came first.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import atomic_path, sha256_bytes
+from openmed.files import atomic_path, sha256_bytes, write_text
 from pipeline.project import locked
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCORED, UNUSABLE = "scored", "unusable"
+# Logs of before batches do not tell their runs apart; two parts of one run are far less than this apart.
+_SAME_RUN = timedelta(minutes=30)
 
 
 class ScoreLog:
@@ -28,42 +34,82 @@ class ScoreLog:
 
     def __init__(self, home: Path, version: str) -> None:
         self.folder = Path(home) / "scores" / f"version-{version}"
+        self._batch: str | None = None
 
     def parts(self) -> list[Path]:
         """Returns the files of the log, the oldest first."""
-        return sorted(self.folder.glob("[0-9]*.parquet"))
+        return [self.folder / name for name in self._names()]
+
+    def _names(self) -> list[str]:
+        return sorted(path.name for path in self.folder.glob("[0-9]*.parquet"))
 
     def known(self) -> set[str]:
         """Returns the SHA-256 of all films in it."""
         return {digest for part in self.parts() for digest in _read(part, ["sha256"])["sha256"]}
 
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Makes one batch of all films that are added within; the caller holds the lock `scores`.
+
+        A batch that was cut short is gone on with by the next one: where a run was killed hangs on the order
+        of the files, so what it had scored by then is no sample of the films that had come.
+        """
+        unfinished = self.folder / "unfinished"
+        self._batch = unfinished.read_text() if unfinished.exists() else uuid4().hex
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(unfinished, self._batch)
+        yield
+        self._batch = None
+        unfinished.unlink()
+
     def append(self, films: "pd.DataFrame") -> Path:
-        """Adds films; the caller holds the lock `scores`."""
+        """Adds films, outside `batch` as a batch of their own; the caller holds the lock `scores`."""
         parts = self.parts()
         path = self.folder / f"{int(parts[-1].stem) + 1 if parts else 1:08d}.parquet"
         with atomic_path(path) as temporary:
-            films.to_parquet(temporary, index=False)
+            films.assign(batch=self._batch or uuid4().hex).to_parquet(temporary, index=False)
         return path
 
-    def latest(self, films: int, columns: Sequence[str] | None = None) -> "pd.DataFrame":
-        """Returns the films that were scored last, at most so many, the oldest first.
+    def batches(self) -> Iterator[list[Path]]:
+        """Yields the files of each batch, the latest batch first; the files of a batch have no order."""
+        batch: list[Path] = []
+        later: dict[str, str] = {}
+        for part in (self.folder / name for name in reversed(self._names())):
+            facts = _facts(part)
+            if batch and not _one_batch(facts, later):
+                yield batch
+                batch = []
+            batch.append(part)
+            later = facts
+        if batch:
+            yield batch
 
-        Args:
-            films: The most to return; those that could not be scored do not count.
-            columns: The columns to read; default: all.
-        """
-        import pandas as pd
 
-        wanted, found, count = None if columns is None else [*columns, "status"], [], 0
-        for part in reversed(self.parts()):
-            table = _read(part, wanted)
-            found.append(table[table["status"] == SCORED])
-            count += len(found[-1])
-            if count >= films:
-                break
-        if not found:
-            return pd.DataFrame(columns=columns)
-        return pd.concat(found[::-1], ignore_index=True).iloc[-films:].reset_index(drop=True)
+def read_films(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+    """Reads the scored films of one file of a log.
+
+    Args:
+        path: One of `ScoreLog.parts`.
+        columns: The columns to read; default: all.
+
+    Raises:
+        IntegrityError: The file is damaged.
+    """
+    table = _read(path, None if columns is None else list(dict.fromkeys([*columns, "status"])))
+    return table.loc[table["status"] == SCORED, slice(None) if columns is None else list(columns)]
+
+
+def _facts(part: Path) -> dict[str, str]:
+    """Returns the batch of a file (empty in logs of before) and when its first and last film were scored."""
+    table = _read(part, ["scored_at"], optional=["batch"])
+    batch = str(table["batch"].iloc[0]) if "batch" in table else ""
+    return {"batch": batch, "first": table["scored_at"].min(), "last": table["scored_at"].max()}
+
+
+def _one_batch(earlier: Mapping[str, str], later: Mapping[str, str]) -> bool:
+    if earlier["batch"] or later["batch"]:
+        return earlier["batch"] == later["batch"]
+    return datetime.fromisoformat(later["first"]) - datetime.fromisoformat(earlier["last"]) < _SAME_RUN
 
 
 def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str, int]:
@@ -121,11 +167,15 @@ def _labels_file(home: Path) -> Path:
     return Path(home) / "scores" / "labels.parquet"
 
 
-def _read(path: Path, columns: Sequence[str] | None) -> "pd.DataFrame":
+def _read(path: Path, columns: Sequence[str] | None, optional: Sequence[str] = ()) -> "pd.DataFrame":
     import pandas as pd
+    from pyarrow.parquet import read_schema
 
     try:
-        return pd.read_parquet(path, columns=None if columns is None else list(columns))
+        if columns is not None:
+            there = set(read_schema(path).names)
+            columns = [*columns, *(name for name in optional if name in there)]
+        return pd.read_parquet(path, columns=columns)
     except (OSError, ValueError) as error:
         raise IntegrityError(
             f"{path} cannot be read ({type(error).__name__}): restore it from the backup"

@@ -62,7 +62,11 @@ def score_films(home: Path, source: Path) -> dict[str, Any]:
         model, log, secret = registry.model_digest(version), ScoreLog(home, version), pseudonyms(home)
         known, before = log.known(), 0
         counts = dict.fromkeys((SCORED, "flagged", "referred", UNUSABLE, _UNREADABLE), 0)
-        with FilmStore(Path(home) / "films") as store, progress(len(films), "score") as tick:
+        with (
+            log.batch(),
+            FilmStore(Path(home) / "films") as store,
+            progress(len(films), "score") as tick,
+        ):
             for part in chunks(films, _PART_FILMS):
                 rows, unread = [], _unread(part, store, known)
                 for _ in range(len(part) - len(unread)):

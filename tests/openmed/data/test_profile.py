@@ -66,6 +66,15 @@ def test_patients_are_joined_over_any_number_of_shared_films():
     assert first["patient"].nunique() == len(set(owner))
 
 
+def test_neither_names_nor_order_change_the_numbers_of_patients():
+    old = films(["p1", "p1", "p2", "p3"], ["a", "b", "c", "d"])
+    new = films(["Anna", "Anna", "p1", "Carl"], ["b", "x", "y", "d"])
+    first, second = link_patients(old, new)
+    turned, other = link_patients(old[::-1], new[::-1].assign(patient=["C", "p", "A", "A"]))
+    assert list(first["patient"]) == list(turned["patient"][::-1]) == [0, 0, 1, 2]
+    assert list(second["patient"]) == list(other["patient"][::-1]) == [0, 0, 3, 2]
+
+
 def test_added_films_are_those_of_new_content():
     old, new = films(["p", "p"], ["a", "b"]), films(["q", "q", "q"], ["b", "c", "c"])
     assert list(added_films(old, new)["sha256"]) == ["c", "c"]
