@@ -15,7 +15,8 @@ ABOUT = """
 Scores the films of a folder with the champion, each film once, and appends the answers to Parquet files
 under `scores` of the state folder. Then the champion is judged on the latest films by its change plan:
 drift of their looks, expected and measured performance, referrals. What is surely too bad puts it on hold,
-which ends scoring and starts the DAG `hold`, where a person decides.
+which ends scoring and starts the DAG `hold`, where a person decides. What too few films can show is named in
+the sentence, with the verdict INSUFFICIENT EVIDENCE, and holds nothing.
 
 Runs by hand, or by the cron expression in OPENMED_SCORE_SCHEDULE.
 """

@@ -50,7 +50,10 @@ def labels(
 
 @live.command()
 def watch(as_json: Json = False) -> None:
-    """Judges the champion on the latest films by its change plan; what fails puts it on hold."""
+    """Judges the champion on the latest films by its change plan; what fails puts it on hold.
+
+    Ends with exit code 0 whatever the verdict.
+    """
     from pipeline.live import watch as judge
 
     result = judge(home())
