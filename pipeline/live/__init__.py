@@ -1,8 +1,8 @@
 """After a promotion: new films are scored with the champion, it is watched on them, and put on hold.
 
-`log` keeps what was answered, `scoring` answers, `windows` takes the latest answers, `watching` judges them with
-`checks` by the change plan.
-Films are known by the hash of their content and patients by the pseudonyms of the site; no file name is kept.
+`log` keeps what was answered, `scoring` answers, `windows` takes the latest answers, and `watching` judges
+them with `checks` by the change plan. Films are known by the hash of their content and patients by the
+pseudonyms of the site; no file name is kept.
 """
 
 from pipeline.live.log import ScoreLog, add_labels

@@ -6,14 +6,13 @@ lay in a folder, and nothing tells which of them came first.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import atomic_path, sha256_bytes, write_text
+from openmed.files import atomic_path, sha256_bytes
 from pipeline.project import locked
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ _SAME_RUN = timedelta(minutes=30)
 
 
 class ScoreLog:
-    """What one version answered to films.
+    """What one version answered to films. All that one object adds is one batch.
 
     Args:
         home: The state folder.
@@ -34,7 +33,7 @@ class ScoreLog:
 
     def __init__(self, home: Path, version: str) -> None:
         self.folder = Path(home) / "scores" / f"version-{version}"
-        self._batch: str | None = None
+        self._batch = uuid4().hex
 
     def parts(self) -> list[Path]:
         """Returns the files of the log, the oldest first."""
@@ -47,27 +46,12 @@ class ScoreLog:
         """Returns the SHA-256 of all films in it."""
         return {digest for part in self.parts() for digest in _read(part, ["sha256"])["sha256"]}
 
-    @contextmanager
-    def batch(self) -> Iterator[None]:
-        """Makes one batch of all films that are added within; the caller holds the lock `scores`.
-
-        A batch that was cut short is gone on with by the next one: where a run was killed hangs on the order
-        of the files, so what it had scored by then is no sample of the films that had come.
-        """
-        unfinished = self.folder / "unfinished"
-        self._batch = unfinished.read_text() if unfinished.exists() else uuid4().hex
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(unfinished, self._batch)
-        yield
-        self._batch = None
-        unfinished.unlink()
-
     def append(self, films: "pd.DataFrame") -> Path:
-        """Adds films, outside `batch` as a batch of their own; the caller holds the lock `scores`."""
+        """Adds films to the batch of this object; the caller holds the lock `scores`."""
         parts = self.parts()
         path = self.folder / f"{int(parts[-1].stem) + 1 if parts else 1:08d}.parquet"
         with atomic_path(path) as temporary:
-            films.assign(batch=self._batch or uuid4().hex).to_parquet(temporary, index=False)
+            films.assign(batch=self._batch).to_parquet(temporary, index=False)
         return path
 
     def batches(self) -> Iterator[list[Path]]:

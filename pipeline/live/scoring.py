@@ -55,18 +55,15 @@ def score_films(home: Path, source: Path) -> dict[str, Any]:
     from pipeline.site import pseudonyms
     from pipeline.stage import progress
 
-    films = list_films(source)
+    # Not folder by folder: what a run that was killed leaves in the log is then a sample of what had come.
+    films = sorted(list_films(source), key=lambda film: sha256_bytes(film.name.encode()))
     with locked("scores"):
         version = _champion()
         predictor = registry.load_predictor(f"models:/{registry.MODEL_NAME}/{version}", pick_device("auto"))
         model, log, secret = registry.model_digest(version), ScoreLog(home, version), pseudonyms(home)
         known, before = log.known(), 0
         counts = dict.fromkeys((SCORED, "flagged", "referred", UNUSABLE, _UNREADABLE), 0)
-        with (
-            log.batch(),
-            FilmStore(Path(home) / "films") as store,
-            progress(len(films), "score") as tick,
-        ):
+        with FilmStore(Path(home) / "films") as store, progress(len(films), "score") as tick:
             for part in chunks(films, _PART_FILMS):
                 rows, unread = [], _unread(part, store, known)
                 for _ in range(len(part) - len(unread)):

@@ -169,7 +169,8 @@ def period_chart(periods: list[dict], name: str) -> bytes:
                     axes.plot([place, place], [found["low"], found["high"]], color=color, linewidth=2)
         axes.set_xticks(range(len(periods)), [each["until"][5:10] for each in periods], rotation=45)
         axes.set(xlabel="last film of the period", ylim=(0, 1.02), xlim=(-0.6, len(periods) - 0.4))
-        axes.legend(frameon=False, fontsize=8, loc="lower left")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8, loc="lower left")
 
     return _svg(draw)
 

@@ -34,11 +34,10 @@ def rows(count, *, seed=0, each=2, at="2026-01-01T00:00:00Z"):
 
 def logged(folder, *batches):
     """A log of batches, each of the given parts."""
-    log = ScoreLog(folder, "1")
     for parts in batches:
-        with log.batch():
-            for part in parts:
-                log.append(part)
+        log = ScoreLog(folder, "1")
+        for part in parts:
+            log.append(part)
     return log
 
 
@@ -104,16 +103,6 @@ def test_only_eligible_films_are_drawn_and_unusable_ones_never(tmp_path):
     assert hashes(next(windows(log, 10, eligible=Eligible(among=wanted)))) == wanted
     assert list(windows(log, 10, eligible=Eligible(among=set()))) == []
     assert list(next(windows(log, 10, ["score"])).columns) == ["sha256", "patient", "scored_at", "score"]
-
-
-def test_a_run_that_was_killed_and_the_next_one_are_one_batch(tmp_path):
-    films, log = rows(200), ScoreLog(tmp_path, "1")
-    with pytest.raises(KeyboardInterrupt), log.batch():
-        log.append(films[:100])
-        raise KeyboardInterrupt
-    whole = logged(tmp_path, [films[100:]], [rows(40, seed=1)])
-    assert [len(parts) for parts in whole.batches()] == [1, 2]
-    assert not (whole.folder / "unfinished").exists()
 
 
 def test_logs_of_before_batches_are_read(tmp_path):
@@ -203,6 +192,23 @@ def test_folders_and_renamed_files_get_the_same_verdict(home, folders, tmp_path,
     assert (results[0]["films"], results[0]["patients"], results[0]["labelled"]) == (100, 50, 100)
     measured = [check for check in results[0]["checks"] if check["name"].startswith("measured")]
     assert len(measured) == 3 and all(check["value"] is not None for check in measured)
+
+
+def test_what_a_killed_run_leaves_is_a_sample_of_the_folders(home, folders, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(scoring, "_PART_FILMS", 60)
+    append = ScoreLog.append
+
+    def killed(self, films):
+        append(self, films)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ScoreLog, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            live.score_films(home, folders)
+    window = next(windows(ScoreLog(home, "1"), 60))
+    # 60 of 240 films of which half are bright; four standard deviations.
+    assert len(window) == 60 and abs((window["mean"] > 120).sum() - 30) <= 4 * np.sqrt(60 / 4 * 180 / 239)
 
 
 def label(home, films, truth):  # noqa: F811
