@@ -10,7 +10,10 @@ import sys
 from pipeline.params import load_params
 from pipeline.stage import guarded
 
-STAGES = ("validate", "split", "preprocess", "resample", "train", "evaluate", "explain", "triage")
+STAGES = (
+    *("validate", "split", "preprocess", "resample", "train"),
+    *("evaluate", "external", "explain", "triage"),
+)
 
 
 def main() -> None:

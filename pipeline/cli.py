@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.data_cli import data
+from pipeline.external_cli import external
 from pipeline.live_cli import live
 from pipeline.project import environment, home, project_root
 from pipeline.registry_cli import registry
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data, name="data")
+app.add_typer(external, name="external")
 app.add_typer(weights, name="weights")
 app.add_typer(registry, name="registry")
 app.add_typer(live, name="live")

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
+from openmed.files import sha256_bytes
 from openmed.metrics.gates import Gate, judge
 from openmed.metrics.intervals import Interval, bootstrap
 from openmed.metrics.operating_point import choose_threshold, controlled_threshold
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from openmed.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,36 @@ def patient_numbers(films: "pd.DataFrame") -> "pd.Series":
     A seed then draws the same resamples from the films as from their evidence, which names no patient.
     """
     return films.groupby("patient")["id"].transform("min").astype(str)
+
+
+def describe_external(
+    predictions: "pd.DataFrame", spec: "ModelSpec", rules: Rules
+) -> dict[str, dict[str, Any]]:
+    """Measures each external set of a table of predictions; see `external_validation.describe_set`.
+
+    Args:
+        predictions: One row a film, with its set.
+        spec: Description of the model, with its operating point.
+        rules: Settings of the intervals.
+
+    Returns:
+        name of the set -> what it shows, with `sha256`, which names its films and labels by their content.
+    """
+    from openmed.metrics.external_validation import describe_set
+
+    found = {}
+    for name, films in predictions.groupby("set", sort=True):
+        shown = describe_set(
+            films.assign(patient=patient_numbers(films)),
+            spec.class_names,
+            spec.positive_index,
+            spec.threshold,
+            **rules.resampling,
+        )
+        found[str(name)] = {"sha256": set_digest(films), **shown}
+    return found
+
+
+def set_digest(films: "pd.DataFrame") -> str:
+    """Names a set of films by their content and labels, whatever it is called."""
+    return sha256_bytes("".join(sorted(films["sha256"] + films["label"].astype(str))).encode())

@@ -20,6 +20,7 @@ import yaml
 
 from openmed.errors import BadInput, OpenMedError, ResourceError
 from openmed.files import read_json, write_json, write_text
+from pipeline.external_sets import pointers
 
 DATA_FILE = "data.dvc"
 WEIGHTS_FILE = "weights.dvc"
@@ -40,7 +41,7 @@ def create(repo: Path, revision: str, run_id: str, home: Path) -> Path:
         home: The state folder; the workspace is `home/runs/<run id>`.
 
     Returns:
-        The folder of the workspace, with the data and the weights vault of that revision in it.
+        The folder of the workspace, with the data, the weights vault and the external sets of that revision.
 
     Raises:
         BadInput: The revision does not exist, holds no DVC project, or the run began on another.
@@ -58,7 +59,8 @@ def create(repo: Path, revision: str, run_id: str, home: Path) -> Path:
         if not (path / needed).exists():
             raise BadInput(f"revision {revision} holds no {needed}; commit it or choose another revision")
     _share_cache(repo, path)
-    obtain(path, DATA_FILE, *([WEIGHTS_FILE] if (path / WEIGHTS_FILE).exists() else []))
+    more = [WEIGHTS_FILE] if (path / WEIGHTS_FILE).exists() else []
+    obtain(path, DATA_FILE, *more, *(str(found.relative_to(path)) for found in pointers(path)))
     return path
 
 

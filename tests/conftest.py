@@ -121,7 +121,7 @@ def make_toy(folder: Path) -> None:
     each = [
         f"{stage}@{name}"
         for name in toy_params()["architectures"]
-        for stage in ("train", "evaluate", "explain")
+        for stage in ("train", "evaluate", "external", "explain")
     ]
     run_stages(folder, [*shared, *each, "triage"])
 

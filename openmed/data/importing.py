@@ -113,13 +113,13 @@ def import_films(
     chosen = range(len(declared)) if limit is None else _subset(declared, limit, seed)
     films = [declared[index] for index in chosen]
     paths = [] if pseudonyms is not None else _stored_paths(listing, source)
-    with _new_folder(target) as folder:
+    with new_folder(target) as folder:
         if pseudonyms is None:
             rows = [_copied(film, folder, paths[i]) for i, film in zip(chosen, films, strict=True)]
         else:
-            rows = _cleaned(films, [_folder_of(listing.films[i]) for i in chosen], folder, pseudonyms)
+            rows = cleaned_films(films, [_folder_of(listing.films[i]) for i in chosen], folder, pseudonyms)
         listed = [row | {"source": source_name} for row in sorted(rows, key=lambda row: row["path"])]
-        _write_list(folder / FILMS_FILE, listed)
+        write_list(folder / FILMS_FILE, listed)
     return ImportSummary(
         films=len(films),
         per_class={name: sum(film.label == name for film in films) for name in class_names},
@@ -164,7 +164,7 @@ def append_films(new: Path, data: Path, class_names: Sequence[str]) -> pd.DataFr
     for path in added["path"]:
         (data / path).parent.mkdir(parents=True, exist_ok=True)
         (new / path).replace(data / path)
-    _write_list(data / FILMS_FILE, pd.concat([present, added]).to_dict("records"))
+    write_list(data / FILMS_FILE, pd.concat([present, added]).to_dict("records"))
     return added.reset_index(drop=True)
 
 
@@ -186,10 +186,20 @@ def _copied(film: LabelledFilm, folder: Path, path: str) -> dict[str, str]:
     return _row(film, path, film.patient, digest.hexdigest())
 
 
-def _cleaned(
+def cleaned_films(
     films: Sequence[LabelledFilm], folders: Sequence[str], target: Path, pseudonyms: Pseudonyms
 ) -> list[dict[str, str]]:
-    """Writes films without identifiers, named after their content; returns the rows of films.csv."""
+    """Writes films without identifiers, named after their content.
+
+    Args:
+        films: The films.
+        folders: Where each goes, below films/.
+        target: The data folder.
+        pseudonyms: Of the site.
+
+    Returns:
+        A row of films.csv for each film, in order, with what its header tells.
+    """
     rows, taken = [], Counter[str]()
     clean = ordered_map(lambda film: clean_film(film.reader(), film.name, pseudonyms), films)
     for film, place, cleaned in zip(films, folders, clean, strict=True):
@@ -265,7 +275,7 @@ def _subset(films: list[LabelledFilm], limit: int, seed: int) -> list[int]:
 
 
 @contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path) -> Iterator[Path]:
     """Gives a folder that becomes `target` when the block ends well and vanishes otherwise."""
     folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
@@ -278,9 +288,9 @@ def _new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_list(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+def write_list(path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[str] = ABOUT_COLUMNS) -> None:
     """Writes films.csv; of the columns that a list may have, those that some film has."""
-    about = [name for name in ABOUT_COLUMNS if any(row.get(name) for row in rows)]
+    about = [name for name in columns if any(row.get(name) for row in rows)]
     text = io.StringIO()
     writer = csv.DictWriter(text, [*FILMS_COLUMNS, *about], "", "ignore", lineterminator="\n")
     writer.writeheader()

@@ -26,12 +26,13 @@ DECLARED_SPLITS = ("train", "validation", "test")
 _CHUNK_FILMS = 1024
 
 
-def read_films(data: Path, class_names: Iterable[str]) -> pd.DataFrame:
+def read_films(data: Path, class_names: Iterable[str], *, more: Iterable[str] = ()) -> pd.DataFrame:
     """Reads the list of films of a data folder.
 
     Args:
         data: The data folder, which holds films.csv.
         class_names: The known classes; the index becomes the label.
+        more: Columns that this list may have beside those of `ABOUT_COLUMNS`.
 
     Returns:
         Columns path, label (int), patient, declared_split (empty when none is declared), and those of
@@ -52,8 +53,9 @@ def read_films(data: Path, class_names: Iterable[str]) -> pd.DataFrame:
         raise BadInput(f"{source} cannot be read: {error}") from None
     if tuple(films.columns[: len(FILMS_COLUMNS)]) != FILMS_COLUMNS:
         raise BadInput(f"{source} must have the columns {', '.join(FILMS_COLUMNS)}")
-    if not set(films.columns[len(FILMS_COLUMNS) :]) <= set(ABOUT_COLUMNS):
-        raise BadInput(f"{source} may have no further columns than {', '.join(ABOUT_COLUMNS)}")
+    about = (*ABOUT_COLUMNS, *more)
+    if not set(films.columns[len(FILMS_COLUMNS) :]) <= set(about):
+        raise BadInput(f"{source} may have no further columns than {', '.join(about)}")
     if films.empty:
         raise BadInput(f"{source} lists no films")
     labels = {name: index for index, name in enumerate(class_names)}

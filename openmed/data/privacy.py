@@ -25,7 +25,7 @@ UNREADABLE = b"This file was no film that could be read, so nothing of it was ke
 """Stands in for a file whose identifiers could not be told from its pixels; it is quarantined later."""
 OLDEST_AGE_YEARS = 90
 """Higher ages are recorded as this one: few people are older, so the age alone could name them."""
-_VIEWS = ("PA", "AP", "LL", "RL", "RLD", "LLD", "RLO", "LLO")
+VIEWS = ("PA", "AP", "LL", "RL", "RLD", "LLD", "RLO", "LLO")
 _MANUFACTURERS = (
     *("agfa", "canon", "carestream", "delft", "fuji", "ge", "hologic", "kodak", "konica", "philips"),
     *("samsung", "sedecal", "shimadzu", "siemens", "swissray", "toshiba", "varex"),
@@ -188,7 +188,7 @@ def _age_years(source: "Dataset") -> str:
 
 def _view(source: "Dataset") -> str:
     view = _text(source, "ViewPosition").upper()
-    return view if view in _VIEWS else "other" if view else ""
+    return view if view in VIEWS else "other" if view else ""
 
 
 def _manufacturer(source: "Dataset") -> str:
@@ -212,7 +212,7 @@ def _year(source: "Dataset") -> str:
 ABOUT: dict[str, tuple[str, Callable[["Dataset"], str]]] = {
     "sex": ("PatientSex: F, M or O", _sex),
     "age_years": (f"PatientAge in whole years, at most {OLDEST_AGE_YEARS}", _age_years),
-    "view": (f"ViewPosition: {', '.join(_VIEWS)}, else `other`", _view),
+    "view": (f"ViewPosition: {', '.join(VIEWS)}, else `other`", _view),
     "manufacturer": ("Manufacturer: one of a list of makers, else `other`", _manufacturer),
     "year": ("year of AcquisitionDate, ContentDate or StudyDate", _year),
 }

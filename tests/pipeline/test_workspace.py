@@ -1,6 +1,7 @@
 """Workspaces of scheduled runs, on a real git and DVC repository."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -77,6 +78,22 @@ def test_a_workspace_holds_the_revision_and_its_data(project, tmp_path):
     assert not path.exists()
     assert str(path) not in git(project, "worktree", "list")
     workspace.remove(project, path)
+
+
+def test_a_workspace_holds_the_external_sets_of_its_revision(project, tmp_path):
+    from pipeline.external_sets import external_sets
+
+    first = git(project, "rev-parse", "HEAD")
+    project = shutil.copytree(project, tmp_path / "copy")
+    (project / "external" / "nih").mkdir(parents=True)
+    (project / "external" / "nih" / "films.csv").write_text("a set")
+    (project / "external" / ".gitignore").write_text("/*/\n")
+    subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "external/nih"], cwd=project, check=True)
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message", "a set")
+    path = workspace.create(project, "HEAD", "with a set", tmp_path)
+    assert external_sets(path) == {"nih": path / "external" / "nih"}
+    assert external_sets(workspace.create(project, first, "before it", tmp_path)) == {}
 
 
 def test_writing_into_a_workspace_as_root_leaves_the_cache_alone(project, tmp_path):

@@ -1,0 +1,88 @@
+"""How far two readers of the same films agree."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from openmed.metrics.intervals import percentile_interval
+from openmed.metrics.resampling import cohort, multiplicities
+from openmed.metrics.score_intervals import Interval, critical_value, wilson
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of two labels.
+
+    Attributes:
+        films: Films with both labels.
+        share: Share of them on which the labels are the same.
+        kappa: Cohen's kappa: 1 is full agreement, 0 is what chance would give.
+    """
+
+    films: int
+    share: Interval
+    kappa: Interval
+
+    def to_json(self) -> dict:
+        """Returns the plain content, NaN as None."""
+        return {"films": self.films, "share": self.share.to_json(), "kappa": self.kappa.to_json()}
+
+
+def agreement(
+    first: ArrayLike,
+    second: ArrayLike,
+    patients: ArrayLike,
+    *,
+    replicates: int = 2000,
+    confidence: float = 0.95,
+    seed: int,
+) -> Agreement:
+    """Measures how far two readers agree beyond chance.
+
+    Cohen J. A coefficient of agreement for nominal scales. Educ Psychol Meas 1960;20:37-46. Intervals
+    resample whole patients; that of the share is at least as wide as Wilson's. Kappa is NaN where both
+    readers gave one and the same label to all films: chance then explains everything.
+
+    Args:
+        first: (N,) labels of one reader, whole numbers from 0.
+        second: (N,) labels of the other.
+        patients: (N,) identifiers, text or whole numbers.
+        replicates: Number of resamples.
+        confidence: Coverage of the intervals, in (0, 1).
+        seed: The same seed gives the same intervals.
+
+    Raises:
+        ValueError: Wrong shapes or values.
+    """
+    critical_value(confidence)
+    one, other = np.asarray(first, np.int64), np.asarray(second, np.int64)
+    if one.ndim != 1 or one.shape != other.shape or not one.size or min(one.min(), other.min()) < 0:
+        raise ValueError("there must be two labels a film, whole numbers from 0")
+    classes = int(max(one.max(), other.max())) + 1
+    # One stratum: which labels were given is what varies.
+    group = cohort(np.zeros_like(one), patients)
+    cells = group.patient_of_film * classes**2 + one * classes + other
+    tables = np.bincount(cells, minlength=group.patients * classes**2).reshape(group.patients, -1)
+    drawn = [weights @ tables for weights in multiplicities(group, replicates, seed)]
+    shares, kappas = _measures(np.concatenate(drawn), classes)
+    (share,), (kappa,) = _measures(tables.sum(axis=0, keepdims=True).astype(np.float64), classes)
+    same = int((one == other).sum())
+    score, resampled = (
+        wilson(same, len(one), confidence),
+        percentile_interval(float(share), shares, confidence),
+    )
+    wide = Interval(score.value, min(score.low, resampled.low), max(score.high, resampled.high))
+    return Agreement(len(one), wide, percentile_interval(float(kappa), kappas, confidence))
+
+
+def _measures(tables: NDArray[np.float64], classes: int) -> tuple[NDArray, NDArray]:
+    """Share of agreement and kappa of tables (R, classes * classes)."""
+    counts = tables.reshape(-1, classes, classes)
+    films = counts.sum(axis=(1, 2))
+    share = np.trace(counts, axis1=1, axis2=2) / films
+    chance = (counts.sum(axis=2) * counts.sum(axis=1)).sum(axis=1) / films**2
+    # Exactly 1 where every film has one label from both readers.
+    certain = chance >= 1 - 1e-12
+    kappa = (share - chance) / np.where(certain, 1, 1 - chance)
+    return share, np.where(certain, np.nan, kappa)
