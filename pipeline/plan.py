@@ -49,6 +49,20 @@ class Stress(_Part):
     max_auc_without_lungs: Share
 
 
+class ExternalSet(_Part):
+    """What an external set must show in each of its views; of one class only, a single share."""
+
+    floors: dict[Literal["sensitivity", "specificity", "auc"], Share] = Field(min_length=1)
+
+
+class External(_Part):
+    """Whether films from elsewhere must judge, which sets count, the fewest films of a class and view."""
+
+    required: bool
+    min_films: Annotated[int, Field(ge=5)]
+    sets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")], ExternalSet]
+
+
 class Evaluation(_Part):
     """The least that every version must show."""
 
@@ -59,6 +73,8 @@ class Evaluation(_Part):
     max_calibration_error: Share
     net_benefit: NetBenefit
     stress: Stress
+    # Plans of versions that were registered before there were external sets have none.
+    external: External | None = None
 
 
 class Monitoring(_Part):

@@ -16,6 +16,7 @@ from pipeline.gates import (
     Comparison,
     Evidence,
     compare_all,
+    external_gates,
     limits_of_the_test,
     performance_gates,
     soundness_gates,
@@ -116,6 +117,7 @@ def _judge(version: str, workspace: Path | None) -> tuple[dict[str, Any], Eviden
     evidence, now = Evidence.of(version), registry.champion()
     live = None if now in (None, version) else Evidence.of(now)
     gates = [*evidence.gates, *soundness_gates(evidence, live), *performance_gates(evidence)]
+    gates += external_gates(evidence)
     compared, first = compare_all(evidence, workspace)
     comparison = None if None in (compared.gates, first.gates) else [*compared.gates, *first.gates]
     verdict = overall(gates, comparison)

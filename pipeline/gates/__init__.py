@@ -7,6 +7,7 @@ PLAN, with a sentence for a reviewer.
 
 from pipeline.gates.comparison import Comparison, compare_all
 from pipeline.gates.evidence import Evidence
+from pipeline.gates.external import external_gates
 from pipeline.gates.performance import limits_of_the_test, performance_gates, subgroups
 from pipeline.gates.soundness import soundness_gates
 
@@ -14,6 +15,7 @@ __all__ = [
     "Comparison",
     "Evidence",
     "compare_all",
+    "external_gates",
     "limits_of_the_test",
     "performance_gates",
     "soundness_gates",

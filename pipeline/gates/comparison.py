@@ -1,6 +1,7 @@
-"""A version against an earlier one, on identical test films that have shaped neither."""
+"""A version against an earlier one, on identical test and external films that have shaped neither."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,8 @@ from openmed.files import read_json
 from openmed.metrics.gates import judge_difference
 from pipeline import registry
 from pipeline.gates.evidence import Evidence
+from pipeline.gates.external import external_films, measurable
+from pipeline.registry.evidence import EXTERNAL_PREDICTIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,8 +21,8 @@ class Comparison:
     """What a comparison found.
 
     Attributes:
-        gates: One for each margin; empty where there is nothing to compare with, None where there is but no
-            comparison could be made.
+        gates: One for each margin, on test films and on each external set that the plan names; empty where
+            there is nothing to compare with, None where there is but no comparison could be made.
         note: One sentence about it.
         films_compared: Number of test films.
         films_left_out: Test films that have shaped the earlier version.
@@ -68,7 +71,7 @@ def _compare(evidence: Evidence, other: str | None, workspace: Path | None, role
         return Comparison([], "There is no champion to compare with." if role is CHAMPION else "")
     if other == evidence.version:
         return Comparison([], "This version is the champion." if role is CHAMPION else "")
-    about, scores, problem = _on_test_films(evidence.version, other, workspace, role)
+    (about, scores, elsewhere), problem = _scores(evidence.version, other, workspace, role)
     positive = evidence.spec.positive
     if problem is None and about["positive"] != positive:
         problem = (
@@ -82,7 +85,8 @@ def _compare(evidence: Evidence, other: str | None, workspace: Path | None, role
             f"{role.title} {other} has no scores for {missing} of {len(evidence.test)} test films: register "
         )
         return Comparison(None, _sentence(f"{note}them again."))
-    return _on_fresh_films(evidence, other, both, about["threshold"], role)
+    compared = _on_fresh_films(evidence, other, both, about["threshold"], role)
+    return _with_external(compared, evidence, other, elsewhere, role)
 
 
 def _on_fresh_films(
@@ -100,7 +104,7 @@ def _on_fresh_films(
             "models cannot be compared: retrain with more test films."
         )
         return Comparison(None, note, len(fresh), left_out)
-    gates = _difference(evidence, fresh.assign(label=labels), other_threshold, role)
+    gates = _difference(evidence, fresh.assign(label=labels), other_threshold, role, evidence.margins)
     note = (
         f"Compared with {role.title} {other} on {len(fresh)} test films; {left_out} were left out because "
         "they have shaped it."
@@ -108,9 +112,40 @@ def _on_fresh_films(
     return Comparison(gates, note, len(fresh), left_out, other, other_threshold, fresh)
 
 
-def _on_test_films(
+def _with_external(
+    compared: Comparison, evidence: Evidence, other: str, scores: "pd.DataFrame | None", role: _Role
+) -> Comparison:
+    """Adds the gates on the external sets that the plan names and that the version was scored on."""
+    import pandas as pd
+
+    wanted = evidence.plan.protocol.evaluation.external
+    if compared.gates is None or wanted is None:
+        return compared
+    scores = pd.DataFrame({"set": [], "id": [], "score": []}) if scores is None else scores
+    seen = pd.read_parquet(registry.artifact(other, "training_films.parquet"))["sha256"]
+    gates = list(compared.gates)
+    for name in wanted.sets:
+        films = external_films(evidence, name)
+        theirs = scores.loc[scores["set"] == name, ["id", "score"]]
+        both = films.merge(theirs, on="id", suffixes=("", "_other"))
+        fresh = both[~both["sha256"].isin(seen)]
+        margins = {key: loss for key, loss in evidence.margins.items() if measurable(fresh, key)}
+        if films.empty:  # its own gate says so
+            continue
+        if len(both) < len(films) or not margins:
+            why = "it has no scores of them" if len(both) < len(films) else "they have shaped it"
+            said = f"{role.title} {other} cannot be compared on the films of the external set {name}: {why}."
+            return replace(compared, gates=None, note=_sentence(said))
+        found = _difference(
+            evidence, fresh.assign(label=fresh["has"]), compared.other_threshold, role, margins
+        )
+        gates += [gate | {"name": f"external {name}: {gate['name']}"} for gate in found]
+    return replace(compared, gates=gates)
+
+
+def _scores(
     version: str, other: str, workspace: Path | None, role: _Role
-) -> tuple[dict[str, Any], "pd.DataFrame | None", str | None]:
+) -> "tuple[registry.Scored, str | None]":
     """Finds the earlier version's scores: those logged with the version or, if there are none, new ones."""
     import pandas as pd
 
@@ -119,28 +154,31 @@ def _on_test_films(
         stored = registry.find_artifact(version, f"{file}.json")
         about = read_json(stored) if stored else {"version": None}
         if about["version"] == other and about["problem"] is None:
-            return about, pd.read_parquet(registry.artifact(version, f"{file}_predictions.parquet")), None
+            test = pd.read_parquet(registry.artifact(version, f"{file}_predictions.parquet"))
+            away = registry.find_artifact(version, f"{file}_{EXTERNAL_PREDICTIONS}")
+            return (about, test, None if away is None else pd.read_parquet(away)), None
     if workspace is None:
-        return (
-            {},
-            None,
-            (
-                f"version {version} was registered without scores of {role.title} {other}: "
-                "retrain, or register the retraining again, to compare them"
-            ),
+        problem = (
+            f"version {version} was registered without scores of {role.title} {other}: "
+            "retrain, or register the retraining again, to compare them"
         )
-    about, scores = registry.score_earlier(workspace, {role.file: other})[role.file]
-    if about["problem"] is not None:
-        return about, None, f"{role.title} {other} could not be scored ({about['problem']})"
-    return about, scores, None
+        return ({}, None, None), problem
+    scored = registry.score_earlier(workspace, {role.file: other})[role.file]
+    if scored[0]["problem"] is not None:
+        return scored, f"{role.title} {other} could not be scored ({scored[0]['problem']})"
+    return scored, None
 
 
 def _difference(
-    evidence: Evidence, films: "pd.DataFrame", other_threshold: float, role: _Role
+    evidence: Evidence,
+    films: "pd.DataFrame",
+    other_threshold: float,
+    role: _Role,
+    margins: Mapping[str, float],
 ) -> list[dict[str, Any]]:
     from openmed.metrics.intervals import paired_difference
 
-    margins, rules = evidence.margins, evidence.rules
+    rules = evidence.rules
     intervals = paired_difference(
         films["label"].to_numpy(),
         films["score"].to_numpy(),

@@ -12,6 +12,7 @@ from openmed.files import read_json, sha256_file
 from pipeline import registry
 from pipeline.judgement import Rules
 from pipeline.plan import PLAN_FILE, ChangePlan, load_plan
+from pipeline.registry.evidence import EXTERNAL_PREDICTIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +37,8 @@ class Evidence:
         split: One row a film of any split: id, patient, label, split.
         films: What is known of each film (sha256, width, height, perhaps view, sex, manufacturer), None where
             no profile was stored.
+        external: One row a film of any external set: set, id, sha256, patient (by number), label,
+            second_label, view, sex, age_band, source and score; empty where there were no sets.
     """
 
     version: str
@@ -49,6 +52,7 @@ class Evidence:
     predictions: "pd.DataFrame"
     split: "pd.DataFrame"
     films: "pd.DataFrame | None"
+    external: "pd.DataFrame"
 
     @classmethod
     def of(cls, version: str) -> "Evidence":
@@ -63,6 +67,7 @@ class Evidence:
         tags, spec = registry.get_version(version)["tags"], registry.check_model(version)
         plan = registry.artifact(version, PLAN_FILE)
         profile = registry.find_artifact(version, "data_profile.parquet")
+        external = registry.find_artifact(version, EXTERNAL_PREDICTIONS)
         params = yaml.safe_load(registry.artifact(version, "params.yaml").read_text(encoding="utf-8"))
         return cls(
             version=version,
@@ -76,6 +81,10 @@ class Evidence:
             predictions=pd.read_parquet(registry.artifact(version, "predictions.parquet")),
             split=pd.read_parquet(registry.artifact(version, "split/split.parquet")),
             films=None if profile is None else pd.read_parquet(profile),
+            # Versions of before there were external sets have no such file.
+            external=pd.DataFrame(columns=["set", "id", "sha256", "label", "view"])
+            if external is None
+            else pd.read_parquet(external),
         )
 
     @cached_property

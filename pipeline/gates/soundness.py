@@ -1,6 +1,6 @@
 """Whether a version may be judged at all: no leak, inside the plan, few looks, an export that agrees."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from openmed.errors import IntegrityError
@@ -66,25 +66,29 @@ def _adopted(champion: Evidence) -> set[str]:
 
 def _looks(evidence: Evidence) -> dict[str, Any]:
     """How many versions have been judged on this very test set, this one included."""
-    looks, allowed = _judged_on(evidence), evidence.plan.protocol.evaluation.looks
+    test = evidence.tags["test_sha256"]
+    looks = versions_judged(evidence, lambda content: content["test_sha256"] == test)
+    allowed = evidence.plan.protocol.evaluation.looks
     said = f"This test set has judged {looks} version{'s' * (looks > 1)}; the plan allows {allowed}"
     if looks > allowed:
         return verdict_gate("looks", OUTSIDE_PLAN, f"{said}: set new test films aside.", looks)
     return verdict_gate("looks", PASS, f"{said}.", looks)
 
 
-def _judged_on(evidence: Evidence) -> int:
-    """Versions judged up to this one: of a retraining those that were decided on, or its one challenger.
+def versions_judged(evidence: Evidence, on_these: Callable[[Mapping[str, Any]], bool]) -> int:
+    """Counts the versions judged on the same films up to this one, which counts in any case.
 
-    Retrainings that came later do not count, so that asking again gives the same answer.
+    Of a retraining those count that were decided on, or else its one challenger. Retrainings that came later
+    do not count, so that asking again gives the same answer.
+
+    Args:
+        evidence: On the version.
+        on_these: Tells from the record of a registration whether it was judged on the same films.
     """
     runs: dict[str, set[str]] = {}
     history = registry.history()
     for entry in history:
-        if (
-            entry.event == registry.REGISTERED
-            and entry.content["test_sha256"] == evidence.tags["test_sha256"]
-        ):
+        if entry.event == registry.REGISTERED and on_these(entry.content):
             if evidence.tags["run_key"] in runs and entry.content["run_key"] not in runs:
                 break
             runs.setdefault(entry.content["run_key"], set()).add(entry.version)

@@ -24,7 +24,7 @@ from pipeline.registry.decisions import (
 from pipeline.registry.models import check_model, load, load_predictor, stored, version_at
 from pipeline.registry.profiles import champion_profile
 from pipeline.registry.retraining import films_of
-from pipeline.registry.scoring import earlier, score_earlier, score_films
+from pipeline.registry.scoring import Scored, earlier, score_earlier, score_films
 from pipeline.registry.store import CHALLENGER, CHAMPION, EXPERIMENT, MODEL_NAME, PREVIOUS
 from pipeline.registry.story import story
 from pipeline.registry.verification import Link, check, verify
@@ -53,6 +53,7 @@ __all__ = [
     "RESTORED",
     "Entry",
     "Link",
+    "Scored",
     "adopt",
     "aliases",
     "artifact",

@@ -174,6 +174,7 @@ def _candidate(
             "dvc_lock_sha256": sha256_file(done.workspace / "dvc.lock"),
             "model_id": model_id,
             "test_sha256": done.test_sha256,
+            "external_sha256": json.dumps(done.external_sha256),
             "model_files": json.dumps(files),
             "evidence": json.dumps(evidence),
             "shared_evidence": parent.data.tags["evidence"],

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.registry.scoring import Scored
 
+EXTERNAL_METRICS, EXTERNAL_PREDICTIONS = "external.json", "external_predictions.parquet"
 _METRICS_PER_CALL = 1000
 
 
@@ -69,8 +70,9 @@ def stage_candidate(
     texts |= {"history.csv": artifacts / "train" / name / "history.csv"}
     texts |= {"training_summary.json": artifacts / "train" / name / "summary.json"}
     texts |= {"params.yaml": done.workspace / "params.yaml", PLAN_FILE: done.workspace / PLAN_FILE}
+    texts |= {EXTERNAL_METRICS: candidate.external / "metrics.json"}
     withheld = _copy_texts(done, texts, folder)
-    if bad := {"metrics.json", "gates.json", "params.yaml", PLAN_FILE} & set(withheld):
+    if bad := {"metrics.json", "gates.json", EXTERNAL_METRICS, "params.yaml", PLAN_FILE} & set(withheld):
         raise BadInput(f"{' and '.join(sorted(bad))} of {name} names a patient: it cannot be registered")
     for image in sorted((explain / "examples").glob("*.jpg")):
         (folder / "examples").mkdir(exist_ok=True)
@@ -78,15 +80,18 @@ def stage_candidate(
     shutil.copyfile(candidate.folder / CONTROL_FILE, folder / CONTROL_FILE)
     predictions = read_table(candidate.folder / "predictions.parquet")
     _write_table(folder / "predictions.parquet", _pseudonymous(predictions, done.pseudonyms()))
+    elsewhere = read_table(candidate.external / "predictions.parquet").drop(columns="path")
+    _write_table(folder / EXTERNAL_PREDICTIONS, _pseudonymous(elsewhere, done.external_pseudonyms()))
     # Validation and calibration films have shaped the model too: they count as seen.
     seen = done.films.loc[
         done.films["split"].isin(["train", "validation", "calibration"]), ["sha256", "split"]
     ]
     _write_table(folder / "training_films.parquet", seen.reset_index(drop=True))
-    for other, (about, scores) in against.items():
+    for other, (about, scores, elsewhere) in against.items():
         write_json(folder / f"{other}.json", about)
-        if scores is not None:
-            _write_table(folder / f"{other}_predictions.parquet", scores.reset_index(drop=True))
+        for name, table in (("predictions.parquet", scores), (EXTERNAL_PREDICTIONS, elsewhere)):
+            if table is not None:
+                _write_table(folder / f"{other}_{name}", table.reset_index(drop=True))
     return hashes_below(folder), withheld
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, sha256_bytes, sha256_file
+from pipeline.judgement import set_digest
 from pipeline.lockfile import check_outputs
 from pipeline.plan import PLAN_FILE, load_plan
 
@@ -37,10 +38,11 @@ class Candidate:
 
     @classmethod
     def read(cls, workspace: Path, architecture: str, lock: Mapping[str, Any]) -> "Candidate":
-        """Reads what `evaluate` left for one architecture; refuses what is not what it wrote."""
+        """Reads what `evaluate` and `external` left for one architecture; refuses what they did not write."""
         from openmed.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, read_spec
 
-        check_outputs(workspace, lock, f"evaluate@{architecture}")
+        for stage in ("evaluate", "external"):
+            check_outputs(workspace, lock, f"{stage}@{architecture}")
         folder = workspace / "artifacts" / "evaluate" / architecture
         metrics, gates = read_json(folder / "metrics.json"), read_json(folder / "gates.json")
         spec, expected = read_spec(folder / "model")
@@ -55,6 +57,11 @@ class Candidate:
             )
         digest = sha256_file(folder / "model" / SPEC_FILE)
         return cls(architecture, folder, metrics, gates["verdict"], found, digest)
+
+    @property
+    def external(self) -> Path:
+        """Where `external` left its predictions and metrics."""
+        return self.folder.parents[1] / "external" / self.architecture
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -78,6 +85,8 @@ class Retraining:
     films: "pd.DataFrame"
     """id, patient, label, split, path, sha256 of every film in a split."""
     candidates: dict[str, Candidate]
+    external: "pd.DataFrame"
+    """set, id, path (below external/), sha256, patient and label of every film of an external set."""
 
     @classmethod
     def read(cls, workspace: Path) -> "Retraining":
@@ -97,7 +106,7 @@ class Retraining:
         candidates = {name: Candidate.read(workspace, name, lock) for name in names}
         if not candidates:
             raise BadInput(f"params.yaml in {workspace} names no architecture: there is nothing to register")
-        return cls(workspace, params, data_md5, films_of(workspace), candidates)
+        return cls(workspace, params, data_md5, films_of(workspace), candidates, external_films_of(workspace))
 
     @property
     def ranked(self) -> list[Candidate]:
@@ -109,16 +118,26 @@ class Retraining:
         """Names the set of test films by their content."""
         return sha256_bytes("".join(sorted(self.films.loc[self.films["split"] == "test", "sha256"])).encode())
 
+    @property
+    def external_sha256(self) -> dict[str, str]:
+        """Names each external set by the content of its films."""
+        return {str(name): set_digest(films) for name, films in self.external.groupby("set")}
+
     def pseudonyms(self) -> dict[str, str]:
         """Patient -> number by the patient's first film id: stable, and not to be guessed backwards."""
         # A hash of the identifier could be undone by trying all identifiers there are.
         first = self.films.groupby("patient")["id"].min().sort_values()
         return {patient: f"p{number:06d}" for number, patient in enumerate(first.index, start=1)}
 
+    def external_pseudonyms(self) -> dict[str, str]:
+        """The same for the patients of external sets."""
+        first = self.external.groupby("patient")["id"].min().sort_values()
+        return {patient: f"e{number:06d}" for number, patient in enumerate(first.index, start=1)}
+
     def names_a_patient(self, text: str) -> bool:
         """Tells whether an identifier of a patient stands in a text, embedded images aside."""
         text = re.sub(r"data:[\w/+.-]+;base64,[\w+/=]+", "", text)
-        known = {str(name) for name in self.films["patient"].unique()}
+        known = {str(name) for films in (self.films, self.external) for name in films["patient"].unique()}
         return any(
             re.search(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", text)
             for name in known
@@ -143,6 +162,18 @@ def films_of(workspace: Path) -> "pd.DataFrame":
     if films["sha256"].isna().any():
         raise BadInput(f"{artifacts} holds a split of other films than its manifest: run the pipeline again")
     return films
+
+
+def external_films_of(workspace: Path) -> "pd.DataFrame":
+    """Reads the films of the external sets of a workspace, as `Retraining.external` has them.
+
+    Raises:
+        BadInput: The pipeline has not run there.
+    """
+    # The films are the same for every architecture.
+    first = _read_yaml(Path(workspace) / "params.yaml")["architectures"][0]
+    path = Path(workspace) / "artifacts" / "external" / first / "predictions.parquet"
+    return read_table(path, ["set", "id", "path", "sha256", "patient", "label"])
 
 
 def _read_yaml(path: Path) -> Any:

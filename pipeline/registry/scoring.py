@@ -1,4 +1,4 @@
-"""Scores of earlier versions on the test films of a retraining, taken while those films are at hand.
+"""Scores of earlier versions on the films that judge a retraining, taken while those films are at hand.
 
 Hides how films are read, checked against the manifest and put through a model in batches.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from openmed.errors import BadInput, IntegrityError
 from pipeline.registry.decisions import champion, first_champion
 from pipeline.registry.models import load
-from pipeline.registry.retraining import films_of
+from pipeline.registry.retraining import external_films_of, films_of
 from pipeline.registry.store import MODEL_NAME, connect
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from openmed.models.base import BaseModel
 
 _BATCH_FILMS = 32
-Scored: TypeAlias = "tuple[dict[str, Any], pd.DataFrame | None]"
+Scored: TypeAlias = "tuple[dict[str, Any], pd.DataFrame | None, pd.DataFrame | None]"
 
 
 def score_films(model: "BaseModel", data: Path, films: "pd.DataFrame") -> "pd.DataFrame":
@@ -56,15 +56,15 @@ def score_films(model: "BaseModel", data: Path, films: "pd.DataFrame") -> "pd.Da
 
 
 def score_earlier(workspace: Path, versions: Mapping[str, str | None]) -> dict[str, Scored]:
-    """Scores earlier versions on the test films of a workspace.
+    """Scores earlier versions on the test films and the external sets of a workspace.
 
     Args:
         workspace: A checkout in which the pipeline has run.
         versions: What a version stands for, see `earlier` -> version, None for none.
 
     Returns:
-        The same names -> {version, threshold, positive, problem} and the scores. `problem` says why a
-        version could not be scored, else it is None.
+        The same names -> {version, threshold, positive, problem}, the scores of the test films, and those of
+        the external sets with the column set. `problem` says why a version could not be scored, or is None.
     """
     return {name: _score_version(workspace, version) for name, version in versions.items()}
 
@@ -80,15 +80,17 @@ def earlier() -> dict[str, str | None]:
 
 
 def _score_version(workspace: Path, version: str | None) -> Scored:
-    films = films_of(workspace)
+    films, away = films_of(workspace), external_films_of(workspace)
     with connect():
         about: dict[str, Any] = {"version": version, "threshold": None, "positive": None, "problem": None}
         if version is None:
-            return about, None
+            return about, None, None
         try:
             model = load(f"models:/{MODEL_NAME}/{version}")
         except (BadInput, IntegrityError) as error:
             # A damaged version must not stop the retraining that may replace it.
-            return about | {"problem": str(error)}, None
+            return about | {"problem": str(error)}, None, None
     about |= {"threshold": model.spec.threshold, "positive": model.spec.positive}
-    return about, score_films(model, Path(workspace) / "data", films[films["split"] == "test"])
+    test = score_films(model, Path(workspace) / "data", films[films["split"] == "test"])
+    elsewhere = score_films(model, Path(workspace) / "external", away)
+    return about, test, elsewhere.assign(set=away["set"])

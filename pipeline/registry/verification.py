@@ -21,7 +21,7 @@ from pipeline.project import locked
 from pipeline.registry import audit
 from pipeline.registry.audit import Entry
 from pipeline.registry.decisions import REVIEWS, alias_problem, tags_of
-from pipeline.registry.evidence import numbers, settings
+from pipeline.registry.evidence import EXTERNAL_METRICS, EXTERNAL_PREDICTIONS, numbers, settings
 from pipeline.registry.models import check_files, load_predictor, stored
 from pipeline.registry.store import MODEL_NAME, connect
 from pipeline.registry.versions import artifact, find
@@ -226,6 +226,39 @@ def _verdict(chain: _Chain) -> None:
         raise IntegrityError(f"the verdict on {chain.what} is {verdict}, not {chain.version.tags['verdict']}")
 
 
+def _external(chain: _Chain) -> None:
+    """What is said of films from elsewhere, computed anew from the prediction of each film."""
+    import numpy as np
+    import pandas as pd
+
+    from openmed.models.checkpoint import read_spec
+    from pipeline.judgement import Rules, describe_external
+
+    # Versions of before there were external sets have none.
+    if EXTERNAL_METRICS not in json.loads(chain.version.tags["evidence"]):
+        return
+    with stored(chain.number) as folder:
+        spec = read_spec(folder)[0]
+    names = (EXTERNAL_METRICS, EXTERNAL_PREDICTIONS, "params.yaml")
+    metrics, predictions, params = (artifact(chain.number, name) for name in names)
+    films, sets = pd.read_parquet(predictions), read_json(metrics)["sets"]
+    if films.empty and not sets:
+        return
+    scores = spec.probabilities(films[[f"logit_{name}" for name in spec.class_names]].to_numpy())
+    if not np.allclose(scores[:, spec.positive_index], films["score"], atol=1e-6, rtol=0):
+        raise IntegrityError(
+            f"the scores of {chain.what} on external sets are not those of its logits and its calibration"
+        )
+    settings = yaml.safe_load(params.read_text(encoding="utf-8"))
+    found = describe_external(films, spec, Rules.of(settings, f"params.yaml of {chain.what}"))
+    shown = {
+        name: {key: value for key, value in one.items() if key != "unusable"} for name, one in sets.items()
+    }
+    _close(found, shown, f"{EXTERNAL_METRICS} of {chain.what}")
+    digests = {name: one["sha256"] for name, one in found.items()}
+    _same(digests, json.loads(chain.version.tags["external_sha256"]), f"external set %s of {chain.what}")
+
+
 def _decisions(chain: _Chain) -> None:
     """What MLflow shows of the decisions on the version, and that each was about this model."""
     expected: dict[str, str] = {}
@@ -252,6 +285,7 @@ _LINKS: dict[str, Callable[[_Chain], None]] = {
     "model": _model,
     "control set": _control,
     "verdict": _verdict,
+    "films from elsewhere": _external,
     "decisions": _decisions,
     "aliases": _alias,
 }

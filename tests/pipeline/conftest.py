@@ -74,9 +74,13 @@ def make_workspace(
     validation=None,
     splits=SPLITS,
     change=lambda rows: rows,
+    external=None,
     **edits,
 ):
-    """Writes what the pipeline leaves behind: tiny real models, and scores that are right or not."""
+    """Writes what the pipeline leaves behind: tiny real models, and scores that are right or not.
+
+    `external` is set -> its films: label, view and score, and perhaps second_label, one row a film.
+    """
     films = _write_films(folder, films_seed, splits)
     params = {
         "task": {"classes": ["NORMAL", "PNEUMONIA"], "positive": "PNEUMONIA"},
@@ -97,6 +101,7 @@ def make_workspace(
     for index, name in enumerate(architectures):
         auc = (validation or {}).get(name, 0.9 - index / 10)
         _write_candidate(folder, name, films, params, seed=seed, good=good, change=change, validation_auc=auc)
+        _write_external(folder, name, params, external or {})
     return write_lock(folder)
 
 
@@ -110,6 +115,8 @@ def write_lock(folder):
     for candidate in sorted((folder / "artifacts/evaluate").iterdir()):
         outs = [path for path in sorted(candidate.iterdir()) if path.name != "roc.csv"]
         stages[f"evaluate@{candidate.name}"] = {"outs": outputs(folder, outs)}
+        away = folder / "artifacts/external" / candidate.name
+        stages[f"external@{candidate.name}"] = {"outs": outputs(folder, sorted(away.iterdir()))}
     for stage in ("validate", "split"):
         written = sorted((folder / "artifacts" / stage).iterdir())
         stages.setdefault(stage, {})["outs"] = outputs(folder, written)
@@ -201,6 +208,49 @@ def _write_candidate(folder, name, films, params, *, seed, good, change, validat
 def _at_sites(value):
     worst = {"value": value, "low": value, "high": value, "site": "flat"}
     return {"films": 4, "worst": {"sensitivity": worst, "specificity": worst}, "sites": {}}
+
+
+def _write_external(folder, name, params, sets):
+    """Writes what the stage `external` leaves of sets, whose films are noise and scores are given."""
+    from openmed.models.checkpoint import read_spec
+    from pipeline.external import _COLUMNS
+    from pipeline.judgement import Rules, describe_external
+
+    parts = [pd.DataFrame(columns=list(_COLUMNS))]
+    for title, rows in sets.items():
+        rng, films = np.random.default_rng(list(title.encode())), []
+        for number in range(len(rows)):
+            content = cv2.imencode(".png", rng.integers(0, 256, (40, 36), dtype=np.uint8))[1].tobytes()
+            path = f"{title}/films/{number}.png"
+            (folder / "external" / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "external" / path).write_bytes(content)
+            digest = hashlib.sha256(content).hexdigest()
+            films.append((title, digest[:16], path, digest, f"ROE^{title}-{number // 2:03d}"))
+        known = pd.DataFrame(films, columns=["set", "id", "path", "sha256", "patient"])
+        known = known.assign(
+            second_label=pd.array([pd.NA] * len(rows), "Int64"), sex="", age_band="", source=""
+        )
+        known = known.assign(**rows.reset_index(drop=True))
+        known = known.assign(logit_NORMAL=0.0, logit_PNEUMONIA=np.log(known["score"] / (1 - known["score"])))
+        parts.append(known)
+    films = pd.concat(parts[1:], ignore_index=True) if sets else parts[0]
+    spec = read_spec(folder / "artifacts/evaluate" / name / "model")[0]
+    shown = describe_external(films, spec, Rules.of(params, "params.yaml")) if sets else {}
+    shown = {title: {"unusable": 0, **content} for title, content in shown.items()}
+    target = folder / "artifacts/external" / name
+    target.mkdir(parents=True)
+    films.to_parquet(target / "predictions.parquet")
+    write_json(target / "metrics.json", {"architecture": name, "sets": shown})
+
+
+def elsewhere(labels=(0, 1), views=("AP", "PA"), films=60, *, right=1.0, seed=0):
+    """Films of a set: of each class and view as many, and the share of them that is scored rightly."""
+    rng = np.random.default_rng(seed)
+    label = np.array(labels)[np.arange(films) // 2 % len(labels)]
+    view = np.array(views)[np.arange(films) % len(views)]
+    correct = rng.permutation(films) < right * films
+    score = np.where((label == 1) == correct, 0.8, 0.2) + rng.uniform(-0.1, 0.1, films)
+    return pd.DataFrame({"label": label, "view": view, "score": score})
 
 
 def register(workspace, run_key="run-1", revision="abc", started_by=None):

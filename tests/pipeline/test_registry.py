@@ -203,6 +203,7 @@ def test_the_numbers_of_patients_depend_on_films_alone(tmp_path):
         "",
         done.films.assign(patient=done.films["patient"].map(lambda name: f"x{name[::-1]}")),
         {},
+        done.external,
     )
     before, after = done.pseudonyms(), renamed.pseudonyms()
     assert [before[name] for name in done.films["patient"]] == [

@@ -19,6 +19,7 @@ LINKS = [
     "model",
     "control set",
     "verdict",
+    "films from elsewhere",
     "decisions",
     "aliases",
 ]
