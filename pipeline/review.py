@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import registry
 from pipeline.gates import Comparison, Evidence, subgroups
+from pipeline.registry.evidence import EXTERNAL_METRICS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +99,8 @@ def build_review(judged: dict[str, Any], evidence: Evidence, compared: Compariso
     from pipeline.report.render import render
     from pipeline.report.site_pictures import site_pictures
 
-    explained = registry.find_artifact(evidence.version, "explain.json")
+    named = ("explain.json", EXTERNAL_METRICS)
+    explained, external = (registry.find_artifact(evidence.version, name) for name in named)
     checks = read_json(explained) if explained else None
     films = compared.films if compared.films is not None else evidence.test
     groups = _groups(films, evidence, compared, Path(workspace))
@@ -110,6 +112,7 @@ def build_review(judged: dict[str, Any], evidence: Evidence, compared: Compariso
         subgroups=subgroups(evidence, compared),
         sites=evidence.metrics["sites"]["test"],
         site_pictures=site_pictures(_a_film_with_the_finding(evidence, Path(workspace))),
+        elsewhere=read_json(external)["sets"] if external else {},
         threshold=evidence.spec.threshold,
         champion_threshold=compared.other_threshold,
         positive=evidence.spec.positive,

@@ -95,6 +95,7 @@ def build_report(params: Params, architecture: str, spec: ModelSpec, explanation
         gates=gates,
         metric_rows=[(name, metrics["test"][key]) for key, name in _METRIC_NAMES.items()],
         sites=metrics["sites"]["test"],
+        elsewhere=read_json(folder("external", architecture) / "metrics.json")["sets"],
         site_pictures=site_pictures(_a_film_with_the_finding(architecture, spec)),
         repair=[(name, metrics["reliability"][key]) for key, name in _REPAIR_STEPS.items()],
         charts=_charts(architecture, metrics, spec),

@@ -1,5 +1,7 @@
 """Films from elsewhere as evidence: floors, too few films, looks, and the comparison with the champion."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -243,3 +245,23 @@ def test_numbers_that_are_not_those_of_the_films_are_found(root, tmp_path):
     register(workspace)
     (broken,) = [link for link in registry.verify("1") if link.problem]
     assert broken.name == "films from elsewhere" and "external.json of version 1 says 0.123" in broken.problem
+
+
+def test_the_review_page_shows_each_view_of_each_set(root):
+    result = judged(root, 1, NIH, {"nih": elsewhere().assign(second_label=pd.array([1, 0] * 30, "Int64"))})
+    assert result["verdict"] == PASS
+    page = Path(promotion.show("1", workspace=root / "1")["review"]).read_text()
+    section = page[page.index("<h2>Films from elsewhere</h2>") :]
+    assert "60 films of 30 patients" in section
+    for view in ("all", "AP", "PA"):
+        assert (
+            f'<tr><td>{view}</td><td>unknown</td><td class="n">{60 if view == "all" else 30}</td>' in section
+        )
+    assert "PNEUMONIA</td><td>AP against PA</td>" in section
+    assert "The two agree on 0.50 of them" in section
+
+
+def test_the_review_page_says_when_nothing_is_known(root):
+    judged(root, 1, {"required": False, "min_films": 10, "sets": {}}, {})
+    page = Path(promotion.show("1", workspace=root / "1")["review"]).read_text()
+    assert "Nothing is known about films from elsewhere: no external set was scored." in page
