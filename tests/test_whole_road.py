@@ -58,7 +58,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = run(folder, "dvc", "repro")
     assert ran(output) == {
         *("validate", "split", "preprocess", "resample", "triage"),
-        *(f"{stage}@{name}" for stage in ("train", "evaluate", "explain") for name in ARCHITECTURES),
+        *(
+            f"{stage}@{name}"
+            for stage in ("train", "evaluate", "external", "explain")
+            for name in ARCHITECTURES
+        ),
     }
     commit(folder, "Run")
     return folder
@@ -113,7 +117,7 @@ def defined(metrics: dict) -> dict:
 
 def test_a_changed_vit_setting_reruns_that_branch_alone(project):
     output = run(project, "dvc", "exp", "run", "-S", "train.vit.finetune.epochs=2")
-    assert ran(output) == {"train@vit", "evaluate@vit", "explain@vit", "triage"}
+    assert ran(output) == {"train@vit", "evaluate@vit", "external@vit", "explain@vit", "triage"}
     run(project, "git", "checkout", "--quiet", ".")
     run(project, "dvc", "checkout", "--quiet", "--force")
 

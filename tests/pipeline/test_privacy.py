@@ -77,7 +77,9 @@ def test_no_identifier_is_in_anything_that_a_run_writes_or_says(source, project,
     said = imported(source)
     assert said.returncode == 0
     stages = ["validate", "split", "preprocess", "resample"]
-    run_stages(project, [*stages, *(f"{s}@resnet50" for s in ("train", "evaluate", "explain")), "triage"])
+    run_stages(
+        project, [*stages, *(f"{s}@resnet50" for s in ("train", "evaluate", "external", "explain")), "triage"]
+    )
     check_drift(project)
     register(project, "planted")
     check_drift(project)
@@ -100,7 +102,15 @@ def test_errors_name_no_film(source, project):
 @pytest.mark.parametrize("stage", ["validate", "preprocess", "explain@resnet50"])
 def test_any_flipped_byte_of_a_film_is_found_before_use_and_the_file_is_named(source, project, stage):
     assert imported(source).returncode == 0
-    stages = ["validate", "split", "preprocess", "resample", "train@resnet50", "evaluate@resnet50"]
+    stages = [
+        "validate",
+        "split",
+        "preprocess",
+        "resample",
+        "train@resnet50",
+        "evaluate@resnet50",
+        "external@resnet50",
+    ]
     if stage != "validate":
         run_stages(project, stages[: 1 if stage == "preprocess" else None])
     for path in (project / "data/films").rglob("*.*"):

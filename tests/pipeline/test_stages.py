@@ -358,7 +358,16 @@ def test_the_expectations_page_stands_alone(toy):
 
 def test_the_same_settings_give_the_same_bytes_again(toy, workspace):
     before = {name: sha256_file(toy / name) for name in files(toy)}
-    names = ["validate", "split", "preprocess", "resample", "train@vit", "evaluate@vit", "explain@vit"]
+    names = [
+        "validate",
+        "split",
+        "preprocess",
+        "resample",
+        "train@vit",
+        "evaluate@vit",
+        "external@vit",
+        "explain@vit",
+    ]
     run_stages(workspace, names)
     assert {name: sha256_file(workspace / name) for name in files(workspace)} == before
 
@@ -434,7 +443,7 @@ def test_a_model_with_shuffled_training_labels_is_refused_and_the_champion_stays
     shuffled = pd.Series(np.random.default_rng(3).permutation(films), films.index)
     rows["label"] = shuffled.loc[rows["id"]].to_numpy()
     rows.to_parquet(workspace / "artifacts/resample/rows.parquet")
-    run_stages(workspace, ["train@resnet50", "evaluate@resnet50", "explain@resnet50"])
+    run_stages(workspace, ["train@resnet50", "evaluate@resnet50", "external@resnet50", "explain@resnet50"])
     assert read(workspace, "evaluate/resnet50/gates.json")["verdict"] != "PASS"
     bad = register(workspace, "bad")["version"]
     assert promotion.gate(bad)["verdict"] != "PASS"
@@ -465,7 +474,9 @@ def test_three_classes_go_all_the_way(workspace, params):
     params["train"]["resnet50"]["finetune"]["epochs"] = 1
     write_params(workspace, params)
     shared = ["validate", "split", "preprocess", "resample"]
-    run_stages(workspace, [*shared, "train@resnet50", "evaluate@resnet50", "explain@resnet50"])
+    run_stages(
+        workspace, [*shared, "train@resnet50", "evaluate@resnet50", "external@resnet50", "explain@resnet50"]
+    )
     predictions = pd.read_parquet(workspace / "artifacts/evaluate/resnet50/predictions.parquet")
     columns = [f"probability_{name}" for name in params["task"]["classes"]]
     assert np.allclose(predictions[columns].sum(axis=1), 1, atol=1e-5)
