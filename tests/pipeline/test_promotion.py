@@ -263,7 +263,7 @@ def test_a_champion_that_cannot_be_scored_or_looks_for_something_else_stops_the_
     assert result["verdict"] == INSUFFICIENT and "without scores of champion 1" in result["note"]
     monkeypatch.setattr(comparison, "read_json", edited({"positive": "FRACTURE"}))
     assert "looks for FRACTURE, not PNEUMONIA" in promotion.gate(BETTER)["note"]
-    gone = {"champion": ({"version": CHAMPION, "problem": "it is lost"}, None)}
+    gone = {"champion": ({"version": CHAMPION, "problem": "it is lost"}, None, None)}
     monkeypatch.setattr(registry, "score_earlier", lambda workspace, versions: gone)
     monkeypatch.setattr(comparison, "read_json", edited({"problem": "it is broken"}))
     assert "could not be scored (it is lost)" in promotion.gate(BETTER, workspace=stage)["note"]
@@ -338,7 +338,7 @@ def test_a_promotion_that_was_killed_is_finished_by_its_retry(stage, monkeypatch
     assert record["previous_champion"] == CHAMPION and record["comment"] == "looks right"
     assert aliases() == {"champion": BETTER, "previous": CHAMPION}
     assert [entry.event for entry in registry.history(BETTER)] == ["registered", "promoted", "moved"]
-    assert [link.problem for link in registry.verify(BETTER)] == [None] * 9
+    assert [link.problem for link in registry.verify(BETTER)] == [None] * 10
 
 
 @pytest.mark.parametrize("write", range(1, WRITES))
