@@ -15,10 +15,12 @@ from sklearn.metrics import roc_auc_score
 from openmed.data.images import read_square
 from openmed.errors import BadInput, IntegrityError
 from openmed.models.checkpoint import load_model
+from pipeline import promotion
 from pipeline.external_sets import external_sets
 from pipeline.graph import load_graph
-from tests.conftest import ROOT, run_stages
+from tests.conftest import ROOT, run_stages, write_params, write_plan
 from tests.elsewhere import pin, put_set, run, write_list
+from tests.pipeline.conftest import register
 
 REAL_SET = os.environ.get("OPENMED_EXTERNAL_FILMS", "")
 
@@ -104,6 +106,33 @@ def test_a_set_that_changed_is_away_or_was_never_added_stops_the_stage(workspace
     (workspace / "external/nih.dvc").unlink()
     with pytest.raises(BadInput, match=r"external/other has no other.dvc: use `openmed external add`"):
         run_stages(workspace, ["external@vit"])
+
+
+def test_a_model_that_is_fine_inside_and_fails_elsewhere_is_refused(workspace, store, params, tmp_path):
+    """Real networks on phantoms: new patients of the same kind pass, negatives of films of others do not."""
+    params["architectures"] = ["resnet50"]
+    params["evaluate"]["floors"] = {"auc": 0.55, "sensitivity": 0.0, "specificity": 0.0}
+    write_params(workspace, params)
+    write_plan(workspace, ("clinical",))
+    (workspace / "data.dvc").write_text("outs:\n- {md5: 0123456789abcdef0123456789abcdef.dir, path: data}\n")
+    put_set(workspace, "alike", write_list(tmp_path / "alike", 90))
+    put_set(
+        workspace, "negatives", write_list(tmp_path / "negatives", 60, first=7000, change=cv2.bitwise_not)
+    )
+    run_stages(workspace, ["evaluate@resnet50", "external@resnet50", "explain@resnet50"])
+    plan = yaml.safe_load((workspace / "change_plan.yaml").read_text())
+    verdicts = {}
+    for name in ("alike", "negatives"):
+        sets = {name: {"floors": {"auc": 0.5}}}
+        plan["protocol"]["evaluation"]["external"] = {"required": True, "min_films": 20, "sets": sets}
+        (workspace / "change_plan.yaml").write_text(yaml.safe_dump(plan))
+        version = register(workspace, name)["version"]
+        gates = {gate["name"]: gate["verdict"] for gate in promotion.gate(version)["gates"]}
+        verdicts[name] = gates.pop(f"external {name} auc")
+        assert set(gates.values()) == {"PASS"}, gates
+    assert verdicts == {"alike": "PASS", "negatives": "FAIL"}
+    with pytest.raises(BadInput, match="cannot be promoted: its gate says FAIL"):
+        promotion.promote(version, approved_by={"clinical": "Dr A"}, comment="", expected_champion=None)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from openmed.models.checkpoint import WEIGHTS_FILE
 from pipeline import project, promotion, registry
 from pipeline.registry import candidates, server
 from pipeline.registry.retraining import Retraining
-from tests.pipeline.conftest import crown, make_workspace, register
+from tests.pipeline.conftest import crown, make_workspace, register, write_lock
 
 
 def client(home):
@@ -74,7 +74,10 @@ def test_the_challenger_is_the_best_at_its_worst_simulated_site_whatever_its_auc
     metrics["sites"]["validation"]["worst"]["specificity"]["value"] = 0.95
     metrics["sites"]["validation"]["worst"]["sensitivity"]["value"] = 0.9
     write_json(workspace / "artifacts/evaluate/vit/metrics.json", metrics)
-    assert [candidate.architecture for candidate in Retraining.read(workspace).ranked] == ["vit", "resnet50"]
+    assert [candidate.architecture for candidate in Retraining.read(write_lock(workspace)).ranked] == [
+        "vit",
+        "resnet50",
+    ]
 
 
 def test_a_run_key_belongs_to_one_revision(registered):
