@@ -27,7 +27,7 @@ def external_gates(evidence: Evidence) -> list[dict[str, Any]]:
     """
     wanted = evidence.plan.protocol.evaluation.external
     if wanted is None:
-        said = f"{NOTHING_KNOWN}: the change plan of this version is older than external sets. Retrain."
+        said = f"{NOTHING_KNOWN}: the change plan has no section `external`: add it and retrain."
         return [verdict_gate("external", INSUFFICIENT, said)]
     if not wanted.sets:
         return [_none_named(evidence, required=wanted.required)]

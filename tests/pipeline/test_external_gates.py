@@ -1,5 +1,6 @@
 """Films from elsewhere as evidence: floors, too few films, looks, and the comparison with the champion."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from openmed.files import read_json, write_json
 from openmed.metrics.gates import FAIL, INSUFFICIENT, OUTSIDE_PLAN, PASS
 from openmed.metrics.score_intervals import wilson
 from pipeline import promotion, registry
+from pipeline.gates import Evidence, external_gates
 from pipeline.plan import PLAN_FILE
-from tests.conftest import write_plan
+from tests.conftest import ROOT, write_plan
 from tests.pipeline.conftest import crown, elsewhere, make_workspace, register
 
 FLOORS = {"auc": 0.7, "sensitivity": 0.6, "specificity": 0.6}
@@ -71,12 +73,32 @@ def test_a_version_that_is_right_elsewhere_passes_and_one_that_is_wrong_there_is
         promotion.promote("2", approved_by={"clinical": "Dr A"}, comment="", expected_champion=None)
 
 
-def test_the_worst_view_is_judged_with_its_own_interval(root):
+@pytest.fixture
+def asked(registered, tmp_path):
+    """Asks the gates about the registered version as if its plan and its external films were others."""
+    evidence = Evidence.of("1")
+
+    def gates(external, sets):
+        planned(tmp_path, external)
+        parts = [rows.assign(set=name, id=_ids(rows), sha256=_ids(rows)) for name, rows in sets.items()]
+        films = pd.concat(parts, ignore_index=True) if parts else evidence.external
+        films = films.assign(patient=[f"e{number // 2:06d}" for number in range(len(films))])
+        changed = replace(evidence, plan_file=tmp_path / PLAN_FILE, external=films)
+        return {gate["name"]: gate for gate in external_gates(changed)}
+
+    return gates
+
+
+def _ids(rows):
+    return [f"{number:016x}" for number in range(len(rows))]
+
+
+def test_the_worst_view_is_judged_with_its_own_interval(asked):
     films = elsewhere(films=120)
     lying = films["view"] == "AP"
     wrong = lying & (films["label"] == 1) & (np.arange(120) % 8 == 2)
     films.loc[wrong, "score"] = 0.2
-    gate = named(judged(root, 1, NIH, {"nih": films}))["external nih sensitivity"]
+    gate = asked(NIH, {"nih": films})["external nih sensitivity"]
     sick = films[lying & (films["label"] == 1)]
     right = int((sick["score"] >= 0.5).sum())
     assert 0 < right < len(sick)
@@ -84,37 +106,36 @@ def test_the_worst_view_is_judged_with_its_own_interval(root):
     # Two films a patient, so the bootstrap may be wider than the score interval, never narrower.
     assert gate["low"] <= wilson(right, len(sick)).low + 1e-9
     assert gate["reason"].startswith("Films of nih, view AP: Sensitivity is ")
-    flipped = named(judged(root, 2, NIH, {"nih": films.assign(view="PA")}))["external nih auc"]
-    assert flipped["value"] == pytest.approx(roc_auc_score(films["label"], films["score"]))
+    together = asked(NIH, {"nih": films.assign(view="PA")})["external nih auc"]
+    assert together["value"] == pytest.approx(roc_auc_score(films["label"], films["score"]))
 
 
-def test_too_few_films_of_a_class_and_view_are_no_evidence(root):
+def test_too_few_films_of_a_class_and_view_are_no_evidence(asked):
     films = elsewhere()
     rare = films[(films["view"] == "AP") & (films["label"] == 0)].index[7:]
-    result = judged(root, 1, NIH, {"nih": films.drop(rare)})
-    assert result["verdict"] == INSUFFICIENT
-    gate = named(result)["external nih"]
+    gates = asked(NIH, {"nih": films.drop(rare)})
+    assert set(gates) == {"external nih", "looks nih"}
+    gate = gates["external nih"]
     assert gate["verdict"] == INSUFFICIENT
     assert gate["reason"] == (
         "Only 7 of its films are NORMAL of view AP; the plan asks for 10 of each class and view."
     )
 
 
-def test_a_class_that_a_view_lacks_is_too_few_films(root):
+def test_a_class_that_a_view_lacks_is_too_few_films(asked):
     films = elsewhere()
     confounded = films[(films["view"] == "AP") == (films["label"] == 1)]
-    gate = named(judged(root, 1, NIH, {"nih": confounded}))["external nih"]
+    gate = asked(NIH, {"nih": confounded})["external nih"]
     assert gate["verdict"] == INSUFFICIENT and gate["reason"].startswith("Only 0 of its films are ")
 
 
-def test_a_set_of_one_class_has_one_share(root):
+def test_a_set_of_one_class_has_one_share(asked):
     covid = {"required": True, "min_films": 10, "sets": {"covid": {"floors": {"sensitivity": 0.6}}}}
     sick = {"covid": elsewhere(labels=(1,), views=("",))}
-    result = judged(root, 1, covid, sick)
-    assert result["verdict"] == PASS
-    assert named(result)["external covid sensitivity"]["reason"].startswith("Films of covid: Sensitivity")
+    gate = asked(covid, sick)["external covid sensitivity"]
+    assert gate["verdict"] == PASS and gate["reason"].startswith("Films of covid: Sensitivity")
     covid["sets"]["covid"]["floors"]["specificity"] = 0.6
-    gate = named(judged(root, 2, covid, sick))["external covid specificity"]
+    gate = asked(covid, sick)["external covid specificity"]
     assert gate["verdict"] == INSUFFICIENT
     assert gate["reason"] == "The external set covid has films of one class only: it has no specificity."
 
@@ -151,14 +172,22 @@ def test_a_set_of_one_class_has_one_share(root):
             INSUFFICIENT,
             "This version was not scored on the external",
         ),
-        (None, {}, "external", INSUFFICIENT, "the change plan of this version is older than external sets"),
+        (None, {}, "external", INSUFFICIENT, "the change plan has no section `external`: add it"),
     ],
 )
-def test_what_is_not_known_is_said(root, external, sets, name, verdict, said):
-    result = judged(root, 1, external, {key: elsewhere() for key in sets})
-    gate = named(result)[name]
-    assert (gate["verdict"], result["verdict"]) == (verdict, verdict)
+def test_what_is_not_known_is_said(asked, external, sets, name, verdict, said):
+    (gate,) = asked(external, {key: elsewhere() for key in sets}).values()
+    assert (gate["name"], gate["verdict"]) == (name, verdict)
     assert said in gate["reason"]
+
+
+def test_a_production_plan_without_sets_lets_nothing_through(root):
+    production = yaml.safe_load((ROOT / "change_plan.production.yaml").read_text())
+    result = judged(root, 1, production["protocol"]["evaluation"]["external"], {})
+    assert result["verdict"] == INSUFFICIENT
+    assert "Nothing is known about films from elsewhere" in result["table_markdown"]
+    page = Path(promotion.show("1", workspace=root / "1")["review"]).read_text()
+    assert "Nothing is known about films from elsewhere: no external set was scored." in page
 
 
 def test_looks_at_the_same_films_are_counted_whatever_the_set_is_called(root):
@@ -259,9 +288,3 @@ def test_the_review_page_shows_each_view_of_each_set(root):
         )
     assert "PNEUMONIA</td><td>AP against PA</td>" in section
     assert "The two agree on 0.50 of them" in section
-
-
-def test_the_review_page_says_when_nothing_is_known(root):
-    judged(root, 1, {"required": False, "min_films": 10, "sets": {}}, {})
-    page = Path(promotion.show("1", workspace=root / "1")["review"]).read_text()
-    assert "Nothing is known about films from elsewhere: no external set was scored." in page
