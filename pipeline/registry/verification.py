@@ -7,7 +7,7 @@ of decisions, never against another thing that could have been changed along wit
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from openmed.files import check_hashes, hashes_below, read_json, sha256_bytes
 from pipeline.project import locked
 from pipeline.registry import audit
 from pipeline.registry.audit import Entry
+from pipeline.registry.contents import close, same
 from pipeline.registry.decisions import REVIEWS, alias_problem, tags_of
 from pipeline.registry.evidence import EXTERNAL_METRICS, EXTERNAL_PREDICTIONS, numbers, settings
 from pipeline.registry.models import check_files, load_predictor, stored
@@ -129,14 +130,14 @@ def _registration(chain: _Chain) -> None:
     )
     if entry is None:
         raise IntegrityError(f"the record knows no registration of {chain.what}: register it again")
-    _same(registration(chain.client, chain.number), entry.content, f"tag %s of {chain.what}")
+    same(registration(chain.client, chain.number), entry.content, f"tag %s of {chain.what}")
 
 
 def _origin(chain: _Chain) -> None:
     """Data version, code, settings and split, as the run of the whole retraining holds them."""
     tags, parent = chain.version.tags, chain.parent()
     for run in (parent, chain.run()):
-        _same({key: run.data.tags.get(key) for key in _ORIGIN}, {key: tags[key] for key in _ORIGIN}, "tag %s")
+        same({key: run.data.tags.get(key) for key in _ORIGIN}, {key: tags[key] for key in _ORIGIN}, "tag %s")
     with _files_of(chain.client, parent.info.run_id) as folder:
         check_hashes(hashes_below(folder), json.loads(tags["shared_evidence"]), "the retraining")
         _check_lock(folder / "dvc.lock", tags["data_md5"])
@@ -166,7 +167,7 @@ def _evidence(chain: _Chain) -> None:
         check_hashes(found, json.loads(chain.version.tags["evidence"]) | shown, chain.what)
         params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
         measured = numbers(read_json(folder / "metrics.json"), folder / "history.csv")
-    _same(dict(run.data.params), settings(params, chain.version.tags["architecture"]), "setting %s in MLflow")
+    same(dict(run.data.params), settings(params, chain.version.tags["architecture"]), "setting %s in MLflow")
     # A value may be logged more than once at a step: the phases of a training each count from 1.
     shown = Counter(
         (key, point.step, point.value)
@@ -219,9 +220,9 @@ def _verdict(chain: _Chain) -> None:
             f"the threshold of {chain.what} is {spec.threshold}, but its calibration films give {threshold}"
         )
     intervals, verdict, judged = judge_test_films(predictions, spec.positive_index, threshold, rules)
-    _close(json.loads(json.dumps(to_json(verdict, judged))), gates, f"gates.json of {chain.what}")
+    close(json.loads(json.dumps(to_json(verdict, judged))), gates, f"gates.json of {chain.what}")
     shown = {name: metrics["test"][name] for name in intervals}
-    _close({name: each.to_json() for name, each in intervals.items()}, shown, f"metrics.json of {chain.what}")
+    close({name: each.to_json() for name, each in intervals.items()}, shown, f"metrics.json of {chain.what}")
     if verdict != chain.version.tags["verdict"]:
         raise IntegrityError(f"the verdict on {chain.what} is {verdict}, not {chain.version.tags['verdict']}")
 
@@ -254,9 +255,9 @@ def _external(chain: _Chain) -> None:
     shown = {
         name: {key: value for key, value in one.items() if key != "unusable"} for name, one in sets.items()
     }
-    _close(found, shown, f"{EXTERNAL_METRICS} of {chain.what}")
+    close(found, shown, f"{EXTERNAL_METRICS} of {chain.what}")
     digests = {name: one["sha256"] for name, one in found.items()}
-    _same(digests, json.loads(chain.version.tags["external_sha256"]), f"external set %s of {chain.what}")
+    same(digests, json.loads(chain.version.tags["external_sha256"]), f"external set %s of {chain.what}")
 
 
 def _decisions(chain: _Chain) -> None:
@@ -268,9 +269,9 @@ def _decisions(chain: _Chain) -> None:
         if (entry.event, entry.version) == (audit.PROMOTED, chain.number):
             shown_model = {"model_sha256": entry.content["model_sha256"]}
             own_model = {"model_sha256": sha256_bytes(chain.version.tags["model_files"].encode())}
-            _same(shown_model, own_model, f"%s in the promotion of {chain.what}")
+            same(shown_model, own_model, f"%s in the promotion of {chain.what}")
     shown = {key: chain.version.tags[key] for key in _DECIDED if key in chain.version.tags}
-    _same(shown, expected, f"tag %s of {chain.what}")
+    same(shown, expected, f"tag %s of {chain.what}")
 
 
 def _alias(chain: _Chain) -> None:
@@ -306,26 +307,3 @@ def _files_of(client: "MlflowClient", run_id: str) -> Iterator[Path]:
                 f"the evidence of {MODEL_NAME} cannot be fetched ({type(error).__name__}): restore it"
             ) from error
         yield found
-
-
-def _same(found: Mapping[str, Any], recorded: Mapping[str, Any], what: str) -> None:
-    for key in sorted(found.keys() | recorded.keys()):
-        if found.get(key) != recorded.get(key):
-            raise IntegrityError(
-                f"{what.replace('%s', key)} is not what was recorded: restore the registry from its backup"
-            )
-
-
-def _close(found: Any, stored_: Any, what: str) -> None:
-    """Compares JSON content, numbers to 1e-9: another processor may round the last digit otherwise."""
-    if isinstance(found, Mapping) and isinstance(stored_, Mapping) and found.keys() == stored_.keys():
-        for key in found:
-            _close(found[key], stored_[key], what)
-    elif isinstance(found, list) and isinstance(stored_, list) and len(found) == len(stored_):
-        for one, other in zip(found, stored_, strict=True):
-            _close(one, other, what)
-    elif isinstance(found, float) and isinstance(stored_, int | float):
-        if abs(found - stored_) > 1e-9:
-            raise IntegrityError(f"{what} says {stored_}, but its predictions give {found}")
-    elif found != stored_:
-        raise IntegrityError(f"{what} says {stored_}, but its predictions give {found}")
