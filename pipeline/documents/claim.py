@@ -30,7 +30,7 @@ def claim_checklist(facts: Facts) -> list[Item]:
         29: f"{rules.replicates} bootstrap resamples of whole patients, widened to score intervals",
         30: "; ".join(f"{gate['name']}: {gate['verdict']}" for gate in evidence.gates),
         31: facts.maps(),
-        32: facts.limits(),
+        32: f"{facts.limits() or ''} Films from elsewhere: {facts.elsewhere()}.".strip(),
         33: facts.split_counts(),
         34: facts.class_counts(),
         35: facts.measured("auc"),

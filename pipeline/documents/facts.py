@@ -6,6 +6,7 @@ from typing import Any
 from openmed.files import read_json
 from pipeline import registry
 from pipeline.gates import Evidence, limits_of_the_test, subgroups
+from pipeline.registry.evidence import EXTERNAL_METRICS
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,21 @@ class Facts:
     def limits(self) -> str | None:
         """What the test could and could not have shown."""
         return " ".join(limits_of_the_test(self.evidence)) or None
+
+    def elsewhere(self) -> str:
+        """What was measured on each external set, over all its views."""
+        stored = registry.find_artifact(self.evidence.version, EXTERNAL_METRICS)
+        sets = read_json(stored)["sets"] if stored else {}
+        said = []
+        for name, content in sets.items():
+            whole = content["groups"][0]
+            shares = [
+                f"{metric} {_share(whole[metric])}"
+                for metric in ("auc", "sensitivity", "specificity")
+                if whole[metric]["value"] is not None
+            ]
+            said.append(f"{name}, {content['films']} films: {', '.join(shares)}")
+        return "; ".join(said) or "nothing is known: no external set was scored"
 
     def maps(self) -> str | None:
         """The method of the heat maps and whether they passed their checks."""

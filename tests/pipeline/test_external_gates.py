@@ -14,6 +14,7 @@ from openmed.files import read_json, write_json
 from openmed.metrics.gates import FAIL, INSUFFICIENT, OUTSIDE_PLAN, PASS
 from openmed.metrics.score_intervals import wilson
 from pipeline import promotion, registry
+from pipeline.documents import write_documents
 from pipeline.gates import Evidence, external_gates
 from pipeline.plan import PLAN_FILE
 from tests.conftest import ROOT, write_plan
@@ -288,3 +289,6 @@ def test_the_review_page_shows_each_view_of_each_set(root):
         )
     assert "PNEUMONIA</td><td>AP against PA</td>" in section
     assert "The two agree on 0.50 of them" in section
+    write_documents("1", root / "documents")
+    card = (root / "documents/model-card.md").read_text()
+    assert "| films from elsewhere | nih, 60 films: auc 1.00, sensitivity 1.00, specificity 1.00 |" in card
