@@ -59,6 +59,8 @@ class Evaluation(_Part):
     max_calibration_error: Share
     net_benefit: NetBenefit
     stress: Stress
+    max_unlike: Share | None = None
+    """The share of test films that may be referred as unlike; plans of before have none."""
 
 
 class Monitoring(_Part):

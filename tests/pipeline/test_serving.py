@@ -60,7 +60,7 @@ def expected(registered, films):
 
 def test_a_served_model_answers_what_the_model_folder_answers(registered, served, classifier, films):
     answer = served.predict(pd.DataFrame({"image": films}))
-    assert len(films) == 40 and list(answer.columns) == ["label", "probability", "threshold"]
+    assert len(films) == 40 and list(answer.columns) == COLUMNS
     np.testing.assert_allclose(answer["probability"], expected(registered, films), atol=1e-6)
     pd.testing.assert_frame_equal(classifier.predict(None, pd.DataFrame({"image": films})), answer)
     assert set(answer["threshold"]) == {0.5}
@@ -84,7 +84,7 @@ def test_an_exported_model_is_served_by_onnx_runtime_with_the_same_answers(
 
 def test_no_films_give_no_rows(classifier):
     answer = classifier.predict(None, pd.DataFrame({"image": []}, dtype=object))
-    assert len(answer) == 0 and list(answer.columns) == ["label", "probability", "threshold"]
+    assert len(answer) == 0 and list(answer.columns) == COLUMNS
 
 
 @pytest.mark.parametrize(
