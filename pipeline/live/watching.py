@@ -138,11 +138,12 @@ def _measured(evidence: Evidence, labelled: "pd.DataFrame", plan: "Monitoring") 
 
 
 def _reasons(films: "pd.DataFrame") -> dict[str, int]:
-    """How many films were referred for each reason; answers of before have none."""
+    """How many films were referred for each reason; older answers, which name none, know only one."""
     from openmed.models.referral import NO_CLASS
 
-    referred = films[films["refer"].fillna(False).astype(bool)]
-    return referred["reason"].replace("", NO_CLASS).fillna(NO_CLASS).value_counts().to_dict()
+    told = films.reindex(columns=["refer", "reason"])
+    reasons = told.loc[told["refer"].eq(True).fillna(False), "reason"]
+    return reasons.replace("", NO_CLASS).fillna(NO_CLASS).value_counts().to_dict()
 
 
 def _flagged(films: "pd.DataFrame", evidence: Evidence) -> float | None:

@@ -24,6 +24,8 @@ from openmed.models.session import runtime
 from pipeline import registry
 from pipeline.registry.store import connect
 
+COLUMNS = ["label", "probability", "threshold", "refer", "reason"]
+
 
 @pytest.fixture
 def served(registered):
