@@ -2,7 +2,7 @@
 
 Full-size networks at their published input sizes with random weights; statistics and limit are fitted on
 phantoms. Both sides are exported graphs of the same weights; that with the check has one more output, and
-compares it with the statistics. No film is unlike, as hardly any is where a model is at home: only a film that
+compares it with the statistics. No film is unlike, as hardly any is where a model is at home: only one that
 is unlike is looked at again for the reason.
 
 Run: python benchmarks/c18_unlike_films.py [--films 12] [--pairs 11] [--threads 2]
