@@ -29,8 +29,9 @@ def learn_training_films(model: "BaseModel", split: "pd.DataFrame", seed: int) -
     Raises:
         BadInput: There are too few.
     """
-    films = split[split["split"] == "train"]
-    films = films[~films["id"].str[:16].duplicated()].sort_values("id")
+    films = split[split["split"] == "train"].sort_values("id")
+    # Copies of a film have its id with a number behind it.
+    films = films[~films["id"].str[:16].duplicated()]
     chosen = np.sort(np.random.default_rng(seed).permutation(len(films))[:_MOST_FILMS])
     films, cache = films.iloc[chosen], FilmCache(CACHE, model.spec.image_size_px)
     rows, parts = cache.rows(films["id"]), []

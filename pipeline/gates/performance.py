@@ -24,7 +24,7 @@ _CONCERNS = {"sensitivity": "with the finding", "specificity": "without the find
 
 
 def performance_gates(evidence: Evidence) -> list[dict[str, Any]]:
-    """Gives the gates on operating point, probabilities, benefit, subgroups, sites, hidden parts and novelty."""
+    """Gives the gates on operating point, probabilities, benefit, groups, sites, hidden parts and novelty."""
     gates = [gate(evidence) for gate in (_transfer, _calibration, _net_benefit, _subgroups)]
     sites = [_robustness(evidence, share) for share in evidence.plan.protocol.evaluation.stress.site_floors]
     return [*gates, *sites, _shortcuts(evidence), _unlike(evidence)]

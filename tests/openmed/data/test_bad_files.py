@@ -10,6 +10,7 @@ from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset
 
+from openmed.data.images import usable_squares
 from openmed.data.importing import import_films
 from openmed.data.manifest import measure_films, read_films
 from openmed.data.store import FilmStore
@@ -239,6 +240,15 @@ FOLDERS = {
         "cannot be read (Too many levels of symbolic links)",
     ),
 }
+
+
+def refused(data: bytes) -> str | None:
+    """What a model that is asked says of the same bytes."""
+    try:
+        usable_squares(data, [32], "the film")
+    except BadInput as error:
+        return str(error).removeprefix("the film cannot be used: ")
+    return None
 
 
 def outcome(folder: Path, name: str, make) -> str:
