@@ -43,10 +43,11 @@ def test_statistics_are_those_of_unique_training_films(toy, monkeypatch):
     split = pd.read_parquet("artifacts/split/split.parquet")
     model = load_model(toy / "artifacts/evaluate/vit/model")
     train = split[split["split"] == "train"].sort_values("id")
+    assert train["id"].str.endswith("-2").sum() == 1, "the sample holds a copy"
+    train = train[train["id"].str.len() == 16]
     cache = FilmCache(toy / "artifacts/preprocess", model.spec.image_size_px)
     expected = fit_statistics(model.examine(cache.films[cache.rows(train["id"])])[1], train["label"])
-    copy = train.iloc[:5].assign(id=train["id"].iloc[:5] + "-2")
-    found = novelty.learn_training_films(model, pd.concat([copy, split]), seed=1)
+    found = novelty.learn_training_films(model, split, seed=1)
     assert found.to_bytes() == expected.to_bytes() == model.statistics.to_bytes()
 
 
