@@ -74,7 +74,7 @@ def predict(
             print(json.dumps(row))
         else:
             at = "" if row["threshold"] is None else f"  (threshold {row['threshold']:.3f})"
-            refer = "  refer to a radiologist" if row["refer"] else ""
+            refer = f"  refer to a radiologist: {row['reason']}" if row["refer"] else ""
             print(f"{row['path']}  {row['label']}  {row['probability']:.3f}{at}{refer}")
 
 
@@ -99,7 +99,10 @@ def evaluate(
     for name, (low, high) in result["intervals"].items():
         print(f"{name:12} {number(result[name])}  [{number(low)}, {number(high)}]")
     if result["unusable"]:
-        print(f"{result['unusable']} films could not be decoded and were left out")
+        print(f"{result['unusable']} films could not be used and were left out")
+    for reason, films_ in (result["referred"] or {}).items():
+        if films_:
+            print(f"{films_} films referred to a radiologist: {reason}")
 
 
 @app.command("threshold")

@@ -7,7 +7,7 @@ on test films, which shaped neither.
 """
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -28,13 +28,15 @@ from openmed.metrics.gates import Gate, to_json
 from openmed.metrics.intervals import Interval
 from openmed.metrics.prevalence import PREVALENCES, at_prevalence
 from openmed.models.base import BaseModel
-from openmed.models.checkpoint import WEIGHTS_FILE, load_model, read_spec, write_spec
+from openmed.models.checkpoint import WEIGHTS_FILE, load_model, read_spec, write_spec, write_statistics
 from openmed.models.control import CONTROL_FILE, write_control
 from openmed.models.export import finish_export
+from openmed.models.feature_statistics import FeatureStatistics
 from openmed.models.session import load_predictor
 from openmed.models.spec import ModelSpec
 from pipeline.device import pick_device, use_device
 from pipeline.judgement import Rules, judge_test_films, measure, operating_threshold, patient_numbers
+from pipeline.novelty import choose_limit, learn_training_films, novelty_check
 from pipeline.params import Params
 from pipeline.stage import CACHE, MANIFEST, SPLIT, folder
 from pipeline.stress import at_sites, chosen_films, hidden
@@ -47,8 +49,10 @@ def run(params: Params, architecture: str) -> None:
     """Predicts the films outside training and writes metrics, curves, gates and the finished model."""
     use_device(params)
     source = folder("train", architecture) / "model"
-    model = load_model(source).to(pick_device(params.run.device))
-    films, logits = film_logits(model, pd.read_parquet(SPLIT))
+    model, split = load_model(source).to(pick_device(params.run.device)), pd.read_parquet(SPLIT)
+    if params.evaluate.unlike_share is not None:
+        model.statistics = learn_training_films(model, split, params.run.seed)
+    films, logits = film_logits(model, split)
     calibration = calibrate(params, model.spec, films, logits)
     spec = model.spec.with_calibration(calibration)
     predictions = with_probabilities(films, logits, spec)
@@ -56,6 +60,10 @@ def run(params: Params, architecture: str) -> None:
     rules = Rules.of(params.model_dump(), "params.yaml")
     threshold = operating_threshold(predictions, spec.positive_index, rules)
     spec = spec.with_threshold(threshold).with_abstention(abstention(params, spec, parts["calibration"]))
+    spec = replace(spec, min_side_px=params.validate_.min_side_px)
+    if model.statistics is not None:
+        share = params.evaluate.unlike_share
+        spec = spec.with_novelty(choose_limit(predictions, share, model.statistics))
     intervals, verdict, gates = judge_test_films(predictions, spec.positive_index, threshold, rules)
     target, before_and_after = folder("evaluate", architecture), reliability(parts["test"], spec)
     with atomic_path(target / "predictions.parquet") as temporary:
@@ -63,7 +71,7 @@ def run(params: Params, architecture: str) -> None:
     write_json(target / "gates.json", to_json(verdict, gates))
     content = _metrics(rules, spec, threshold, parts, intervals, source) | {"reliability": before_and_after}
     _write_curves(target, parts["test"], spec)
-    finish_model(source, target / "model", spec)
+    finish_model(source, target / "model", spec, model.statistics)
     telling = films_near(predictions, spec.image_size_px, threshold)
     print(f"evaluate {architecture}: {finish_export(target / 'model', telling)}")
     predictor = load_predictor(target / "model", pick_device(params.run.device))
@@ -96,13 +104,21 @@ def film_logits(model: BaseModel, split: pd.DataFrame) -> tuple[pd.DataFrame, np
     """Puts every film of the validation, calibration and test splits through the network.
 
     Returns:
-        The films (id, patient, label, split) and their logits, float32 (N, classes).
+        The films (id, patient, label, split and, where the model has statistics, distance, that from the
+        training films) and their logits, float32 (N, classes).
     """
     films = split[split["split"].isin(_SPLITS)].reset_index(drop=True)
     cache = FilmCache(CACHE, model.spec.image_size_px)
     rows = cache.rows(films["id"])
-    parts = [model.logits(cache.films[rows[start : start + 256]]) for start in range(0, len(rows), 256)]
-    return films, np.concatenate(parts)
+    batches = (cache.films[rows[start : start + 256]] for start in range(0, len(rows), 256))
+    if model.statistics is None:
+        return films, np.concatenate([model.logits(batch) for batch in batches])
+    logits, distances = [], []
+    for batch in batches:
+        found, features = model.examine(batch)
+        logits.append(found)
+        distances.append(model.statistics.distances(np.concatenate(features, axis=1)))
+    return films.assign(distance=np.concatenate(distances)), np.concatenate(logits)
 
 
 def calibrate(params: Params, spec: ModelSpec, films: pd.DataFrame, logits: np.ndarray) -> Calibration:
@@ -189,8 +205,10 @@ def _stages(films: pd.DataFrame, spec: ModelSpec) -> dict[str, np.ndarray]:
     }
 
 
-def finish_model(source, target, spec: ModelSpec) -> None:
-    """Copies a trained model with its calibration and operating point frozen in."""
+def finish_model(source, target, spec: ModelSpec, statistics: FeatureStatistics | None) -> None:
+    """Copies a trained model with its calibration, operating point and limit of novelty frozen in."""
+    if statistics is not None:
+        write_statistics(target, statistics)
     with atomic_path(target / WEIGHTS_FILE) as temporary:
         shutil.copyfile(source / WEIGHTS_FILE, temporary)
     write_spec(target, spec, read_spec(source)[1])
@@ -245,6 +263,7 @@ def _metrics(
             for share in PREVALENCES
         },
         "abstention": abstention_check(rules, spec, test),
+        "novelty": novelty_check(rules, spec, test),
         "data": {"manifest_sha256": sha256_file(MANIFEST), "split_sha256": sha256_file(SPLIT)},
         "model": {"weights_sha256": read_spec(source)[1]},
     }

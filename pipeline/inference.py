@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from openmed.data.images import decode_squares, read_film, read_square, read_squares
+from openmed.data.images import check_usable, read_film, read_squares, resize_film, usable_squares
 from openmed.data.manifest import ordered_map
 from openmed.data.sources import LabelledFilm, iter_labelled
 from openmed.errors import BadInput
@@ -18,7 +18,8 @@ from openmed.metrics.intervals import bootstrap
 from openmed.metrics.operating_point import choose_threshold
 from openmed.models.base import BaseModel
 from openmed.models.ensemble import Ensemble
-from openmed.models.session import called_classes, referred, runtime
+from openmed.models.referral import REASONS, Referral, referrals
+from openmed.models.session import called_classes, runtime
 from pipeline.device import pick_device
 from pipeline.registry import load_predictor
 from pipeline.stage import progress
@@ -46,27 +47,38 @@ def predict_films(ensemble: Ensemble, paths: Sequence[Path], address: str) -> It
     Yields:
         path, probability (of the finding, 0..1), label, threshold (None for a single model before an
         operating point is chosen; the label is then the most probable class), refer (whether a
-        radiologist should decide instead; None for a model that refers none, and for a mean), model.
+        radiologist should decide instead; None for a model that refers none), reason (why, in words; None
+        where it is not referred), model.
 
     Raises:
         BadInput: A file is not a usable film, or a mean over models or views has no threshold.
     """
     spec, threshold = ensemble.spec, _threshold(ensemble, needed=ensemble.is_mean)
     for part in _batches(paths):
-        films = list(ordered_map(lambda path: read_squares(path, ensemble.sizes_px), part))
-        probabilities = ensemble.predict(_by_size(ensemble, films))
-        called = called_classes(spec, probabilities, threshold)
-        # What one model refers says nothing of a mean over several.
-        refers = [None] * len(part) if ensemble.is_mean else referred(spec, probabilities, called)
-        for path, row, label, refer in zip(part, probabilities, called, refers, strict=True):
+        films = list(
+            ordered_map(lambda path: read_squares(path, ensemble.sizes_px, ensemble.min_side_px), part)
+        )
+        probabilities, called, referred = _answers(ensemble, films, threshold)
+        for path, row, label, referral in zip(part, probabilities, called, referred, strict=True):
             yield {
                 "path": str(path),
                 "probability": float(row[spec.positive_index]),
                 "label": spec.class_names[label],
                 "threshold": threshold,
-                "refer": refer,
+                "refer": referral.refer,
+                "reason": referral.reason,
                 "model": address,
             }
+
+
+def _answers(
+    ensemble: Ensemble, films: Sequence[Sequence[np.ndarray]], threshold: float | None
+) -> tuple[np.ndarray, np.ndarray, list[Referral]]:
+    """Probabilities (N, classes), called classes (N,) and referrals of films at the members' sizes."""
+    probabilities, unlike = ensemble.assess(_by_size(ensemble, films))
+    called = called_classes(ensemble.spec, probabilities, threshold)
+    referred = referrals(ensemble.spec, probabilities, called, unlike, is_mean=ensemble.is_mean)
+    return probabilities, called, referred
 
 
 def evaluate_source(
@@ -75,15 +87,16 @@ def evaluate_source(
     """Judges one or more models at a frozen threshold on a folder or zip of class folders.
 
     Returns:
-        n, patients, unusable (films that could not be decoded), auc, sensitivity, specificity,
+        n, patients, unusable (films that the validate stage would quarantine), auc, sensitivity, specificity,
         accuracy, threshold, intervals (low and high of each, whole patients resampled), counts
-        (tp, fp, tn, fn), runtime (what computed the probabilities of each model).
+        (tp, fp, tn, fn), referred (reason -> number of the n films, None when the models refer none),
+        runtime (what computed the probabilities of each model).
 
     Raises:
         BadInput: The source has no class folders or no usable film, or there is no threshold.
     """
     threshold = _threshold(ensemble, needed=True)
-    labels, patients, scores, unusable = _score_source(ensemble, source)
+    labels, patients, scores, unusable, referred = _score_source(ensemble, source)
     intervals = bootstrap(
         labels, scores, patients, threshold, replicates=replicates, confidence=confidence, seed=seed
     )
@@ -97,6 +110,7 @@ def evaluate_source(
         "threshold": threshold,
         "intervals": {name: [item["low"], item["high"]] for name, item in shown.items()},
         "counts": {name: int(value) for name, value in vars(counts).items()},
+        "referred": _by_reason(referred),
         "runtime": [runtime(member) for member in ensemble.members],
     }
 
@@ -110,7 +124,7 @@ def threshold_on(ensemble: Ensemble, source: Path, target_sensitivity: float) ->
     Raises:
         BadInput: As `evaluate_source`, or no film has the finding.
     """
-    labels, _, scores, unusable = _score_source(ensemble, source)
+    labels, _, scores, unusable, _ = _score_source(ensemble, source)
     threshold = choose_threshold(labels, scores, target_sensitivity)
     return {
         "threshold": threshold,
@@ -134,7 +148,8 @@ def explain_film(model: BaseModel, path: Path, out: Path) -> list[Path]:
     if out.suffix.lower() not in (".jpg", ".jpeg"):
         raise BadInput(f"{out} is not a .jpg file name: heat maps are written as JPEG")
     film = read_film(path)
-    square = read_square(path, model.spec.image_size_px)
+    check_usable(film, str(path), model.spec.min_side_px)
+    square = resize_film(film, model.spec.image_size_px)
     maps = explain(model, square[None], model.spec.positive_index)
     written = []
     for position, (method, heat) in enumerate(maps.items()):
@@ -155,25 +170,35 @@ def _threshold(ensemble: Ensemble, *, needed: bool) -> float | None:
     raise BadInput("this model has no frozen threshold yet: use the one that the evaluate stage wrote")
 
 
-def _score_source(ensemble: Ensemble, source: Path) -> tuple[list[int], list[str], list[float], int]:
-    """Labels (1 for the finding), patients and scores of a source's usable films; how many are not."""
+def _by_reason(referred: Sequence[Referral]) -> dict[str, int] | None:
+    if all(each.refer is None for each in referred):
+        return None
+    return {reason: sum(each.reason == reason for each in referred) for reason in REASONS}
+
+
+def _score_source(
+    ensemble: Ensemble, source: Path
+) -> tuple[list[int], list[str], list[float], int, list[Referral]]:
+    """Labels (1 for the finding), patients, scores of usable films; how many are not; referrals."""
     spec = ensemble.spec
     films = list(iter_labelled(source, spec.class_names))
-    labels, patients, scores = [], [], []
+    labels, patients, scores, referred = [], [], [], []
     with progress(len(films), "evaluate") as tick:
         for part in _batches(films):
-            decoded = zip(part, _decoded(part, ensemble.sizes_px), strict=True)
+            decoded = zip(part, _decoded(part, ensemble), strict=True)
             usable = [(film, squares) for film, squares in decoded if squares is not None]
             if usable:
-                squares = _by_size(ensemble, [squares for _, squares in usable])
-                scores += ensemble.predict(squares)[:, spec.positive_index].tolist()
+                squares = [squares for _, squares in usable]
+                probabilities, _, found = _answers(ensemble, squares, ensemble.threshold)
+                scores += probabilities[:, spec.positive_index].tolist()
+                referred += found
                 labels += [int(film.label == spec.positive) for film, _ in usable]
                 patients += [film.patient for film, _ in usable]
             for _ in part:
                 tick()
     if not scores:
-        raise BadInput(f"none of the {len(films)} films in {source} can be decoded")
-    return labels, patients, scores, len(films) - len(scores)
+        raise BadInput(f"none of the {len(films)} films in {source} can be used")
+    return labels, patients, scores, len(films) - len(scores), referred
 
 
 def _batches(items: Sequence) -> Iterator[Sequence]:
@@ -184,11 +209,11 @@ def _by_size(ensemble: Ensemble, films: Sequence[Sequence[np.ndarray]]) -> dict[
     return dict(zip(ensemble.sizes_px, map(np.stack, zip(*films, strict=True)), strict=True))
 
 
-def _decoded(films: Sequence[LabelledFilm], sizes_px: Sequence[int]) -> Iterator[list[np.ndarray] | None]:
+def _decoded(films: Sequence[LabelledFilm], ensemble: Ensemble) -> Iterator[list[np.ndarray] | None]:
     def decode(film: LabelledFilm) -> list[np.ndarray] | None:
         data = film.reader()
         try:
-            return decode_squares(data, sizes_px, "the film")
+            return usable_squares(data, ensemble.sizes_px, "the film", min_side_px=ensemble.min_side_px)
         except BadInput:
             return None
 

@@ -8,6 +8,7 @@ from openmed.errors import BadInput
 from openmed.files import sha256_bytes
 from openmed.metrics.gates import Gate, judge
 from openmed.metrics.intervals import Interval, bootstrap
+from openmed.metrics.novelty import conformal_limit
 from openmed.metrics.operating_point import choose_threshold, controlled_threshold
 
 if TYPE_CHECKING:
@@ -63,6 +64,16 @@ def operating_threshold(predictions: "pd.DataFrame", positive_index: int, rules:
     return controlled_threshold(
         labels, films["score"], patients, target, rules.threshold_confidence
     ).threshold
+
+
+def unlike_limit(predictions: "pd.DataFrame", share: float) -> tuple[float, int]:
+    """Chooses, on the calibration films of a table of predictions, the distance from which a film is unlike.
+
+    Returns:
+        The limit and the number of patients.
+    """
+    films = predictions[predictions["split"] == "calibration"]
+    return conformal_limit(films["distance"], patient_numbers(films), share)
 
 
 def measure(

@@ -167,12 +167,13 @@ class Train(_Section):
 
 
 class Evaluate(_Section):
-    """Calibration, operating point, abstention, intervals and the floors that lower bounds must reach."""
+    """Calibration, operating point, referrals, intervals and the floors that lower bounds must reach."""
 
     calibration: Literal["platt", "temperature", "isotonic", "none"]
     target_sensitivity: Annotated[float, Field(gt=0, le=1)]
     threshold_confidence: Annotated[float, Field(gt=0.5, lt=1)] | None
     abstention_coverage: Annotated[float, Field(gt=0.5, lt=1)] | None
+    unlike_share: Annotated[float, Field(gt=0, lt=0.5)] | None
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     replicates: Annotated[int, Field(ge=100)]
     floors: dict[Literal["sensitivity", "specificity", "auc"], Share] = Field(min_length=1)

@@ -75,6 +75,8 @@ class Evaluation(_Part):
     stress: Stress
     # Plans of versions that were registered before there were external sets have none.
     external: External | None = None
+    max_unlike: Share | None = None
+    """The share of test films that may be referred as unlike; plans of before have none."""
 
 
 class Monitoring(_Part):

@@ -13,9 +13,11 @@ import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
 
-from openmed.data.images import decode_squares
+from openmed.data.images import usable_squares
 from openmed.errors import BadInput
+from openmed.models.referral import Referral, referrals, unlike_reasons
 from openmed.models.session import called_classes, load_predictor
+from openmed.models.spec import ModelSpec
 
 _BATCH_FILMS = 32
 
@@ -47,10 +49,12 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
 
         Returns:
             One row a film: label (the positive class when its probability reaches the threshold, else
-            the most probable other class), probability (of the positive class, 0..1), threshold (0..1).
+            the most probable other class), probability (of the positive class, 0..1), threshold (0..1),
+            refer (whether a radiologist should decide instead, None for a model that refers none), reason
+            (why, in words, None where it is not referred).
 
         Raises:
-            MlflowException: A row is not a usable image (HTTP status 400 where the model is served).
+            MlflowException: A row is not a usable film (HTTP status 400 where the model is served).
         """
         if "image" not in getattr(model_input, "columns", ()):
             raise MlflowException.invalid_parameter_value(
@@ -58,38 +62,40 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
             )
         images = list(model_input["image"])
         parts = [self._batch(images, start) for start in range(0, len(images), _BATCH_FILMS)]
-        return pd.concat(parts, ignore_index=True) if parts else self._table(np.zeros((0, self._classes)))
-
-    @property
-    def _classes(self) -> int:
-        return len(self._model.spec.class_names)
+        if not parts:
+            return self._table(np.zeros((0, len(self._model.spec.class_names))), None)
+        return pd.concat(parts, ignore_index=True)
 
     def _batch(self, images: list[bytes], start: int) -> pd.DataFrame:
-        size = self._model.spec.image_size_px
         rows = range(start, min(start + _BATCH_FILMS, len(images)))
-        films = [_decoded(images[row], row, size) for row in rows]
-        return self._table(self._model.predict(np.stack(films)))
+        films = np.stack([_decoded(images[row], row, self._model.spec) for row in rows])
+        probabilities, distances = self._model.assess(films)
+        return self._table(probabilities, unlike_reasons(self._model, films, distances))
 
-    def _table(self, probabilities: np.ndarray) -> pd.DataFrame:
+    def _table(self, probabilities: np.ndarray, unlike: list[str | None] | None) -> pd.DataFrame:
         spec = self._model.spec
         positive = probabilities[:, spec.positive_index].astype(np.float64)
-        labels = np.array(spec.class_names)[called_classes(spec, probabilities, spec.threshold)]
+        called = called_classes(spec, probabilities, spec.threshold)
+        referred: list[Referral] = referrals(spec, probabilities, called, unlike)
         return pd.DataFrame(
             {
-                "label": labels.astype(object),
+                "label": np.array(spec.class_names)[called].astype(object),
                 "probability": positive,
                 "threshold": np.full(len(positive), spec.threshold),
+                "refer": pd.Series([each.refer for each in referred], dtype=object),
+                "reason": pd.Series([each.reason for each in referred], dtype=object),
             }
         )
 
 
-def _decoded(image: object, row: int, size_px: int) -> np.ndarray:
+def _decoded(image: object, row: int, spec: ModelSpec) -> np.ndarray:
     if not isinstance(image, bytes | bytearray):
         raise MlflowException.invalid_parameter_value(
             f"the image in row {row} is {type(image).__name__}, not the bytes of a film's file"
         )
     try:
-        return decode_squares(bytes(image), [size_px], f"the image in row {row}")[0]
+        name = f"the image in row {row}"
+        return usable_squares(bytes(image), [spec.image_size_px], name, min_side_px=spec.min_side_px)[0]
     except BadInput as error:
         raise MlflowException.invalid_parameter_value(str(error)) from None
 

@@ -59,6 +59,7 @@ def write_plan(folder: Path, roles: tuple[str, ...] = ("clinical", "technical"))
     evaluation["floors"] = dict.fromkeys(evaluation["floors"], 0.0)
     evaluation["subgroups"]["floors"] = dict.fromkeys(evaluation["subgroups"]["floors"], 0.0)
     evaluation["max_calibration_error"], evaluation["net_benefit"]["above"] = 1.0, -1.0
+    evaluation["max_unlike"] = None
     no_floors = dict.fromkeys(evaluation["stress"]["site_floors"], 0.0)
     evaluation["stress"] = dict.fromkeys(evaluation["stress"], 1.0) | {"site_floors": no_floors}
     plan["protocol"]["reviewers"] = dict.fromkeys(roles, "Decides.")

@@ -15,6 +15,10 @@ from openmed.errors import BadInput
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom")
 """File names that are taken for films. What a file really is, its content decides."""
 
+MIN_SIDE_PX = 32
+"""Films with a shorter side cannot be used, unless the settings say otherwise."""
+_BLANK_STD = 1.0
+
 _PNG_START, _JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION, _PHOTOMETRIC, _WHITE_IS_ZERO = 0x0112, 262, 0
@@ -32,14 +36,9 @@ def read_film(path: Path) -> np.ndarray:
     return decode_film(_content(path), str(path))
 
 
-def read_square(path: Path, size_px: int) -> np.ndarray:
-    """Reads a film file as a network sees it, uint8 (size_px, size_px); see `decode_squares`."""
-    return decode_squares(_content(path), [size_px], str(path))[0]
-
-
-def read_squares(path: Path, sizes_px: Sequence[int]) -> list[np.ndarray]:
-    """Reads a film file once, for networks of several input sizes; see `decode_squares`."""
-    return decode_squares(_content(path), sizes_px, str(path))
+def read_squares(path: Path, sizes_px: Sequence[int], min_side_px: int = MIN_SIDE_PX) -> list[np.ndarray]:
+    """Reads a film file once, for networks of several input sizes; see `usable_squares`."""
+    return usable_squares(_content(path), sizes_px, str(path), min_side_px=min_side_px)
 
 
 def _content(path: Path) -> bytes:
@@ -106,6 +105,40 @@ def decode_squares(data: bytes, sizes_px: Sequence[int], name: str = "the image"
     """
     film = decode_film(data, name)
     return [resize_film(film, size) for size in sizes_px]
+
+
+def usable_squares(
+    data: bytes, sizes_px: Sequence[int], name: str = "the image", *, min_side_px: int = MIN_SIDE_PX
+) -> list[np.ndarray]:
+    """Decodes a film as `decode_squares` and refuses it where the validate stage would quarantine it.
+
+    Raises:
+        BadInput: As `decode_film`, or the film is too small or blank.
+    """
+    film = decode_film(data, name)
+    check_usable(film, name, min_side_px)
+    return [resize_film(film, size) for size in sizes_px]
+
+
+def check_usable(film: np.ndarray, name: str = "the image", min_side_px: int = MIN_SIDE_PX) -> None:
+    """Refuses a decoded film, uint8 (H, W), that is too small or blank, with BadInput."""
+    height, width = film.shape
+    if reason := unusable_reason(width, height, float(cv2.meanStdDev(film)[1].item()), min_side_px):
+        raise BadInput(f"{name} cannot be used: {reason}")
+
+
+def unusable_reason(width: int, height: int, std: float, min_side_px: int = MIN_SIDE_PX) -> str:
+    """Says why a decoded film cannot be used; empty where it can.
+
+    Args:
+        width: In pixels.
+        height: In pixels.
+        std: Standard deviation of its grey levels, 0 to 255.
+        min_side_px: The shortest side that a film may have.
+    """
+    if min(width, height) < min_side_px:
+        return f"only {width} x {height} pixels"
+    return "the film is blank" if std < _BLANK_STD else ""
 
 
 def resize_film(film: np.ndarray, size_px: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from openmed.data.images import MIN_SIDE_PX, unusable_reason
 from openmed.data.measure import DETAILS, FACTS, MEASURED, measure_film
 from openmed.data.store import FilmStore
 from openmed.errors import BadInput, IntegrityError
@@ -109,7 +110,7 @@ def measure_films(
     films: pd.DataFrame,
     store: FilmStore,
     *,
-    min_side_px: int = 32,
+    min_side_px: int = MIN_SIDE_PX,
     tick: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """Measures every film, as `judge_films`, and returns its details too.
@@ -128,7 +129,7 @@ def judge_films(
     store: FilmStore,
     keep: Callable[[pa.Table], None],
     *,
-    min_side_px: int = 32,
+    min_side_px: int = MIN_SIDE_PX,
     tick: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """Measures every film; those that the store knows and nobody touched are not read again.
@@ -230,7 +231,7 @@ def ordered_map(function: Callable, items: Iterable) -> Iterator:
             yield future.result()
 
 
-def judge_facts(facts: pa.Table, *, min_side_px: int = 32) -> pd.DataFrame:
+def judge_facts(facts: pa.Table, *, min_side_px: int = MIN_SIDE_PX) -> pd.DataFrame:
     """Tells which measured films are usable.
 
     Args:
@@ -242,11 +243,8 @@ def judge_facts(facts: pa.Table, *, min_side_px: int = 32) -> pd.DataFrame:
     """
     films = facts.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     decoded = films["reason"] == ""
-    small = decoded & ((films["width"] < min_side_px) | (films["height"] < min_side_px))
-    blank = decoded & ~small & (films["std"] < 1)
-    width, height = (films.loc[small, name].astype(str) for name in ("width", "height"))
-    films.loc[small, "reason"] = "only " + width + " x " + height + " pixels"
-    films.loc[blank, "reason"] = "the film is blank"
+    measured = films.loc[decoded, ["width", "height", "std"]].itertuples(index=False)
+    films.loc[decoded, "reason"] = [unusable_reason(*film, min_side_px) for film in measured]
     return films.assign(status=(films["reason"] == "").map({True: "accepted", False: "quarantined"}))
 
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from openmed.errors import BadInput
+from openmed.models.feature_statistics import FeatureStatistics
 from openmed.models.networks import timm
+from openmed.models.pooling import profile
 from openmed.models.spec import ModelSpec
 
 # A heat map of fewer cells than this a side cannot say which part of a lung it means.
@@ -27,6 +29,7 @@ class BaseModel(nn.Module, ABC):
     Attributes:
         spec: Preprocessing, labels, threshold and origin of the weights.
         network: The timm network.
+        statistics: Of the films that it learnt from; None where the folder holds none.
     """
 
     timm_name: ClassVar[str]
@@ -45,6 +48,7 @@ class BaseModel(nn.Module, ABC):
         super().__init__()
         self.spec = spec
         self.network = network.to(memory_format=self.memory_format)
+        self.statistics: FeatureStatistics | None = None
         self.register_buffer("_mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
@@ -56,6 +60,10 @@ class BaseModel(nn.Module, ABC):
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """Returns the backbone's blocks, from the input to the head."""
+
+    @abstractmethod
+    def depths(self) -> list[nn.Module]:
+        """Returns the layers whose outputs tell whether a film is like those that were learnt from."""
 
     def explanation_target(self) -> str:
         """Name, inside `network`, of the layer that is explained."""
@@ -76,6 +84,24 @@ class BaseModel(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of normalised input (N, 3, S, S)."""
         return self.head(self.features(x))
+
+    def maps(self, output: Tensor) -> Tensor:
+        """Output of one of `depths` as maps (N, C, h, w)."""
+        return output
+
+    def described(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits of normalised input (N, 3, S, S), and for each of `depths` a film's profile (N, 9 C)."""
+        profiles: list[Tensor] = []
+
+        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            profiles.append(profile(self.maps(output)))
+
+        hooks = [layer.register_forward_hook(keep) for layer in self.depths()]
+        try:
+            return self(x), profiles
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def checkpoint_activations(self) -> None:
         """Makes the backward pass compute activations again instead of keeping them (Chen et al., 2016).
@@ -151,6 +177,43 @@ class BaseModel(nn.Module, ABC):
             float32 (N, classes); rows sum to 1.
         """
         return self.spec.probabilities(self.logits(films, batch_films=batch_films))
+
+    @torch.inference_mode()
+    def examine(
+        self, films: np.ndarray | Tensor, *, batch_films: int = 32
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Logits of grey films, and their features.
+
+        Args:
+            films: uint8 (N, S, S), N > 0.
+            batch_films: Films that go through the network at once.
+
+        Returns:
+            float32 (N, classes), and for each of `depths` float32 (N, D).
+        """
+        logits, features = [], []
+        with evaluation_mode(self), _exact_convolutions():
+            for start in range(0, len(films), batch_films):
+                found, profiles = self.described(self.prepare(films[start : start + batch_films]))
+                logits.append(found.float().cpu().numpy())
+                features.append([part.cpu().numpy() for part in profiles])
+        return np.concatenate(logits), [np.concatenate(parts) for parts in zip(*features, strict=True)]
+
+    def assess(
+        self, films: np.ndarray | Tensor, *, batch_films: int = 32
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Class probabilities of grey films as `predict` gives them, and how far films lie from the known.
+
+        Returns:
+            float32 (N, classes), and the distances, float64 (N,), None without statistics.
+        """
+        if self.statistics is None:
+            return self.predict(films, batch_films=batch_films), None
+        if not len(films):
+            return self.predict(films), np.zeros(0)
+        logits, features = self.examine(films, batch_films=batch_films)
+        distances = self.statistics.distances(np.concatenate(features, axis=1))
+        return self.spec.probabilities(logits), distances
 
 
 @contextmanager

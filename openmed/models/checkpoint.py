@@ -1,4 +1,4 @@
-"""A model on disk: `weights.safetensors`, `model.json`, perhaps `model.onnx`; nothing that can run code."""
+"""A model on disk: weights, description, perhaps export and feature statistics; nothing that can run code."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import atomic_path, read_json, sha256_bytes, sha256_file, write_json
+from openmed.files import atomic_path, read_json, sha256_bytes, sha256_file, write_bytes, write_json
 from openmed.models.base import BaseModel
 from openmed.models.factory import build_empty
+from openmed.models.feature_statistics import STATISTICS_FILE, FeatureStatistics
 from openmed.models.spec import ModelSpec
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -28,6 +29,8 @@ def save_model(folder: Path, model: BaseModel) -> str:
         state = model.network.state_dict()
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
     digest = sha256_file(folder / WEIGHTS_FILE)
+    if model.spec.novelty is not None:
+        write_statistics(folder, model.statistics)
     write_spec(folder, model.spec, digest)
     return digest
 
@@ -38,6 +41,28 @@ def write_spec(folder: Path, spec: ModelSpec, weights_sha256: str, export_sha256
     if export_sha256 is not None:
         content["export_sha256"] = export_sha256
     write_json(Path(folder) / SPEC_FILE, content)
+
+
+def write_statistics(folder: Path, statistics: FeatureStatistics) -> str:
+    """Writes the feature statistics beside the weights and returns their SHA-256, for the spec's novelty."""
+    content = statistics.to_bytes()
+    write_bytes(Path(folder) / STATISTICS_FILE, content)
+    return sha256_bytes(content)
+
+
+def read_statistics(folder: Path, spec: ModelSpec) -> FeatureStatistics | None:
+    """Reads the feature statistics that a description names; None when it names none.
+
+    Raises:
+        IntegrityError: The file is missing, or is not the one that the description names.
+    """
+    if spec.novelty is None:
+        return None
+    path = Path(folder) / STATISTICS_FILE
+    content = path.read_bytes() if path.is_file() else b""
+    if sha256_bytes(content) != spec.novelty.statistics_sha256:
+        raise IntegrityError(f"{path} is missing or was changed: its hash is not the one in {SPEC_FILE}")
+    return FeatureStatistics.from_bytes(content)
 
 
 def read_spec(folder: Path) -> tuple[ModelSpec, str]:
@@ -96,11 +121,13 @@ def load_model(folder: Path) -> BaseModel:
 
     Raises:
         BadInput: The folder is not a model folder.
-        IntegrityError: The weights are not those that the description names.
+        IntegrityError: The weights or the statistics are not those that the description names.
     """
     folder = Path(folder)
     weights = check_weights(folder)
-    model = build_empty(read_spec(folder)[0])
+    spec = read_spec(folder)[0]
+    model = build_empty(spec)
+    model.statistics = read_statistics(folder, spec)
     try:
         model.network.load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError):

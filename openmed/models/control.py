@@ -19,10 +19,16 @@ CONTROL_FILE = "control.safetensors"
 TOLERANCE = 1e-3
 """Most that a probability may differ: processors and versions of the runtimes round differently."""
 
+DISTANCE_TOLERANCE = 1e-2
+"""Most that a distance from the known films may differ."""
+
 
 def write_control(path: Path, predictor: Predictor, films: NDArray[np.uint8]) -> None:
-    """Writes films, uint8 (N, S, S), with the probabilities, float32 (N, classes), of a model."""
-    content = {"films": np.ascontiguousarray(films), "probabilities": predictor.predict(films)}
+    """Writes films, uint8 (N, S, S), with a model's probabilities and, where it has statistics, distances."""
+    probabilities, distances = predictor.assess(films)
+    content = {"films": np.ascontiguousarray(films), "probabilities": probabilities}
+    if distances is not None:
+        content["distances"] = distances
     with atomic_path(path) as temporary:
         save_file(content, temporary)
 
@@ -42,12 +48,15 @@ def check_control(path: Path, predictor: Predictor) -> float:
         The largest difference of a probability.
 
     Raises:
-        IntegrityError: The file is no control set of such a model, or an answer differs by more than 1e-3.
+        IntegrityError: The file is no control set of such a model, a probability differs by more than 1e-3,
+            or a distance by more than 1e-2.
     """
     try:
         content = load_file(path)
         films, expected = content["films"], content["probabilities"]
-        worst = float(np.abs(predictor.predict(films) - expected).max()) if len(films) else float("nan")
+        probabilities, distances = predictor.assess(films)
+        worst = float(np.abs(probabilities - expected).max()) if len(films) else float("nan")
+        apart = _apart(distances, content.get("distances"))
     except (KeyError, OSError, SafetensorError, ValueError) as error:
         kind = type(error).__name__
         raise IntegrityError(f"{path.name} is no control set of this model ({kind})") from error
@@ -56,4 +65,16 @@ def check_control(path: Path, predictor: Predictor) -> float:
             "the model answers otherwise than when it was judged: probabilities of its control set differ by "
             f"up to {worst:.1e} ({TOLERANCE:.0e} is allowed)"
         )
+    if not apart <= DISTANCE_TOLERANCE:
+        raise IntegrityError(
+            "the model sees its control set otherwise than when it was judged: distances from the films "
+            f"that it learnt from differ by up to {apart:.1e} ({DISTANCE_TOLERANCE:.0e} is allowed)"
+        )
     return worst
+
+
+def _apart(found: NDArray | None, expected: NDArray | None) -> float:
+    """The largest difference of a distance; without a number where only one side has them."""
+    if found is None or expected is None:
+        return 0.0 if found is expected else float("nan")
+    return float(np.abs(found - expected).max())

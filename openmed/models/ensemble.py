@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from openmed.errors import BadInput
+from openmed.models.referral import REASONS, unlike_reasons
 from openmed.models.session import Predictor
 from openmed.models.spec import ModelSpec
 
@@ -24,6 +25,7 @@ class Ensemble:
         spec: That of the first member: classes and finding are the same in all of them.
         threshold: The operating threshold (0..1) of these probabilities, or None.
         sizes_px: Input sizes of the members, each once, ascending.
+        min_side_px: Films with a shorter side are refused by a member.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Ensemble:
         self.members, self.spec, self._views = tuple(members), members[0].spec, views
         self.is_mean = views or len(self.members) > 1
         self.sizes_px = sorted({member.spec.image_size_px for member in self.members})
+        self.min_side_px = max(member.spec.min_side_px for member in self.members)
         if threshold is not None and not 0 <= threshold <= 1:
             raise BadInput(f"a threshold lies between 0 and 1, not at {threshold}")
         self.threshold = self.spec.threshold if threshold is None and not self.is_mean else threshold
@@ -56,12 +59,38 @@ class Ensemble:
         Returns:
             float32 (N, classes); rows sum to 1.
         """
-        answers = [member.predict(view) for member in self.members for view in self._seen(films, member.spec)]
-        return np.mean(answers, axis=0, dtype=np.float64).astype(np.float32)
+        return self.assess(films)[0]
+
+    def assess(self, films: Mapping[int, np.ndarray]) -> tuple[np.ndarray, list[str | None] | None]:
+        """Mean class probabilities as `predict` gives them, and why films are unlike those learnt from.
+
+        Returns:
+            float32 (N, classes); and for each film the reason of the members to which it is unlike, None
+            where there are none of these. None where no member has statistics.
+        """
+        answers, reasons = [], []
+        for member in self.members:
+            for position, view in enumerate(self._seen(films, member.spec)):
+                if position:
+                    answers.append(member.predict(view))
+                    continue
+                # The first view is the film as it is, and only that one can be unlike.
+                probabilities, distances = member.assess(view)
+                answers.append(probabilities)
+                if (found := unlike_reasons(member, view, distances)) is not None:
+                    reasons.append(found)
+        mean = np.mean(answers, axis=0, dtype=np.float64).astype(np.float32)
+        return mean, [_first(each) for each in zip(*reasons, strict=True)] if reasons else None
 
     def _seen(self, films: Mapping[int, np.ndarray], spec: ModelSpec) -> Iterator[np.ndarray]:
         squares = films[spec.image_size_px]
         return affine_views(squares) if self._views else iter([squares])
+
+
+def _first(reasons: Sequence[str | None]) -> str | None:
+    """The reason that says most: a fault before "unlike" alone."""
+    found = [each for each in reasons if each is not None]
+    return max(found, key=REASONS.index, default=None)
 
 
 def affine_views(films: np.ndarray) -> Iterator[np.ndarray]:

@@ -12,22 +12,31 @@ from openmed.errors import IntegrityError
 from openmed.files import sha256_bytes, write_bytes
 from openmed.models.base import BaseModel, evaluation_mode
 from openmed.models.checkpoint import EXPORT_FILE, load_model, read_spec, write_spec
-from openmed.models.session import FILMS, LOGITS, ExportedModel, called_classes
+from openmed.models.session import FEATURES, FILMS, LOGITS, ExportedModel, called_classes
 
 TOLERANCE = 1e-4
 """Most that a probability may differ between a model and its export."""
+DISTANCE_TOLERANCE = 1e-2
+"""Most that a film's distance from the known films may differ; usual ones spread over about 0.3."""
 _OPSET = 18
 
 
 class _WithPreprocessing(nn.Module):
-    """From uint8 films (N, S, S) to logits (N, classes): the graph needs no code beside it."""
+    """From uint8 films (N, S, S) to logits (N, classes), with statistics also features (N, D).
+
+    The graph needs no code beside it.
+    """
 
     def __init__(self, model: BaseModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, films: Tensor) -> Tensor:
-        return self.model(self.model.prepare(films))
+    def forward(self, films: Tensor) -> tuple[Tensor, ...]:
+        prepared = self.model.prepare(films)
+        if self.model.statistics is None:
+            return (self.model(prepared),)
+        logits, profiles = self.model.described(prepared)
+        return logits, torch.cat(profiles, 1)
 
 
 def finish_export(folder: Path, films: np.ndarray) -> str:
@@ -53,9 +62,9 @@ def finish_export(folder: Path, films: np.ndarray) -> str:
 def export_onnx(model: BaseModel, folder: Path, films: np.ndarray) -> Path:
     """Writes `model.onnx` beside a model's weights and names it in the description.
 
-    The graph takes any number of films, uint8 (N, S, S), prepares them itself and gives logits; it holds
-    the weights. The same model gives the same bytes. Nothing is written before model and export have
-    decided alike.
+    The graph takes any number of films, uint8 (N, S, S), prepares them itself and gives logits, and features
+    where the model has statistics of them; it holds the weights. The same model gives the same bytes. Nothing
+    is written before model and export have decided alike.
 
     Args:
         model: The model that the folder holds, on the CPU.
@@ -69,7 +78,7 @@ def export_onnx(model: BaseModel, folder: Path, films: np.ndarray) -> Path:
         IntegrityError: The model cannot be exported, or the export differs from it.
     """
     graph = graph_bytes(model)
-    check_parity(model, ExportedModel(model.spec, graph), films)
+    check_parity(model, ExportedModel(model.spec, graph, model.statistics), films)
     path = Path(folder) / EXPORT_FILE
     write_bytes(path, graph)
     spec, weights_sha256 = read_spec(folder)
@@ -84,12 +93,13 @@ def check_parity(model: BaseModel, exported: ExportedModel, films: np.ndarray) -
         The largest difference of a probability.
 
     Raises:
-        IntegrityError: A film is called another class, or a probability differs by more than 1e-4.
+        IntegrityError: A film is called another class, a probability differs by more than 1e-4, or a
+            distance from the known films by more than 1e-2.
         ValueError: There are no films.
     """
     if not len(films):
         raise ValueError("an export cannot be compared with its model without films")
-    expected, found = model.predict(films), exported.predict(films)
+    (expected, near), (found, near_too) = model.assess(films), exported.assess(films)
     threshold = model.spec.threshold
     called = [called_classes(model.spec, answers, threshold) for answers in (expected, found)]
     flips, worst = int((called[0] != called[1]).sum()), float(np.abs(expected - found).max())
@@ -97,6 +107,12 @@ def check_parity(model: BaseModel, exported: ExportedModel, films: np.ndarray) -
         raise IntegrityError(
             f"the export of this {model.spec.architecture} decides otherwise on {flips} of {len(films)} "
             f"films and its probabilities differ by up to {worst:.1e} ({TOLERANCE:.0e} is allowed)"
+        )
+    apart = 0.0 if near is None and near_too is None else float(np.abs(near - near_too).max())
+    if not apart <= DISTANCE_TOLERANCE:
+        raise IntegrityError(
+            f"the export of this {model.spec.architecture} sees films otherwise: distances from those "
+            f"that it learnt from differ by up to {apart:.1e} ({DISTANCE_TOLERANCE:.0e} is allowed)"
         )
     return worst
 
@@ -114,6 +130,7 @@ def graph_bytes(model: BaseModel) -> bytes:
     """
     size = model.spec.image_size_px
     films = torch.zeros(1, size, size, dtype=torch.uint8)
+    outputs = [LOGITS] if model.statistics is None else [LOGITS, FEATURES]
     written = io.BytesIO()
     try:
         with evaluation_mode(model), warnings.catch_warnings():
@@ -124,8 +141,8 @@ def graph_bytes(model: BaseModel) -> bytes:
                 (films,),
                 written,
                 input_names=[FILMS],
-                output_names=[LOGITS],
-                dynamic_axes={FILMS: {0: "n"}, LOGITS: {0: "n"}},
+                output_names=outputs,
+                dynamic_axes={name: {0: "n"} for name in (FILMS, *outputs)},
                 opset_version=_OPSET,
                 dynamo=False,
             )

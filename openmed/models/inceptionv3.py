@@ -25,3 +25,8 @@ class InceptionV3(BaseModel):
     def blocks(self) -> list[nn.Module]:
         """Convolutions and mixed blocks in order."""
         return [module for name, module in self.network.named_children() if name not in _AFTER_BACKBONE]
+
+    def depths(self) -> list[nn.Module]:
+        """The first pooled convolutions, the first mixed block and the third."""
+        net = self.network
+        return [net.Pool1, net.Mixed_5b, net.Mixed_5d]

@@ -22,3 +22,8 @@ class ResNet50(BaseModel):
         net = self.network
         stem = nn.ModuleList([net.conv1, net.bn1])
         return [stem, net.layer1, net.layer2, net.layer3, net.layer4]
+
+    def depths(self) -> list[nn.Module]:
+        """The pooled stem and the first two stages: deeper ones told films from elsewhere less well."""
+        net = self.network
+        return [net.maxpool, net.layer1, net.layer2]

@@ -16,11 +16,14 @@ from openmed.models.checkpoint import (
     load_model,
     read_export,
     read_spec,
+    read_statistics,
 )
+from openmed.models.feature_statistics import FeatureStatistics
 from openmed.models.spec import ModelSpec
 
-FILMS, LOGITS = "films", "logits"
-"""Names of the graph's input, uint8 (N, S, S), and output, float32 (N, classes)."""
+FILMS, LOGITS, FEATURES = "films", "logits", "features"
+"""Names of the graph's input, uint8 (N, S, S), and outputs, float32 (N, classes) and (N, D). A graph has the
+features where its model has statistics of them."""
 
 _FATAL = 4  # its errors are raised as well, so they need not be printed
 
@@ -36,41 +39,55 @@ class Predictor(Protocol):
     def predict(self, films: np.ndarray, *, batch_films: int = 32) -> np.ndarray:
         """Class probabilities, float32 (N, classes), of films, uint8 (N, S, S)."""
 
+    def assess(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
+        """Those probabilities, and the films' distances from those that it learnt from, (N,) or None."""
+
 
 class ExportedModel:
     """A model's exported graph under ONNX Runtime; it predicts what the model itself predicts.
 
     Attributes:
         spec: Preprocessing, labels and threshold, as in the model.
+        statistics: Of the films that it learnt from, or None.
     """
 
-    def __init__(self, spec: ModelSpec, graph: bytes) -> None:
+    def __init__(self, spec: ModelSpec, graph: bytes, statistics: FeatureStatistics | None = None) -> None:
         """Prepares a graph for this machine's CPU, with as many threads as PyTorch has.
 
         The graph comes as bytes and so can open no other file: weights outside it are refused.
 
         Raises:
-            IntegrityError: ONNX Runtime cannot use the graph.
+            IntegrityError: ONNX Runtime cannot use the graph, or it lacks the features.
         """
-        self.spec = spec
+        self.spec, self.statistics = spec, statistics
         try:
             self._session = onnxruntime.InferenceSession(
                 graph, _session_options(), providers=["CPUExecutionProvider"]
             )
         except Exception:  # its ten kinds of error have no base in common
             raise IntegrityError(f"{EXPORT_FILE} does not hold a graph that {SPEC_FILE} describes") from None
+        if statistics is not None and FEATURES not in {each.name for each in self._session.get_outputs()}:
+            raise IntegrityError(f"{EXPORT_FILE} gives no features, of which {SPEC_FILE} names statistics")
 
     def logits(self, films: np.ndarray, *, batch_films: int = 32) -> np.ndarray:
         """Logits, float32 (N, classes), of films, uint8 (N, S, S)."""
+        return self._run([LOGITS], [len(self.spec.class_names)], films, batch_films)[0]
+
+    def _run(
+        self, names: list[str], widths: list[int], films: np.ndarray, batch_films: int
+    ) -> list[np.ndarray]:
+        """Outputs of the graph, float32 (N, width) each."""
         films = np.asarray(films)
         size = self.spec.image_size_px
         if films.ndim != 3 or films.shape[1:] != (size, size) or films.dtype != np.uint8:
             raise ValueError(f"films must be uint8 (N, {size}, {size}), not {films.dtype} {films.shape}")
-        parts = [
-            self._session.run([LOGITS], {FILMS: films[start : start + batch_films]})[0]
+        if not len(films):
+            return [np.zeros((0, width), np.float32) for width in widths]
+        parts = (
+            self._session.run(names, {FILMS: films[start : start + batch_films]})
             for start in range(0, len(films), batch_films)
-        ]
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.spec.class_names)), np.float32)
+        )
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
     def predict(self, films: np.ndarray, *, batch_films: int = 32) -> np.ndarray:
         """Class probabilities of grey films, calibrated where the spec holds a calibration.
@@ -87,16 +104,29 @@ class ExportedModel:
         """
         return self.spec.probabilities(self.logits(films, batch_films=batch_films))
 
+    def assess(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
+        """Class probabilities as `predict` gives them, and how far the films lie from the known.
+
+        Returns:
+            float32 (N, classes), and the distances, float64 (N,), None without statistics.
+        """
+        if self.statistics is None:
+            return self.predict(films, batch_films=batch_films), None
+        widths = [len(self.spec.class_names), self.statistics.width]
+        logits, vectors = self._run([LOGITS, FEATURES], widths, films, batch_films)
+        return self.spec.probabilities(logits), self.statistics.distances(vectors)
+
 
 def load_exported(folder: Path) -> ExportedModel:
     """Loads a folder's exported graph; the weights beside it are checked too, though not read.
 
     Raises:
         BadInput: The folder is not a model folder, or was never exported.
-        IntegrityError: Graph or weights are not those that the description names.
+        IntegrityError: Graph, weights or statistics are not those that the description names.
     """
     check_weights(folder)
-    return ExportedModel(read_spec(folder)[0], read_export(folder))
+    spec = read_spec(folder)[0]
+    return ExportedModel(spec, read_export(folder), read_statistics(folder, spec))
 
 
 def load_predictor(folder: Path, device: torch.device | str = "cpu") -> Predictor:
@@ -142,22 +172,6 @@ def called_classes(spec: ModelSpec, probabilities: np.ndarray, threshold: float 
     # Not in 32 bits, to which numpy would round a threshold that a person has given.
     flagged = probabilities[:, spec.positive_index].astype(np.float64) >= threshold
     return np.where(flagged, spec.positive_index, called)
-
-
-def referred(spec: ModelSpec, probabilities: np.ndarray, called: np.ndarray) -> list[bool | None]:
-    """The films that a radiologist should decide on instead.
-
-    Those whose class does not stand out, and those whose one class that does is not the one called.
-
-    Args:
-        spec: Says when; without an abstention nothing is said of any film.
-        probabilities: (N, classes).
-        called: int (N,), as `called_classes` gives them.
-    """
-    if spec.abstention is None:
-        return [None] * len(called)
-    alone = spec.abstention.prediction_sets(probabilities)[np.arange(len(called)), called]
-    return (spec.abstention.refer(probabilities) | ~alone).tolist()
 
 
 def _session_options() -> onnxruntime.SessionOptions:

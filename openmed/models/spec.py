@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from openmed.data.images import MIN_SIDE_PX
 from openmed.errors import BadInput
 from openmed.metrics.abstention import Abstention
 from openmed.metrics.calibration import Calibration
+from openmed.metrics.novelty import Novelty
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,10 @@ class ModelSpec:
             None until an operating point has been chosen on calibration data.
         calibration: What makes probabilities of the network's logits; None is the plain softmax, as
             a network has it before the evaluate stage and in files of older versions.
-        abstention: When a film is referred to a radiologist; None refers none.
+        abstention: When a film is referred to a radiologist because no class stands out; None refers none.
+        novelty: When a film is referred because it is unlike those that the model learnt from; None, as in
+            files of older versions, refers none.
+        min_side_px: Films with a shorter side are refused, as the validate stage did with those learnt from.
     """
 
     architecture: str
@@ -46,6 +51,8 @@ class ModelSpec:
     threshold: float | None = None
     calibration: Calibration | None = None
     abstention: Abstention | None = None
+    novelty: Novelty | None = None
+    min_side_px: int = MIN_SIDE_PX
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2 or len(set(self.class_names)) < len(self.class_names):
@@ -85,6 +92,10 @@ class ModelSpec:
         """Returns a copy with an abstention frozen in."""
         return replace(self, abstention=abstention)
 
+    def with_novelty(self, novelty: Novelty | None) -> "ModelSpec":
+        """Returns a copy with a limit of novelty frozen in."""
+        return replace(self, novelty=novelty)
+
     def with_threshold(self, threshold: float) -> "ModelSpec":
         """Returns a copy with the operating threshold (0..1) frozen in."""
         return replace(self, threshold=float(threshold))
@@ -106,6 +117,8 @@ class ModelSpec:
                 parts["calibration"] = Calibration.from_json(content["calibration"])
             if content.get("abstention") is not None:
                 parts["abstention"] = Abstention.from_json(content["abstention"])
+            if content.get("novelty") is not None:
+                parts["novelty"] = Novelty.from_json(content["novelty"])
             return cls(**{**content, **parts})
         except (AttributeError, TypeError) as error:
             raise BadInput(f"this is not a model description: {error}") from None

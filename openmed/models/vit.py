@@ -29,6 +29,16 @@ class ViT(BaseModel):
         *inner, last = self.network.blocks
         return [self.network.patch_embed, *inner, nn.ModuleList([last, self.network.norm])]
 
+    def depths(self) -> list[nn.Module]:
+        """The blocks at a quarter, half and the whole of the depth."""
+        blocks = self.network.blocks
+        return [blocks[max(0, len(blocks) * part // 4 - 1)] for part in (1, 2, 4)]
+
+    def maps(self, output: torch.Tensor) -> torch.Tensor:
+        """Patch tokens (N, tokens, D) as maps (N, D, h, w)."""
+        patches = output[:, self.prefix_tokens :].transpose(1, 2)
+        return patches.unflatten(2, self.grid)
+
     @property
     def grid(self) -> tuple[int, int]:
         """Patches along height and width."""

@@ -24,10 +24,10 @@ _CONCERNS = {"sensitivity": "with the finding", "specificity": "without the find
 
 
 def performance_gates(evidence: Evidence) -> list[dict[str, Any]]:
-    """Returns the gates on operating point, probabilities, net benefit, subgroups, sites and hidden parts."""
+    """Gives the gates on operating point, probabilities, benefit, groups, sites, hidden parts and novelty."""
     gates = [gate(evidence) for gate in (_transfer, _calibration, _net_benefit, _subgroups)]
     sites = [_robustness(evidence, share) for share in evidence.plan.protocol.evaluation.stress.site_floors]
-    return [*gates, *sites, _shortcuts(evidence)]
+    return [*gates, *sites, _shortcuts(evidence), _unlike(evidence)]
 
 
 def limits_of_the_test(evidence: Evidence) -> list[str]:
@@ -148,6 +148,24 @@ def _loss_gate(name: str, loss: Mapping[str, Any], allowed: float, change: str) 
     verdict = PASS if value <= allowed else INSUFFICIENT if low <= allowed else FAIL
     said = f"The AUC falls by {_shown(loss['value'])} by {change}; {allowed:g} is allowed."
     return {"name": name, **loss, "floor": allowed, "verdict": verdict, "reason": said}
+
+
+def _unlike(evidence: Evidence) -> dict[str, Any]:
+    """Test films come from where the training films do: hardly any may be called unlike them."""
+    from pipeline.novelty import novelty_check
+
+    allowed, name = evidence.plan.protocol.evaluation.max_unlike, "unlike films"
+    if allowed is None:
+        return verdict_gate(name, PASS, "The change plan says nothing of films referred as unlike.")
+    found = novelty_check(evidence.rules, evidence.spec, evidence.test)
+    if found is None:
+        said = "It tells no films unlike those that it learnt from: set evaluate.unlike_share and retrain."
+        return verdict_gate(name, FAIL, said)
+    share, films = found["referred"], len(evidence.test)
+    said = f"Of {films} test films {found['films']} are referred as unlike those that it learnt from"
+    surely = share["low"] is not None and share["low"] > allowed
+    reason = f"{said}, surely more than {allowed:.0%}." if surely else f"{said}; {allowed:.0%} is allowed."
+    return {"name": name, **share, "floor": allowed, "verdict": FAIL if surely else PASS, "reason": reason}
 
 
 def _known(number: float | None) -> float:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from openmed.data.sources import Film
     from openmed.data.store import FilmStore
     from openmed.models.session import Predictor
-    from openmed.models.spec import ModelSpec
 
 # What a film is compared by with those that the champion was trained on.
 _MEASURED = ("width", "height", "bits", "mean", "std", "embedding")
@@ -127,31 +126,37 @@ def _answers(
             rows.append(row)
             squares.append(square)
     store.remember_hashes(hashed)
-    judged = judge_facts(pa.Table.from_pylist(rows, FACTS)) if rows else None
+    facts, smallest = pa.Table.from_pylist(rows, FACTS), predictor.spec.min_side_px
+    judged = judge_facts(facts, min_side_px=smallest) if rows else None
     for row, reason in zip(rows, judged["reason"] if rows else (), strict=True):
         row |= {"reason": reason, "status": UNUSABLE if reason else SCORED}
     usable = [(row, square) for row, square in zip(rows, squares, strict=True) if row["status"] == SCORED]
     if usable:
-        probabilities = predictor.predict(np.stack([square for _, square in usable]))
-        for (row, _), answer in zip(usable, _said(predictor.spec, probabilities), strict=True):
+        for (row, _), answer in zip(
+            usable, _said(predictor, np.stack([square for _, square in usable])), strict=True
+        ):
             row |= answer
     return rows + lost
 
 
-def _said(spec: "ModelSpec", probabilities: "np.ndarray") -> list[dict[str, Any]]:
-    from openmed.models.session import called_classes, referred
+def _said(predictor: "Predictor", squares: "np.ndarray") -> list[dict[str, Any]]:
+    from openmed.models.referral import referrals, unlike_reasons
+    from openmed.models.session import called_classes
 
+    spec, (probabilities, distances) = predictor.spec, predictor.assess(squares)
     called = called_classes(spec, probabilities, spec.threshold)
+    unlike = unlike_reasons(predictor, squares, distances)
     return [
         {
             "score": float(row[spec.positive_index]),
             "label": spec.class_names[label],
             "threshold": spec.threshold,
-            "refer": refer,
+            "refer": referral.refer,
+            "reason": referral.reason or "",
             **{f"probability_{name}": float(row[k]) for k, name in enumerate(spec.class_names)},
         }
-        for row, label, refer in zip(
-            probabilities, called, referred(spec, probabilities, called), strict=True
+        for row, label, referral in zip(
+            probabilities, called, referrals(spec, probabilities, called, unlike), strict=True
         )
     ]
 

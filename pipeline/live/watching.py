@@ -45,8 +45,8 @@ def watch(home: Path) -> dict[str, Any]:
     Returns:
         version, verdict (PASS, FAIL, or INSUFFICIENT EVIDENCE where no check fails and one cannot be made),
         sentence, films, patients, labelled (films with labels that were judged), flagged (shares of the
-        films, of the test films too), checks (lists of gates), shifts, periods, hold (the reason that holds
-        the version, None when nothing does), page.
+        films, of the test films too), referred (reason -> number of films), checks (lists of gates),
+        shifts, periods, hold (the reason that holds the version, None when nothing does), page.
 
     Raises:
         BadInput: There is no champion.
@@ -73,6 +73,7 @@ def watch(home: Path) -> dict[str, Any]:
         "sentence": sentence,
         **dict(zip(("films", "patients", "labelled"), seen, strict=True)),
         "flagged": {"now": _flagged(films, evidence), "test": _flagged(evidence.test, evidence)},
+        "referred": _reasons(films),
         "checks": made,
         "shifts": [shift.to_json() for shift in shifts or ()],
         "periods": list(_periods(evidence, log, known, plan.films))[::-1],
@@ -122,7 +123,7 @@ def _checks(
     """The checks that need no labels."""
     yield from checks.drift_checks(shifts, plan.drift)
     yield from checks.floor_checks("expected", *checks.expected(evidence, films), plan.floors)
-    if evidence.spec.abstention is not None:
+    if evidence.spec.abstention is not None or evidence.spec.novelty is not None:
         yield checks.referral_check(evidence.rules, films, plan.max_referred)
 
 
@@ -134,6 +135,15 @@ def _measured(evidence: Evidence, labelled: "pd.DataFrame", plan: "Monitoring") 
     few = f"labels have come for {patients} patients, and the plan asks for {plan.min_patients}"
     problem = few if patients < plan.min_patients else ""
     yield from checks.floor_checks("measured", *checks.measured(evidence, labelled), plan.floors, problem)
+
+
+def _reasons(films: "pd.DataFrame") -> dict[str, int]:
+    """How many films were referred for each reason; older answers, which name none, know only one."""
+    from openmed.models.referral import NO_CLASS
+
+    told = films.reindex(columns=["refer", "reason"])
+    reasons = told.loc[told["refer"].eq(True).fillna(False), "reason"]
+    return reasons.replace("", NO_CLASS).fillna(NO_CLASS).value_counts().to_dict()
 
 
 def _flagged(films: "pd.DataFrame", evidence: Evidence) -> float | None:

@@ -123,10 +123,14 @@ def log_model(run_id: str, folder: Path) -> str:
 
     import openmed
 
-    outputs = [("label", DataType.string), ("probability", DataType.double), ("threshold", DataType.double)]
+    outputs = [
+        *(("label", DataType.string), ("probability", DataType.double), ("threshold", DataType.double)),
+        *(("refer", DataType.boolean), ("reason", DataType.string)),
+    ]
+    missing = ("refer", "reason")
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, "image")]),
-        outputs=Schema([ColSpec(kind, name) for name, kind in outputs]),
+        outputs=Schema([ColSpec(kind, name, required=name not in missing) for name, kind in outputs]),
     )
     blank = cv2.imencode(".png", np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1)))[1].tobytes()
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
@@ -203,12 +207,15 @@ def _check_version(folder: Path, version: "ModelVersion") -> None:
 
 
 def _check_hashes(folder: Path, weights_sha256: str | None, spec_sha256: str | None, what: str) -> None:
-    from openmed.models.checkpoint import EXPORT_FILE, SPEC_FILE, WEIGHTS_FILE, export_hash
+    from openmed.models.checkpoint import EXPORT_FILE, SPEC_FILE, WEIGHTS_FILE, export_hash, read_spec
+    from openmed.models.feature_statistics import STATISTICS_FILE
 
     _check_hash(folder / WEIGHTS_FILE, weights_sha256, what)
     _check_hash(folder / SPEC_FILE, spec_sha256, what)
     if (export_sha256 := export_hash(folder)) is not None:
         _check_hash(folder / EXPORT_FILE, export_sha256, what)
+    if (novelty := read_spec(folder)[0].novelty) is not None:
+        _check_hash(folder / STATISTICS_FILE, novelty.statistics_sha256, what)
 
 
 def _check_hash(path: Path, expected: str | None, what: str) -> None:

@@ -201,7 +201,7 @@ def _verdict(chain: _Chain) -> None:
 
     from openmed.metrics.gates import to_json
     from openmed.models.checkpoint import read_spec
-    from pipeline.judgement import Rules, judge_test_films, operating_threshold
+    from pipeline.judgement import Rules, judge_test_films, operating_threshold, unlike_limit
 
     with stored(chain.number) as folder:
         spec = read_spec(folder)[0]
@@ -219,6 +219,9 @@ def _verdict(chain: _Chain) -> None:
         raise IntegrityError(
             f"the threshold of {chain.what} is {spec.threshold}, but its calibration films give {threshold}"
         )
+    if spec.novelty is not None:
+        limit = {"limit": unlike_limit(predictions, spec.novelty.share)[0]}
+        _close(limit, {"limit": spec.novelty.limit}, f"the limit of novelty of {chain.what}")
     intervals, verdict, judged = judge_test_films(predictions, spec.positive_index, threshold, rules)
     close(json.loads(json.dumps(to_json(verdict, judged))), gates, f"gates.json of {chain.what}")
     shown = {name: metrics["test"][name] for name in intervals}

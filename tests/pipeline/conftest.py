@@ -72,6 +72,7 @@ def make_workspace(
     good=True,
     floors=FLOORS,
     validation=None,
+    unlike_share=None,
     splits=SPLITS,
     change=lambda rows: rows,
     external=None,
@@ -100,7 +101,8 @@ def make_workspace(
     (folder / "data.dvc").write_text("outs:\n- md5: 0123abcd.dir\n  path: data\n")
     for index, name in enumerate(architectures):
         auc = (validation or {}).get(name, 0.9 - index / 10)
-        _write_candidate(folder, name, films, params, seed=seed, good=good, change=change, validation_auc=auc)
+        options = {"seed": seed, "good": good, "change": change, "unlike_share": unlike_share}
+        _write_candidate(folder, name, films, params, validation_auc=auc, **options)
         _write_external(folder, name, params, external or {})
     return write_lock(folder)
 
@@ -150,7 +152,24 @@ def _write_films(folder, films_seed, splits):
     return films
 
 
-def _write_candidate(folder, name, films, params, *, seed, good, change, validation_auc):
+def _with_statistics(model, folder, films, rows, share):
+    """Gives a model statistics of the training films, and the rows their distances."""
+    from openmed.data.images import read_squares
+    from openmed.models.feature_statistics import fit_statistics
+    from pipeline.novelty import choose_limit
+
+    def squares(table):
+        paths = films.set_index("id").loc[table["id"], "path"]
+        return np.stack([read_squares(folder / "data" / path, [32])[0] for path in paths])
+
+    train = films[films["split"] == "train"]
+    model.statistics = fit_statistics(model.examine(squares(train))[1], train["label"])
+    rows = rows.assign(distance=model.assess(squares(rows))[1])
+    model.spec = model.spec.with_novelty(choose_limit(rows, share, model.statistics))
+    return rows
+
+
+def _write_candidate(folder, name, films, params, *, seed, good, change, validation_auc, unlike_share):
     from openmed.metrics.gates import to_json
     from openmed.models.checkpoint import save_model
     from openmed.models.control import CONTROL_FILE, write_control
@@ -172,6 +191,8 @@ def _write_candidate(folder, name, films, params, *, seed, good, change, validat
     threshold = operating_threshold(rows, 1, rules)
     model = ModelFactory.create(name, timm_name=TINY[name], image_size_px=32, seed=seed)
     model.spec = model.spec.with_threshold(threshold)
+    if unlike_share is not None:
+        rows = _with_statistics(model, folder, films, rows, unlike_share)
     digest = save_model(target / "model", model)
     rows.to_parquet(target / "predictions.parquet")
     squares = np.random.default_rng(seed).integers(0, 256, (4, 32, 32)).astype(np.uint8)

@@ -17,6 +17,7 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 from openmed.data.images import read_film, resize_film
 from openmed.files import sha256_file
 from openmed.models.checkpoint import load_model, read_spec
+from openmed.models.referral import INVERTED, NO_CLASS, ROTATED, UNLIKE
 from pipeline import registry
 from tests.conftest import ROOT
 from tests.pipeline.conftest import make_workspace, register
@@ -216,26 +217,81 @@ def test_predict_prints_one_object_a_line_with_the_librarys_probability(openmed,
     threshold = read_spec(vit)[0].threshold
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     assert {(row["threshold"], row["model"]) for row in rows} == {(threshold, str(vit))}
-    assert set(rows[0]) == {"path", "probability", "label", "threshold", "refer", "model"}
-    abstention, spec = read_spec(vit)[0].abstention, read_spec(vit)[0]
+    assert set(rows[0]) == {"path", "probability", "label", "threshold", "refer", "reason", "model"}
+    spec = read_spec(vit)[0]
+    abstention, distances = spec.abstention, load_model(vit).assess(squares_of(vit, paths))[1]
+    unlike = dict(zip(map(str, paths), distances > spec.novelty.limit, strict=True))
     for row in rows:
         kept = [
             p >= low
             for p, low in zip((1 - row["probability"], row["probability"]), abstention.lowest, strict=True)
         ]
         called = spec.class_names.index(row["label"])
-        assert row["refer"] == (sum(kept) != 1 or not kept[called])
+        unclear = sum(kept) != 1 or not kept[called]
+        assert row["refer"] == (unclear or unlike[row["path"]])
+        assert (row["reason"] == NO_CLASS) == (unclear and not unlike[row["path"]])
+        assert (row["reason"] is None) == (not row["refer"])
     expected = probability(vit, paths)
     assert [row["probability"] for row in rows] == pytest.approx(expected, abs=1e-5)
     for row in rows:
         assert row["label"] == ("PNEUMONIA" if row["probability"] >= threshold else "NORMAL")
 
 
+def squares_of(model, paths):
+    size = read_spec(model)[0].image_size_px
+    return np.stack([resize_film(read_film(path), size) for path in paths])
+
+
+def test_predict_refers_what_is_unlike_the_films_it_learnt_from_and_says_why(openmed, vit, films, tmp_path):
+    film = read_film(films["file"].iloc[0])
+    noise = np.random.default_rng(0).integers(0, 256, film.shape, dtype=np.uint8)
+    changed = {INVERTED: 255 - film, ROTATED: np.rot90(film), UNLIKE: noise}
+    for reason, each in changed.items():
+        cv2.imwrite(str(tmp_path / "film.png"), each)
+        row = json.loads(openmed("predict", vit, tmp_path / "film.png", "--json")[1])
+        assert (row["refer"], row["reason"]) == (True, reason)
+        options = ["--tta", "--threshold", "0.5", "--json"]
+        row = json.loads(openmed("predict", vit, tmp_path / "film.png", *options)[1])
+        assert (row["refer"], row["reason"]) == (True, reason)
+
+
+@pytest.mark.parametrize(
+    ("film", "reason"),
+    [
+        (np.zeros((80, 80), np.uint8), "the film is blank"),
+        (np.arange(600, dtype=np.uint8).reshape(20, 30), "only 30 x 20 pixels"),
+    ],
+)
+def test_films_that_validate_would_quarantine_are_refused(openmed, vit, tmp_path, film, reason):
+    cv2.imwrite(str(tmp_path / "film.png"), film)
+    refused(openmed("predict", vit, tmp_path / "film.png"), f"film.png cannot be used: {reason}")
+    command = ("explain", vit, tmp_path / "film.png", "--out", tmp_path / "heat.jpg")
+    refused(openmed(*command), f"film.png cannot be used: {reason}")
+
+
+def test_evaluate_counts_the_films_referred_by_reason(openmed, vit, films, tmp_path):
+    for label, group in films.groupby("label"):
+        folder = tmp_path / "films" / ("NORMAL", "PNEUMONIA")[label]
+        folder.mkdir(parents=True)
+        for number, path in enumerate(group["file"].head(8)):
+            film = read_film(path)
+            cv2.imwrite(str(folder / f"patient{label}{number}.png"), 255 - film if number < 3 else film)
+        cv2.imwrite(str(folder / "blank.png"), np.full((64, 64), 7, np.uint8))
+    result = json.loads(openmed("evaluate", vit, tmp_path / "films", "--json")[1])
+    rows = [
+        json.loads(openmed("predict", vit, path, "--json")[1])
+        for path in sorted((tmp_path / "films").rglob("patient*.png"))
+    ]
+    assert (result["n"], result["unusable"]) == (16, 2) and result["referred"][INVERTED] == 6
+    for reason, count in result["referred"].items():
+        assert count == sum(row["reason"] == reason for row in rows)
+
+
 def test_predict_tells_a_person_label_probability_and_threshold(openmed, vit, films):
     path = films["file"].iloc[0]
     (row,) = [json.loads(openmed("predict", vit, path, "--json")[1])]
     shown = f"{path}  {row['label']}  {row['probability']:.3f}  (threshold {row['threshold']:.3f})"
-    shown += "  refer to a radiologist" * row["refer"]
+    shown += f"  refer to a radiologist: {row['reason']}" * row["refer"]
     assert openmed("predict", vit, path)[1] == f"{shown}\n"
 
 
@@ -370,7 +426,7 @@ def test_evaluate_agrees_with_scikit_learn_on_the_same_films(openmed, vit, films
 
 def test_evaluate_tells_a_person_the_intervals_and_the_unusable_films(openmed, vit, judged):
     _, out, _ = openmed("evaluate", vit, judged[0])
-    assert "1 films could not be decoded" in out
+    assert "1 films could not be used" in out
     assert {line.split()[0] for line in out.splitlines()[1:5]} == {
         "auc",
         "sensitivity",

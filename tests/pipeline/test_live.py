@@ -14,6 +14,7 @@ import yaml
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_bytes
+from openmed.models.referral import REASONS
 from pipeline import cli, live, promotion, registry
 from pipeline.live import ScoreLog, scoring
 from tests.conftest import ROOT, write_plan
@@ -165,6 +166,49 @@ def test_unusable_films_are_logged_with_the_reason_and_nothing_names_a_patient(h
     for path in (home / "scores").rglob("*"):
         assert path.is_dir() or b"ROE" not in path.read_bytes()
     assert "ROE" not in table.to_csv() and "ward" not in table.to_csv()
+
+
+@pytest.fixture
+def knowing(store, tmp_path):
+    """A champion with feature statistics, and its state folder."""
+    workspace = make_workspace(tmp_path / "knowing", splits=SPLITS * 3, unlike_share=0.1)
+    crown(register(workspace)["version"])
+    return store
+
+
+def test_unlike_films_are_referred_and_the_page_counts_the_reasons(knowing, tmp_path):
+    model = registry.load("models:/openmed-cxr/1")
+    films = {f"{number}.png": film(number, (40, 36)) for number in range(30)}
+    step = np.kron([[20, 220], [40, 60]], np.ones((40, 40))).astype(np.uint8)
+    films["step.png"] = cv2.imencode(".png", step)[1].tobytes()
+    films["black.png"] = cv2.imencode(".png", np.zeros((64, 64), np.uint8))[1].tobytes()
+    (tmp_path / "incoming").mkdir()
+    for name, content in films.items():
+        (tmp_path / "incoming" / name).write_bytes(content)
+    done = live.score_films(knowing, tmp_path / "incoming")
+    table = answered(knowing).set_index("sha256")
+    assert done["unusable"] == 1
+    assert table.loc[sha256_bytes(films["black.png"]), "reason"] == "the film is blank"
+    row = table.loc[sha256_bytes(films["step.png"])]
+    assert bool(row["refer"]) and row["reason"] in REASONS
+    for name in list(films)[:30]:
+        square = cv2.resize(
+            cv2.imdecode(np.frombuffer(films[name], np.uint8), 0), (32, 32), interpolation=cv2.INTER_AREA
+        )
+        unlike = model.assess(square[None])[1] > model.spec.novelty.limit
+        assert table.loc[sha256_bytes(films[name]), "refer"] == unlike[0]
+    counts = table.loc[table["refer"].eq(True).fillna(False), "reason"].value_counts().to_dict()
+    result = live.watch(knowing)
+    assert result["referred"] == counts and sum(counts.values()) == done["referred"]
+    page = (knowing / "watch/watch.html").read_text()
+    for reason, count in counts.items():
+        assert f'<td>{reason}</td><td class="n">{count}</td>' in page
+
+
+def test_answers_from_before_reasons_are_counted_as_unclear(home):
+    rows = scored(120).assign(refer=pd.array([True] * 20 + [False] * 100, "boolean"))
+    ScoreLog(home, "1").append(rows)
+    assert sum(live.watch(home)["referred"].values()) <= 20
 
 
 def test_a_zip_and_a_folder_of_the_same_films_are_the_same_films(home, incoming, tmp_path):

@@ -20,9 +20,12 @@ import pytest
 from openmed.data.images import decode_film, resize_film
 from openmed.errors import BadInput
 from openmed.models.export import finish_export
+from openmed.models.referral import INVERTED
 from openmed.models.session import runtime
 from pipeline import registry
 from pipeline.registry.store import connect
+
+COLUMNS = ["label", "probability", "threshold", "refer", "reason"]
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ def expected(registered, films):
 
 def test_a_served_model_answers_what_the_model_folder_answers(registered, served, classifier, films):
     answer = served.predict(pd.DataFrame({"image": films}))
-    assert len(films) == 40 and list(answer.columns) == ["label", "probability", "threshold"]
+    assert len(films) == 40 and list(answer.columns) == COLUMNS
     np.testing.assert_allclose(answer["probability"], expected(registered, films), atol=1e-6)
     pd.testing.assert_frame_equal(classifier.predict(None, pd.DataFrame({"image": films})), answer)
     assert set(answer["threshold"]) == {0.5}
@@ -82,9 +85,21 @@ def test_an_exported_model_is_served_by_onnx_runtime_with_the_same_answers(
     assert (answer["label"] == expected["label"]).all()
 
 
+def test_a_served_model_refers_as_the_command_does(toy, classifier, films):
+    from pipeline.inference import assemble, predict_films
+
+    folder, paths = toy / "artifacts/evaluate/vit/model", sorted((toy / "data/films").rglob("*.*"))[:12]
+    inverted = cv2.imencode(".png", 255 - decode_film(paths[0].read_bytes()))[1].tobytes()
+    images = [*(path.read_bytes() for path in paths), inverted]
+    answer = loaded(type(classifier)(), folder).predict(None, pd.DataFrame({"image": images}))
+    rows = list(predict_films(assemble([str(folder)]), paths, "vit"))
+    assert answer["reason"].tolist() == [*(row["reason"] for row in rows), INVERTED]
+    assert answer["refer"].tolist() == [*(row["refer"] for row in rows), True]
+
+
 def test_no_films_give_no_rows(classifier):
     answer = classifier.predict(None, pd.DataFrame({"image": []}, dtype=object))
-    assert len(answer) == 0 and list(answer.columns) == ["label", "probability", "threshold"]
+    assert len(answer) == 0 and list(answer.columns) == COLUMNS
 
 
 @pytest.mark.parametrize(
@@ -93,6 +108,10 @@ def test_no_films_give_no_rows(classifier):
         (b"", "the image in row 1 is empty"),
         (b"%PDF-1.4", "the image in row 1 is not a JPEG, PNG, TIFF or DICOM image"),
         (cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes(), "row 1 is 4 x 4 pixels"),
+        (
+            cv2.imencode(".png", np.zeros((64, 64), np.uint8))[1].tobytes(),
+            "row 1 cannot be used: the film is blank",
+        ),
     ],
 )
 def test_a_bad_image_is_named_by_its_row(classifier, films, image, message):

@@ -36,7 +36,9 @@ def ground(tmp_path_factory, migrated):
         patch.setenv("OPENMED_HOME", str(home))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         for number, expected in ((1, None), (2, "1")):
-            workspace = make_workspace(root / str(number), ("vit",), seed=number, films_seed=number)
+            workspace = make_workspace(
+                root / str(number), ("vit",), seed=number, films_seed=number, unlike_share=0.2
+            )
             register(workspace, f"run-{number}", started_by="Ms Engineer")
             promotion.promote(
                 str(number),
@@ -95,9 +97,10 @@ def test_an_untouched_version_is_intact_in_every_link(home):
 
 def test_one_flipped_byte_in_any_stored_file_is_found_and_the_file_is_named(home):
     files = files_of(home, "2")
-    assert {"dvc.lock", "split.parquet", "predictions.parquet", "weights.safetensors", "MLmodel"} <= {
-        path.name for _, path in files
-    }
+    assert {
+        *("dvc.lock", "split.parquet", "predictions.parquet"),
+        *("weights.safetensors", "statistics.safetensors", "MLmodel"),
+    } <= {path.name for _, path in files}
     for link, path in files:
         if "code" in path.parts and path.name != "factory.py":
             continue  # one file of our own code among a hundred
@@ -206,6 +209,17 @@ def test_a_threshold_that_the_calibration_films_do_not_give_is_found(store, tmp_
     register(workspace)
     found = broken("1")
     assert found.name == "verdict" and "the threshold of version 1 is 0.4" in found.problem
+
+
+def test_a_limit_of_novelty_that_the_calibration_films_do_not_give_is_found(store, tmp_path):
+    make_workspace(tmp_path, ("vit",), unlike_share=0.2)
+    path = tmp_path / "artifacts/evaluate/vit/model/model.json"
+    content = json.loads(path.read_text())
+    content["spec"]["novelty"]["limit"] += 0.5
+    path.write_text(json.dumps(content))
+    register(tmp_path)
+    found = broken("1")
+    assert found.name == "verdict" and "the limit of novelty of version 1 says" in found.problem
 
 
 def test_what_is_not_what_the_pipeline_wrote_is_not_registered(store, tmp_path):

@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 
+from openmed.files import sha256_bytes
+from openmed.metrics.novelty import Novelty
 from openmed.models.factory import ModelFactory
+from openmed.models.feature_statistics import fit_statistics
 
 
 @pytest.fixture
@@ -17,6 +20,14 @@ def small(architecture, **options):
         "inceptionv3": {"image_size_px": 75},
     }
     return ModelFactory.create(architecture, **{**smallest[architecture], **options})
+
+
+def with_statistics(model, films, limit=1.0):
+    """Gives a model statistics of films, uint8 (N, S, S), and a limit."""
+    model.statistics = fit_statistics(model.examine(films)[1], np.arange(len(films)) % 2)
+    digest = sha256_bytes(model.statistics.to_bytes())
+    model.spec = model.spec.with_novelty(Novelty(0.02, limit, len(films), digest))
+    return model
 
 
 @pytest.fixture

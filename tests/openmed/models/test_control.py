@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,8 @@ import torch
 from openmed.errors import IntegrityError
 from openmed.models.control import CONTROL_FILE, check_control, write_control
 from openmed.models.factory import ModelFactory
+from openmed.models.feature_statistics import FeatureStatistics
+from tests.openmed.models.conftest import with_statistics
 
 
 @pytest.fixture
@@ -44,3 +48,17 @@ def test_what_is_no_control_set_is_refused(judged, tmp_path):
     for predictor, file in ((model, path), (model, tmp_path / "absent"), (other, empty)):
         with pytest.raises(IntegrityError):
             check_control(file, predictor)
+
+
+def test_a_model_that_sees_films_otherwise_is_refused(judged, tmp_path):
+    model, path = judged
+    films = np.random.default_rng(0).integers(0, 256, (6, 32, 32)).astype(np.uint8)
+    with_statistics(model, films)
+    with pytest.raises(IntegrityError, match="sees its control set otherwise"):
+        check_control(path, model)
+    write_control(path, model, films)
+    assert check_control(path, model) == 0
+    first, *others = model.statistics.depths
+    model.statistics = FeatureStatistics([replace(first, rest=first.rest * 2), *others])
+    with pytest.raises(IntegrityError, match="sees its control set otherwise"):
+        check_control(path, model)

@@ -5,7 +5,7 @@ import pytest
 
 from openmed.errors import BadInput
 from openmed.models.ensemble import VIEWS, Ensemble, affine_views
-from tests.openmed.models.conftest import small
+from tests.openmed.models.conftest import small, with_statistics
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +103,16 @@ def test_a_threshold_that_is_no_probability_is_refused(members, threshold):
 def test_models_of_different_tasks_do_not_answer_together(members, options):
     with pytest.raises(BadInput, match="cannot answer together"):
         Ensemble([members[0], small("vit", **options)])
+
+
+def test_a_film_is_unlike_when_it_is_to_any_member():
+    films = np.random.default_rng(4).integers(0, 256, (12, 32, 32), dtype=np.uint8)
+    near = with_statistics(small("resnet50").eval(), films, limit=100.0)
+    far = with_statistics(small("vit").eval(), films, limit=-100.0)
+    plain = small("resnet50", seed=3).eval()
+    asked = {32: films[:3]}
+    assert Ensemble([near]).assess(asked)[1] == [None] * 3
+    assert all(Ensemble([near, far, plain], views=True).assess(asked)[1])
+    assert Ensemble([plain]).assess(asked)[1] is None
+    mean = Ensemble([near, far]).assess(asked)[0]
+    np.testing.assert_allclose(mean, (near.predict(asked[32]) + far.predict(asked[32])) / 2, atol=1e-6)

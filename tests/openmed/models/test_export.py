@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -24,7 +25,7 @@ from openmed.models.session import (
     runtime,
 )
 from tests.conftest import ROOT
-from tests.openmed.models.conftest import small
+from tests.openmed.models.conftest import small, with_statistics
 
 
 def films_of(spec, count=12):
@@ -265,3 +266,62 @@ def test_without_the_finding_the_most_probable_other_class_is_called(make):
     answers = np.array([[0.1, 0.6, 0.3], [0.1, 0.7, 0.2], [0.5, 0.1, 0.4]])
     assert called_classes(spec, answers, 0.7).tolist() == [2, 1, 0]
     assert called_classes(spec, answers, None).tolist() == [1, 1, 0]
+
+
+@pytest.fixture(scope="module", params=ModelFactory.names())
+def knowing(request, tmp_path_factory):
+    """An exported model folder with feature statistics, and its model; only to be read."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = telling(request.param)
+    with_statistics(model, films_of(model.spec, 20))
+    save_model(folder, model)
+    export_onnx(model, folder, films_of(model.spec))
+    return folder, model
+
+
+def test_an_export_sees_films_as_far_from_the_known_as_the_model(knowing):
+    folder, model = knowing
+    films = np.random.default_rng(0).integers(0, 256, (9, *films_of(model.spec).shape[1:]), dtype=np.uint8)
+    expected, found = model.assess(films), load_exported(folder).assess(films, batch_films=4)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-3)
+    np.testing.assert_array_equal(load_model(folder).assess(films)[1], expected[1])
+    np.testing.assert_array_equal(load_exported(folder).predict(films), found[0])
+    assert len(load_exported(folder).assess(films[:0])[1]) == 0 == len(model.assess(films[:0])[1])
+
+
+def test_only_a_graph_with_statistics_has_features(knowing, folder):
+    outputs = [
+        [each.name for each in onnx.load(each_folder / "model.onnx").graph.output]
+        for each_folder in (knowing[0], folder)
+    ]
+    assert outputs == [["logits", "features"], ["logits"]]
+
+
+def test_a_graph_without_the_features_its_model_has_statistics_of_is_refused(knowing, folder):
+    model = knowing[1]
+    with pytest.raises(IntegrityError, match="gives no features"):
+        ExportedModel(model.spec, (folder / "model.onnx").read_bytes(), model.statistics)
+
+
+def test_an_export_that_sees_films_otherwise_is_refused(knowing):
+    folder, model = knowing
+    first, *others = model.statistics.depths
+    moved = type(model.statistics)([replace(first, scale=first.scale * 1.2), *others])
+    exported = ExportedModel(model.spec, (folder / "model.onnx").read_bytes(), moved)
+    with pytest.raises(IntegrityError, match="sees films otherwise"):
+        check_parity(model, exported, films_of(model.spec))
+
+
+@pytest.mark.parametrize("load", [load_model, load_exported])
+def test_changed_or_missing_statistics_are_refused(knowing, tmp_path, load):
+    copy = shutil.copytree(knowing[0], tmp_path / "copy")
+    path = copy / "statistics.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"statistics\.safetensors is missing or was changed"):
+        load(copy)
+    path.unlink()
+    with pytest.raises(IntegrityError, match=r"statistics\.safetensors is missing or was changed"):
+        load(copy)

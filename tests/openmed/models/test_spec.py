@@ -7,6 +7,7 @@ from scipy.special import softmax
 
 from openmed.errors import BadInput
 from openmed.metrics.calibration import Calibration
+from openmed.metrics.novelty import Novelty
 from openmed.models.spec import ModelSpec
 
 SPEC = ModelSpec(
@@ -28,7 +29,13 @@ LOGITS = np.random.default_rng(0).normal(0, 3, (20, 3)).astype(np.float32)
 
 
 @pytest.mark.parametrize(
-    "spec", [SPEC, SPEC.with_threshold(0.1 + 0.2), SPEC.with_calibration(PLATT).with_threshold(0.4)]
+    "spec",
+    [
+        SPEC,
+        SPEC.with_threshold(0.1 + 0.2),
+        SPEC.with_calibration(PLATT).with_threshold(0.4),
+        SPEC.with_novelty(Novelty(0.02, 1.5, 80, "ab")),
+    ],
 )
 def test_a_spec_survives_json(spec):
     assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
@@ -63,6 +70,12 @@ def test_a_description_with_a_wrong_field_is_refused(change):
     change(content)
     with pytest.raises(BadInput):
         ModelSpec.from_json(content)
+
+
+def test_a_description_from_before_novelty_loads_and_refers_nothing_as_unlike():
+    content = SPEC.to_json()
+    del content["novelty"], content["min_side_px"]
+    assert ModelSpec.from_json(content) == SPEC
 
 
 @pytest.mark.parametrize("content", [[], "vit", None, 3])
