@@ -221,7 +221,7 @@ def _verdict(chain: _Chain) -> None:
         )
     if spec.novelty is not None:
         limit = {"limit": unlike_limit(predictions, spec.novelty.share)[0]}
-        _close(limit, {"limit": spec.novelty.limit}, f"the limit of novelty of {chain.what}")
+        close(limit, {"limit": spec.novelty.limit}, f"the limit of novelty of {chain.what}")
     intervals, verdict, judged = judge_test_films(predictions, spec.positive_index, threshold, rules)
     close(json.loads(json.dumps(to_json(verdict, judged))), gates, f"gates.json of {chain.what}")
     shown = {name: metrics["test"][name] for name in intervals}

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from openmed.data.images import read_square
+from openmed.data.images import read_squares
 from openmed.errors import BadInput, IntegrityError
 from openmed.models.checkpoint import load_model
 from pipeline import promotion
@@ -54,7 +54,7 @@ def test_every_usable_film_of_every_set_is_scored_by_the_finished_model(workspac
     assert (metrics["sets"]["covid"]["unusable"], metrics["sets"]["nih"]["unusable"]) == (1, 0)
     model = load_model(workspace / "artifacts/evaluate/vit/model")
     film = films.iloc[20]
-    square = read_square(workspace / "external" / film["path"], model.spec.image_size_px)
+    (square,) = read_squares(workspace / "external" / film["path"], [model.spec.image_size_px])
     assert film["score"] == pytest.approx(model.predict(square[None])[0, 1], abs=1e-5)
     own = films[films["set"] == "nih"]
     whole = metrics["sets"]["nih"]["groups"][0]
