@@ -4,8 +4,9 @@ Imports the films, splits them by patient, trains every architecture from scratc
 input size or with `--production` by the production schedule at the published one, once with each augmentation
 of `--settings`, on the same splits. Prints a table of the test films, patients that the split put aside and
 on whom nothing was chosen: AUC, sensitivity and specificity at the frozen threshold, the worst of both over
-the simulated sites, AUC with hidden lungs, calibration. With `--external` a second table has the same frozen
-model on films of other hospitals: by set and view, against the labels of radiologists apart from mined ones.
+the simulated sites, AUC with hidden lungs, the share referred as unlike, calibration. With `--external` a
+second table has the same frozen model on films of other hospitals: by set and view, against the labels of
+radiologists apart from mined ones.
 """
 
 import argparse
@@ -39,9 +40,9 @@ SIZES_PX = {"resnet50": 96, "vit": 96, "inceptionv3": 128}
 MEASURED = ("auc", "sensitivity", "specificity")
 COLUMNS = (
     *("network", "settings", "seed", "films", *MEASURED, "worst site sensitivity", "worst site specificity"),
-    *("AUC, lungs hidden", "ECE before, after", "epochs", "s an epoch"),
+    *("AUC, lungs hidden", "unlike", "ECE before, after", "epochs", "s an epoch"),
 )
-ELSEWHERE = ("network", "settings", "seed", "set", "labels", "films", *MEASURED)
+ELSEWHERE = ("network", "settings", "seed", "set", "labels", "films", "unlike", *MEASURED)
 
 
 def main() -> int:
@@ -132,6 +133,7 @@ def _trained(params: Params, name: str) -> dict[str, object]:
         **{key: _shown(metrics["test"][key]) for key in MEASURED},
         **at_worst,
         "AUC, lungs hidden": f"{metrics['stress']['lungs hidden']['auc']:.3f}",
+        "unlike": _shown(metrics["novelty"]["referred"]),
         "ECE before, after": f"{steps['softmax']['ece']:.3f}, {steps['calibrated']['ece']:.3f}",
         "epochs": epochs,
         "s an epoch": f"{seconds / epochs:.1f}",
@@ -151,7 +153,7 @@ class External:
     def judged(self, name: str) -> Iterator[dict[str, object]]:
         """Judges a finished model at its frozen threshold on each set, each view and each kind of label."""
         predictor = load_predictor(Path("artifacts/evaluate", name, "model"), pick_device("auto"))
-        scores = self._scores(predictor)
+        scores, unlike = self._assessed(predictor)
         for title, labels, where, has in self._sets():
             films = self._films[where]
             found = bootstrap(
@@ -162,7 +164,13 @@ class External:
                 seed=0,
             )
             shown = {key: _shown(found[key].to_json()) for key in MEASURED}
-            yield {"set": title, "labels": labels, "films": len(films), **shown}
+            about = {
+                "set": title,
+                "labels": labels,
+                "films": len(films),
+                "unlike": f"{unlike[where].mean():.2f}",
+            }
+            yield about | shown
 
     def _sets(self) -> Iterator[tuple[str, str, pd.Series, pd.Series]]:
         films = self._films
@@ -179,14 +187,16 @@ class External:
                 if (here & known).any():
                     yield f"{source} {view or 'no view'}", labels, here & known, has
 
-    def _scores(self, predictor: Predictor) -> np.ndarray:
+    def _assessed(self, predictor: Predictor) -> tuple[np.ndarray, np.ndarray]:
+        """Scores of all films, and which of them are unlike those that the model learnt from."""
         size = predictor.spec.image_size_px
         if size not in self._squares:
             contents = (self._archive.read(self._folder + path) for path in self._films["path"])
             self._squares[size] = np.stack([decode_squares(data, [size], "a film")[0] for data in contents])
         squares = self._squares[size]
-        parts = [predictor.predict(squares[start : start + 64]) for start in range(0, len(squares), 64)]
-        return np.concatenate(parts)[:, predictor.spec.positive_index].astype(float)
+        probabilities, distances = predictor.assess(squares)
+        scores = probabilities[:, predictor.spec.positive_index].astype(float)
+        return scores, predictor.spec.novelty.unlike(distances)
 
 
 def _shown(found: dict[str, float | None]) -> str:
