@@ -96,10 +96,10 @@ def test_small_losses_do_not_add_up(store, tmp_path, monkeypatch):
     def score(workspace, version):
         about = {"version": version, "threshold": 0.5, "positive": "PNEUMONIA", "problem": None}
         if version is None:
-            return about, None
+            return about, None, None
         films = registry.films_of(workspace)[["id", "sha256", "split"]]
         both = films.merge(planted[version][["id", "score"]], on="id")
-        return about, both[both["split"] == "test"].drop(columns="split")
+        return about, both[both["split"] == "test"].drop(columns="split"), None
 
     monkeypatch.setattr(scoring, "_score_version", score)
     first = retrained(1, 0.24)
