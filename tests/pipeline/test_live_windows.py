@@ -122,7 +122,7 @@ def test_logs_of_before_batches_are_read(tmp_path):
 
 def test_memory_does_not_grow_with_the_log(tmp_path):
     def peak(batches):
-        log = logged(tmp_path / str(batches), *([rows(400, seed=number)] for number in range(batches)))
+        log = logged(tmp_path / str(batches), *([rows(1000, seed=number)] for number in range(batches)))
         wanted = {rows(1)["sha256"][0]}
         tracemalloc.start()
         try:
@@ -134,7 +134,7 @@ def test_memory_does_not_grow_with_the_log(tmp_path):
 
     peak(1)
     # A film's hash alone would be 113 bytes, its row 600.
-    assert peak(30) - peak(5) < 25 * 400 * 20
+    assert peak(30) - peak(5) < 25 * 1000 * 20
 
 
 @pytest.fixture

@@ -22,6 +22,9 @@ class BrightSpotReader(BaseModel):
     def blocks(self):
         return [self.network]
 
+    def depths(self):
+        return [self.network]
+
     def forward(self, x):
         spot = (x * self._std + self._mean)[:, 0, 2:14, 16:28].mean(dim=(1, 2))
         evidence = 20 * (spot - 0.6)
