@@ -44,7 +44,11 @@ class NetBenefit(_Part):
 class Stress(_Part):
     """Floors of the worst simulated site; what AUC a hidden border may cost, hidden lungs may leave."""
 
-    site_floors: dict[Literal["sensitivity", "specificity"], Share] = Field(min_length=2)
+    # Plans of before there were simulated sites have max_loss instead, which judges nothing.
+    site_floors: Annotated[dict[Literal["sensitivity", "specificity"], Share], Field(min_length=2)] | None = (
+        None
+    )
+    max_loss: Share | None = None
     max_border_loss: Share
     max_auc_without_lungs: Share
 

@@ -116,6 +116,16 @@ def test_a_model_that_fails_at_one_simulated_site_is_refused(home, tmp_path, req
     assert "At the worst simulated site (gamma 1.7) the specificity is 0.310" in reason
 
 
+def test_a_plan_of_before_there_were_sites_is_read_and_gives_no_evidence(home, tmp_path, request):
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=17)
+    plan = yaml.safe_load((workspace / "change_plan.yaml").read_text())
+    stress = plan["protocol"]["evaluation"]["stress"]
+    del stress["site_floors"]
+    stress["max_loss"] = 0.05
+    (workspace / "change_plan.yaml").write_text(yaml.safe_dump(plan))
+    assert "older than simulated sites" in refused(workspace, request, "robustness", INSUFFICIENT)
+
+
 def test_too_few_films_at_the_worst_site_are_no_evidence(home, tmp_path, request):
     workspace = make_workspace(tmp_path / "ws", ("vit",), seed=16)
     metrics = read_json(workspace / VIT / "metrics.json")
