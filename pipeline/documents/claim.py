@@ -24,7 +24,7 @@ def claim_checklist(facts: Facts) -> list[Item]:
         23: "PyTorch and timm; versions in the report",
         24: f"{spec.weights.get('kind', 'unknown')} weights",
         25: f"{settings.get('augment')}; rows balanced: {params.get('resample', {}).get('strategy')}",
-        26: "the epoch and the architecture with the best AUC on validation films",
+        26: "the epoch by AUC, the architecture by its worst simulated site, both on validation films",
         27: None if "train" not in params else "one network a version; means over several are not promoted",
         28: f"AUC, sensitivity, specificity, each with a {rules.confidence:.0%} interval",
         29: f"{rules.replicates} bootstrap resamples of whole patients, widened to score intervals",
