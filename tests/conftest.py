@@ -21,6 +21,9 @@ from pipeline.project import environment
 
 environment()
 
+# Its log keeps the output that is there when it is first imported; that of a test is closed after it.
+import dvc  # noqa: E402, F401
+
 # A worker holds a million objects of libraries; searching them for garbage took an eighth of the time.
 gc.set_threshold(200_000, 50, 100)
 
