@@ -9,7 +9,7 @@ from openmed.data.hidden_parts import HIDDEN
 from openmed.data.simulated_sites import SITES
 from openmed.metrics.classification import auc
 from openmed.metrics.intervals import paired_difference
-from openmed.metrics.score_intervals import wilson
+from openmed.metrics.score_intervals import operating_shares
 from openmed.metrics.worst_site import worst_site
 from openmed.models.spec import ModelSpec
 from pipeline.judgement import Rules, patient_numbers
@@ -61,12 +61,8 @@ def at_sites(
 def _operating_point(
     has: np.ndarray, scores: np.ndarray, flagged: np.ndarray, confidence: float
 ) -> dict[str, Any]:
-    hits = {"sensitivity": (has & flagged, has), "specificity": (~has & ~flagged, ~has)}
-    shares = {
-        name: wilson(int(right.sum()), int(all_.sum()), confidence).to_json()
-        for name, (right, all_) in hits.items()
-    }
-    return {"auc": _auc(has, scores), **shares}
+    shares = operating_shares(has, flagged, confidence)
+    return {"auc": _auc(has, scores), **{name: each.to_json() for name, each in shares.items()}}
 
 
 def hidden(

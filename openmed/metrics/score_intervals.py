@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 NAN = float("nan")
 
 
@@ -48,6 +51,21 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     # Rounding must not keep 0 or 1 out of an interval that ends there.
     low = 0.0 if successes == 0 else middle - half
     return Interval(share, low, 1.0 if successes == n else middle + half)
+
+
+def operating_shares(has: ArrayLike, flagged: ArrayLike, confidence: float = 0.95) -> dict[str, Interval]:
+    """Sensitivity and specificity with Wilson's intervals over films.
+
+    Args:
+        has: (N,) bool, the films with the finding.
+        flagged: (N,) bool, the films that are flagged.
+        confidence: Coverage of the intervals, in (0, 1).
+    """
+    finding, called = np.asarray(has, bool), np.asarray(flagged, bool)
+    return {
+        "sensitivity": wilson(int((finding & called).sum()), int(finding.sum()), confidence),
+        "specificity": wilson(int((~finding & ~called).sum()), int((~finding).sum()), confidence),
+    }
 
 
 def newcombe_auc(auc: float, positives: int, negatives: int, confidence: float = 0.95) -> Interval:

@@ -9,7 +9,7 @@ import numpy as np
 from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS
 from openmed.metrics.net_benefit import decision_curve
 from openmed.metrics.power import auc_floor, proportion_floor
-from openmed.metrics.score_intervals import wilson
+from openmed.metrics.score_intervals import operating_shares
 from pipeline.gates.comparison import Comparison
 from pipeline.gates.evidence import Evidence, verdict_gate
 from pipeline.judgement import patient_numbers
@@ -225,11 +225,8 @@ def _groups(known: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _shares(has: "pd.Series", flagged: "pd.Series", confidence: float) -> dict[str, dict[str, Any]]:
-    right = {"sensitivity": (has & flagged, has), "specificity": (~has & ~flagged, ~has)}
-    return {
-        name: wilson(int(hits.sum()), int(all_.sum()), confidence).to_json()
-        for name, (hits, all_) in right.items()
-    }
+    shares = operating_shares(has, flagged, confidence)
+    return {name: each.to_json() for name, each in shares.items()}
 
 
 def _shown(number: float | None) -> str:

@@ -103,15 +103,20 @@ def test_a_model_that_found_a_leaked_label_is_refused(home, tmp_path, request):
     assert "With both lungs hidden its AUC is 0.990" in reason
 
 
-def test_a_model_that_fails_at_one_simulated_site_is_refused(home, tmp_path, request):
-    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=15)
+def at_worst_site(workspace, share, worst, floor):
+    """Says what the worst simulated site made of a share, and what the plan asks for."""
     metrics = read_json(workspace / VIT / "metrics.json")
-    worst = {"value": 0.31, "low": 0.2, "high": 0.45, "site": "gamma 1.7"}
-    metrics["sites"]["test"]["worst"]["specificity"] = worst
+    metrics["sites"]["test"]["worst"][share] = worst
     write_json(workspace / VIT / "metrics.json", metrics)
     plan = yaml.safe_load((workspace / "change_plan.yaml").read_text())
-    plan["protocol"]["evaluation"]["stress"]["site_floors"]["specificity"] = 0.6
+    plan["protocol"]["evaluation"]["stress"]["site_floors"][share] = floor
     (workspace / "change_plan.yaml").write_text(yaml.safe_dump(plan))
+
+
+def test_a_model_that_fails_at_one_simulated_site_is_refused(home, tmp_path, request):
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=15)
+    worst = {"value": 0.31, "low": 0.2, "high": 0.45, "site": "gamma 1.7"}
+    at_worst_site(workspace, "specificity", worst, 0.6)
     reason = refused(workspace, request, "robustness specificity", FAIL)
     assert "At the worst simulated site (gamma 1.7) the specificity is 0.310" in reason
 
@@ -128,13 +133,8 @@ def test_a_plan_of_before_there_were_sites_is_read_and_gives_no_evidence(home, t
 
 def test_too_few_films_at_the_worst_site_are_no_evidence(home, tmp_path, request):
     workspace = make_workspace(tmp_path / "ws", ("vit",), seed=16)
-    metrics = read_json(workspace / VIT / "metrics.json")
     worst = {"value": 0.9, "low": 0.55, "high": 1.0, "site": "flat"}
-    metrics["sites"]["test"]["worst"]["sensitivity"] = worst
-    write_json(workspace / VIT / "metrics.json", metrics)
-    plan = yaml.safe_load((workspace / "change_plan.yaml").read_text())
-    plan["protocol"]["evaluation"]["stress"]["site_floors"]["sensitivity"] = 0.8
-    (workspace / "change_plan.yaml").write_text(yaml.safe_dump(plan))
+    at_worst_site(workspace, "sensitivity", worst, 0.8)
     refused(workspace, request, "robustness sensitivity", INSUFFICIENT)
 
 
