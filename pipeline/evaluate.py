@@ -36,7 +36,7 @@ from openmed.models.session import load_predictor
 from openmed.models.spec import ModelSpec
 from pipeline.device import pick_device, use_device
 from pipeline.judgement import Rules, judge_test_films, measure, operating_threshold, patient_numbers
-from pipeline.novelty import choose_limit, learn_training_films, novelty_check
+from pipeline.novelty import choose_limit, learn_training_films, logits_and_distances, novelty_check
 from pipeline.params import Params
 from pipeline.stage import CACHE, MANIFEST, SPLIT, folder
 from pipeline.stress import at_sites, chosen_films, hidden
@@ -111,14 +111,8 @@ def film_logits(model: BaseModel, split: pd.DataFrame) -> tuple[pd.DataFrame, np
     cache = FilmCache(CACHE, model.spec.image_size_px)
     rows = cache.rows(films["id"])
     batches = (cache.films[rows[start : start + 256]] for start in range(0, len(rows), 256))
-    if model.statistics is None:
-        return films, np.concatenate([model.logits(batch) for batch in batches])
-    logits, distances = [], []
-    for batch in batches:
-        found, features = model.examine(batch)
-        logits.append(found)
-        distances.append(model.statistics.distances(np.concatenate(features, axis=1)))
-    return films.assign(distance=np.concatenate(distances)), np.concatenate(logits)
+    logits, distances = logits_and_distances(model, batches)
+    return films if distances is None else films.assign(distance=distances), logits
 
 
 def calibrate(params: Params, spec: ModelSpec, films: pd.DataFrame, logits: np.ndarray) -> Calibration:

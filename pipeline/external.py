@@ -4,6 +4,7 @@ Every set of `external/` is scored on every film. Without any set the stage says
 neither model nor film.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from openmed.models.base import BaseModel
     from openmed.models.spec import ModelSpec
 
 _BATCH_FILMS = 256
@@ -94,20 +94,23 @@ def _refuse_known_films(films: "pd.DataFrame", params: Params) -> None:
 
 
 def _scored(films: "pd.DataFrame", architecture: str, params: Params) -> "tuple[pd.DataFrame, ModelSpec]":
-    """Adds score and logit_<CLASS>, as the finished model gives them; returns its description too."""
+    """Adds score, logit_<CLASS> and distance, as the finished model has them; returns its description."""
     from openmed.models.checkpoint import load_model
     from pipeline.device import pick_device, use_device
+    from pipeline.novelty import logits_and_distances
 
     use_device(params)
     model = load_model(folder("evaluate", architecture) / "model").to(pick_device(params.run.device))
-    logits = _logits(model, films)
+    logits, distances = logits_and_distances(model, _squares(films, model.spec.image_size_px))
     scores = model.spec.probabilities(logits)[:, model.spec.positive_index]
     columns = {f"logit_{name}": logits[:, k] for k, name in enumerate(model.spec.class_names)}
+    if distances is not None:
+        columns["distance"] = distances
     return films.assign(score=scores)[list(_COLUMNS)].assign(**columns), model.spec
 
 
-def _logits(model: "BaseModel", films: "pd.DataFrame") -> "np.ndarray":
-    """Decodes films at the model's size and puts them through the network, float32 (N, classes)."""
+def _squares(films: "pd.DataFrame", size_px: int) -> "Iterator[np.ndarray]":
+    """Decodes films, uint8 (n, S, S) a batch."""
     import numpy as np
 
     from openmed.data.images import decode_squares
@@ -115,14 +118,12 @@ def _logits(model: "BaseModel", films: "pd.DataFrame") -> "np.ndarray":
 
     def square(film: tuple[str, str]) -> np.ndarray:
         path, sha256 = film
-        return decode_squares(film_bytes(EXTERNAL, path, sha256), [model.spec.image_size_px], path)[0]
+        return decode_squares(film_bytes(EXTERNAL, path, sha256), [size_px], path)[0]
 
-    parts = []
     for start in range(0, len(films), _BATCH_FILMS):
         part = films.iloc[start : start + _BATCH_FILMS]
         squares = ordered_map(square, zip(part["path"], part["sha256"], strict=True))
-        parts.append(model.logits(np.stack(list(squares))))
-    return np.concatenate(parts)
+        yield np.stack(list(squares))
 
 
 def _summary(sets: dict[str, Any]) -> str:
@@ -136,5 +137,7 @@ def _summary(sets: dict[str, Any]) -> str:
             for key in ("auc", "sensitivity", "specificity")
             if whole[key]["value"] is not None
         ]
+        if "unlike" in content:
+            values.append(f"{content['unlike']['value']:.0%} unlike the training films")
         said.append(f"{name}, {content['films']} films: {', '.join(values)}")
     return "; ".join(said)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from openmed.errors import BadInput
 from openmed.files import sha256_bytes
 from openmed.metrics.gates import Gate, judge
-from openmed.metrics.intervals import Interval, bootstrap
+from openmed.metrics.intervals import Interval, bootstrap, clustered_share
 from openmed.metrics.novelty import conformal_limit
 from openmed.metrics.operating_point import choose_threshold, controlled_threshold
 
@@ -121,7 +121,8 @@ def describe_external(
         rules: Settings of the intervals.
 
     Returns:
-        name of the set -> what it shows, with `sha256`, which names its films and labels by their content.
+        name of the set -> what it shows, with `sha256`, which names its films and labels by their content,
+        and `unlike`, the share of films referred as unlike those that the model learnt from, where it tells.
     """
     from openmed.metrics.external_validation import describe_set
 
@@ -135,6 +136,11 @@ def describe_external(
             **rules.resampling,
         )
         found[str(name)] = {"sha256": set_digest(films), **shown}
+        # Models of before have no limit, and evidence of before no distances.
+        if spec.novelty is not None and "distance" in films:
+            unlike = spec.novelty.unlike(films["distance"])
+            share = clustered_share(unlike, patient_numbers(films), **rules.resampling)
+            found[str(name)]["unlike"] = share.to_json()
     return found
 
 

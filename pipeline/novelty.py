@@ -13,6 +13,8 @@ from pipeline.judgement import Rules, patient_numbers, unlike_limit
 from pipeline.stage import CACHE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import pandas as pd
 
     from openmed.models.base import BaseModel
@@ -38,6 +40,24 @@ def learn_training_films(model: "BaseModel", split: "pd.DataFrame", seed: int) -
     for start in range(0, len(rows), _PART_FILMS):
         parts.append(model.examine(cache.films[rows[start : start + _PART_FILMS]])[1])
     return fit_statistics([np.concatenate(depth) for depth in zip(*parts, strict=True)], films["label"])
+
+
+def logits_and_distances(
+    model: "BaseModel", batches: "Iterable[np.ndarray]"
+) -> "tuple[np.ndarray, np.ndarray | None]":
+    """Puts films, uint8 (n, S, S) a batch, through a network that may have statistics of its training films.
+
+    Returns:
+        Logits, float32 (N, classes), and distances from the training films, float64 (N,), or None.
+    """
+    if model.statistics is None:
+        return np.concatenate([model.logits(batch) for batch in batches]), None
+    logits, distances = [], []
+    for batch in batches:
+        found, features = model.examine(batch)
+        logits.append(found)
+        distances.append(model.statistics.distances(np.concatenate(features, axis=1)))
+    return np.concatenate(logits), np.concatenate(distances)
 
 
 def choose_limit(predictions: "pd.DataFrame", share: float, statistics: FeatureStatistics) -> Novelty:

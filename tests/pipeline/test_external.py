@@ -63,6 +63,9 @@ def test_every_usable_film_of_every_set_is_scored_by_the_finished_model(workspac
     assert whole["sensitivity"]["value"] == pytest.approx(flagged[own["label"] == 1].mean())
     assert metrics["sets"]["covid"]["groups"][0]["specificity"]["value"] is None
     assert metrics["sets"]["nih"]["second_label"]["share"]["value"] == pytest.approx(38 / 48)
+    assert film["distance"] == pytest.approx(model.assess(square[None])[1][0], abs=1e-4)
+    beyond = own["distance"] > model.spec.novelty.limit
+    assert metrics["sets"]["nih"]["unlike"]["value"] == pytest.approx(beyond.mean())
     run_stages(workspace, ["external@vit"])
     again, _ = outcome(workspace)
     assert again.equals(films)
@@ -80,6 +83,8 @@ def test_the_report_shows_films_from_elsewhere_or_that_there_are_none(workspace,
     for group in metrics["sets"]["nih"]["groups"]:
         assert f"<tr><td>{group['view']}</td><td>{group['age_band']}</td>" in section
         assert f"{group['auc']['value']:.3f}" in section
+    unlike = 100 * metrics["sets"]["nih"]["unlike"]["value"]
+    assert f"The model refers {unlike:.0f} % of the films as unlike those that it learnt from" in section
     assert "Cohen&#39;s kappa" in section or "Cohen's kappa" in section
 
 

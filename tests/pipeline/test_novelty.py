@@ -30,10 +30,10 @@ def test_the_stage_says_which_films_are_unlike(toy, name):
     test, found = films[films["split"] == "test"], read_json(folder / "metrics.json")["novelty"]
     assert found["films"] == (test["distance"] > spec.novelty.limit).sum()
     assert found["referred"]["value"] == pytest.approx(found["films"] / len(test))
-    assert (found["limit"], found["share"]) == (spec.novelty.limit, 0.02)
+    assert (found["limit"], found["share"]) == (spec.novelty.limit, 0.03)
     calibration = films[films["split"] == "calibration"]
     assert found["calibration_patients"] == calibration["patient"].nunique()
-    assert (calibration["distance"] > spec.novelty.limit).mean() <= 0.02
+    assert (calibration["distance"] > spec.novelty.limit).mean() <= 0.03
     page = (toy / "artifacts/explain" / name / "report.html").read_text()
     assert "unlike those that the network learnt from" in page
 
@@ -100,4 +100,4 @@ def test_the_gate_wants_the_check_where_the_plan_limits_it_and_not_where_an_old_
 
 
 def test_the_shipped_settings_look_for_unlike_films(toy):
-    assert load_params(toy / "params.yaml").evaluate.unlike_share == 0.02
+    assert load_params(toy / "params.yaml").evaluate.unlike_share == 0.03
