@@ -54,8 +54,14 @@ def gate(version: str, *, workspace: Path | None = None) -> dict[str, Any]:
     return _judge(version, workspace)[0]
 
 
-def show(version: str, *, workspace: Path) -> dict[str, Any]:
+def show(version: str, *, workspace: Path, refused: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
     """Judges a version as `gate` does and stores the page that the reviewers decide on.
+
+    Args:
+        version: The version to judge.
+        workspace: The workspace of its retraining.
+        refused: Versions of the same retraining that were judged before it, as `judge_in_turn` tells them; the
+            page names them.
 
     Returns:
         What `gate` returns; `review` is where the page can be opened, and the table links to it;
@@ -66,7 +72,7 @@ def show(version: str, *, workspace: Path) -> dict[str, Any]:
         IntegrityError: As `gate`; or a film in the workspace is not what was validated.
     """
     judged, evidence, compared = _judge(version, workspace)
-    review = build_review(judged, evidence, compared, workspace)
+    review = build_review(judged | {"refused": refused}, evidence, compared, workspace)
     shown = {key: judged[key] for key in ("verdict", "champion", "model_sha256")}
     judged["review"], addresses = registry.keep_review(version, review.page, review.pictures, shown)
     return judged | {
@@ -95,7 +101,7 @@ def judge_in_turn(versions: Sequence[str], *, workspace: Path | None = None) -> 
     """
     refused: list[dict[str, str]] = []
     for version in versions:
-        judged = gate(version) if workspace is None else show(version, workspace=workspace)
+        judged = gate(version) if workspace is None else show(version, workspace=workspace, refused=refused)
         if judged["verdict"] == PASS or version == versions[-1]:
             break
         reject(version, by=GATE, reason=judged["grounds"])

@@ -1,3 +1,4 @@
+import html
 import json
 import re
 import shutil
@@ -541,6 +542,15 @@ def test_when_the_gates_refuse_the_first_candidate_the_next_one_is_judged(stage)
     assert decided.content["reason"] == judged["refused"][0]["grounds"]
     assert "AUC is 0.000, below the required" in decided.content["reason"]
     assert registry.last_decision(BETTER) is None and registry.last_decision(WORSE) is None
+
+
+def test_the_page_for_reviewers_names_those_that_were_refused_before(stage):
+    judged = promotion.judge_in_turn([FAILED, BETTER], workspace=stage / BETTER)
+    page = html.unescape(Path(judged["review"]).read_text())
+    section = page[page.index("Judged before it and refused") :]
+    assert f"Version {FAILED} (vit): FAIL. {judged['refused'][0]['grounds']}." in section
+    alone = promotion.show(BETTER, workspace=stage / BETTER)
+    assert "refused" not in Path(alone["review"]).read_text()
 
 
 def test_the_last_candidate_of_all_is_left_to_whoever_asks_for_the_decision(stage):
