@@ -75,7 +75,7 @@ class Split(_Section):
     """Shares of the patients' films, near-duplicate limit in bits of 256, films allowed under two labels."""
 
     shares: dict[Literal["train", "validation", "calibration", "test"], Annotated[float, Field(gt=0, lt=1)]]
-    near_duplicate_bits: Annotated[int, Field(ge=0, le=20)]
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=64)]
     max_conflicting_share: Share
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ def run(params: Params) -> None:
     films = manifest[manifest["status"] == "accepted"].reset_index(drop=True)
     pairs = near_duplicates(films["perceptual_hash"].tolist(), params.split.near_duplicate_bits)
     same = _confirm(films, pairs)
-    films["group"] = group_patients(films["patient"], pairs)
+    films["group"] = group_patients(films["patient"], pairs[same])
     films, findings = _assign(films, pairs, same, params)
     findings = [leakage.copies(films, pairs, same), *findings]
     with atomic_path(SPLIT) as temporary:
@@ -30,10 +30,11 @@ def run(params: Params) -> None:
     write_json(folder("split") / "leakage.json", [finding.to_json() for finding in findings])
     summary = _summary(films, params.task.classes)
     crossing = findings[0].found
-    summary |= {"near_duplicate_pairs": len(pairs), "pairs_between_patients": crossing}
+    copies = int(same.sum())
+    summary |= {"near_duplicate_pairs": copies, "pairs_between_patients": crossing}
     write_json(folder("split") / "summary.json", summary)
     counts = ", ".join(f"{name} {content['films']}" for name, content in summary["splits"].items())
-    print(f"split: {counts}; {len(pairs)} near-duplicate pairs, {crossing} between patients, kept together")
+    print(f"split: {counts}; {copies} near-duplicate pairs, {crossing} between patients, kept together")
     for finding in findings:
         if finding.outcome != "clean":
             print(f"split: {finding.check}, {finding.outcome}: {finding.detail}")
@@ -55,7 +56,7 @@ def _assign(
         validation,
         leakage.declared_overlap(films, conflict),
         leakage.verify_patients(films),
-        leakage.verify_copies(films, pairs),
+        leakage.verify_copies(films, pairs[same]),
     ]
 
 

@@ -48,22 +48,20 @@ class Finding:
 def copies(films: pd.DataFrame, pairs: np.ndarray, same: np.ndarray) -> Finding:
     """Records exact and near duplicates, and that patients who share one count as one group.
 
-    Patients are joined by the hash alone: a join that was not needed costs nothing, one that is
-    missing would leak.
-
     Args:
         films: With the column group.
         pairs: What `duplicates.near_duplicates` returned for these films.
         same: What `duplicates.same_film` said of each pair.
     """
+    candidates, pairs = len(pairs), pairs[same]
     digests, patients = films["sha256"].to_numpy()[pairs], films["patient"].to_numpy()[pairs]
     exact = digests[:, 0] == digests[:, 1]
     crossing = patients[:, 0] != patients[:, 1]
     joined = films[films["patient"].isin(patients[crossing].ravel())]
     detail = (
-        f"{len(pairs)} pairs: {exact.sum()} exact, {(same & ~exact).sum()} near and confirmed on the pixels, "
-        f"{(~same).sum()} alike by their hash alone. {crossing.sum()} pairs are between patients, "
-        f"{(crossing & exact).sum()} of them exact"
+        f"{len(pairs)} pairs: {exact.sum()} exact, {(~exact).sum()} near and confirmed on the pixels; "
+        f"{candidates - len(pairs)} were alike by their hash alone. "
+        f"{crossing.sum()} pairs are between patients, {(crossing & exact).sum()} of them exact"
     )
     if crossing.any():
         detail += f"; {joined['patient'].nunique()} patients became {joined['group'].nunique()} groups"
@@ -204,7 +202,7 @@ def verify_patients(films: pd.DataFrame) -> Finding:
 
 
 def verify_copies(films: pd.DataFrame, pairs: np.ndarray) -> Finding:
-    """Proves after the assignment that films joined by near-duplicate pairs are in one split.
+    """Proves after the assignment that films joined by confirmed near-duplicate pairs are in one split.
 
     Raises:
         BadInput: Some are not.

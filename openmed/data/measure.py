@@ -9,12 +9,11 @@ import pyarrow as pa
 
 from openmed.data.embedding import embed_film
 from openmed.data.images import decode_with_depth
+from openmed.data.perceptual import perceptual_hash
 from openmed.data.quality import REASONS, quality_columns
 from openmed.errors import BadInput
 from openmed.files import sha256_bytes
 
-HASH_SIDE = 16
-"""Side of the perceptual hash: 16 x 16 bits, written as 64 hex digits."""
 DETAILS = pa.schema(
     {
         "sharpness": pa.float64(),
@@ -72,16 +71,3 @@ def measurements(film: np.ndarray, bits: int) -> dict:
     row |= {"sharpness": float(cv2.Laplacian(film, cv2.CV_32F).var())}
     row |= {"perceptual_hash": perceptual_hash(film), **quality_columns(film)}
     return row | {"embedding": embed_film(film)}
-
-
-def perceptual_hash(film: np.ndarray) -> str:
-    """Difference hash of 16 x 16 bits: is each cell of a shrunken film brighter than its neighbour?
-
-    Args:
-        film: uint8 (H, W).
-
-    Returns:
-        64 hex digits.
-    """
-    small = cv2.resize(film, (HASH_SIDE + 1, HASH_SIDE), interpolation=cv2.INTER_AREA)
-    return np.packbits(small[:, 1:] > small[:, :-1]).tobytes().hex()

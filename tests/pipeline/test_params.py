@@ -71,7 +71,7 @@ def test_a_missing_key_is_refused_by_name(tmp_path, params, place):
         ("run.device", "tpu"),
         ("task.classes", ["PNEUMONIA"]),
         ("validate.max_quarantined_share", 1.5),
-        ("split.near_duplicate_bits", 21),
+        ("split.near_duplicate_bits", 65),
         ("split.max_conflicting_share", 1.5),
         ("preprocess.image_size_px.vit", 8),
         ("resample.strategy", "smote"),

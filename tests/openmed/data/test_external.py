@@ -9,7 +9,7 @@ import pytest
 
 from openmed.data.external import films_in_training, import_set, read_set
 from openmed.data.images import read_film
-from openmed.data.measure import perceptual_hash
+from openmed.data.perceptual import perceptual_hash
 from openmed.data.phantom import draw
 from openmed.errors import BadInput
 from openmed.files import sha256_file
@@ -127,7 +127,7 @@ def test_copies_and_near_duplicates_of_training_films_are_found_and_no_other(tmp
     rows = [
         stored(tmp_path, f"external/{n}.{'jpeg' if n == 1 else 'png'}", film) for n, film in enumerate(away)
     ]
-    found = films_in_training(pd.DataFrame(rows), training, 8, tmp_path)
+    found = films_in_training(pd.DataFrame(rows), training, 12, tmp_path)
     assert found.tolist() == [True, True, True] + [False] * 9
 
 
@@ -135,4 +135,4 @@ def test_a_like_hash_alone_does_not_make_a_film_known(tmp_path):
     training = pd.DataFrame([stored(tmp_path, "data/a.png", draw(1, 0, pneumonia=False, size_px=128).film)])
     row = stored(tmp_path, "external/b.png", draw(8000, 0, pneumonia=True, size_px=128).film)
     row["perceptual_hash"] = training["perceptual_hash"].iloc[0]
-    assert films_in_training(pd.DataFrame([row]), training, 8, tmp_path).tolist() == [False]
+    assert films_in_training(pd.DataFrame([row]), training, 12, tmp_path).tolist() == [False]

@@ -30,15 +30,17 @@ def many(count=300):
 
 def test_copies_are_counted_by_what_they_are_and_the_patients_are_joined():
     films = films_of(
-        ("s0", "h0", "DOE", 0), ("s0", "h0", "ROE", 0), ("s2", "h2", "DOE", 0), ("s3", "h3", "POE", 0)
+        *[("s0", "h0", "DOE", 0), ("s0", "h0", "ROE", 0), ("s2", "h2", "DOE", 0), ("s3", "h3", "POE", 0)],
+        ("s4", "h4", "COE", 0),
     )
-    pairs = np.array([[0, 1], [0, 2], [2, 3]])
-    films["group"] = group_patients(films["patient"], pairs)
-    found = leakage.copies(films, pairs, np.array([True, True, False]))
+    pairs = np.array([[0, 1], [0, 2], [2, 3], [3, 4]])
+    same = np.array([True, True, True, False])
+    films["group"] = group_patients(films["patient"], pairs[same])
+    found = leakage.copies(films, pairs, same)
     assert (found.outcome, found.found) == ("repaired", 2)
     assert found.films == ("film0", "film1", "film2", "film3")
     assert found.detail == (
-        "3 pairs: 1 exact, 1 near and confirmed on the pixels, 1 alike by their hash alone. "
+        "3 pairs: 1 exact, 2 near and confirmed on the pixels; 1 were alike by their hash alone. "
         "2 pairs are between patients, 1 of them exact; 3 patients became 1 groups"
     )
 

@@ -13,7 +13,6 @@ import pytest
 from openmed.data import manifest as manifest_module
 from openmed.data import measure as measure_module
 from openmed.data.manifest import film_bytes, is_inside, judge_films, ordered_map, read_films, write_manifest
-from openmed.data.measure import perceptual_hash
 from openmed.data.store import FilmStore
 from openmed.errors import BadInput, IntegrityError
 
@@ -174,21 +173,6 @@ def test_a_folder_of_nothing_but_broken_films_is_measured_not_crashed_on(tmp_pat
     manifest = measure_films(tmp_path, read_films(tmp_path, CLASSES))
     assert list(manifest["status"]) == ["quarantined"] * 2 and manifest["id"].is_unique
     assert manifest["width"].isna().all() and str(manifest["width"].dtype) == "Int64"
-
-
-def test_the_perceptual_hash_says_where_a_film_brightens_to_the_right():
-    rising = np.tile(np.arange(0, 170, dtype=np.uint8), (160, 1))
-    assert perceptual_hash(rising) == "f" * 64
-    assert perceptual_hash(rising[:, ::-1].copy()) == "0" * 64
-
-
-def test_the_perceptual_hash_hardly_changes_with_size_and_compression(tmp_path):
-    write_film(tmp_path / "a.png", 3, side=512)
-    film = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_GRAYSCALE)
-    small = cv2.resize(film, (224, 224), interpolation=cv2.INTER_AREA)
-    jpeg = cv2.imdecode(cv2.imencode(".jpg", film)[1], cv2.IMREAD_GRAYSCALE)
-    whole, *others = (int(perceptual_hash(version), 16) for version in (film, small, jpeg))
-    assert max((whole ^ other).bit_count() for other in others) <= 8
 
 
 @pytest.fixture
