@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
 
+from openmed.data import splits
 from openmed.data.splits import LEFT_OUT, SPLITS, assign, group_patients
 from openmed.errors import BadInput
 
@@ -62,6 +64,60 @@ def test_every_class_has_nearly_its_share_in_every_split():
     shares = films.groupby("label")["split"].value_counts(normalize=True)
     for label, (name, share) in itertools.product((0, 1), SHARES.items()):
         assert shares[label, name] == pytest.approx(share, abs=0.01)
+
+
+def class_deviation(films, split):
+    """Largest difference between the share of a class in a split and among all films."""
+    counts = pd.crosstab(split, films["label"])
+    shares = counts.div(counts.sum(axis=1), axis=0)
+    return (shares - counts.sum() / len(films)).abs().to_numpy().max()
+
+
+def by_sklearn(films, seed):
+    """Ten folds of StratifiedGroupKFold: one for validation, one for calibration, two for the test."""
+    folds = StratifiedGroupKFold(10, shuffle=True, random_state=seed)
+    split = pd.Series("train", films.index)
+    for name, (_, part) in zip(
+        ("validation", "calibration", "test", "test"),
+        folds.split(films, films["label"], films["group"]),
+        strict=False,
+    ):
+        split.iloc[part] = name
+    return split
+
+
+def mixed_films(groups, seed):
+    """One to eight films a group, of up to three classes."""
+    rng = np.random.default_rng(seed)
+    sizes, lean = rng.integers(1, 9, groups), rng.choice([0.05, 0.5, 0.9], groups)
+    group = np.repeat(np.arange(groups), sizes)
+    label = (rng.random(len(group)) < lean[group]).astype(int) + (rng.random(len(group)) < 0.1)
+    return pd.DataFrame({"group": [f"g{n}" for n in group], "label": label, "declared_split": ""})
+
+
+@pytest.mark.parametrize("films", [films_of(700), mixed_films(600, 1), mixed_films(150, 2)], ids=len)
+def test_the_classes_are_as_balanced_as_by_stratified_group_k_fold(films):
+    ours = [class_deviation(films, assign(films, SHARES, seed)) for seed in range(8)]
+    theirs = [class_deviation(films, by_sklearn(films, seed)) for seed in range(8)]
+    assert np.mean(ours) <= 1.1 * np.mean(theirs)
+
+
+@pytest.mark.parametrize("groups, share", [(600, 0.05), (150, 0.15)])
+def test_adding_patients_of_several_classes_moves_few_of_the_old_ones(groups, share):
+    films = mixed_films(groups, 1)
+    old = films[films["group"].map(lambda name: int(name[1:]) % 20 > 0)]
+    moved = [(assign(old, SHARES, s) != assign(films, SHARES, s)[old.index]).mean() for s in range(8)]
+    assert np.mean(moved) < share
+
+
+def test_only_groups_next_to_a_cut_leave_the_order_of_their_hashes():
+    films = films_of(1000)
+    split = assign(films, SHARES, 3)
+    ordered = sorted(films["group"][films["label"] == 1].unique(), key=lambda name: splits._key(name, 3))
+    places = films.assign(split=split).drop_duplicates("group").set_index("group").loc[ordered, "split"]
+    edges = places.index.get_indexer(places[places != places.shift()].index)
+    assert set(places.iloc[:300]) == {"train"} and set(places.iloc[-50:]) == {"test"}
+    assert len(edges) < 20
 
 
 def test_the_same_seed_gives_the_same_split_and_another_seed_another():
