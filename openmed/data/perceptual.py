@@ -72,10 +72,8 @@ def likeness(first: np.ndarray, second: np.ndarray) -> float:
     Returns:
         -1 to 1; 0 for films without detail. See `LEAST_LIKENESS`.
     """
-    films = [
-        cv2.resize(film, (_COMPARED_PX, _COMPARED_PX), interpolation=cv2.INTER_AREA)
-        for film in (first, second)
-    ]
+    shape = (_COMPARED_PX, _COMPARED_PX)
+    films = [cv2.resize(film, shape, interpolation=cv2.INTER_AREA) for film in (first, second)]
     a, b = (_local_contrast(film, _COMPARED_PX, _FINE_SIGMA_PX) for film in films)
     as_they_lie = _correlation(a.ravel(), b.ravel())
     warp = _registration(*films)
@@ -89,12 +87,11 @@ def _registration(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
     """float32 (2, 3): where each pixel of the first lies in the second; None when nothing fits."""
     warp = np.eye(2, 3, dtype=np.float32)
     criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, _REGISTRATION_STEPS, _REGISTRATION_CHANGE)
+    method = cv2.MOTION_AFFINE, criteria, None, _REGISTRATION_BLUR_PX
     for side_px in (_REGISTERED_PX, _COMPARED_PX):
         a, b = (_local_contrast(film, side_px, _COARSE_SIGMA_PX) for film in (first, second))
         try:
-            warp = cv2.findTransformECC(a, b, warp, cv2.MOTION_AFFINE, criteria, None, _REGISTRATION_BLUR_PX)[
-                1
-            ]
+            _, warp = cv2.findTransformECC(a, b, warp, *method)
         except cv2.error:  # the films have nothing in common, or one of them no detail
             return None
         warp[:, 2] *= _COMPARED_PX / side_px

@@ -148,7 +148,7 @@ def published(name):
         return {Path(name).stem: archive.read(name) for name in names}
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no published films here")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real films are not beside this checkout")
 def test_copies_of_real_films_are_found_and_confirmed():
     films = [decode_film(content) for content in published("chest_xray_fullres_sample.zip").values()]
     recalls = {}
@@ -161,7 +161,7 @@ def test_copies_of_real_films_are_found_and_confirmed():
     assert min(recalls.values()) >= 0.98, recalls
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no published films here")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real films are not beside this checkout")
 def test_among_real_films_exactly_those_listed_by_hand_are_joined(tmp_path):
     contents = published("chest_xray_train_224.zip")
     for name, content in contents.items():
