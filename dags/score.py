@@ -1,5 +1,6 @@
 """Scoring: new films answered by the champion, and the champion judged on them."""
 
+import logging
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -15,8 +16,9 @@ ABOUT = """
 Scores the films of a folder with the champion, each film once, and appends the answers to Parquet files
 under `scores` of the state folder. Then the champion is judged on the latest films by its change plan:
 drift of their looks, expected and measured performance, referrals. What is surely too bad puts it on hold,
-which ends scoring and starts the DAG `hold`, where a person decides. What too few films can show is named in
-the sentence, with the verdict INSUFFICIENT EVIDENCE, and holds nothing.
+which ends scoring and starts the DAG `hold`, where a person decides. What its probabilities alone say is a
+WARNING, which holds nothing: a message to OPENMED_ALERT_URL, where it is set, asks for labels. What too few
+films can show is named in the sentence, with the verdict INSUFFICIENT EVIDENCE, and holds nothing either.
 
 Runs by hand, or by the cron expression in OPENMED_SCORE_SCHEDULE.
 """
@@ -57,7 +59,9 @@ def watch() -> dict[str, Any]:
     enter_project()
     with one_sentence():
         result = judge(HOME)
-    return {key: result[key] for key in ("version", "verdict", "sentence", "films", "hold", "page")}
+    if result["verdict"] == "WARNING":
+        logging.getLogger("airflow.task").warning(result["sentence"])
+    return {key: result[key] for key in ("version", "verdict", "news", "sentence", "films", "hold", "page")}
 
 
 @task.short_circuit(doc_md="Goes on only when the champion did not stay within its plan.")
@@ -77,6 +81,26 @@ def announce(*, ti: Any) -> Any:
     yield Metadata(HOLD, {key: found[key] for key in ("version", "sentence", "page")})
 
 
+@task.short_circuit(doc_md="Goes on only when labels are needed, and the last watch did not say so.")
+def doubtful(*, ti: Any) -> bool:
+    """Tells whether labels are newly needed."""
+    found = ti.xcom_pull(task_ids="watch")
+    return found["verdict"] == "WARNING" and found["news"]
+
+
+@task(
+    execution_timeout=timedelta(minutes=5),
+    doc_md="Posts the sentence, which says how many films to label, to OPENMED_ALERT_URL, where it is set.",
+)
+def ask_for_labels(*, ti: Any) -> bool:
+    """Returns whether there was somewhere to post it."""
+    from pipeline.alert import send_alert
+
+    found = ti.xcom_pull(task_ids="watch")
+    with one_sentence():
+        return send_alert(f"OpenMed: {found['sentence']}")
+
+
 with DAG(
     dag_id="score",
     description="Score new films with the champion and watch it",
@@ -92,4 +116,6 @@ with DAG(
     tags=["openmed", "live"],
     default_args={"owner": "ml-engineering", "retries": 2, "retry_delay": timedelta(minutes=1)},
 ) as dag:
-    score() >> watch() >> outside() >> announce()
+    watched = watch()
+    score() >> watched >> outside() >> announce()
+    watched >> doubtful() >> ask_for_labels()

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from openmed.files import write_text
 from pipeline.project import home
 from pipeline.terminal import Json, print_json
 
@@ -33,7 +34,12 @@ def score(
 
 @live.command()
 def labels(
-    films: Annotated[Path, typer.Argument(help="Folder or zip of class folders, or a CSV manifest.")],
+    films: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder or zip of class folders, a CSV manifest, or the list of `openmed live ask`."
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """Keeps what scored films turned out to be."""
@@ -46,6 +52,30 @@ def labels(
         print_json(done)
         return
     print(f"{done['films']} labels: {done['new']} new, {done['changed']} changed")
+
+
+@live.command()
+def ask(
+    count: Annotated[int, typer.Argument(min=1, metavar="N", help="How many films to draw.")],
+    out: Annotated[Path | None, typer.Option(help="CSV file for the list; default: printed.")] = None,
+    films: Annotated[
+        Path | None, typer.Option(help="Folder or zip of the films: the list then names their paths.")
+    ] = None,
+) -> None:
+    """Draws the films whose labels tell most of the champion, as a list to fill in."""
+    from pipeline.live import ask as draw
+    from pipeline.live.asking import refuse_existing
+
+    if out is None:
+        print(draw(home(), count, films)["list"], end="")
+        return
+    refuse_existing(out)
+    done = draw(home(), count, films)
+    write_text(out, done["list"])
+    print(
+        f"{done['films']} of the latest {done['frame']} films of version {done['version']} are in {out}: "
+        f"fill in their labels, then `openmed live labels {out}`"
+    )
 
 
 @live.command()

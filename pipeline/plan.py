@@ -91,6 +91,9 @@ class Monitoring(_Part):
     drift: Literal["moderate", "large"]
     floors: dict[Literal["sensitivity", "specificity", "auc"], Share] = Field(min_length=1)
     max_referred: Share
+    # Plans of before know only floors, and watched without an error rate; they are watched with this one.
+    max_losses: dict[Literal["sensitivity", "specificity", "auc"], Share] | None = None
+    error_rate: Annotated[float, Field(gt=0, le=0.2)] = 0.02
 
 
 class Protocol(_Part):

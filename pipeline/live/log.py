@@ -5,6 +5,8 @@ later. Both lie in `scores` below the state folder. The films of one run of `liv
 lay in a folder, and nothing tells which of them came first.
 """
 
+import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -32,6 +34,7 @@ class ScoreLog:
     """
 
     def __init__(self, home: Path, version: str) -> None:
+        self.version = version
         self.folder = Path(home) / "scores" / f"version-{version}"
         self._batch = uuid4().hex
 
@@ -101,8 +104,9 @@ def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str
 
     Args:
         home: The state folder.
-        source: Folder, zip or list of labelled films, as `openmed data import` takes it. The files are those
-            that were scored: films are told by their content.
+        source: Folder, zip or list of labelled films, as `openmed data import` takes it, or the list of
+            `openmed live ask` with labels filled in (CSV: sha256, label; rows without a label are passed
+            over). The files are those that were scored: films are told by their content.
         class_names: The known classes.
 
     Returns:
@@ -111,15 +115,14 @@ def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str
     Raises:
         BadInput: The source cannot be used, or holds one film under two labels.
     """
-    from openmed.data.manifest import ordered_map
-    from openmed.data.sources import iter_labelled
-
-    films = list(iter_labelled(source, class_names))
+    films = _answered_list(source, class_names)
+    if films is None:
+        films = _labelled_films(source, class_names)
     told: dict[str, str] = {}
-    for film, digest in zip(films, ordered_map(lambda film: sha256_bytes(film.reader()), films), strict=True):
-        if told.setdefault(digest, film.label) != film.label:
+    for digest, label in films:
+        if told.setdefault(digest, label) != label:
             raise BadInput(
-                f"{source} holds one film as {told[digest]} and as {film.label} (SHA-256 {digest[:16]}): "
+                f"{source} holds one film as {told[digest]} and as {label} (SHA-256 {digest[:16]}): "
                 "take one of them away"
             )
     with locked("scores"):
@@ -128,6 +131,52 @@ def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str
     new = len(told.keys() - before.keys())
     changed = sum(before.get(digest, label) != label for digest, label in told.items())
     return {"films": len(films), "new": new, "changed": changed}
+
+
+def _labelled_films(source: Path, class_names: Sequence[str]) -> list[tuple[str, str]]:
+    from openmed.data.manifest import ordered_map
+    from openmed.data.sources import iter_labelled
+
+    films = list(iter_labelled(source, class_names))
+    hashes = ordered_map(lambda film: sha256_bytes(film.reader()), films)
+    return [(digest, film.label) for digest, film in zip(hashes, films, strict=True)]
+
+
+def _answered_list(source: Path, class_names: Sequence[str]) -> list[tuple[str, str]] | None:
+    """The films of a list of hashes that have a label; None where the source is no such list."""
+    if Path(source).suffix.lower() != ".csv" or not Path(source).is_file():
+        return None
+    names = {name.casefold(): name for name in class_names}
+    try:
+        with Path(source).open(newline="", encoding="utf-8-sig") as stream:
+            rows = csv.DictReader(stream, strict=True)
+            if "sha256" not in (rows.fieldnames or ()) or "path" in rows.fieldnames:
+                return None
+            found = []
+            for row in rows:
+                digest, label = ((row.get(name) or "").strip().casefold() for name in ("sha256", "label"))
+                if not re.fullmatch("[0-9a-f]{64}", digest) or (label and label not in names):
+                    raise BadInput(
+                        f"{source} has no SHA-256, or a label other than {', '.join(class_names)}, "
+                        f"on line {rows.line_num}: correct or remove it"
+                    )
+                if label:
+                    found.append((digest, names[label]))
+            return found
+    except (OSError, ValueError, csv.Error) as error:
+        raise BadInput(f"{source} cannot be read as CSV in UTF-8: {error}") from None
+
+
+def read_asks(home: Path, version: str) -> "pd.DataFrame":
+    """Returns all asks at a version: ask, sha256, probability, sample; one row a film that it could draw."""
+    import pandas as pd
+
+    columns = ["ask", "sha256", "probability", "sample"]
+    parts = sorted((ScoreLog(home, version).folder / "asks").glob("[0-9]*.parquet"))
+    if not parts:
+        empty = pd.DataFrame(columns=columns)
+        return empty.astype({"ask": int, "sha256": str, "probability": float, "sample": bool})
+    return pd.concat([_read(part, columns) for part in parts], ignore_index=True)
 
 
 def labels(home: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline import registry
 from pipeline.live.log import ScoreLog, read_films
 
 if TYPE_CHECKING:
@@ -77,6 +78,18 @@ def windows(
             parts, missing = [], films
     if parts:
         yield pd.concat(parts, ignore_index=True)
+
+
+def latest(log: ScoreLog, films: int, eligible: Eligible, columns: Sequence[str] | None) -> "pd.DataFrame":
+    """Returns the latest window with patients by content, without a row where nothing is eligible."""
+    import pandas as pd
+
+    return by_content(next(windows(log, films, columns, eligible), pd.DataFrame(columns=[*_NEEDED, "score"])))
+
+
+def released(version: str) -> str:
+    """Returns when a person released a version last: what was released would hold it again. Empty: never."""
+    return max((each.at for each in registry.history(version) if each.event == registry.RELEASED), default="")
 
 
 def by_content(films: "pd.DataFrame") -> "pd.DataFrame":

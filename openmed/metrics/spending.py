@@ -1,0 +1,27 @@
+"""How the one error rate of a watch that never ends is spent over its looks."""
+
+
+def spent(judged: float, planned: int) -> float:
+    """Returns what share of the error rate may have been used up when so many films have been judged.
+
+    The error is spent by films and not by looks (a spending function of Lan and DeMets, Biometrika
+    1983;70:659-663): half of it on the first `planned` films, a sixth on the next, all of it never. However
+    the films are cut into looks, the errors of all looks together stay within the rate.
+
+    Args:
+        judged: Films judged so far, 0 or more.
+        planned: The films that the plan judges a model on, 1 or more.
+    """
+    return judged / (judged + planned)
+
+
+def look_error(before: int, new: int, planned: int, rate: float) -> float:
+    """Returns the error that one look may make.
+
+    Args:
+        before: Films judged by earlier looks.
+        new: Films of this look that no earlier one has judged; a look at the same films counts one.
+        planned: The films that the plan judges a model on.
+        rate: The error rate of all looks together, in (0, 1).
+    """
+    return rate * (spent(before + max(1, new), planned) - spent(before, planned))
