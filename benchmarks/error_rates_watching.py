@@ -1,17 +1,17 @@
 """How often a watch puts a champion on hold: one that only met another share of the finding, and a worse one.
 
-Runs the product's own judgement (`pipeline.live.judging`, `asking`, `looks`) with the plan of production on drawn
-films: scores of two normal distributions (AUC 0.981, sensitivity 0.95 at specificity 0.90), looks that differ
-between films with and without the finding, one to three films a patient, correlated by 0.5. Training films have
-the finding in 74 %, calibration and test films in 50 %.
+Runs the product's own judgement (`pipeline.live.judging`, `asking`, `looks`) with production's change plan on
+drawn films: scores of two normal distributions (AUC 0.981, sensitivity 0.95 at specificity 0.90), looks that
+differ between films with and without the finding, one to three films a patient, correlated by 0.5. Training
+films have the finding in 74 %, calibration films (600) and test films (600) in 50 %.
 
-    python -m benchmarks.error_rates_watching
-
-Prints `name value limit PASS|FAIL`; takes about four minutes on one core.
+Run: python benchmarks/error_rates_watching.py [--drawn 200]
+Prints `name value limit PASS|FAIL`, in about four minutes on one core.
 """
 
+import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -21,6 +21,7 @@ import pandas as pd
 import yaml
 
 from openmed.metrics.calibration import fit_calibration
+from openmed.metrics.gates import FAIL
 from openmed.metrics.operating_point import choose_threshold
 from openmed.metrics.prior_shift import Known
 from openmed.metrics.sampled_performance import performance
@@ -79,7 +80,9 @@ def draw(rng: np.random.Generator, count: int, share: float, apart: float = APAR
     run = rng.integers(1 << 60)
     return pd.DataFrame(
         {
-            "sha256": [f"{each:016x}{number:048x}" for number, each in enumerate(rng.integers(1 << 60, size=count))],
+            "sha256": [
+                f"{each:016x}{number:048x}" for number, each in enumerate(rng.integers(1 << 60, size=count))
+            ],
             "patient": [f"{run:015x}-{each}" for each in patient],
             "x": x,
             "truth": CLASSES[having.astype(int)],
@@ -106,7 +109,7 @@ def champion(seed: int, test_films: int = 600, calibration_films: int = 600) -> 
         return 1 / (1 + np.exp(-(slope * films["x"].to_numpy() + intercept)))
 
     threshold = choose_threshold(labels, score(calibration), 0.95)
-    rules = Rules(0.95, None, 0.95, 100, {}, seed)
+    rules = Rules(0.95, None, 0.95, 50, {}, seed)
     subject = Subject(
         version="1",
         positive=CLASSES[1],
@@ -124,19 +127,23 @@ def champion(seed: int, test_films: int = 600, calibration_films: int = 600) -> 
 class Watch:
     """One champion, watched again and again; labels come for all films, or for those that are asked for."""
 
-    def __init__(self, model: Champion, asked: int | None, plan: Monitoring = PLAN, *, looks: bool = True) -> None:
+    def __init__(
+        self, model: Champion, asked: int | None, plan: Monitoring = PLAN, *, looks: bool = True
+    ) -> None:
         self.model, self.asked, self.plan = model, asked, plan
         self.reference = model.reference if looks else None
-        self.seen, self.spent, self.asks, self.warned = pd.DataFrame(), Looks(), [], False
+        self.seen, self.spent, self.asks = pd.DataFrame(), Looks(), []
+        self.held: set[str] = set()
+        self.warned = False
 
-    def holds(self, films: pd.DataFrame) -> list[str]:
-        """Takes new films in and watches; returns the checks that hold the champion."""
+    def take(self, films: pd.DataFrame) -> None:
+        """Takes new films in and watches; `held` has the checks that hold the champion."""
         self.seen = pd.concat([self.seen, films], ignore_index=True)
         latest = self.seen.tail(self.plan.films)
         labelled = self._labelled(latest)
         found = judge(self.model.subject, self.plan, latest, self.reference, labelled, self.spent)
         self.warned |= found.verdict == WARNING
-        return [check["name"] for check in found.checks if check["verdict"] == "FAIL"]
+        self.held |= {check["name"] for check in found.checks if check["verdict"] == FAIL}
 
     def _labelled(self, latest: pd.DataFrame) -> dict[str, pd.DataFrame]:
         if self.asked is None:
@@ -151,25 +158,94 @@ class Watch:
         return {"sampled": sampled[sampled["probability"].notna()].tail(self.plan.films)}
 
 
-def changed_share(seed: int, before: float, after: float, asked: int | None, watches: int = 8) -> Watch | None:
-    """Watches a champion whose films change their share of the finding; returns the watch that held, or None."""
+def changed_share(seed: int, before: float, after: float, asked: int | None, watches: int = 6) -> Watch:
+    """Watches a champion whose films, 500 at a time, change their share of the finding at the third watch."""
     rng, watch = np.random.default_rng(seed), Watch(champion(seed), asked)
     for number in range(watches):
-        if watch.holds(watch.model.films(rng, 500, before if number < 2 else after)):
-            return watch
-    return None
+        watch.take(watch.model.films(rng, 500, before if number < 2 else after))
+    return watch
 
 
 def lost_sensitivity(
-    seed: int, share: float, asked: int | None, films: int, loss: float = 0.10, healthy: int = 0
+    seed: int, share: float, asked: int | None, films: int, test_films: int = 600, healthy: int = 0
 ) -> int | None:
-    """Watches a champion that loses sensitivity; returns the labelled films until the hold, None without one."""
-    rng, model = np.random.default_rng(seed), champion(seed)
-    watch, count = Watch(model, asked, looks=False), asked or 100
+    """Watches a champion that loses ten points of sensitivity.
+
+    Args:
+        seed: Draws everything.
+        share: Share of the finding among new films.
+        asked: Films to label at each watch; None labels all.
+        films: New films at each watch.
+        test_films: Films of its test.
+        healthy: Watches before the loss.
+
+    Returns:
+        How many films were labelled after the loss until it was held; None where the films that the plan
+        judges were not enough, or it was held before.
+    """
+    rng, model = np.random.default_rng(seed), champion(seed, test_films)
+    watch, count = Watch(model, asked, looks=False), asked or films
     for _ in range(healthy):
-        if watch.holds(model.films(rng, films, share)):
-            return None
+        watch.take(model.films(rng, films, share))
+    if watch.held:
+        return None
     for number in range(PLAN.films // count):
-        if watch.holds(model.films(rng, films, share, model.worse(loss))):
+        watch.take(model.films(rng, films, share, model.worse(0.10)))
+        if watch.held:
             return (number + 1) * count
     return None
+
+
+def rows(drawn: int = 200) -> Iterator[Row]:
+    """Yields what was promised of a watch: name, value, limit, whether it holds."""
+    for before, after in ((0.5, 0.1), (0.2, 0.5)):
+        watches = [changed_share(seed, before, after, None) for seed in range(drawn)]
+        held = sum(bool(watch.held) for watch in watches) / drawn
+        yield f"held-when-share-goes-{before:.0%}-to-{after:.0%}", held, 0.02, held <= 0.02
+    for name, asked, films in (("all-labelled", None, 100), ("50-asked-for", 50, 1000)):
+        count = drawn if asked is None else drawn // 2
+        found = _share_held(lambda seed, a=asked, n=films: lost_sensitivity(seed, 0.5, a, n), count)
+        yield f"loss-of-ten-points-held-{name}", found, 0.90, found >= 0.90
+
+
+def told(drawn: int = 100) -> Iterator[tuple[str, float]]:
+    """Yields what nothing is promised of: name, value."""
+    yield (
+        "loss-held-2000-test-films",
+        _share_held(lambda seed: lost_sensitivity(seed, 0.5, None, 100, test_films=2000), drawn),
+    )
+    yield (
+        "loss-held-after-1000-healthy-films",
+        _share_held(lambda seed: lost_sensitivity(seed, 0.5, None, 100, healthy=10), drawn),
+    )
+    yield (
+        "loss-held-50-asked-for-share-10%",
+        _share_held(lambda seed: lost_sensitivity(seed, 0.1, 50, 1000), drawn),
+    )
+    watches = [changed_share(seed, 0.5, 0.1, 50) for seed in range(drawn)]
+    yield "held-when-share-goes-50%-to-10%-50-asked-for", sum(bool(watch.held) for watch in watches) / drawn
+    yield "warned-when-share-goes-50%-to-10%", sum(watch.warned for watch in watches) / drawn
+
+
+def main() -> int:
+    """Prints the rows; 0 when all hold."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--drawn", type=int, default=200, help="drawn champions of each row")
+    parser.add_argument("--told", action="store_true", help="also what nothing is promised of")
+    options, good = parser.parse_args(), True
+    for name, value, limit, passed in rows(options.drawn):
+        print(f"{name} {value:.3f} {limit} {'PASS' if passed else 'FAIL'}", flush=True)
+        good &= passed
+    for name, value in told(options.drawn // 2) if options.told else ():
+        print(f"{name} {value:.3f}", flush=True)
+    return 0 if good else 1
+
+
+def _share_held(lose: Callable[[int], int | None], drawn: int) -> float:
+    return sum(lose(seed) is not None for seed in range(drawn)) / drawn
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -93,7 +93,7 @@ class Monitoring(_Part):
     max_referred: Share
     # Plans of before know only floors, and watched without an error rate; they are watched with this one.
     max_losses: dict[Literal["sensitivity", "specificity", "auc"], Share] | None = None
-    error_rate: Annotated[float, Field(gt=0, le=0.2)] = 0.02
+    error_rate: Annotated[float, Field(gt=0, le=0.2)] = 0.05
 
 
 class Protocol(_Part):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from openmed.metrics.classification import NAN, checked_labels, checked_scores
-from openmed.metrics.score_intervals import Interval, newcombe_auc
+from openmed.metrics.score_intervals import Interval, critical_value, newcombe_auc
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,21 @@ class Estimate:
     patients: int
 
     def interval(self, confidence: float) -> Interval:
-        """Wilson's interval at the effective number of films, with the t quantile of the patients.
+        """Korn and Graubard's interval (Survey Methodology 1998;24:193-201) of a proportion.
 
         The AUC has the wider, on each side, of the limits on the log-odds scale and of Newcombe's.
         """
         if math.isnan(self.value) or self.patients < 2:
             return Interval(self.value, NAN, NAN)
-        quantile = _t_quantile(confidence, self.patients - 1)
         if len(self.sizes) == 1:
-            return _wilson(self.value, self.sizes[0], quantile)
+            return _exact(self.value, self.sizes[0], confidence, self.patients - 1)
         score = newcombe_auc(self.value, *self.sizes, confidence)
         spread = self.value * (1 - self.value)
         if not self.variance or not spread:
             return score
+        from scipy.stats import t
+
+        quantile = float(t.ppf((1 + confidence) / 2, self.patients - 1))
         middle = math.log(self.value / (1 - self.value))
         half = quantile * math.sqrt(self.variance) / spread
         low, high = (1 / (1 + math.exp(-(middle + side * half))) for side in (-1, 1))
@@ -151,17 +153,16 @@ def _worth(weights: NDArray[np.float64]) -> float:
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
-def _wilson(share: float, size: float, quantile: float) -> Interval:
-    spread = quantile**2 / size
-    middle = (share + spread / 2) / (1 + spread)
-    half = quantile / (1 + spread) * math.sqrt(share * (1 - share) / size + spread / (4 * size))
-    low = 0.0 if share == 0 else middle - half
-    return Interval(share, low, 1.0 if share == 1 else middle + half)
+def _exact(share: float, size: float, confidence: float, freedom: int) -> Interval:
+    """Clopper and Pearson's interval at an effective number of films (Korn and Graubard).
 
+    Wilson's lets a share near 1 be called too low twice as often as it says at such confidences.
+    """
+    from scipy.stats import beta, t
 
-def _t_quantile(confidence: float, freedom: int) -> float:
-    from scipy.stats import t
-
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, found {confidence}")
-    return float(t.ppf((1 + confidence) / 2, freedom))
+    tail = (1 - confidence) / 2
+    size *= (critical_value(confidence) / float(t.ppf(1 - tail, freedom))) ** 2
+    right = share * size
+    low = 0.0 if right <= 0 else float(beta.ppf(tail, right, size - right + 1))
+    high = 1.0 if right >= size else float(beta.ppf(1 - tail, right + 1, size - right))
+    return Interval(share, low, high)

@@ -106,6 +106,7 @@ def drawn_with(asks: "pd.DataFrame", known: "set[str]", complete: float = 0.9) -
         known: Films with labels.
         complete: The share of the films of an ask that must have labels.
     """
+    asks = asks.reset_index(drop=True)
     labelled = asks["sha256"].isin(known)
     answered = labelled[asks["sample"]].groupby(asks["ask"]).mean()
     counting = asks[asks["ask"].isin(answered.index[answered >= complete])]

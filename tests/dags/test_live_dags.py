@@ -45,11 +45,29 @@ def test_silence_keeps_the_hold(dags):  # noqa: F811
     assert ask.options_mapping == {hold.KEEP: "keep", hold.RELEASE: "release", hold.RETRAIN: "retrain"}
 
 
-@pytest.mark.parametrize("verdict", ["PASS", "FAIL", "INSUFFICIENT EVIDENCE"])
+@pytest.mark.parametrize("verdict", ["PASS", "FAIL", "WARNING", "INSUFFICIENT EVIDENCE"])
 def test_only_a_champion_outside_its_plan_is_announced(verdict):
     import score
 
     assert score.outside.function(ti=Handed(watch={"verdict": verdict})) is (verdict == "FAIL")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "news", "asks"), [("WARNING", True, True), ("WARNING", False, False), ("FAIL", True, False)]
+)
+def test_a_warning_asks_people_for_labels_once_and_holds_nothing(dags, monkeypatch, verdict, news, asks):  # noqa: F811
+    import score
+
+    from pipeline import alert
+
+    found = {"verdict": verdict, "news": news, "sentence": "label 50 films"}
+    assert score.doubtful.function(ti=Handed(watch=found)) is asks
+    sent = []
+    monkeypatch.setattr(alert, "send_alert", sent.append)
+    score.ask_for_labels.function(ti=Handed(watch=found))
+    assert sent == ["OpenMed: label 50 films"]
+    assert dags["score"].get_task("ask_for_labels").upstream_task_ids == {"doubtful"}
+    assert dags["score"].get_task("announce").upstream_task_ids == {"outside"}
 
 
 def test_a_folder_without_films_is_skipped(tmp_path):
@@ -80,7 +98,8 @@ def test_watching_tells_the_verdict_and_no_films(monkeypatch, untouched):
 
     from pipeline import live
 
-    found = {"version": "1", "verdict": "PASS", "sentence": "s", "films": 9, "hold": None, "page": "p"}
+    found = {"version": "1", "verdict": "WARNING", "news": True, "sentence": "s", "films": 9}
+    found |= {"hold": None, "page": "p"}
     monkeypatch.setattr(live, "watch", lambda home: found | {"shifts": [], "checks": [], "periods": []})
     assert score.watch.function() == found
     told = list(score.announce.function(ti=Handed(watch=found)))
