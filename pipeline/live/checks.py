@@ -25,7 +25,7 @@ NAMES = {"auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity
 MIN_FILMS = 20
 # What is missed harms most: its checks have the larger part of the error that a look may make, and so find a
 # loss with fewer labels. A loss is seen before a floor is passed.
-_LOSS_PARTS = {"sensitivity": 12, "specificity": 2, "auc": 2}
+_LOSS_PARTS = {"sensitivity": 12, "specificity": 2, "auc": 3}
 # Every film has these; what else films tell of themselves is compared where it is known.
 _ALWAYS_KNOWN = ("bits", "brightness", "contrast", "resolution", "embedding")
 _NOTHING = Interval(math.nan, math.nan, math.nan)
@@ -196,7 +196,7 @@ def _counts(having: float, films: float) -> dict[str, float]:
 def _drift_check(shift: "Shift", accepted: float, at_look: float) -> dict[str, Any]:
     found = shift.interval
     # As a normal distribution would be drawn out: the last resamples of a thousand say nothing of 0.9999.
-    interval = Interval(found.value, found.value - at_look * (found.value - found.low), found.high)
+    interval = Interval(found.value, max(0.0, found.value - at_look * (found.value - found.low)), found.high)
     worst = interval.low > accepted
     words = f"In {shift.aspect} the films lie {interval.value:.2f} from those that it was trained on"
     reason = (
