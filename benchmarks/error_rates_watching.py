@@ -109,7 +109,9 @@ def champion(seed: int, test_films: int = 600, calibration_films: int = 600) -> 
         return 1 / (1 + np.exp(-(slope * films["x"].to_numpy() + intercept)))
 
     threshold = choose_threshold(labels, score(calibration), 0.95)
-    rules = Rules(0.95, None, 0.95, 50, {}, seed)
+    settings = {"target_sensitivity": 0.95, "threshold_confidence": None, "floors": {}}
+    settings |= {"confidence": 0.95, "replicates": 50}
+    rules = Rules.of({"evaluate": settings, "run": {"seed": seed}}, "the benchmark")
     subject = Subject(
         version="1",
         positive=CLASSES[1],
