@@ -1,4 +1,4 @@
-"""C7: bootstrap intervals of nine metrics, 2,000 replicates, against a loop over scikit-learn.
+"""C7: nine metrics of 2,000 resamples, and their intervals, against a loop over scikit-learn.
 
 The loop takes the rows of each resample and calls scikit-learn: the confusion matrix once, from which six
 metrics follow, then AUC, average precision and Brier score. The resamples are ours, drawn beforehand and
@@ -18,9 +18,8 @@ import numpy as np
 from pairs import PAIRS, seconds, verdict
 from sklearn.metrics import average_precision_score, brier_score_loss, confusion_matrix, roc_auc_score
 
-from openmed.metrics.intervals import PROPORTIONS, bootstrap
+from openmed.metrics.intervals import judged_intervals, metric_intervals
 from openmed.metrics.resampling import Ranking, cohort, multiplicities
-from openmed.metrics.score_intervals import newcombe_auc, wilson
 
 REPLICATES, SEED, THRESHOLD = 2000, 1, 0.5
 TARGETS = {624: 80.0, 20_000: 8.0}
@@ -66,7 +65,9 @@ def measure(count: int, pairs: int, part: float) -> bool:
     results: dict = {}
 
     def ours(replicates: int = REPLICATES) -> None:
-        results["ours"] = bootstrap(labels, scores, patients, THRESHOLD, replicates=replicates, seed=SEED)
+        results["ours"] = metric_intervals(
+            labels, scores, patients, THRESHOLD, replicates=replicates, seed=SEED
+        )
 
     def theirs() -> None:
         results["theirs"] = sklearn_loop(labels, scores, rows)
@@ -86,26 +87,20 @@ def measure(count: int, pairs: int, part: float) -> bool:
     ranking = Ranking.of(labels, scores, THRESHOLD, group)
     chunks = [ranking.metrics(few.astype(float)) for few in np.array_split(drawn[:kept], -(-kept // 50))]
     mine = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    check(labels, scores, mine, results)
+    check(labels, scores, patients, mine, results)
     print(f"{count} films, {group.patients} patients: {kept} resamples and intervals agree")
     return verdict(f"C7-{count}", found, TARGETS.get(count, 1.0))
 
 
-def check(labels: np.ndarray, scores: np.ndarray, mine: dict, results: dict) -> None:
-    """Asserts that all values of all resamples, and the reported intervals, agree to 1e-12."""
+def check(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray, mine: dict, results: dict) -> None:
+    """Asserts that all values of all resamples, and the intervals made of them, agree to 1e-12."""
     point = sklearn_metrics(labels, scores)
-    flags = scores >= THRESHOLD
-    sizes = {"sensitivity": labels == 1, "specificity": labels == 0, "ppv": flags, "npv": ~flags}
+    closed = judged_intervals(labels, scores, patients, THRESHOLD)
     for name, values in results["theirs"].items():
         np.testing.assert_allclose(mine[name], values, rtol=0, atol=1e-12, err_msg=name)
         low, high = np.quantile(values, [0.025, 0.975])
-        if name in PROPORTIONS:
-            n = int(np.sum(sizes.get(name, np.ones(len(labels), bool))))
-            score = wilson(round(point[name] * n), n)
-            low, high = min(low, score.low), max(high, score.high)
-        if name == "auc":
-            score = newcombe_auc(point[name], int(labels.sum()), int((1 - labels).sum()))
-            low, high = min(low, score.low), max(high, score.high)
+        if name in closed:  # these have limits in closed form
+            low, high = closed[name].low, closed[name].high
         interval = results["ours"][name]
         reported = (interval.value, interval.low, interval.high)
         np.testing.assert_allclose(reported, (point[name], low, high), rtol=0, atol=1e-12, err_msg=name)

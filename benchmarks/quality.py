@@ -28,7 +28,7 @@ import yaml
 from openmed.data.images import decode_squares
 from openmed.data.importing import import_films
 from openmed.files import read_json
-from openmed.metrics.intervals import bootstrap
+from openmed.metrics.intervals import judged_intervals
 from openmed.models.session import Predictor, load_predictor
 from openmed.training.settings import Augmentation
 from pipeline import evaluate, preprocess, resample, split, train, validate
@@ -156,12 +156,11 @@ class External:
         scores, unlike = self._assessed(predictor)
         for title, labels, where, has in self._sets():
             films = self._films[where]
-            found = bootstrap(
+            found = judged_intervals(
                 has[where].to_numpy(int),
                 scores[where],
                 films["source"].str.cat(films["patient"]).to_numpy(),
                 predictor.spec.threshold,
-                seed=0,
             )
             shown = {key: _shown(found[key].to_json()) for key in MEASURED}
             about = {

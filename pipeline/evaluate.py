@@ -23,9 +23,11 @@ from openmed.metrics.classification import (
     precision_recall_points,
     reliability_points,
     roc_curve_points,
+    specificity,
 )
 from openmed.metrics.gates import Gate, to_json
 from openmed.metrics.intervals import Interval
+from openmed.metrics.operating_point import choose_threshold
 from openmed.metrics.prevalence import PREVALENCES, at_prevalence
 from openmed.models.base import BaseModel
 from openmed.models.checkpoint import WEIGHTS_FILE, load_model, read_spec, write_spec, write_statistics
@@ -35,9 +37,10 @@ from openmed.models.feature_statistics import FeatureStatistics
 from openmed.models.session import load_predictor
 from openmed.models.spec import ModelSpec
 from pipeline.device import pick_device, use_device
-from pipeline.judgement import Rules, judge_test_films, measure, operating_threshold, patient_numbers
+from pipeline.judgement import judge_test_films, measure, operating_threshold, patient_numbers
 from pipeline.novelty import choose_limit, learn_training_films, logits_and_distances, novelty_check
 from pipeline.params import Params
+from pipeline.rules import Rules
 from pipeline.stage import CACHE, MANIFEST, SPLIT, folder
 from pipeline.stress import at_sites, chosen_films, hidden
 
@@ -85,17 +88,22 @@ def run(params: Params, architecture: str) -> None:
         if name == "test":
             content["stress"] = hidden(predictor.predict, films, pixels, spec, rules)
     write_json(target / "metrics.json", content)
-    print(f"evaluate {architecture}: {_summary(verdict, gates, spec, before_and_after)}")
+    said = _summary(verdict, gates, spec, before_and_after, content["calibration"])
+    print(f"evaluate {architecture}: {said}")
 
 
-def _summary(verdict: str, gates: list[Gate], spec: ModelSpec, before_and_after: dict) -> str:
+def _summary(
+    verdict: str, gates: list[Gate], spec: ModelSpec, before_and_after: dict, calibration: dict
+) -> str:
     raw, final = before_and_after["softmax"], before_and_after["calibrated"]
     measured = ", ".join(
         f"{gate.name} {gate.value:.3f} [{gate.low:.3f}, {gate.high:.3f}] floor {gate.floor:.2f}"
         for gate in gates
     )
     return (
-        f"{verdict}; threshold {spec.threshold:.3f}; {spec.calibration.method} calibration, "
+        f"{verdict}; threshold {spec.threshold:.3f}, of which the calibration films have a specificity of "
+        f"{calibration['specificity']:.3f} ({calibration['specificity_at_target']:.3f} if only they had to "
+        f"reach the target sensitivity); {spec.calibration.method} calibration, "
         f"log loss {raw['log_loss']:.3f} -> {final['log_loss']:.3f}; {measured}"
     )
 
@@ -165,8 +173,7 @@ def abstention_check(rules: Rules, spec: ModelSpec, films: pd.DataFrame) -> dict
         films["label"],
         _probabilities(films, spec),
         patient_numbers(films),
-        confidence=rules.confidence,
-        seed=rules.seed,
+        rules.confidence,
     ).to_json()
     coverage = dict(zip(spec.class_names, found["coverage"], strict=True))
     return found | {"target": spec.abstention.coverage, "coverage": coverage}
@@ -220,6 +227,11 @@ def pixels_of(films: pd.DataFrame, size_px: int) -> np.ndarray:
     return cache.films[cache.rows(films["id"])]
 
 
+def _specificity_at_target(films: pd.DataFrame, spec: ModelSpec, rules: Rules) -> float:
+    has = films["label"] == spec.positive_index
+    return specificity(has, films["score"], choose_threshold(has, films["score"], rules.target_sensitivity))
+
+
 def _metrics(
     rules: Rules,
     spec: ModelSpec,
@@ -244,6 +256,8 @@ def _metrics(
             "n": len(calibration),
             "sensitivity": calibrated["sensitivity"].value,
             "specificity": calibrated["specificity"].value,
+            # What it would be if the target had to be reached on these films alone.
+            "specificity_at_target": _specificity_at_target(calibration, spec, rules),
         },
         "test": {
             "n": len(test),

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from openmed.errors import BadInput
 from openmed.files import atomic_path, write_json
 from pipeline.external_sets import EXTERNAL, external_sets
-from pipeline.judgement import Rules, describe_external
+from pipeline.judgement import describe_external
 from pipeline.params import Params
+from pipeline.rules import Rules
 from pipeline.stage import DATA, MANIFEST, SPLIT, film_store, folder, progress
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from openmed.explain.heatmap import explain
 from openmed.explain.overlay import encode_jpeg, overlay
 from openmed.files import write_bytes
 from openmed.metrics.classification import confusion
-from openmed.metrics.intervals import bootstrap
+from openmed.metrics.intervals import metric_intervals
 from openmed.metrics.operating_point import choose_threshold
 from openmed.models.base import BaseModel
 from openmed.models.ensemble import Ensemble
@@ -88,8 +88,8 @@ def evaluate_source(
 
     Returns:
         n, patients, unusable (films that the validate stage would quarantine), auc, sensitivity, specificity,
-        accuracy, threshold, intervals (low and high of each, whole patients resampled), counts
-        (tp, fp, tn, fn), referred (reason -> number of the n films, None when the models refer none),
+        accuracy, threshold, intervals (low and high of each, that know of patients), counts (tp, fp, tn, fn),
+        referred (reason -> number of the n films, None when the models refer none),
         runtime (what computed the probabilities of each model).
 
     Raises:
@@ -97,7 +97,7 @@ def evaluate_source(
     """
     threshold = _threshold(ensemble, needed=True)
     labels, patients, scores, unusable, referred = _score_source(ensemble, source)
-    intervals = bootstrap(
+    intervals = metric_intervals(
         labels, scores, patients, threshold, replicates=replicates, confidence=confidence, seed=seed
     )
     shown = {name: intervals[name].to_json() for name in _REPORTED}

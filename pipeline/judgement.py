@@ -1,15 +1,18 @@
 """How a model is judged on its predictions, by the evaluate stage and by whoever checks it later."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from openmed.errors import BadInput
 from openmed.files import sha256_bytes
+from openmed.metrics.clustered import clustered_share
 from openmed.metrics.gates import Gate, judge
-from openmed.metrics.intervals import Interval, bootstrap, clustered_share
+from openmed.metrics.intervals import Interval, metric_intervals
 from openmed.metrics.novelty import conformal_limit
-from openmed.metrics.operating_point import choose_threshold, controlled_threshold
+from openmed.metrics.operating_point import (
+    choose_threshold,
+    controlled_threshold,
+    spared_threshold,
+)
+from pipeline.rules import Rules
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,37 +20,8 @@ if TYPE_CHECKING:
     from openmed.models.spec import ModelSpec
 
 
-@dataclass(frozen=True)
-class Rules:
-    """The settings of a judgement; see params.yaml."""
-
-    target_sensitivity: float
-    threshold_confidence: float | None
-    confidence: float
-    replicates: int
-    floors: Mapping[str, float]
-    seed: int
-
-    @classmethod
-    def of(cls, params: Mapping[str, Any], what: str) -> "Rules":
-        """Takes them from the content of a params.yaml; BadInput, naming `what`, when one is missing."""
-        try:
-            own = params["evaluate"]
-            return cls(
-                float(own["target_sensitivity"]),
-                None if own["threshold_confidence"] is None else float(own["threshold_confidence"]),
-                float(own["confidence"]),
-                int(own["replicates"]),
-                dict(own["floors"]),
-                int(params["run"]["seed"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadInput(f"{what} lacks settings of the judgement: {error}") from None
-
-    @property
-    def resampling(self) -> dict[str, Any]:
-        """How patients are resampled, as arguments of the library's functions."""
-        return {"replicates": self.replicates, "confidence": self.confidence, "seed": self.seed}
+METHODS = "2"
+"""Names how intervals are computed, as versions carry it; those without it were judged by resampling."""
 
 
 def operating_threshold(predictions: "pd.DataFrame", positive_index: int, rules: Rules) -> float:
@@ -57,12 +31,25 @@ def operating_threshold(predictions: "pd.DataFrame", positive_index: int, rules:
         BadInput: No film there has the finding, or too few patients for the confidence that is asked.
     """
     films = predictions[predictions["split"] == "calibration"]
+    labels, promised = (
+        films["label"] == positive_index,
+        promised_threshold(predictions, positive_index, rules),
+    )
+    if rules.target_specificity is None:
+        return promised
+    # NaN, where every film has the finding, leaves the first.
+    return min(promised, spared_threshold(labels, films["score"], rules.target_specificity))
+
+
+def promised_threshold(predictions: "pd.DataFrame", positive_index: int, rules: Rules) -> float:
+    """Chooses the highest threshold that keeps the promised sensitivity; see `operating_threshold`."""
+    films = predictions[predictions["split"] == "calibration"]
     labels, target = films["label"] == positive_index, rules.target_sensitivity
     if rules.threshold_confidence is None:
         return choose_threshold(labels, films["score"], target)
     patients = patient_numbers(films)
     return controlled_threshold(
-        labels, films["score"], patients, target, rules.threshold_confidence
+        labels, films["score"], patients, target, rules.threshold_confidence, of=rules.threshold_of
     ).threshold
 
 
@@ -79,8 +66,8 @@ def unlike_limit(predictions: "pd.DataFrame", share: float) -> tuple[float, int]
 def measure(
     films: "pd.DataFrame", positive_index: int, threshold: float, rules: Rules
 ) -> dict[str, Interval]:
-    """Metrics with intervals of the finding against everything else, patients resampled."""
-    return bootstrap(
+    """Metrics of the finding against everything else, with intervals that know of patients."""
+    return metric_intervals(
         films["label"] == positive_index,
         films["score"],
         patient_numbers(films),
@@ -139,7 +126,7 @@ def describe_external(
         # Models of before have no limit, and evidence of before no distances.
         if spec.novelty is not None and "distance" in films:
             unlike = spec.novelty.unlike(films["distance"])
-            share = clustered_share(unlike, patient_numbers(films), **rules.resampling)
+            share = clustered_share(unlike, patient_numbers(films), rules.confidence)
             found[str(name)]["unlike"] = share.to_json()
     return found
 

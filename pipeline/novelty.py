@@ -6,10 +6,11 @@ import numpy as np
 
 from openmed.data.cache import FilmCache
 from openmed.files import sha256_bytes
-from openmed.metrics.intervals import clustered_share
+from openmed.metrics.clustered import clustered_share
 from openmed.metrics.novelty import Novelty
 from openmed.models.feature_statistics import FeatureStatistics, fit_statistics
-from pipeline.judgement import Rules, patient_numbers, unlike_limit
+from pipeline.judgement import patient_numbers, unlike_limit
+from pipeline.rules import Rules
 from pipeline.stage import CACHE
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def novelty_check(rules: Rules, spec: "ModelSpec", films: "pd.DataFrame") -> dic
     if spec.novelty is None:
         return None
     unlike = spec.novelty.unlike(films["distance"])
-    referred = clustered_share(unlike, patient_numbers(films), **rules.resampling)
+    referred = clustered_share(unlike, patient_numbers(films), rules.confidence)
     return {
         "share": spec.novelty.share,
         "limit": spec.novelty.limit,

@@ -172,6 +172,8 @@ class Evaluate(_Section):
     calibration: Literal["platt", "temperature", "isotonic", "none"]
     target_sensitivity: Annotated[float, Field(gt=0, le=1)]
     threshold_confidence: Annotated[float, Field(gt=0.5, lt=1)] | None
+    threshold_of: Literal["films", "patients"]
+    target_specificity: Annotated[float, Field(gt=0, lt=1)] | None
     abstention_coverage: Annotated[float, Field(gt=0.5, lt=1)] | None
     unlike_share: Annotated[float, Field(gt=0, lt=0.5)] | None
     confidence: Annotated[float, Field(gt=0.5, lt=1)]

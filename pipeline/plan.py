@@ -34,9 +34,11 @@ class Subgroups(_Part):
 
 
 class NetBenefit(_Part):
-    """Where a clinician would waver (threshold probability), how frequent the finding is, the least gain."""
+    """Where clinicians would waver (threshold probability), how frequent the finding is, the least gain."""
 
     threshold_probability: Annotated[float, Field(gt=0, lt=1)]
+    # Some waver at the odds divided by this, some at the odds times it.
+    odds_range: Annotated[float, Field(ge=1)] = 2.0
     prevalence: Annotated[float, Field(gt=0, lt=1)]
     above: Annotated[float, Field(ge=-1, lt=1)]
 
@@ -72,9 +74,13 @@ class Evaluation(_Part):
 
     floors: dict[Literal["sensitivity", "specificity", "auc"], Share] = Field(min_length=1)
     margins: dict[Literal["auc", "sensitivity", "specificity"], Share] = Field(min_length=1)
+    # Comparisons that need not be shown: where the films are too few, the reviewers decide.
+    reviewers_decide: tuple[Literal["auc", "sensitivity", "specificity"], ...] = ()
     looks: Annotated[int, Field(ge=1)]
     subgroups: Subgroups
     max_calibration_error: Share
+    calibration_slope: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    """What the slope must not lie surely outside of; plans of before have none."""
     net_benefit: NetBenefit
     stress: Stress
     # Plans of versions that were registered before there were external sets have none.

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.metrics.gates import FAIL, INSUFFICIENT, PASS
+from openmed.metrics.gates import FAIL, INSUFFICIENT, NOT_SHOWN, PASS
 from openmed.metrics.gates import overall as worst
 from pipeline import registry
 from pipeline.gates import (
@@ -17,9 +17,11 @@ from pipeline.gates import (
     Evidence,
     compare_all,
     external_gates,
+    floor_gates,
     limits_of_the_test,
     performance_gates,
     soundness_gates,
+    with_look,
 )
 from pipeline.report.markdown import film_tables, gate_tables
 from pipeline.review import build_review
@@ -60,8 +62,8 @@ def show(version: str, *, workspace: Path, refused: Sequence[Mapping[str, str]] 
     Args:
         version: The version to judge.
         workspace: The workspace of its retraining.
-        refused: Versions of the same retraining that were judged before it, as `judge_in_turn` tells them; the
-            page names them.
+        refused: Versions of the same retraining that were judged before it, as `judge_in_turn` tells them;
+            the page names them.
 
     Returns:
         What `gate` returns; `review` is where the page can be opened, and the table links to it;
@@ -114,15 +116,15 @@ def _grounds(
 ) -> str:
     """Why a version does not pass, in the sentences of its gates."""
     failed = [each["reason"] for each in gates if each["verdict"] != PASS]
-    failed += [each["reason"] for each in comparison if each["verdict"] == FAIL]
+    failed += [each["reason"] for each in comparison if each["verdict"] not in (PASS, NOT_SHOWN)]
     return "; ".join(each.rstrip(".") for each in failed) or f"the gates say {verdict}"
 
 
 def _judge(version: str, workspace: Path | None) -> tuple[dict[str, Any], Evidence, Comparison]:
     registry.check(version)
-    evidence, now = Evidence.of(version), registry.champion()
+    evidence, now = with_look(Evidence.of(version)), registry.champion()
     live = None if now in (None, version) else Evidence.of(now)
-    gates = [*evidence.gates, *soundness_gates(evidence, live), *performance_gates(evidence)]
+    gates = [*floor_gates(evidence), *soundness_gates(evidence, live), *performance_gates(evidence)]
     gates += external_gates(evidence)
     compared, first = compare_all(evidence, workspace)
     comparison = None if None in (compared.gates, first.gates) else [*compared.gates, *first.gates]
@@ -152,10 +154,9 @@ def _judge(version: str, workspace: Path | None) -> tuple[dict[str, Any], Eviden
 def overall(gates: Sequence[Mapping[str, Any]], comparison: Sequence[Mapping[str, Any]] | None) -> str:
     """Joins a version's own gates and its comparison into one verdict.
 
-    Its own gates must all PASS. A comparison gate that says FAIL, because the version measured worse than
-    the champion by more than the margin, rejects. One that says INSUFFICIENT EVIDENCE does not: on a small
-    test set an equal model often cannot be told from a slightly worse one, so it is shown to the reviewers,
-    who decide. A comparison that could not be made at all is never passed over.
+    Its own gates and those of the comparison must all PASS, but for a comparison that the change plan leaves
+    to the reviewers: where the films are too few to show it, it is NOT SHOWN, and they decide. A comparison
+    that could not be made at all is never passed over.
 
     Args:
         gates: The version's own gates.
@@ -164,7 +165,9 @@ def overall(gates: Sequence[Mapping[str, Any]], comparison: Sequence[Mapping[str
     """
     against = [INSUFFICIENT]
     if comparison is not None:
-        against = [FAIL for found in comparison if found["verdict"] not in (PASS, INSUFFICIENT)]
+        said = [found["verdict"] for found in comparison if found["verdict"] != NOT_SHOWN]
+        # A word that no gate says passes nothing.
+        against = [verdict if verdict in (PASS, INSUFFICIENT) else FAIL for verdict in said]
     verdicts = [*(found["verdict"] for found in gates), *against]
     return worst([SimpleNamespace(verdict=verdict) for verdict in verdicts])
 

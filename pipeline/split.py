@@ -8,6 +8,7 @@ from openmed.data.duplicates import near_duplicates, same_film
 from openmed.data.splits import LEFT_OUT, SPLITS, assign, group_patients
 from openmed.files import atomic_path, write_json
 from pipeline.params import Params
+from pipeline.rules import Rules, check_floors
 from pipeline.stage import DATA, MANIFEST, SPLIT, folder, progress
 
 
@@ -15,7 +16,8 @@ def run(params: Params) -> None:
     """Reads the manifest and writes one row a usable film with its split, and what the firewall found.
 
     Raises:
-        BadInput: Too many films are filed under two labels, or a split cannot be made.
+        BadInput: Too many films are filed under two labels, a split cannot be made, or what is promised and
+            asked of the models cannot be shown on the films that it gives.
         IntegrityError: A film that had to be looked at is not what the manifest recorded.
     """
     manifest = pd.read_parquet(MANIFEST)
@@ -27,6 +29,8 @@ def run(params: Params) -> None:
     findings = [leakage.copies(films, pairs, same), *findings]
     with atomic_path(SPLIT) as temporary:
         films[["id", "patient", "label", "split"]].to_parquet(temporary)
+    rules = Rules.of(params.model_dump(), "params.yaml")
+    check_floors(films, params.task.classes.index(params.task.positive), rules)
     write_json(folder("split") / "leakage.json", [finding.to_json() for finding in findings])
     summary = _summary(films, params.task.classes)
     crossing = findings[0].found

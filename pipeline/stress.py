@@ -8,11 +8,13 @@ import numpy as np
 from openmed.data.hidden_parts import HIDDEN
 from openmed.data.simulated_sites import SITES
 from openmed.metrics.classification import auc
+from openmed.metrics.clustered import operating_shares
+from openmed.metrics.delong import delong_auc
 from openmed.metrics.intervals import paired_difference
-from openmed.metrics.score_intervals import operating_shares
 from openmed.metrics.worst_site import worst_site
 from openmed.models.spec import ModelSpec
-from pipeline.judgement import Rules, patient_numbers
+from pipeline.judgement import patient_numbers
+from pipeline.rules import Rules
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +53,7 @@ def at_sites(
     for name, site in SITES.items():
         scores = _scores(predict, site(pixels), spec)
         flagged.append(scores >= spec.threshold)
-        sites[name] = _operating_point(has, scores, flagged[-1], rules.confidence)
+        sites[name] = _operating_point(has, scores, flagged[-1], patient_numbers(films), rules.confidence)
     found = worst_site(has, flagged, patient_numbers(films), **rules.resampling)
     names = list(SITES)
     worst = {key: each.interval.to_json() | {"site": names[each.site]} for key, each in found.items()}
@@ -59,9 +61,9 @@ def at_sites(
 
 
 def _operating_point(
-    has: np.ndarray, scores: np.ndarray, flagged: np.ndarray, confidence: float
+    has: np.ndarray, scores: np.ndarray, flagged: np.ndarray, patients: "pd.Series", confidence: float
 ) -> dict[str, Any]:
-    shares = operating_shares(has, flagged, confidence)
+    shares = operating_shares(has, flagged, patients, confidence)
     return {"auc": _auc(has, scores), **{name: each.to_json() for name, each in shares.items()}}
 
 
@@ -109,7 +111,14 @@ def _cost(
         patient_numbers(films),
         spec.threshold,
         spec.threshold,
-        **rules.resampling,
+        rules.confidence,
     )
     costs = {("loss" if name == "auc" else name): each.to_json() for name, each in found.items()}
-    return {"films": len(films), "auc": auc(labels, changed), **costs}
+    left = delong_auc(labels, changed, patient_numbers(films), rules.confidence).to_json()
+    return {
+        "films": len(films),
+        "auc": left["value"],
+        "auc_low": left["low"],
+        "auc_high": left["high"],
+        **costs,
+    }

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from openmed.errors import BadInput
-from openmed.metrics.intervals import clustered_share
+from openmed.metrics.clustered import clustered_share
 from openmed.metrics.resampling import cohort
 from openmed.metrics.score_intervals import Interval
 
@@ -158,11 +158,9 @@ def check_abstention(
     labels: ArrayLike,
     probabilities: ArrayLike,
     patients: ArrayLike,
-    *,
     confidence: float = 0.95,
-    seed: int,
 ) -> AbstentionCheck:
-    """Measures coverage and referrals on films that shaped nothing, with patient-clustered intervals.
+    """Measures coverage and referrals on films that shaped nothing, with intervals that know of patients.
 
     Args:
         abstention: As fitted.
@@ -170,7 +168,6 @@ def check_abstention(
         probabilities: float (N, classes); films with NaN are referred.
         patients: (N,) identifiers, text or whole numbers.
         confidence: Coverage of the intervals, in (0, 1).
-        seed: The same seed gives the same intervals.
 
     Raises:
         ValueError: Wrong shapes or values.
@@ -181,7 +178,7 @@ def check_abstention(
     single = sets.sum(axis=1) == 1
 
     def share(outcomes: NDArray, films: NDArray) -> Interval:
-        return clustered_share(outcomes[films], group[films], confidence=confidence, seed=seed)
+        return clustered_share(outcomes[films], group[films], confidence)
 
     by_class = (share(sets[:, number], truth == number) for number in range(sets.shape[1]))
     return AbstentionCheck(

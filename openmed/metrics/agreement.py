@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from openmed.metrics.clustered import clustered_share
 from openmed.metrics.intervals import percentile_interval
 from openmed.metrics.resampling import cohort, multiplicities
-from openmed.metrics.score_intervals import Interval, critical_value, wilson
+from openmed.metrics.score_intervals import Interval, critical_value
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,14 @@ def agreement(
     cells = group.patient_of_film * classes**2 + one * classes + other
     tables = np.bincount(cells, minlength=group.patients * classes**2).reshape(group.patients, -1)
     drawn = [weights @ tables for weights in multiplicities(group, replicates, seed)]
-    shares, kappas = _measures(np.concatenate(drawn), classes)
-    (share,), (kappa,) = _measures(tables.sum(axis=0, keepdims=True).astype(np.float64), classes)
-    same = int((one == other).sum())
-    score, resampled = (
-        wilson(same, len(one), confidence),
-        percentile_interval(float(share), shares, confidence),
-    )
-    wide = Interval(score.value, min(score.low, resampled.low), max(score.high, resampled.high))
-    return Agreement(len(one), wide, percentile_interval(float(kappa), kappas, confidence))
+    kappas = _kappa(np.concatenate(drawn), classes)
+    (kappa,) = _kappa(tables.sum(axis=0, keepdims=True).astype(np.float64), classes)
+    share = clustered_share(one == other, patients, confidence)
+    return Agreement(len(one), share, percentile_interval(float(kappa), kappas, confidence))
 
 
-def _measures(tables: NDArray[np.float64], classes: int) -> tuple[NDArray, NDArray]:
-    """Share of agreement and kappa of tables (R, classes * classes)."""
+def _kappa(tables: NDArray[np.float64], classes: int) -> NDArray:
+    """Cohen's kappa of tables (R, classes * classes)."""
     counts = tables.reshape(-1, classes, classes)
     films = counts.sum(axis=(1, 2))
     share = np.trace(counts, axis1=1, axis2=2) / films
@@ -85,4 +81,4 @@ def _measures(tables: NDArray[np.float64], classes: int) -> tuple[NDArray, NDArr
     # Exactly 1 where every film has one label from both readers.
     certain = chance >= 1 - 1e-12
     kappa = (share - chance) / np.where(certain, 1, 1 - chance)
-    return share, np.where(certain, np.nan, kappa)
+    return np.where(certain, np.nan, kappa)

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from openmed.metrics.classification import NAN, brier, checked_labels, checked_scores
+from openmed.metrics.resampling import patient_codes
+from openmed.metrics.score_intervals import Interval, critical_value
 
 BINS = 10
 _LEAST = 1e-7
@@ -63,22 +65,97 @@ def expected_calibration_error(labels: ArrayLike, scores: ArrayLike, bins: int =
     return float(sum(abs(part.sum()) for part in np.array_split(gaps, bins)) / len(gaps))
 
 
+def unbiased_calibration_error(
+    labels: ArrayLike, scores: ArrayLike, patients: ArrayLike, confidence: float = 0.95, bins: int = BINS
+) -> Interval:
+    """Root mean squared distance of predicted probability and observed share, less what chance makes.
+
+    From every bin's squared distance its own variance is taken, so that perfect probabilities give 0 on
+    average (Kumar, Liang and Ma, Verified uncertainty calibration, NeurIPS 2019); variances are those of the
+    patients' sums. Limits are normal on the squared scale.
+
+    Args:
+        labels: (N,) 0 or 1.
+        scores: (N,) probabilities of the finding in [0, 1].
+        patients: (N,) identifiers, text or whole numbers.
+        confidence: Coverage of the interval, in (0, 1).
+        bins: Bins of equally many films, in the order of the scores.
+
+    Raises:
+        ValueError: Wrong shapes or values.
+    """
+    z, truth = critical_value(confidence), checked_labels(labels)
+    values = checked_scores(scores, len(truth))
+    patient = patient_codes(patients, len(truth))
+    error = spread = 0.0
+    for part in np.array_split(np.argsort(values, kind="stable"), min(bins, len(truth))):
+        gaps = values[part] - truth[part]
+        sums = np.bincount(np.unique(patient[part], return_inverse=True)[1], gaps - gaps.mean())
+        variance = float(sums @ sums) / len(part) ** 2 * len(sums) / max(len(sums) - 1, 1)
+        share, gap = len(part) / len(truth), float(gaps.mean())
+        error += share * (gap**2 - variance)
+        spread += share**2 * (4 * gap**2 * variance + 2 * variance**2)
+    limits = (error, error - z * np.sqrt(spread), error + z * np.sqrt(spread))
+    return Interval(*(float(np.sqrt(max(limit, 0.0))) for limit in limits))
+
+
+def slope_interval(
+    labels: ArrayLike, scores: ArrayLike, patients: ArrayLike, confidence: float = 0.95
+) -> Interval:
+    """Gives `calibration_slope` with Wald limits whose variance knows of patients (sandwich).
+
+    Huber's variance of the two coefficients, summed by patient (Liang and Zeger, Biometrika 1986;73:13-22).
+
+    Args:
+        labels: (N,) 0 or 1.
+        scores: (N,) probabilities of the finding in [0, 1].
+        patients: (N,) identifiers, text or whole numbers.
+        confidence: Coverage of the interval, in (0, 1).
+
+    Returns:
+        NaN where `calibration_slope` is.
+
+    Raises:
+        ValueError: Wrong shapes or values.
+    """
+    truth, odds = _checked(labels, scores)
+    line = _line(truth, odds)
+    if line is None:
+        return Interval(NAN, NAN, NAN)
+    from scipy.special import expit
+
+    design = np.column_stack([np.ones_like(odds), odds])
+    fitted = expit(design @ line)
+    bread = np.linalg.inv(design.T @ (design * (fitted * (1 - fitted))[:, None]))
+    patient = patient_codes(patients, len(truth))
+    sums = np.stack([np.bincount(patient, column * (truth - fitted)) for column in design.T], axis=1)
+    meat = sums.T @ sums * len(sums) / max(len(sums) - 1, 1)
+    half = critical_value(confidence) * float(np.sqrt((bread @ meat @ bread)[1, 1]))
+    return Interval(float(line[1]), float(line[1]) - half, float(line[1]) + half)
+
+
 def calibration_slope(labels: ArrayLike, scores: ArrayLike) -> float:
     """Slope of a logistic regression of the truth on the log-odds of the score (Cox, Biometrika 1958).
 
     1 is best; below 1 the probabilities are too extreme, above 1 too timid. NaN where one class is missing or
     the scores separate the classes, as no finite slope fits best then.
     """
-    truth, odds = _checked(labels, scores)
+    line = _line(*_checked(labels, scores))
+    return NAN if line is None else float(line[1])
+
+
+def _line(truth: NDArray[np.int64], odds: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Intercept and slope of the regression, None where there is none."""
     having, without = odds[truth == 1], odds[truth == 0]
     if not having.size or not without.size:
-        return NAN
+        return None
     if having.min() >= without.max() or without.min() >= having.max():
-        return NAN
+        return None
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, max_iter=200)
-    return float(model.fit(odds[:, None], truth).coef_[0, 0])
+    model.fit(odds[:, None], truth)
+    return np.array([model.intercept_[0], model.coef_[0, 0]])
 
 
 def calibration_intercept(labels: ArrayLike, scores: ArrayLike) -> float:

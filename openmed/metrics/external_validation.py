@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from openmed.metrics.agreement import agreement
-from openmed.metrics.intervals import COMPARED, bootstrap
+from openmed.metrics.delong import delong_auc
+from openmed.metrics.intervals import COMPARED, judged_intervals
 
 ALL, UNKNOWN = "all", "unknown"
 
@@ -36,9 +37,9 @@ def describe_set(
         class_names: Names of the labels.
         positive_index: Label of the finding.
         threshold: The frozen operating point.
-        replicates: Number of resamples of patients.
+        replicates: Number of resamples of patients, for kappa.
         confidence: Coverage of the intervals, in (0, 1).
-        seed: The same seed gives the same intervals.
+        seed: The same seed gives the same limits of kappa.
 
     Returns:
         films, patients; groups (see `by_group`); view_separation (see `view_separation`); second_label: None
@@ -50,19 +51,19 @@ def describe_set(
     return {
         "films": len(films),
         "patients": int(films["patient"].nunique()),
-        "groups": list(by_group(films, threshold, **settings)),
-        "view_separation": list(view_separation(films, class_names, **settings)),
+        "groups": list(by_group(films, threshold, confidence)),
+        "view_separation": list(view_separation(films, class_names, confidence)),
         "second_label": _second_label(films, positive_index, threshold, settings),
     }
 
 
-def by_group(films: pd.DataFrame, threshold: float, **settings: Any) -> Iterator[dict[str, Any]]:
+def by_group(films: pd.DataFrame, threshold: float, confidence: float) -> Iterator[dict[str, Any]]:
     """Measures all films, and those of each view and age band.
 
     Args:
         films: With the columns has (0 or 1), score, patient, view, age_band.
         threshold: The frozen operating point.
-        settings: Those of `bootstrap`.
+        confidence: Coverage of the intervals, in (0, 1).
 
     Yields:
         view and age_band (`ALL` for any), films, positives, and auc, sensitivity and specificity, each with
@@ -70,7 +71,7 @@ def by_group(films: pd.DataFrame, threshold: float, **settings: Any) -> Iterator
     """
     for view, of_view in _parts(films, "view"):
         for band, part in _parts(of_view, "age_band"):
-            found = bootstrap(part["has"], part["score"], part["patient"], threshold, **settings)
+            found = judged_intervals(part["has"], part["score"], part["patient"], threshold, confidence)
             yield {
                 "view": view,
                 "age_band": band,
@@ -81,14 +82,14 @@ def by_group(films: pd.DataFrame, threshold: float, **settings: Any) -> Iterator
 
 
 def view_separation(
-    films: pd.DataFrame, class_names: tuple[str, ...], **settings: Any
+    films: pd.DataFrame, class_names: tuple[str, ...], confidence: float
 ) -> Iterator[dict[str, Any]]:
     """Measures how well the score tells two views apart among films of one class.
 
     Args:
         films: With the columns label, score, patient, view.
         class_names: Names of the labels.
-        settings: Those of `bootstrap`.
+        confidence: Coverage of the intervals, in (0, 1).
 
     Yields:
         class, views (two), films (of each), and auc: how often a film of the first view outscores one of the
@@ -100,7 +101,7 @@ def view_separation(
         for first, second in combinations(sorted(own["view"].unique()), 2):
             pair = own[own["view"].isin([first, second])]
             is_first = (pair["view"] == first).astype(int)
-            found = bootstrap(is_first, pair["score"], pair["patient"], 0.5, **settings)["auc"]
+            found = delong_auc(is_first, pair["score"], pair["patient"], confidence)
             counts = [int(is_first.sum()), int((1 - is_first).sum())]
             yield {"class": name, "views": [first, second], "films": counts, "auc": found.to_json()}
 
@@ -115,8 +116,8 @@ def _second_label(
     other = both.assign(has=(second == positive_index).astype(int))
     return {
         **agreement(both["label"], second, both["patient"], **settings).to_json(),
-        "first": list(by_group(both, threshold, **settings)),
-        "second": list(by_group(other, threshold, **settings)),
+        "first": list(by_group(both, threshold, settings["confidence"])),
+        "second": list(by_group(other, threshold, settings["confidence"])),
     }
 
 

@@ -12,6 +12,8 @@ PASS = "PASS"
 FAIL = "FAIL"
 INSUFFICIENT = "INSUFFICIENT EVIDENCE"
 OUTSIDE_PLAN = "OUTSIDE PLAN"
+NOT_SHOWN = "NOT SHOWN"
+"""Too little evidence of what the plan leaves to the reviewers; it does not count in a verdict."""
 
 # Only metrics for which higher is better and whose interval cannot collapse on a small test set.
 JUDGED = ("auc", *PROPORTIONS)
@@ -55,7 +57,7 @@ def judge(intervals: Mapping[str, Interval], floors: Mapping[str, float]) -> tup
     fails, NaN included.
 
     Args:
-        intervals: name -> interval, as `intervals.bootstrap` gives them.
+        intervals: name -> interval, as `intervals.judged_intervals` gives them.
         floors: name of a metric in `JUDGED` -> what it must reach, in [0, 1].
 
     Returns:

@@ -1,15 +1,18 @@
 """The operating point: the threshold above which a film is flagged."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import betaincinv
 
 from openmed.errors import BadInput
 from openmed.metrics.classification import checked_labels, checked_scores
-from openmed.metrics.resampling import cohort
+from openmed.metrics.clustered import design_effect
+from openmed.metrics.resampling import patient_codes
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class ControlledThreshold:
         target_sensitivity: What is promised.
         confidence: How surely.
         patients: Calibration patients with the finding.
-        missed: Those of them with a film, among those with the finding, that is not flagged.
+        missed: Films with the finding that are not flagged; where the promise is made for patients, those
+            with such a film.
         lower_limit: One-sided lower limit of the sensitivity, at or above the target.
     """
 
@@ -70,6 +74,8 @@ def controlled_threshold(
     patients: ArrayLike,
     target_sensitivity: float,
     confidence: float = 0.95,
+    *,
+    of: str = "patients",
 ) -> ControlledThreshold:
     """Returns the highest threshold of which the sensitivity is known to reach a target.
 
@@ -79,11 +85,11 @@ def controlled_threshold(
     limit holds although the threshold is chosen by it, because the sensitivity only falls as the threshold
     rises (fixed-sequence testing; Angelopoulos et al., Learn then Test, Ann Appl Stat 2025;19:1641-1662).
 
-    Films of one patient are no independent evidence. So a patient counts once, and as found only when every
-    one of their films with the finding is flagged: the guarantee is that a new patient is found so with at
-    least the target probability, hence that a film of a patient drawn at random is. It is not one for films
-    drawn at random where patients with many films are the harder ones; so that it is no worse there than
-    `choose_threshold`, the threshold is never above that one's.
+    Films of one patient are no independent evidence. The promise is made either for films, which are then
+    divided by their design effect, or for patients, of whom each counts once, and as found only when every
+    one of their films with the finding is flagged. That is the stronger one: where patients have several
+    films, it raises the sensitivity for films far above the target and costs specificity. Neither threshold
+    is ever above that of `choose_threshold`.
 
     Args:
         labels: (N,) 0 or 1, of calibration films: never the films the model is judged on.
@@ -91,6 +97,7 @@ def controlled_threshold(
         patients: (N,) identifiers, text or whole numbers.
         target_sensitivity: In (0, 1).
         confidence: In (0, 1).
+        of: "films" or "patients", for which the promise is made.
 
     Raises:
         BadInput: A number is out of range, or too few patients have the finding: even if all were found, the
@@ -100,22 +107,111 @@ def controlled_threshold(
     needed = patients_needed(target_sensitivity, confidence)
     truth = checked_labels(labels)
     values = checked_scores(scores, len(truth))
-    lowest = _lowest_of_each(values, truth, cohort(truth, patients).patient_of_film)
-    if lowest.size < needed:
+    patient = patient_codes(patients, len(truth))[truth == 1]
+    if of == "patients":
+        lowest = _lowest_of_each(values[truth == 1], patient)
+        films = np.arange(lowest.size)
+    elif of == "films":
+        order = np.argsort(values[truth == 1], kind="stable")
+        lowest, films = values[truth == 1][order], patient[order]
+    else:
+        raise ValueError(f"the promise is made for films or for patients, not for {of}")
+    limits = list(_limits(films, target_sensitivity, confidence))
+    people = len(np.unique(patient))
+    if not limits:
         raise BadInput(
             f"a sensitivity of {target_sensitivity:g} can be promised with confidence {confidence:g} only "
-            f"from at least {needed} calibration patients with the finding, found {lowest.size} (with "
+            f"from at least {needed} calibration patients with the finding, found {people} (with "
             f"{int(truth.sum())} films); give more, or lower the target or the confidence"
         )
-    missed = np.arange(lowest.size)
-    limits = _clopper_pearson_low(lowest.size - missed, lowest.size, confidence)
-    allowed = int(np.sum(limits >= target_sensitivity - 1e-9)) - 1
-    flagged = min(float(lowest[allowed]), _lowest_flagged(values, truth, target_sensitivity))
+    flagged = min(float(lowest[len(limits) - 1]), _lowest_flagged(values, truth, target_sensitivity))
     threshold = _half_way(values, flagged)
     below = int(np.sum(lowest < threshold))
-    return ControlledThreshold(
-        threshold, target_sensitivity, confidence, lowest.size, below, float(limits[below])
-    )
+    return ControlledThreshold(threshold, target_sensitivity, confidence, people, below, limits[below])
+
+
+def spared_threshold(labels: ArrayLike, scores: ArrayLike, target_specificity: float) -> float:
+    """Returns the lowest threshold that keeps the specificity at or above a target.
+
+    Where a sensitivity is promised by a higher threshold, this one finds more and still raises no more false
+    alarms than are accepted: what a better model can do goes into sensitivity.
+
+    Args:
+        labels: (N,) 0 or 1, of calibration films.
+        scores: (N,) probabilities of the finding in [0, 1].
+        target_specificity: In (0, 1).
+
+    Returns:
+        Half way between the highest score that must stay below it and the next higher one; above 1 where no
+        threshold in [0, 1] keeps the target, NaN without a film that lacks the finding.
+
+    Raises:
+        BadInput: The target is out of range.
+        ValueError: Wrong shapes or values.
+    """
+    if not 0 < target_specificity < 1:
+        raise BadInput(f"target_specificity must be above 0 and below 1, found {target_specificity}")
+    truth = checked_labels(labels)
+    values = checked_scores(scores, len(truth))
+    without = np.sort(values[truth == 0])
+    if not without.size:
+        return math.nan
+    reached = np.arange(1, without.size + 1) / without.size >= target_specificity
+    below = float(without[np.argmax(reached)])
+    above = float(np.min(values[values > below], initial=math.nextafter(1.0, 2.0)))
+    middle = float(np.float32(below + (above - below) / 2))
+    return middle if below < middle <= above else above
+
+
+def _limits(patient: NDArray, target: float, confidence: float) -> Iterator[float]:
+    """Lower limits of the sensitivity with the first none, one, two ... missed, while they reach the target.
+
+    Args:
+        patient: (N,) of each film with the finding, the lowest score first.
+        target: The sensitivity.
+        confidence: One-sided.
+    """
+    films = len(patient)
+    for missed in range(films):
+        is_missed = np.arange(films) < missed
+        effect = design_effect(is_missed - missed / films, patient, is_missed)
+        limit = float(betaincinv((films - missed) / effect, missed / effect + 1, 1 - confidence))
+        if limit < target - 1e-9:
+            return
+        yield limit
+
+
+def transfer_chance(
+    flagged_before: ArrayLike, patients_before: ArrayLike, flagged: ArrayLike, patients: ArrayLike
+) -> float:
+    """Gives the chance that films like those of the choice are flagged as seldom as other films, or seldomer.
+
+    A threshold between two of n scores, with k of them above, flags a new film like them with a probability
+    that itself varies as Beta(k, n + 1 - k); so of m new ones a beta-binomial number is flagged (Wilks, Ann
+    Math Statist 1941;12:91-96). Counts are divided by the design effects of their patients.
+
+    Args:
+        flagged_before: bool (N,), the films with the finding on which the threshold was chosen.
+        patients_before: (N,) their patients.
+        flagged: bool (M,), the films with the finding that are judged by it.
+        patients: (M,) their patients.
+
+    Returns:
+        In [0, 1]; NaN without films on either side.
+    """
+    before, now = (np.asarray(flags, bool) for flags in (flagged_before, flagged))
+    if not before.size or not now.size:
+        return float("nan")
+    from scipy.stats import betabinom
+
+    sizes = []
+    for flags, names in ((before, patients_before), (now, patients)):
+        effect = design_effect(flags - flags.mean(), names, flags == (flags.mean() < 0.5))
+        sizes.append(len(flags) / effect)
+    above = max(float(before.mean()) * sizes[0], 1e-9)
+    films = max(1, round(sizes[1]))
+    found = round(float(now.mean()) * films)
+    return float(betabinom.cdf(found, films, above, sizes[0] + 1 - above))
 
 
 def patients_needed(target_sensitivity: float, confidence: float = 0.95) -> int:
@@ -145,18 +241,11 @@ def _lowest_flagged(values: NDArray, truth: NDArray, target_sensitivity: float) 
     return float(having[np.argmax(reached)])
 
 
-def _lowest_of_each(values: NDArray, truth: NDArray, patient: NDArray) -> NDArray[np.float64]:
-    """The lowest score with the finding of each patient who has it, rising."""
-    having = truth == 1
-    lowest = np.full(int(patient.max()) + 1, np.inf)
-    np.minimum.at(lowest, patient[having], values[having])
+def _lowest_of_each(values: NDArray, patient: NDArray) -> NDArray[np.float64]:
+    """The lowest score of each patient, rising."""
+    lowest = np.full(int(patient.max(initial=-1)) + 1, np.inf)
+    np.minimum.at(lowest, patient, values)
     return np.sort(lowest[np.isfinite(lowest)])
-
-
-def _clopper_pearson_low(successes: NDArray, n: int, confidence: float) -> NDArray[np.float64]:
-    from scipy.special import betaincinv
-
-    return betaincinv(successes, n - successes + 1, 1 - confidence)
 
 
 def _half_way(values: NDArray, flagged: float) -> float:

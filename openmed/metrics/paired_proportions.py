@@ -1,7 +1,7 @@
 """Two models on the same films: difference of sensitivity or specificity in closed form.
 
-Only the films on which the two disagree tell them apart. Films are counted, not patients: with several
-films of a patient these limits are optimistic, and `intervals.paired_difference` carries the clustering.
+Only the films on which the two disagree tell them apart. Films of one patient resemble each other: the counts
+are divided by the design effect of the disagreements (see `clustered`).
 """
 
 import math
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
-from scipy.stats import binomtest
 
 from openmed.metrics.classification import NAN, checked_labels
+from openmed.metrics.clustered import design_effect
+from openmed.metrics.resampling import patient_codes
 from openmed.metrics.score_intervals import Interval, critical_value
 
 
@@ -25,18 +26,20 @@ class PairedProportions:
         only_first: Films on which only the first model is right.
         only_second: Films on which only the second model is right.
         difference: Share of the first minus share of the second, with Tango's limits.
-        p_value: McNemar's, exact, of no difference.
     """
 
     films: int
     only_first: int
     only_second: int
     difference: Interval
-    p_value: float
 
 
 def compare_flags(
-    labels: ArrayLike, flagged_a: ArrayLike, flagged_b: ArrayLike, confidence: float = 0.95
+    labels: ArrayLike,
+    flagged_a: ArrayLike,
+    flagged_b: ArrayLike,
+    patients: ArrayLike | None = None,
+    confidence: float = 0.95,
 ) -> dict[str, PairedProportions]:
     """Compares sensitivity and specificity of two models at their operating points.
 
@@ -44,6 +47,7 @@ def compare_flags(
         labels: (N,) 0 or 1.
         flagged_a: (N,) boolean (or 0 and 1), what the first model flags.
         flagged_b: (N,) the same of the second model.
+        patients: (N,) identifiers, text or whole numbers; None counts every film as a patient.
         confidence: Coverage of the intervals, in (0, 1).
 
     Returns:
@@ -56,19 +60,22 @@ def compare_flags(
     first, second = checked_labels(flagged_a), checked_labels(flagged_b)
     if first.shape != truth.shape or second.shape != truth.shape:
         raise ValueError(f"there are {len(truth)} labels but {len(first)} and {len(second)} flags")
+    patient = patient_codes(np.arange(len(truth)) if patients is None else patients, len(truth))
     result = {}
     for name, side in (("sensitivity", 1), ("specificity", 0)):
         of_class = truth == side
-        right_a, right_b = first[of_class] == side, second[of_class] == side
-        only_a, only_b = int(np.sum(right_a & ~right_b)), int(np.sum(right_b & ~right_a))
-        films = int(np.sum(of_class))
-        difference = tango(only_a, only_b, films, confidence)
-        p_value = mcnemar_exact(only_a, only_b) if films else NAN
-        result[name] = PairedProportions(films, only_a, only_b, difference, p_value)
+        apart = (first[of_class] == side).astype(int) - (second[of_class] == side)
+        only_a, only_b, films = int(np.sum(apart == 1)), int(np.sum(apart == -1)), int(np.sum(of_class))
+        if films:
+            effect = design_effect(apart - apart.mean(), patient[of_class], apart != 0)
+            difference = tango(only_a / effect, only_b / effect, films / effect, confidence)
+            result[name] = PairedProportions(films, only_a, only_b, difference)
+        else:
+            result[name] = PairedProportions(0, 0, 0, Interval(NAN, NAN, NAN))
     return result
 
 
-def tango(only_first: int, only_second: int, n: int, confidence: float = 0.95) -> Interval:
+def tango(only_first: float, only_second: float, n: float, confidence: float = 0.95) -> Interval:
     """Score interval of the difference of two proportions on the same n films; NaN when n is 0.
 
     Tango T. Equivalence test and confidence interval for the difference in proportions for the paired-sample
@@ -79,7 +86,7 @@ def tango(only_first: int, only_second: int, n: int, confidence: float = 0.95) -
     Args:
         only_first: Films on which only the first is right.
         only_second: Films on which only the second is right.
-        n: All films.
+        n: All films; all three may be effective numbers, which need not be whole.
         confidence: Coverage of the interval, in (0, 1).
 
     Returns:
@@ -89,7 +96,8 @@ def tango(only_first: int, only_second: int, n: int, confidence: float = 0.95) -
         ValueError: Impossible counts, or the confidence is not in (0, 1).
     """
     z = critical_value(confidence)
-    if only_first < 0 or only_second < 0 or only_first + only_second > n:
+    # Effective numbers are rounded.
+    if only_first < 0 or only_second < 0 or only_first + only_second > n * (1 + 1e-9):
         raise ValueError(f"counts {only_first} and {only_second} of {n} films are impossible")
     if n == 0:
         return Interval(NAN, NAN, NAN)
@@ -107,22 +115,7 @@ def tango_score(only_first: int, only_second: int, n: int, difference: float) ->
         return np.where(part > 0, (only_first - only_second - n * difference) / part, np.nan)[()]
 
 
-def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value of equal proportions on the same films; 1 when they never disagree.
-
-    McNemar Q. Note on the sampling error of the difference between correlated proportions or percentages.
-    Psychometrika 1947;12:153-157; here by the binomial distribution of the discordant films.
-
-    Raises:
-        ValueError: A count is negative.
-    """
-    if only_first < 0 or only_second < 0:
-        raise ValueError(f"counts of films must not be negative, found {only_first} and {only_second}")
-    discordant = only_first + only_second
-    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
-
-
-def _upper(b: int, c: int, n: int, z: float) -> float:
+def _upper(b: float, c: float, n: float, z: float) -> float:
     if b == n:
         return 1.0
     if b == c == 0:
@@ -137,7 +130,7 @@ def _upper(b: int, c: int, n: int, z: float) -> float:
     return float(brentq(excess, (b - c) / n, 1.0, xtol=1e-14))
 
 
-def _variance(b: ArrayLike, c: ArrayLike, n: int, difference: float) -> ArrayLike:
+def _variance(b: ArrayLike, c: ArrayLike, n: float, difference: float) -> ArrayLike:
     """Variance of the observed difference, times n, with the share of c fitted under the true one."""
     linear = (2 * n - np.subtract(b, c)) * difference - np.add(b, c)
     constant = np.multiply(c, difference * (1 - difference))

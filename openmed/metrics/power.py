@@ -1,9 +1,9 @@
 """What a test set could show, and what it could not: power, in numbers and in one sentence.
 
 A verdict of too little evidence is only fair with its measure: which true value this many films would have
-been enough for, and how many films it takes. The power is that of the interval of `score_intervals` or
-`paired_proportions` alone, with films taken as independent; a gate also asks the bootstrap over patients, so
-with several films of a patient it is somewhat lower.
+been enough for, and how many films it takes. Nothing here depends on what was measured, which would only say
+the verdict again (Hoenig and Heisey, Am Stat 2001;55:19-24). Films are taken as independent; with several
+films of a patient the power is lower.
 """
 
 import math
@@ -19,7 +19,7 @@ from scipy.stats import binom, norm
 
 from openmed.errors import BadInput
 from openmed.metrics.classification import NAN
-from openmed.metrics.score_intervals import auc_variance, critical_value
+from openmed.metrics.score_intervals import Interval, auc_variance, critical_value
 
 POWER = 0.8
 MOST_FILMS = 100_000
@@ -33,8 +33,8 @@ class Detectable:
     Attributes:
         films: Films it has: of the class in question, or of both for an AUC.
         value_needed: The smallest true value that the test shows with the power; NaN if none.
-        power: Power at the expected value, in [0, 1].
-        films_needed: Films with which the expected value is shown with the wished power; None if none are.
+        power: Power at the planned value, in [0, 1]; NaN where none was planned.
+        films_needed: Films with which the planned value is shown with the wished power; None if none are.
         sentence: The same for a clinician.
     """
 
@@ -47,13 +47,14 @@ class Detectable:
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as plain values, NaN as None."""
         needed = None if math.isnan(self.value_needed) else self.value_needed
-        return {**asdict(self), "value_needed": needed}
+        power = None if math.isnan(self.power) else self.power
+        return {**asdict(self), "value_needed": needed, "power": power}
 
 
 def proportion_floor(
     floor: float,
     films: int,
-    expected: float,
+    expected: float | None = None,
     *,
     name: str = "sensitivity",
     kind: str = "films with the finding",
@@ -68,7 +69,7 @@ def proportion_floor(
     Args:
         floor: What the lower limit must reach, in (0, 1).
         films: Films of the class.
-        expected: The true value one hopes for, in [0, 1], as a rule what was measured.
+        expected: The true value that was planned for, in [0, 1]; None plans for none.
         name: What is measured, for the sentence.
         kind: Which films count, for the sentence.
         power: In [0.5, 1).
@@ -77,49 +78,47 @@ def proportion_floor(
     Raises:
         BadInput: A number is out of range.
     """
-    z = checked_critical_value(films, confidence, floor=floor, power=power, expected=expected)
+    planned = {} if expected is None else {"expected": expected}
+    z = checked_critical_value(films, confidence, floor=floor, power=power, **planned)
     needed = int(_successes_needed(films, floor, z))
     possible = needed <= films
     value = float(betaincinv(needed, films - needed + 1, power)) if possible else NAN
-    reached = float(binom.sf(needed - 1, films, expected)) if possible else 0.0
-    enough = _films_for_proportion(floor, expected, power, z) if expected > floor else None
-    return Detectable(
-        films,
-        value,
-        reached,
-        enough,
-        _floor_sentence(name, kind, films, floor, value, expected, enough, power),
-    )
+    reached, enough = NAN, None
+    if expected is not None:
+        reached = float(binom.sf(needed - 1, films, expected)) if possible else 0.0
+        enough = _films_for_proportion(floor, expected, power, z) if expected > floor else None
+    sentence = _floor_sentence(name, kind, films, floor, value, expected, enough, power)
+    return Detectable(films, value, reached, enough, sentence)
 
 
 def auc_floor(
     floor: float,
     positives: int,
     negatives: int,
-    expected: float,
+    expected: float | None = None,
     *,
     power: float = POWER,
     confidence: float = 0.95,
 ) -> Detectable:
     """Power to show that the AUC reaches a floor: that Newcombe's lower limit is at or above it.
 
-    By the normal approximation with the variance of Hanley and McNeil (Radiology 1982;143:29-36), taken at
+    That limit is the more careful one near 1, so the films that it needs are rather too many than too few. By
+    the normal approximation with the variance of Hanley and McNeil (Radiology 1982;143:29-36), taken at
     the floor for the limit and at the true value for the power. `films_needed` keeps the classes' ratio.
 
     Args:
         floor: What the lower limit must reach, in (0, 1).
         positives: Films with the finding, at least 1.
         negatives: Films without it, at least 1.
-        expected: The true AUC one hopes for, in [0, 1], as a rule what was measured.
+        expected: The true AUC that was planned for, in [0, 1]; None plans for none.
         power: In [0.5, 1).
         confidence: Of the two-sided interval whose lower limit is judged, in (0, 1).
 
     Raises:
         BadInput: A number is out of range.
     """
-    z = checked_critical_value(
-        min(positives, negatives), confidence, floor=floor, expected=expected, power=power
-    )
+    planned = {} if expected is None else {"expected": expected}
+    z = checked_critical_value(min(positives, negatives), confidence, floor=floor, power=power, **planned)
     films, beyond = positives + negatives, norm.ppf(power)
 
     def surplus(true: float, scale: float) -> float:
@@ -130,6 +129,10 @@ def auc_floor(
 
     must = floor + z * math.sqrt(auc_variance(floor, positives, negatives))
     value = float(brentq(surplus, floor, 1.0, args=(1.0,))) if must < 1 else NAN
+    kind = f"films ({positives} with the finding)"
+    if expected is None:
+        sentence = _floor_sentence("AUC", kind, films, floor, value, None, None, power)
+        return Detectable(films, value, NAN, None, sentence)
     # A perfect or always wrong model does not vary; the tiny number only keeps the division in hand.
     spread = math.sqrt(auc_variance(expected, positives, negatives)) + 1e-12
     reached = float(norm.sf((must - expected) / spread)) if must < 1 else 0.0
@@ -141,9 +144,37 @@ def auc_floor(
             ends = math.log(fewest), math.log(most)
             scale = math.exp(brentq(lambda log: surplus(expected, math.exp(log)), *ends))
         enough = math.ceil(films * scale - 1e-9)
-    kind = f"films ({positives} with the finding)"
     sentence = _floor_sentence("AUC", kind, films, floor, value, expected, enough, power)
     return Detectable(films, value, reached, enough, sentence)
+
+
+def films_for_margin(
+    difference: Interval, margin: float, films: int, *, power: float = POWER, confidence: float = 0.95
+) -> int | None:
+    """Films with which a truly equal model would be shown to lose no more than a margin.
+
+    By the normal approximation, from the width of the lower limit on this many films; what was measured plays
+    no part.
+
+    Args:
+        difference: As `intervals.paired_difference` gives it.
+        margin: The loss that is accepted, above 0.
+        films: Films that it rests on.
+        power: In [0.5, 1).
+        confidence: Of the two-sided interval whose lower limit is judged, in (0, 1).
+
+    Returns:
+        None where no realistic number would do, or the interval has no limits.
+
+    Raises:
+        BadInput: A number is out of range.
+    """
+    z = checked_critical_value(films, confidence, margin=margin, power=power)
+    width = (difference.value - difference.low) * (1 + float(norm.ppf(power)) / z)
+    if math.isnan(width):
+        return None
+    needed = math.ceil(films * (width / margin) ** 2)
+    return needed if needed <= MOST_FILMS else None
 
 
 def checked_critical_value(films: int, confidence: float, **shares: float) -> float:
@@ -200,7 +231,7 @@ def _floor_sentence(
     films: int,
     floor: float,
     value: float,
-    expected: float,
+    expected: float | None,
     enough: int | None,
     power: float,
 ) -> str:
@@ -213,6 +244,8 @@ def _floor_sentence(
             f"With {films} {kind}, a true {name} of at least {least} would be needed to show "
             f"{rounded(floor)} in {such_tests(power)}"
         )
+    if expected is None:
+        return f"{first}."
     if enough is None:
         return f"{first}; for a true {name} of {rounded(expected)} no realistic number of films would do."
     return f"{first}; for a true {name} of {rounded(expected)} about {enough} would do."

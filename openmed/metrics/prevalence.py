@@ -46,7 +46,7 @@ def at_prevalence(sensitivity: Interval, specificity: Interval, prevalence: floa
     The limits are those at the worst and at the best ends of both intervals together. That is conservative:
     both must be wrong at once, so the limits hold at least as surely as those given (exactly so where only
     one of the two plays a part, as for the films missed). Give intervals that know of patients, as
-    `intervals.bootstrap` makes them.
+    `intervals.judged_intervals` makes them.
 
     Args:
         sensitivity: With its confidence limits, each in [0, 1] or NaN.

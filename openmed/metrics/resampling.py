@@ -46,15 +46,23 @@ def cohort(labels: NDArray, patients: ArrayLike) -> Cohort:
     Raises:
         ValueError: Not one identifier a film, or a missing one.
     """
-    identifiers = _identifiers(patients, len(labels))
-    names, codes = np.unique(identifiers, return_inverse=True)
-    films = np.bincount(codes, minlength=len(names))
-    positives = np.bincount(codes, labels, minlength=len(names))
+    codes = patient_codes(patients, len(labels))
+    films = np.bincount(codes)
+    positives = np.bincount(codes, labels)
     stratum = np.where(positives == 0, 0, np.where(positives == films, 1, 2))
     order = np.argsort(stratum, kind="stable")
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
     return Cohort(position[codes], tuple(int(n) for n in np.bincount(stratum) if n))
+
+
+def patient_codes(patients: ArrayLike, films: int) -> NDArray[np.intp]:
+    """Numbers the patients by identifier, from 0: (films,).
+
+    Raises:
+        ValueError: Not one identifier a film, or a missing one.
+    """
+    return np.unique(_identifiers(patients, films), return_inverse=True)[1]
 
 
 def multiplicities(group: Cohort, replicates: int, seed: int) -> Iterator[NDArray[np.float64]]:

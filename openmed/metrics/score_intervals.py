@@ -4,9 +4,6 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
-import numpy as np
-from numpy.typing import ArrayLike
-
 NAN = float("nan")
 
 
@@ -31,11 +28,11 @@ class Interval:
         )
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion; NaN when n is 0.
 
     Wilson EB. Probable inference, the law of succession, and statistical inference. J Am Stat Assoc
-    1927;22:209-212.
+    1927;22:209-212. Both may be effective numbers, which need not be whole.
 
     Raises:
         ValueError: `successes` is not in [0, n], or the confidence not in (0, 1).
@@ -53,22 +50,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     return Interval(share, low, 1.0 if successes == n else middle + half)
 
 
-def operating_shares(has: ArrayLike, flagged: ArrayLike, confidence: float = 0.95) -> dict[str, Interval]:
-    """Sensitivity and specificity with Wilson's intervals over films.
-
-    Args:
-        has: (N,) bool, the films with the finding.
-        flagged: (N,) bool, the films that are flagged.
-        confidence: Coverage of the intervals, in (0, 1).
-    """
-    finding, called = np.asarray(has, bool), np.asarray(flagged, bool)
-    return {
-        "sensitivity": wilson(int((finding & called).sum()), int(finding.sum()), confidence),
-        "specificity": wilson(int((~finding & ~called).sum()), int((~finding).sum()), confidence),
-    }
-
-
-def newcombe_auc(auc: float, positives: int, negatives: int, confidence: float = 0.95) -> Interval:
+def newcombe_auc(auc: float, positives: float, negatives: float, confidence: float = 0.95) -> Interval:
     """Score interval of an AUC, open also at an AUC of 1; NaN without a value or without one class.
 
     Method 5 of Newcombe RG. Confidence intervals for an effect size measure based on the Mann-Whitney
@@ -81,7 +63,7 @@ def newcombe_auc(auc: float, positives: int, negatives: int, confidence: float =
 
     Args:
         auc: Area under the ROC curve in [0, 1], or NaN.
-        positives: Number of films with the finding.
+        positives: Number of films with the finding; it may be an effective one, not whole.
         negatives: Number of films without it.
         confidence: Coverage of the interval, in (0, 1).
 
@@ -89,7 +71,7 @@ def newcombe_auc(auc: float, positives: int, negatives: int, confidence: float =
         ValueError: The AUC is not in [0, 1], or the confidence not in (0, 1).
     """
     z = critical_value(confidence)
-    if math.isnan(auc) or positives < 1 or negatives < 1:
+    if math.isnan(auc) or positives <= 0 or negatives <= 0:
         return Interval(NAN, NAN, NAN)
     if not 0 <= auc <= 1:
         raise ValueError(f"the AUC must be in [0, 1], found {auc}")
@@ -98,7 +80,7 @@ def newcombe_auc(auc: float, positives: int, negatives: int, confidence: float =
     return Interval(auc, low, 1 - _newcombe_low(1 - auc, positives, negatives, z))
 
 
-def auc_variance(auc: float, positives: int, negatives: int) -> float:
+def auc_variance(auc: float, positives: float, negatives: float) -> float:
     """Variance of a measured AUC whose true value is `auc`, as `newcombe_auc` takes it.
 
     Hanley and McNeil (Radiology 1982;143:29-36), both class sizes in its shape replaced by their mean.
@@ -117,7 +99,7 @@ def critical_value(confidence: float) -> float:
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
-def _newcombe_low(auc: float, positives: int, negatives: int, z: float) -> float:
+def _newcombe_low(auc: float, positives: float, negatives: float, z: float) -> float:
     from scipy.optimize import brentq
 
     if auc == 0:
@@ -131,5 +113,5 @@ def _newcombe_low(auc: float, positives: int, negatives: int, z: float) -> float
     return float(brentq(excess, 0.0, auc, xtol=1e-14))
 
 
-def _shape(t: float, positives: int, negatives: int) -> float:
+def _shape(t: float, positives: float, negatives: float) -> float:
     return 1 + ((positives + negatives) / 2 - 1) * ((1 - t) / (2 - t) + t / (1 + t))

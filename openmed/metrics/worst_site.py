@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from openmed.metrics.classification import checked_labels
+from openmed.metrics.clustered import clustered_share
 from openmed.metrics.intervals import percentile_interval, wider
 from openmed.metrics.resampling import cohort, multiplicities
-from openmed.metrics.score_intervals import Interval, wilson
+from openmed.metrics.score_intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ def worst_site(
     """Finds the lowest sensitivity and the lowest specificity over sites that show the same films.
 
     The interval is that of the lowest share itself: in each resample of whole patients, drawn as
-    `intervals.bootstrap` draws them, the lowest over all sites is taken anew. Chance makes the lowest of many
-    a little lower, so the limits err on the careful side. They are widened to Wilson's interval at the worst
-    site, as a bootstrap cannot see errors that did not happen.
+    `intervals.metric_intervals` draws them, the lowest over all sites is taken anew. Chance makes the lowest
+    of many a little lower, so the limits err on the careful side. They are widened to the interval at the
+    worst site alone, as a bootstrap cannot see errors that did not happen.
 
     Args:
         labels: (N,) 0 or 1.
@@ -82,6 +83,5 @@ def _lowest(
         resampled = ((drawn @ hits.T) / (drawn @ all_)[:, None]).min(1)
     counts = hits.sum(1)
     site = int(counts.argmin())
-    value = float(counts[site]) / films
-    limits, score = percentile_interval(value, resampled, level), wilson(int(counts[site]), films, level)
-    return Worst(site, wider(limits, score))
+    there = clustered_share(right[site][where], patient[where], level)
+    return Worst(site, wider(percentile_interval(there.value, resampled, level), there))

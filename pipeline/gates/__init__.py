@@ -8,16 +8,18 @@ PLAN, with a sentence for a reviewer.
 from pipeline.gates.comparison import Comparison, compare_all
 from pipeline.gates.evidence import Evidence
 from pipeline.gates.external import external_gates
-from pipeline.gates.performance import limits_of_the_test, performance_gates, subgroups
-from pipeline.gates.soundness import soundness_gates
+from pipeline.gates.performance import floor_gates, limits_of_the_test, performance_gates, subgroups
+from pipeline.gates.soundness import soundness_gates, with_look
 
 __all__ = [
     "Comparison",
     "Evidence",
     "compare_all",
     "external_gates",
+    "floor_gates",
     "limits_of_the_test",
     "performance_gates",
     "soundness_gates",
     "subgroups",
+    "with_look",
 ]

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.files import read_json
-from openmed.metrics.gates import judge_difference
+from openmed.metrics.gates import FAIL, INSUFFICIENT, NOT_SHOWN, Gate, judge_difference
+from openmed.metrics.power import films_for_margin
 from pipeline import registry
 from pipeline.gates.evidence import Evidence
 from pipeline.gates.external import external_films, measurable
@@ -14,6 +15,8 @@ from pipeline.registry.evidence import EXTERNAL_PREDICTIONS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from openmed.metrics.score_intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def _on_fresh_films(
             "models cannot be compared: retrain with more test films."
         )
         return Comparison(None, note, len(fresh), left_out)
-    gates = _difference(evidence, fresh.assign(label=labels), other_threshold, role, evidence.margins)
+    gates = difference_gates(evidence, fresh.assign(label=labels), other_threshold, role, evidence.margins)
     note = (
         f"Compared with {role.title} {other} on {len(fresh)} test films; {left_out} were left out because "
         "they have shaped it."
@@ -136,7 +139,7 @@ def _with_external(
             why = "it has no scores of them" if len(both) < len(films) else "they have shaped it"
             said = f"{role.title} {other} cannot be compared on the films of the external set {name}: {why}."
             return replace(compared, gates=None, note=_sentence(said))
-        found = _difference(
+        found = difference_gates(
             evidence, fresh.assign(label=fresh["has"]), compared.other_threshold, role, margins
         )
         gates += [gate | {"name": f"external {name}: {gate['name']}"} for gate in found]
@@ -169,16 +172,24 @@ def _scores(
     return scored, None
 
 
-def _difference(
+def difference_gates(
     evidence: Evidence,
     films: "pd.DataFrame",
     other_threshold: float,
     role: _Role,
     margins: Mapping[str, float],
 ) -> list[dict[str, Any]]:
+    """Gives a gate for each margin.
+
+    Args:
+        evidence: On the version.
+        films: The films compared: label (0 or 1), score, score_other, patient.
+        other_threshold: Operating point of the earlier version.
+        role: What that stands for.
+        margins: Metric -> the loss that is accepted.
+    """
     from openmed.metrics.intervals import paired_difference
 
-    rules = evidence.rules
     intervals = paired_difference(
         films["label"].to_numpy(),
         films["score"].to_numpy(),
@@ -186,10 +197,42 @@ def _difference(
         films["patient"].to_numpy(),
         evidence.spec.threshold,
         other_threshold,
-        **rules.resampling,
+        evidence.rules_of_look.confidence,
     )
     _, gates = judge_difference(intervals, margins, role.gate)
-    return [found.to_json() for found in gates]
+    counts = {
+        "sensitivity": films["label"].sum(),
+        "specificity": (1 - films["label"]).sum(),
+        "auc": len(films),
+    }
+    pairs = zip(margins.items(), gates, strict=True)
+    return [
+        _to_json(evidence, gate, intervals[name], name, margin, int(counts[name]))
+        for (name, margin), gate in pairs
+    ]
+
+
+def _to_json(
+    evidence: Evidence, gate: Gate, difference: "Interval", name: str, margin: float, films: int
+) -> dict[str, Any]:
+    """A gate, with what would settle it; what the plan leaves to the reviewers is only not shown."""
+    content = gate.to_json()
+    left_to_people = name in evidence.plan.protocol.evaluation.reviewers_decide
+    if gate.verdict == FAIL and left_to_people and not difference.high < -margin:
+        content["verdict"] = NOT_SHOWN
+    if gate.verdict != INSUFFICIENT:
+        return content
+    confidence = evidence.rules_of_look.confidence
+    enough = films_for_margin(difference, margin, films, confidence=confidence) if margin > 0 else None
+    settled = (
+        f"about {enough} films instead of {films} would show it of an equal model"
+        if enough
+        else "no realistic number of films would show it"
+    )
+    content["reason"] = f"{gate.reason.rstrip('.')}; {settled}."
+    if left_to_people:
+        content["verdict"] = NOT_SHOWN
+    return content
 
 
 def _sentence(text: str) -> str:

@@ -1,6 +1,6 @@
 """What is known of a version, read from the registry by hash."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +10,9 @@ import yaml
 from openmed.errors import BadInput
 from openmed.files import read_json, sha256_file
 from pipeline import registry
-from pipeline.judgement import Rules
 from pipeline.plan import PLAN_FILE, ChangePlan, load_plan
 from pipeline.registry.evidence import EXTERNAL_PREDICTIONS
+from pipeline.rules import Rules
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +39,7 @@ class Evidence:
             no profile was stored.
         external: One row a film of any external set: set, id, sha256, patient (by number), label,
             second_label, view, sex, age_band, source and score; empty where there were no sets.
+        look: The how-manieth version this is that its test patients judge, from 1.
     """
 
     version: str
@@ -53,6 +54,7 @@ class Evidence:
     split: "pd.DataFrame"
     films: "pd.DataFrame | None"
     external: "pd.DataFrame"
+    look: int = 1
 
     @classmethod
     def of(cls, version: str) -> "Evidence":
@@ -103,6 +105,11 @@ class Evidence:
         return Rules.of(self.params, f"params.yaml of version {self.version}")
 
     @property
+    def rules_of_look(self) -> Rules:
+        """The same with the confidence that is left for this look; see `confidence_of_look`."""
+        return replace(self.rules, confidence=confidence_of_look(self.rules.confidence, self.look))
+
+    @property
     def margins(self) -> dict[str, float]:
         """The accepted losses against the champion."""
         try:
@@ -111,6 +118,16 @@ class Evidence:
             raise BadInput(
                 f"params.yaml of version {self.version} lacks settings of the comparison: {error}"
             ) from None
+
+
+def confidence_of_look(confidence: float, look: int) -> float:
+    """Returns how sure the two-sided limits of a look must be, so that all looks together err seldom.
+
+    A model exactly at a floor passes a single look in (1 - confidence) / 2 of all cases. Look k may spend
+    (1 - confidence) / (k (k + 1)): half of 1 - confidence at the first, and 1 - confidence over any number of
+    them. Spending errors over looks: Lan and DeMets, Biometrika 1983;70:659-663.
+    """
+    return 1 - 2 * (1 - confidence) / (look * (look + 1))
 
 
 def verdict_gate(name: str, verdict: str, reason: str, value: float | None = None) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.metrics.external_validation import UNKNOWN
 from openmed.metrics.gates import INSUFFICIENT, OUTSIDE_PLAN, PASS, judge
-from openmed.metrics.intervals import bootstrap
-from pipeline.gates.evidence import Evidence, verdict_gate
+from openmed.metrics.intervals import judged_intervals
+from pipeline.gates.evidence import Evidence, confidence_of_look, verdict_gate
 from pipeline.gates.soundness import versions_judged
 from pipeline.judgement import patient_numbers, set_digest
 
@@ -41,8 +41,10 @@ def external_gates(evidence: Evidence) -> list[dict[str, Any]]:
             )
             gates.append(verdict_gate(f"external {name}", INSUFFICIENT, said))
         else:
-            gates += _floors(evidence, name, films, asked.floors, wanted.min_films)
-            gates.append(_looks(evidence, name, films))
+            looks = _looks(evidence, films)
+            confidence = confidence_of_look(evidence.rules.confidence, looks)
+            gates += _floors(evidence, name, films, asked.floors, wanted.min_films, confidence)
+            gates.append(_looks_gate(evidence, name, looks))
     return gates
 
 
@@ -69,7 +71,12 @@ def _none_named(evidence: Evidence, *, required: bool) -> dict[str, Any]:
 
 
 def _floors(
-    evidence: Evidence, name: str, films: "pd.DataFrame", floors: Mapping[str, float], min_films: int
+    evidence: Evidence,
+    name: str,
+    films: "pd.DataFrame",
+    floors: Mapping[str, float],
+    min_films: int,
+    confidence: float,
 ) -> list[dict[str, Any]]:
     if small := _smallest(evidence, films, min_films):
         return [verdict_gate(f"external {name}", INSUFFICIENT, small)]
@@ -80,7 +87,7 @@ def _floors(
             said = f"The external set {name} has films of one class only: it has no {metric}."
             gates.append(verdict_gate(title, INSUFFICIENT, said))
             continue
-        view, found = _worst_view(evidence, films, metric)
+        view, found = _worst_view(evidence, films, metric, confidence)
         _, (gate,) = judge({metric: found}, {metric: floor})
         where = f"Films of {name}" + ("" if view == UNKNOWN else f", view {view}")
         gates.append(gate.to_json() | {"name": title, "reason": f"{where}: {gate.reason}"})
@@ -99,15 +106,15 @@ def _smallest(evidence: Evidence, films: "pd.DataFrame", min_films: int) -> str 
     )
 
 
-def _worst_view(evidence: Evidence, films: "pd.DataFrame", metric: str) -> tuple[str, Any]:
+def _worst_view(evidence: Evidence, films: "pd.DataFrame", metric: str, confidence: float) -> tuple[str, Any]:
     found = {}
     for view, part in films.groupby("view"):
-        measured = bootstrap(
+        measured = judged_intervals(
             part["has"],
             part["score"],
             patient_numbers(part),
             evidence.spec.threshold,
-            **evidence.rules.resampling,
+            confidence,
         )
         found[str(view)] = measured[metric]
     # What could not be measured is worse than anything.
@@ -115,12 +122,15 @@ def _worst_view(evidence: Evidence, films: "pd.DataFrame", metric: str) -> tuple
     return worst, found[worst]
 
 
-def _looks(evidence: Evidence, name: str, films: "pd.DataFrame") -> dict[str, Any]:
+def _looks(evidence: Evidence, films: "pd.DataFrame") -> int:
     """How many versions have been judged on these very films, this one included."""
     digest = set_digest(films)
-    looks = versions_judged(
-        evidence, lambda content: digest in json.loads(content.get("external_sha256", "{}")).values()
+    return versions_judged(
+        evidence, lambda entry: digest in json.loads(entry.content.get("external_sha256", "{}")).values()
     )
+
+
+def _looks_gate(evidence: Evidence, name: str, looks: int) -> dict[str, Any]:
     allowed = evidence.plan.protocol.evaluation.looks
     said = f"The external set {name} has judged {looks} version{'s' * (looks > 1)}; the plan allows {allowed}"
     if looks > allowed:

@@ -1,13 +1,20 @@
 """Whether a version may be judged at all: no leak, inside the plan, few looks, an export that agrees."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from openmed.errors import IntegrityError
 from openmed.metrics.gates import FAIL, OUTSIDE_PLAN, PASS
 from pipeline import registry
 from pipeline.gates.evidence import Evidence, verdict_gate
 from pipeline.plan import lax_limits, unplanned_changes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MOST_MOVED = 0.2
+"""Share of the champion's test films that may have left the test split without its being drawn anew."""
 
 
 def soundness_gates(evidence: Evidence, champion: Evidence | None) -> list[dict[str, Any]]:
@@ -17,7 +24,7 @@ def soundness_gates(evidence: Evidence, champion: Evidence | None) -> list[dict[
         evidence: On the version to judge.
         champion: The same on the champion, None when there is none.
     """
-    return [_leakage(evidence), _plan(evidence, champion), _looks(evidence), _export(evidence)]
+    return [_leakage(evidence), _plan(evidence, champion), _looks(evidence, champion), _export(evidence)]
 
 
 def _leakage(evidence: Evidence) -> dict[str, Any]:
@@ -64,18 +71,71 @@ def _adopted(champion: Evidence) -> set[str]:
     return plans
 
 
-def _looks(evidence: Evidence) -> dict[str, Any]:
-    """How many versions have been judged on this very test set, this one included."""
-    test = evidence.tags["test_sha256"]
-    looks = versions_judged(evidence, lambda content: content["test_sha256"] == test)
-    allowed = evidence.plan.protocol.evaluation.looks
-    said = f"This test set has judged {looks} version{'s' * (looks > 1)}; the plan allows {allowed}"
-    if looks > allowed:
-        return verdict_gate("looks", OUTSIDE_PLAN, f"{said}: set new test films aside.", looks)
-    return verdict_gate("looks", PASS, f"{said}.", looks)
+def _looks(evidence: Evidence, champion: Evidence | None) -> dict[str, Any]:
+    """How many versions have been judged on these test patients, this one too; whether they stayed."""
+    name, allowed = "looks", evidence.plan.protocol.evaluation.looks
+    if redrawn := _redrawn(evidence, champion):
+        return verdict_gate(name, OUTSIDE_PLAN, redrawn, evidence.look)
+    said = f"These test patients have judged {evidence.look} version{'s' * (evidence.look > 1)}"
+    said = f"{said}; the plan allows {allowed}"
+    if evidence.look > allowed:
+        return verdict_gate(name, OUTSIDE_PLAN, f"{said}: set new test films aside.", evidence.look)
+    rules, now = evidence.rules, evidence.rules_of_look.confidence
+    spent = f"limits are at {now:.2%} confidence, so that all looks let a model at a floor pass in at most "
+    return verdict_gate(name, PASS, f"{said}; {spent}{1 - rules.confidence:.0%}.", evidence.look)
 
 
-def versions_judged(evidence: Evidence, on_these: Callable[[Mapping[str, Any]], bool]) -> int:
+def _redrawn(evidence: Evidence, champion: Evidence | None) -> str | None:
+    """Says that films which judged the champion were drawn anew: they teach or tune this version."""
+    if champion is None:
+        return None
+    judged = set(champion.test["id"])
+    split = evidence.split[evidence.split["split"].isin(("train", "validation", "calibration"))]
+    moved = len(judged & set(split["id"]))
+    if moved <= _MOST_MOVED * len(judged):
+        return None
+    return (
+        f"{moved} of the {len(judged)} films that judged champion {champion.version} teach or tune this "
+        "version: test films must not be drawn anew; keep the seed and the shares of the splits."
+    )
+
+
+def with_look(evidence: Evidence) -> Evidence:
+    """Counts the versions that were judged on most of the same test patients up to this one."""
+    own = _patients(evidence.test)
+    same: dict[str, bool] = {evidence.tags["test_sha256"]: True}
+
+    def on_these(entry: "registry.Entry") -> bool:
+        digest = entry.content["test_sha256"]
+        if digest not in same:
+            same[digest] = _mostly_same(own, _patients(_test_films(entry.version)))
+        return same[digest]
+
+    return replace(evidence, look=versions_judged(evidence, on_these))
+
+
+def _test_films(version: str) -> "pd.DataFrame":
+    import pandas as pd
+
+    films = pd.read_parquet(
+        registry.artifact(version, "predictions.parquet"), columns=["id", "patient", "split"]
+    )
+    return films[films["split"] == "test"]
+
+
+def _patients(films: "pd.DataFrame") -> dict[str, str]:
+    """Film id -> patient, by number; numbers differ from version to version, films do not."""
+    return dict(zip(films["id"], films["patient"].astype(str), strict=True))
+
+
+def _mostly_same(own: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether more than half of the patients of the smaller set are in the other too."""
+    shared = own.keys() & other.keys()
+    met = min(len({side[film] for film in shared}) for side in (own, other))
+    return met > min(len(set(own.values())), len(set(other.values()))) / 2
+
+
+def versions_judged(evidence: Evidence, on_these: Callable[["registry.Entry"], bool]) -> int:
     """Counts the versions judged on the same films up to this one, which counts in any case.
 
     Of a retraining those count that were decided on, or else its one challenger. Retrainings that came later
@@ -83,12 +143,12 @@ def versions_judged(evidence: Evidence, on_these: Callable[[Mapping[str, Any]], 
 
     Args:
         evidence: On the version.
-        on_these: Tells from the record of a registration whether it was judged on the same films.
+        on_these: Tells from the entry of a registration whether that version was judged on the same films.
     """
     runs: dict[str, set[str]] = {}
     history = registry.history()
     for entry in history:
-        if entry.event == registry.REGISTERED and on_these(entry.content):
+        if entry.event == registry.REGISTERED and on_these(entry):
             if evidence.tags["run_key"] in runs and entry.content["run_key"] not in runs:
                 break
             runs.setdefault(entry.content["run_key"], set()).add(entry.version)

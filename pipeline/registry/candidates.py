@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
 from openmed.files import hashes_below, sha256_file
+from pipeline.judgement import METHODS
 from pipeline.project import locked
 from pipeline.registry.decisions import record_registration
 from pipeline.registry.evidence import log_numbers, stage_candidate, stage_parent
@@ -174,6 +175,7 @@ def _candidate(
             "dvc_lock_sha256": sha256_file(done.workspace / "dvc.lock"),
             "model_id": model_id,
             "test_sha256": done.test_sha256,
+            "judged_by": METHODS,
             "external_sha256": json.dumps(done.external_sha256),
             "model_files": json.dumps(files),
             "evidence": json.dumps(evidence),

@@ -201,7 +201,8 @@ def _verdict(chain: _Chain) -> None:
 
     from openmed.metrics.gates import to_json
     from openmed.models.checkpoint import read_spec
-    from pipeline.judgement import Rules, judge_test_films, operating_threshold, unlike_limit
+    from pipeline.judgement import METHODS, judge_test_films, operating_threshold, unlike_limit
+    from pipeline.rules import Rules
 
     with stored(chain.number) as folder:
         spec = read_spec(folder)[0]
@@ -223,6 +224,12 @@ def _verdict(chain: _Chain) -> None:
         limit = {"limit": unlike_limit(predictions, spec.novelty.share)[0]}
         close(limit, {"limit": spec.novelty.limit}, f"the limit of novelty of {chain.what}")
     intervals, verdict, judged = judge_test_films(predictions, spec.positive_index, threshold, rules)
+    if chain.version.tags.get("judged_by") != METHODS:
+        # Limits of before were computed otherwise; what was measured is the same.
+        values = {name: each.to_json()["value"] for name, each in intervals.items()}
+        shown = {name: metrics["test"][name]["value"] for name in values}
+        close(values, shown, f"metrics.json of {chain.what}")
+        return
     close(json.loads(json.dumps(to_json(verdict, judged))), gates, f"gates.json of {chain.what}")
     shown = {name: metrics["test"][name] for name in intervals}
     close({name: each.to_json() for name, each in intervals.items()}, shown, f"metrics.json of {chain.what}")
@@ -236,7 +243,8 @@ def _external(chain: _Chain) -> None:
     import pandas as pd
 
     from openmed.models.checkpoint import read_spec
-    from pipeline.judgement import Rules, describe_external
+    from pipeline.judgement import METHODS, describe_external
+    from pipeline.rules import Rules
 
     # Versions of before there were external sets have none.
     if EXTERNAL_METRICS not in json.loads(chain.version.tags["evidence"]):
@@ -258,7 +266,8 @@ def _external(chain: _Chain) -> None:
     shown = {
         name: {key: value for key, value in one.items() if key != "unusable"} for name, one in sets.items()
     }
-    close(found, shown, f"{EXTERNAL_METRICS} of {chain.what}")
+    if chain.version.tags.get("judged_by") == METHODS:
+        close(found, shown, f"{EXTERNAL_METRICS} of {chain.what}")
     digests = {name: one["sha256"] for name, one in found.items()}
     same(digests, json.loads(chain.version.tags["external_sha256"]), f"external set %s of {chain.what}")
 

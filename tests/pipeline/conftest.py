@@ -93,6 +93,8 @@ def make_workspace(
             "confidence": 0.95,
             "target_sensitivity": 0.9,
             "threshold_confidence": None,
+            "threshold_of": "films",
+            "target_specificity": None,
             "floors": floors,
         },
         "promotion": {"margins": {"auc": 0.02, "sensitivity": 0.05, "specificity": 0.05}},
@@ -144,7 +146,8 @@ def _write_films(folder, films_seed, splits):
     films = pd.DataFrame(rows, columns=["id", "path", "sha256", "label", "patient", "split"])
     for stage in ("validate", "split"):
         (folder / "artifacts" / stage).mkdir(parents=True)
-    manifest = films.drop(columns="split").assign(status="accepted")
+    # The size in pixels puts all films in one group.
+    manifest = films.drop(columns="split").assign(status="accepted", width=36, height=40)
     manifest.to_parquet(folder / "artifacts/validate/manifest.parquet")
     films[["id", "patient", "label", "split"]].to_parquet(folder / "artifacts/split/split.parquet")
     write_json(folder / "artifacts/validate/summary.json", {"films": len(films)})
@@ -174,7 +177,8 @@ def _write_candidate(folder, name, films, params, *, seed, good, change, validat
     from openmed.models.checkpoint import save_model
     from openmed.models.control import CONTROL_FILE, write_control
     from openmed.models.factory import ModelFactory
-    from pipeline.judgement import Rules, judge_test_films, operating_threshold
+    from pipeline.judgement import judge_test_films, operating_threshold
+    from pipeline.rules import Rules
 
     target, rules = folder / "artifacts/evaluate" / name, Rules.of(params, "params.yaml")
     rows = films[films["split"] != "train"].drop(columns=["path", "sha256"])
@@ -235,7 +239,8 @@ def _write_external(folder, name, params, sets):
     """Writes what the stage `external` leaves of sets, whose films are noise and scores are given."""
     from openmed.models.checkpoint import read_spec
     from pipeline.external import _COLUMNS
-    from pipeline.judgement import Rules, describe_external
+    from pipeline.judgement import describe_external
+    from pipeline.rules import Rules
 
     parts = [pd.DataFrame(columns=list(_COLUMNS))]
     for title, rows in sets.items():

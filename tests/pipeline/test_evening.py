@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.metrics.gates import FAIL, PASS
@@ -89,6 +90,9 @@ def test_small_losses_do_not_add_up(store, tmp_path, monkeypatch):
             return rows.assign(score=np.clip(0.5 + quality * (rows["label"] - 0.5) + noise, 0.01, 0.99))
 
         folder = make_workspace(tmp_path / str(number), ("vit",), seed=number, splits=SPLITS, change=scores)
+        plan = yaml.safe_load((folder / "change_plan.yaml").read_text())
+        plan["protocol"]["evaluation"]["reviewers_decide"] = []
+        (folder / "change_plan.yaml").write_text(yaml.safe_dump(plan))
         version = register(folder, f"run-{number}")["version"]
         planted[version] = pd.read_parquet(folder / "artifacts/evaluate/vit/predictions.parquet")
         return version

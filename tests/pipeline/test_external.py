@@ -116,7 +116,7 @@ def test_a_set_that_changed_is_away_or_was_never_added_stops_the_stage(workspace
 def test_a_model_that_is_fine_inside_and_fails_elsewhere_is_refused(workspace, store, params, tmp_path):
     """Real networks on phantoms: new patients of the same kind pass, negatives of films of others do not."""
     params["architectures"] = ["resnet50"]
-    params["evaluate"]["floors"] = {"auc": 0.55, "sensitivity": 0.0, "specificity": 0.0}
+    params["evaluate"]["floors"] = {"auc": 0.3, "sensitivity": 0.0, "specificity": 0.0}
     write_params(workspace, params)
     write_plan(workspace, ("clinical",))
     (workspace / "data.dvc").write_text("outs:\n- {md5: 0123456789abcdef0123456789abcdef.dir, path: data}\n")

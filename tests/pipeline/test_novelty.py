@@ -14,8 +14,8 @@ from openmed.models.checkpoint import load_model, read_spec
 from openmed.models.feature_statistics import fit_statistics
 from pipeline import novelty
 from pipeline.gates.performance import _unlike
-from pipeline.judgement import Rules
 from pipeline.params import load_params
+from pipeline.rules import Rules
 
 NETWORKS = ("resnet50", "vit", "inceptionv3")
 
@@ -71,7 +71,7 @@ def evidence(distances, *, allowed, limit=1.0):
     evaluation = SimpleNamespace(max_unlike=allowed)
     return SimpleNamespace(
         plan=SimpleNamespace(protocol=SimpleNamespace(evaluation=evaluation)),
-        rules=Rules(0.9, None, 0.95, 500, {}, 1),
+        rules=Rules(0.9, None, "films", None, 0.95, 500, {}, 1),
         spec=SimpleNamespace(novelty=known),
         test=test,
     )

@@ -4,6 +4,7 @@ import re
 import shutil
 import sqlite3
 import threading
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -16,9 +17,13 @@ from sklearn.metrics import roc_auc_score
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, write_json
-from openmed.metrics.gates import FAIL, INSUFFICIENT, OUTSIDE_PLAN, PASS
+from openmed.metrics.gates import FAIL, INSUFFICIENT, NOT_SHOWN, OUTSIDE_PLAN, PASS
+from openmed.metrics.intervals import judged_intervals
 from pipeline import promotion, registry, review
-from pipeline.gates import comparison
+from pipeline.gates import Evidence, comparison
+from pipeline.gates.comparison import CHAMPION as CHAMPION_ROLE
+from pipeline.gates.comparison import difference_gates
+from pipeline.gates.evidence import confidence_of_look
 from tests.pipeline.conftest import crown, make_workspace, register
 
 NO_FLOORS = {"auc": 0.0, "sensitivity": 0.0, "specificity": 0.0}
@@ -32,15 +37,15 @@ def ground(tmp_path_factory, migrated):
     home = root / "home"
     home.mkdir()
     shutil.copy(migrated, home / "mlflow.db")
-    turned = ["test"] * 24 + ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 4
-    inside = ["test"] * 16 + ["train"] * 16 + ["validation"] * 4 + ["calibration"] * 4
+    shaping = ["train"] * 4 + ["validation"] * 2 + ["calibration"] * 2
+    overlapping, inside = (["test"] * 8 + shaping + [rest] * 24 for rest in ("test", "left_out"))
     kinds = [
         {},
         {"seed": 1, "films_seed": 1},
         {"seed": 2, "films_seed": 1, "good": False, "floors": NO_FLOORS},
         {"seed": 3, "films_seed": 1, "good": False},
         {"seed": 4, "films_seed": 1},
-        {"seed": 5, "splits": turned},
+        {"seed": 5, "splits": overlapping},
         {"seed": 6, "splits": inside},
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -189,7 +194,9 @@ def test_the_champion_is_judged_by_its_floors_alone(stage):
     assert promotion.gate(CHAMPION)["note"] == "This version is the champion."
 
 
-@pytest.mark.parametrize(("version", "verdict"), [(WORSE, FAIL), (FAILED, FAIL), (SWALLOWED, INSUFFICIENT)])
+@pytest.mark.parametrize(
+    ("version", "verdict"), [(WORSE, OUTSIDE_PLAN), (FAILED, FAIL), (SWALLOWED, INSUFFICIENT)]
+)
 def test_a_version_that_does_not_pass_cannot_be_promoted(stage, version, verdict):
     assert promotion.gate(version)["verdict"] == verdict
     with pytest.raises(BadInput, match=f"version {version} cannot be promoted: its gate says {verdict}"):
@@ -197,10 +204,39 @@ def test_a_version_that_does_not_pass_cannot_be_promoted(stage, version, verdict
     assert aliases() == {"champion": CHAMPION}
 
 
-def test_a_version_worse_than_the_champion_fails_although_its_floors_pass(stage):
-    result = promotion.gate(WORSE)
-    assert [gate["verdict"] for gate in result["gates"][:3]] == [PASS] * 3
-    assert result["comparison"][0]["verdict"] == FAIL
+def test_a_loss_that_few_films_cannot_show_is_left_to_the_reviewers_where_the_plan_says_so(stage):
+    found = promotion.gate(WORSE)["comparison"][0]
+    assert (found["verdict"], found["value"] < found["floor"] < found["high"]) == (NOT_SHOWN, True)
+
+
+def compared(stage, apart, *, left_to_people, films=400):
+    """Verdicts on sensitivity and AUC of a model that misses a share more of the films than another."""
+    evidence = Evidence.of(BETTER)
+    evaluation = evidence.plan.protocol.evaluation.model_copy(update={"reviewers_decide": left_to_people})
+    protocol = evidence.plan.protocol.model_copy(update={"evaluation": evaluation})
+    evidence.__dict__["plan"] = evidence.plan.model_copy(update={"protocol": protocol})
+    label = np.arange(films) % 2
+    missed = (label == 1) & (np.arange(films) < apart * films)
+    good = np.where(label == 1, 0.9, 0.1)
+    table = pd.DataFrame({"label": label, "score": np.where(missed, 0.2, good), "score_other": good})
+    table["patient"] = [f"p{number}" for number in range(films)]
+    margins = {"sensitivity": 0.05, "auc": 0.02}
+    gates = difference_gates(evidence, table, 0.5, CHAMPION_ROLE, margins)
+    return {gate["name"].split()[0]: gate for gate in gates}
+
+
+def test_a_comparison_must_be_shown_or_is_left_to_people_but_never_when_the_loss_is_sure(stage):
+    strict = compared(stage, 0.0, left_to_people=(), films=60)["sensitivity"]
+    assert strict["verdict"] == INSUFFICIENT
+    assert re.search(r"; about \d+ films instead of 30 would show it of an equal model\.$", strict["reason"])
+    assert compared(stage, 0.0, left_to_people=(), films=400)["sensitivity"]["verdict"] == PASS
+    left = compared(stage, 0.0, left_to_people=("sensitivity",), films=60)["sensitivity"]
+    assert left["verdict"] == NOT_SHOWN
+    unsure = compared(stage, 0.07, left_to_people=("sensitivity",), films=60)["sensitivity"]
+    assert unsure["value"] < -0.05 and unsure["verdict"] == NOT_SHOWN
+    assert compared(stage, 0.07, left_to_people=(), films=60)["sensitivity"]["verdict"] == FAIL
+    sure = compared(stage, 0.25, left_to_people=("sensitivity",))["sensitivity"]
+    assert sure["verdict"] == FAIL
 
 
 def test_a_gate_that_says_pass_without_numbers_is_found(stage):
@@ -211,18 +247,19 @@ def test_a_gate_that_says_pass_without_numbers_is_found(stage):
 
 def test_films_that_shaped_the_champion_are_left_out_of_the_comparison(stage):
     result = promotion.gate(OVERLAPPING)
-    assert (result["films_compared"], result["films_left_out"]) == (8, 16)
-    assert result["verdict"] == PASS and "16 were left out" in result["note"]
+    assert (result["films_compared"], result["films_left_out"]) == (24, 8)
+    assert result["verdict"] == PASS and "8 were left out" in result["note"]
     swallowed = promotion.gate(SWALLOWED)
     assert (swallowed["films_compared"], swallowed["comparison"]) == (0, [])
-    assert "16 of 16 test films have shaped champion 1" in swallowed["note"]
+    assert "8 of 8 test films have shaped champion 1" in swallowed["note"]
 
 
 @pytest.mark.parametrize(
     ("own", "comparison", "verdict"),
     [
         ([PASS, PASS], [], PASS),
-        ([PASS], [PASS, INSUFFICIENT], PASS),
+        ([PASS], [PASS, NOT_SHOWN], PASS),
+        ([PASS], [PASS, INSUFFICIENT], INSUFFICIENT),
         ([PASS], [PASS, FAIL], FAIL),
         ([PASS], ["?"], FAIL),
         ([PASS], None, INSUFFICIENT),
@@ -243,9 +280,9 @@ def test_a_champion_that_changed_since_the_registration_asks_for_a_new_compariso
     assert result["verdict"] == INSUFFICIENT and result["comparison"] == []
     assert result["note"].startswith("Version 6 was registered without scores of champion 2: retrain, or")
     again = promotion.gate(OVERLAPPING, workspace=stage / OVERLAPPING)
-    assert again["verdict"] != INSUFFICIENT and again["films_compared"] == 24
+    assert again["verdict"] != INSUFFICIENT and again["films_compared"] == 32
     other = promotion.gate(OVERLAPPING, workspace=stage / BETTER)
-    assert other["verdict"] == INSUFFICIENT and "no scores for 24 of 24 test films" in other["note"]
+    assert other["verdict"] == INSUFFICIENT and "no scores for 32 of 32 test films" in other["note"]
 
 
 def test_a_version_registered_before_there_was_a_champion_must_be_compared_with_it(stage):
@@ -555,7 +592,7 @@ def test_the_page_for_reviewers_names_those_that_were_refused_before(stage):
 
 def test_the_last_candidate_of_all_is_left_to_whoever_asks_for_the_decision(stage):
     judged = promotion.judge_in_turn([FAILED, WORSE])
-    assert (judged["version"], judged["verdict"]) == (WORSE, FAIL) and judged["grounds"]
+    assert (judged["version"], judged["verdict"]) == (WORSE, OUTSIDE_PLAN) and judged["grounds"]
     assert [each["version"] for each in judged["refused"]] == [FAILED]
     assert registry.last_decision(WORSE) is None and registry.champion() == CHAMPION
 
@@ -565,6 +602,44 @@ def test_judging_in_turn_again_after_a_kill_writes_nothing_twice(stage):
     before = registry.history()
     again = promotion.judge_in_turn([FAILED, BETTER])
     assert again == first and registry.history() == before
+
+
+def redrawn(stage, tmp_path):
+    """Registers a version whose training films judged the champion."""
+    drawn = ["test"] * 16 + ["train"] * 12 + ["validation"] * 6 + ["calibration"] * 6
+    return register(make_workspace(tmp_path / "redrawn", ("vit",), seed=8, splits=drawn), "run-redrawn")[
+        "version"
+    ]
+
+
+def test_test_films_that_were_drawn_anew_are_outside_the_plan(stage, tmp_path):
+    (found,) = (gate for gate in promotion.gate(redrawn(stage, tmp_path))["gates"] if gate["name"] == "looks")
+    assert found["verdict"] == OUTSIDE_PLAN
+    assert found["reason"].startswith("24 of the 24 films that judged champion 1 teach or tune this version")
+
+
+def test_a_test_set_of_mostly_the_same_patients_continues_the_count_and_limits_get_surer(stage):
+    first = promotion.gate(CHAMPION)
+    assert looks_at(CHAMPION) == 1 and first["gates"][0]["low"] > 0
+    # Eight films more are another set by its hash, and the same patients.
+    again = promotion.gate(OVERLAPPING)
+    (looks,) = (gate for gate in again["gates"] if gate["name"] == "looks")
+    assert looks["value"] == 2 and "limits are at 98.33% confidence" in looks["reason"]
+    test = Evidence.of(OVERLAPPING).test
+    own = judged_intervals(
+        test["label"] == 1,
+        test["score"],
+        test["patient"],
+        Evidence.of(OVERLAPPING).spec.threshold,
+        1 - 0.1 / 6,
+    )
+    assert again["gates"][0]["low"] == pytest.approx(own["auc"].low)
+
+
+def test_all_looks_together_spend_no_more_than_one_error_rate():
+    spent = [(1 - confidence_of_look(0.95, look)) / 2 for look in range(1, 200)]
+    assert spent[0] == pytest.approx(0.025) and sum(spent) < 0.05
+    assert all(later < earlier for earlier, later in pairwise(spent))
 
 
 def looks_at(version):

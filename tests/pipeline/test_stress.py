@@ -8,11 +8,11 @@ from openmed.data.hidden_parts import HIDDEN
 from openmed.data.simulated_sites import SITES
 from openmed.metrics.classification import auc
 from openmed.models.factory import ModelFactory
-from pipeline.judgement import Rules
+from pipeline.rules import Rules
 from pipeline.stress import at_sites, chosen_films, hidden
 
 N, SIDE = 60, 40
-RULES = Rules(0.9, None, 0.95, 200, {}, 0)
+RULES = Rules(0.9, None, "films", None, 0.95, 200, {}, 0)
 
 
 @pytest.fixture(scope="module")

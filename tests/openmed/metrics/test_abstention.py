@@ -116,14 +116,14 @@ def test_it_is_frozen_as_plain_json():
 def test_the_check_counts_coverage_referrals_and_decisions():
     fitted = Abstention(0.9, (0.3, 0.4), (20, 20))
     probabilities = np.array([[0.9, 0.1], [0.65, 0.35], [0.5, 0.5], [0.6, 0.4], [0.2, 0.8], [math.nan, 0.5]])
-    found = check_abstention(fitted, [0, 1, 1, 0, 1, 0], probabilities, np.arange(6), seed=1)
+    found = check_abstention(fitted, [0, 1, 1, 0, 1, 0], probabilities, np.arange(6))
     assert found.coverage[0].value == 1
     assert found.coverage[1].value == pytest.approx(2 / 3)
     assert found.referred.value == pytest.approx(3 / 6)
     assert found.accuracy_of_decided.value == pytest.approx(2 / 3)
     for interval in (*found.coverage, found.referred, found.accuracy_of_decided):
         assert 0 <= interval.low < interval.high <= 1
-    none_of_it = check_abstention(fitted, [0, 0], [[0.5, 0.5], [0.5, 0.5]], [1, 2], seed=1)
+    none_of_it = check_abstention(fitted, [0, 0], [[0.5, 0.5], [0.5, 0.5]], [1, 2])
     assert none_of_it.to_json()["coverage"][1] == {"value": None, "low": None, "high": None}
     assert math.isnan(none_of_it.accuracy_of_decided.value)
 
@@ -141,4 +141,4 @@ def test_wrong_films_are_refused():
     with pytest.raises(ValueError, match="2 classes"):
         Abstention(0.5, (0.5, 0.5), (1, 1)).refer([[0.2, 0.3, 0.5]])
     with pytest.raises(ValueError, match="there are 2 films"):
-        check_abstention(Abstention(0.5, (0.5, 0.5), (1, 1)), [0], good, [1, 2], seed=1)
+        check_abstention(Abstention(0.5, (0.5, 0.5), (1, 1)), [0], good, [1, 2])

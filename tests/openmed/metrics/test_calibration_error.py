@@ -116,3 +116,48 @@ def test_the_summary_judges_the_finding_against_the_rest():
     assert found["ece"] == ours.expected_calibration_error(has, scores)
     assert found["slope"] == ours.calibration_slope(has, scores)
     assert found["intercept"] == ours.calibration_intercept(has, scores)
+
+
+def test_perfect_probabilities_are_off_by_nothing_and_small_sets_are_not_blamed():
+    errors, surely = [], 0
+    for seed in range(200):
+        labels, scores = cohort(80, seed=seed)
+        found = ours.unbiased_calibration_error(labels, scores, np.arange(80))
+        errors.append(found.value)
+        surely += found.low > 0.1
+    biased = np.mean([ours.expected_calibration_error(*cohort(80, seed=seed)) for seed in range(200)])
+    assert surely == 0
+    assert np.mean(errors) < 0.7 * biased
+
+
+def test_the_unbiased_error_of_many_films_is_the_true_one():
+    labels, scores = cohort(200_000, slope=0.5, seed=3)
+    odds = np.log(scores / (1 - scores))
+    true = np.sqrt(np.mean((scores - expit(0.5 * odds)) ** 2))
+    found = ours.unbiased_calibration_error(labels, scores, np.arange(200_000), bins=100)
+    assert found.low < true * 1.01 and found.value == pytest.approx(true, rel=0.02)
+
+
+def test_films_of_the_same_patients_widen_the_limits():
+    labels, scores = cohort(300, slope=0.5)
+    alone = ours.unbiased_calibration_error(labels, scores, np.arange(300))
+    copied = [np.repeat(column, 4) for column in (labels, scores, np.arange(300))]
+    assert ours.unbiased_calibration_error(*copied).low <= alone.low + 0.01
+    one, four = ours.slope_interval(labels, scores, np.arange(300)), ours.slope_interval(*copied)
+    assert (four.low, four.high) == pytest.approx((one.low, one.high), abs=1e-6)
+
+
+@pytest.mark.parametrize("slope", [0.5, 1.0, 2.0])
+def test_the_slope_s_limits_cover_it(slope):
+    held = 0
+    for seed in range(200):
+        labels, scores = cohort(400, slope=slope, seed=seed)
+        found = ours.slope_interval(labels, scores, np.arange(400))
+        assert found.value == ours.calibration_slope(labels, scores)
+        held += found.low <= slope <= found.high
+    assert 0.9 <= held / 200 <= 0.99
+
+
+def test_where_the_scores_separate_the_classes_there_is_no_slope():
+    found = ours.slope_interval([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], np.arange(4))
+    assert np.isnan([found.value, found.low, found.high]).all()

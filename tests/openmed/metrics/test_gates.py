@@ -19,7 +19,7 @@ from openmed.metrics.gates import (
     overall,
     to_json,
 )
-from openmed.metrics.intervals import Interval, bootstrap, paired_difference
+from openmed.metrics.intervals import Interval, judged_intervals, paired_difference
 
 NAN = math.nan
 anything = st.floats(-1, 1) | st.just(NAN)
@@ -171,15 +171,15 @@ def measured(films, patients_with_errors=0):
 
 def test_a_perfect_model_needs_enough_films_to_pass():
     floors = {"sensitivity": 0.95, "specificity": 0.85, "auc": 0.95}
-    few = judge(bootstrap(*measured(20), 0.5, seed=1), floors)
-    many = judge(bootstrap(*measured(200), 0.5, seed=1), floors)
+    few = judge(judged_intervals(*measured(20), 0.5), floors)
+    many = judge(judged_intervals(*measured(200), 0.5), floors)
     assert [few[0], many[0]] == [INSUFFICIENT, PASS]
 
 
 def test_a_worse_model_fails_against_the_champion():
     labels, worse, patients = measured(200, patients_with_errors=30)
     champion = measured(200)[1]
-    difference = paired_difference(labels, worse, champion, patients, 0.5, 0.5, seed=1)
+    difference = paired_difference(labels, worse, champion, patients, 0.5, 0.5)
     verdict, gates = judge_difference(difference, {"sensitivity": 0.02, "specificity": 0.02})
     assert verdict == FAIL
     assert [gate.verdict for gate in gates] == [PASS, FAIL]

@@ -1,94 +1,70 @@
-import json
 import math
 
 import numpy as np
 import pytest
 
 from openmed.errors import BadInput
-from openmed.metrics.net_benefit import decision_curve
-from openmed.metrics.resampling import cohort, multiplicities
-
-CHANCES = (0.05, 0.2, 0.5, 0.8)
-
-
-def sample(n=120, seed=0):
-    """Calibrated scores, of patients with one to several films."""
-    rng = np.random.default_rng(seed)
-    scores = np.round(rng.beta(0.7, 1.2, n), 2)
-    return (rng.random(n) < scores).astype(int), scores, rng.integers(0, 80, n)
+from openmed.metrics.clustered import operating_shares
+from openmed.metrics.net_benefit import net_benefit_gain
+from openmed.metrics.score_intervals import NAN, Interval
 
 
-def by_counting(labels, scores, chance, threshold=None):
+def shares(sensitivity, specificity, half=0.0):
+    return [Interval(value, value - half, value + half) for value in (sensitivity, specificity)]
+
+
+def by_counting(labels, flags, chance):
     """Net benefit of the model and of flagging all, as Vickers and Elkin write it."""
-    flags, n = scores >= (chance if threshold is None else threshold), len(labels)
-    odds = chance / (1 - chance)
+    n, odds = len(labels), chance / (1 - chance)
     true, false = np.sum(flags & (labels == 1)), np.sum(flags & (labels == 0))
     return true / n - false / n * odds, labels.sum() / n - (1 - labels).sum() / n * odds
 
 
-def test_the_curve_equals_counting():
-    labels, scores, patients = sample()
-    for point in decision_curve(labels, scores, patients, CHANCES, replicates=20, seed=1):
-        model, everyone = by_counting(labels, scores, point.threshold_probability)
-        assert (point.model, point.treat_all) == pytest.approx((model, everyone), abs=1e-12)
-        assert point.gain.value == pytest.approx(model - max(everyone, 0), abs=1e-12)
+@pytest.mark.parametrize("chance", [0.05, 0.2, 0.5, 0.8])
+def test_at_the_prevalence_of_the_films_it_equals_counting(chance):
+    rng = np.random.default_rng(0)
+    labels = (rng.random(120) < 0.3).astype(int)
+    flags = rng.random(120) < 0.2 + 0.6 * labels
+    found = net_benefit_gain(
+        *operating_shares(labels == 1, flags, np.arange(120)).values(), chance, labels.mean()
+    )
+    model, everyone = by_counting(labels, flags, chance)
+    assert found.value == pytest.approx(model - max(everyone, 0), abs=1e-12)
 
 
-@pytest.mark.parametrize("threshold", [None, 0.35])
-def test_the_interval_equals_a_naive_loop_over_the_same_rows(threshold):
-    labels, scores, patients = sample()
-    curve = decision_curve(labels, scores, patients, CHANCES, threshold=threshold, replicates=300, seed=4)
-    group = cohort(labels, patients)
-    drawn = np.concatenate(list(multiplicities(group, 300, 4))).astype(int)
-    rows = [np.repeat(np.arange(len(labels)), row[group.patient_of_film]) for row in drawn]
-    for point in curve:
-        gains = []
-        for pick in rows:
-            args = labels[pick], scores[pick], point.threshold_probability, threshold
-            model, everyone = by_counting(*args)
-            gains.append(model - max(everyone, 0))
-        limits = tuple(np.quantile(gains, [0.025, 0.975]))
-        assert (point.gain.low, point.gain.high) == pytest.approx(limits, abs=1e-12)
+def test_a_model_as_good_as_a_coin_gains_nothing_where_flagging_all_and_none_are_equal():
+    assert net_benefit_gain(*shares(0.5, 0.5), 0.1, 0.1).value == pytest.approx(0)
+    # There it is Youden's index in small; a little to either side it is worse than flagging all, or none.
+    assert net_benefit_gain(*shares(0.55, 0.5), 0.1, 0.1).value == pytest.approx(0.1 * 0.05)
+    assert net_benefit_gain(*shares(0.55, 0.5), 0.05, 0.1).value < 0
+    assert net_benefit_gain(*shares(0.55, 0.5), 0.2, 0.1).value < 0
 
 
-def test_at_another_prevalence_films_are_weighted():
-    # Twelve copies of the films without the finding bring the share from 1/3 down to 1/25.
-    labels, scores = np.array([1, 1, 0, 0, 0, 0]), np.array([0.9, 0.2, 0.8, 0.3, 0.1, 0.1])
-    copied = np.concatenate([labels[:2], np.repeat(labels[2:], 12)])
-    copied_scores = np.concatenate([scores[:2], np.repeat(scores[2:], 12)])
-    (point,) = decision_curve(labels, scores, np.arange(6), [0.25], prevalence=2 / 50, replicates=10, seed=1)
-    model, everyone = by_counting(copied, copied_scores, 0.25)
-    assert (point.model, point.treat_all) == pytest.approx((model, everyone), abs=1e-12)
+def test_the_limits_cover_the_gain_of_the_population():
+    rng, held, truth = np.random.default_rng(1), 0, net_benefit_gain(*shares(0.9, 0.8), 0.2, 0.1).value
+    labels = np.repeat([0, 1], 60)
+    for _ in range(800):
+        flags = rng.random(120) < np.where(labels == 1, 0.9, 0.2)
+        found = net_benefit_gain(*operating_shares(labels == 1, flags, np.arange(120)).values(), 0.2, 0.1)
+        held += found.low <= truth <= found.high
+    assert 0.93 <= held / 800 <= 0.98
 
 
-def test_a_useful_model_gains_and_a_useless_one_does_not():
-    rng = np.random.default_rng(8)
-    labels, patients = np.repeat([0, 1], 300), np.arange(600)
-    good = np.clip(rng.normal(0.2 + 0.6 * labels, 0.15), 0, 1)
-    (useful,) = decision_curve(labels, good, patients, [0.3], seed=1)
-    (useless,) = decision_curve(labels, rng.random(600), patients, [0.3], seed=1)
-    assert useful.gain.low > 0
-    assert useless.gain.high < 0
-
-
-def test_a_perfect_model_finds_the_prevalence():
-    labels = np.repeat([0, 1], [30, 10])
-    for point in decision_curve(labels, labels.astype(float), np.arange(40), CHANCES, seed=1):
-        assert point.model == 0.25
-        assert point.gain.low > 0
+def test_a_perfect_model_finds_the_prevalence_within_limits_that_stay_open():
+    perfect = operating_shares([True] * 10 + [False] * 30, [True] * 10 + [False] * 30, np.arange(40))
+    found = net_benefit_gain(*perfect.values(), 0.3, 0.25)
+    assert found.value == found.high == 0.25
+    assert found.low < 0.2
 
 
 def test_a_missing_class_gives_no_number():
-    (point,) = decision_curve([1, 1, 1], [0.2, 0.6, 0.9], [1, 2, 3], [0.5], replicates=20, seed=1)
-    assert all(map(math.isnan, (point.model, point.gain.value, point.gain.low, point.gain.high)))
-    content = point.to_json()
-    assert content["model"] is None and content["gain"]["low"] is None
-    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    found = net_benefit_gain(Interval(0.9, 0.8, 1.0), Interval(NAN, NAN, NAN), 0.1, 0.1)
+    assert all(map(math.isnan, (found.value, found.low, found.high)))
 
 
 @pytest.mark.parametrize("chance", [0.0, 1.0, 30, math.nan])
-def test_an_impossible_threshold_probability_is_refused(chance):
+def test_an_impossible_probability_is_refused(chance):
     with pytest.raises(BadInput, match="threshold probability must be above 0 and below 1"):
-        decision_curve([0, 1], [0.1, 0.9], [1, 2], [0.5, chance], seed=1)
+        net_benefit_gain(*shares(0.9, 0.9), chance, 0.1)
     with pytest.raises(BadInput, match="a prevalence must be above 0 and below 1"):
-        decision_curve([0, 1], [0.1, 0.9], [1, 2], [0.5], prevalence=chance, seed=1)
+        net_benefit_gain(*shares(0.9, 0.9), 0.1, chance)

@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 from scipy.stats import binom, binomtest
 
 from openmed.errors import BadInput
 from openmed.metrics.classification import sensitivity
-from openmed.metrics.operating_point import choose_threshold, controlled_threshold, patients_needed
+from openmed.metrics.operating_point import (
+    choose_threshold,
+    controlled_threshold,
+    patients_needed,
+    transfer_chance,
+)
 
 films = st.lists(
     st.tuples(st.integers(0, 1), st.floats(0, 1, width=32) | st.sampled_from([0.2, 0.5])), min_size=1
@@ -182,3 +188,35 @@ def test_a_controlled_threshold_is_written_as_plain_values():
     content = found.to_json()
     assert content == json.loads(json.dumps(content))
     assert content["patients"] == 30
+
+
+@pytest.mark.parametrize(
+    ("calibration", "test", "films_a_patient"), [(40, 60, 1), (200, 300, 1), (200, 300, 3)]
+)
+def test_a_transfer_of_honest_films_is_doubted_seldom(calibration, test, films_a_patient):
+    rng, doubted = np.random.default_rng(5), 0
+    for _ in range(400):
+        scores, patients = [], []
+        for films in (calibration, test):
+            patient = np.repeat(np.arange(films), films_a_patient)[:films]
+            own = rng.normal(size=films)[patient] if films_a_patient > 1 else 0
+            scores.append(expit(2 + own + rng.normal(size=films)))
+            patients.append(patient)
+        threshold = choose_threshold(np.ones(calibration, int), scores[0], 0.9)
+        chance = transfer_chance(scores[0] >= threshold, patients[0], scores[1] >= threshold, patients[1])
+        doubted += chance <= 0.025
+    assert doubted / 400 <= 0.03
+
+
+def test_a_transfer_that_lost_fifteen_points_is_doubted():
+    before, now = np.arange(200) >= 10, np.arange(300) >= 60
+    assert transfer_chance(before, np.arange(200), now, np.arange(300)) < 1e-4
+    assert np.isnan(transfer_chance([], [], now, np.arange(300)))
+
+
+def test_the_chance_of_a_transfer_is_a_beta_binomial_tail():
+    rng, (n, k, m, found) = np.random.default_rng(6), (30, 27, 50, 40)
+    rates = rng.beta(k, n + 1 - k, 200_000)
+    simulated = np.mean(rng.binomial(m, rates) <= found)
+    chance = transfer_chance(np.arange(n) < k, np.arange(n), np.arange(m) < found, np.arange(m))
+    assert chance == pytest.approx(simulated, abs=0.004)

@@ -6,8 +6,9 @@ from scipy.stats import binom, norm
 
 from openmed.errors import BadInput
 from openmed.metrics.classification import auc
-from openmed.metrics.power import auc_floor, proportion_floor
-from openmed.metrics.score_intervals import newcombe_auc, wilson
+from openmed.metrics.paired_proportions import tango
+from openmed.metrics.power import auc_floor, films_for_margin, proportion_floor
+from openmed.metrics.score_intervals import Interval, newcombe_auc, wilson
 
 
 def binomial_power(floor, films, true, confidence=0.95):
@@ -104,6 +105,28 @@ def test_an_easy_floor_needs_the_fewest_films_and_a_power_of_one_half_is_possibl
     even = auc_floor(0.9, 60, 40, 0.95, power=0.5).value_needed
     assert newcombe_auc(even, 60, 40).low == pytest.approx(0.9, abs=1e-9)
     assert even < auc_floor(0.9, 60, 40, 0.95).value_needed
+
+
+def test_without_a_plan_only_what_is_needed_is_told():
+    found = proportion_floor(0.9, 120)
+    assert found.value_needed == proportion_floor(0.9, 120, 0.95).value_needed
+    assert found.films_needed is None and found.to_json()["power"] is None
+    assert found.sentence.endswith("would be needed to show 0.90 in 4 of 5 such tests.")
+    area = auc_floor(0.9, 60, 40)
+    assert area.value_needed == auc_floor(0.9, 60, 40, 0.95).value_needed
+    assert area.sentence.endswith("would be needed to show 0.90 in 4 of 5 such tests.")
+
+
+def test_with_the_films_for_a_margin_an_equal_model_is_shown_in_four_of_five_tests():
+    rng, discordant = np.random.default_rng(3), 0.06
+    narrow = tango(9, 9, 300)
+    films = films_for_margin(narrow, 0.05, 300)
+    counts = rng.multinomial(films, [discordant / 2, discordant / 2, 1 - discordant], size=1500)
+    shown = np.mean([tango(int(b), int(c), films).low >= -0.05 for b, c, _ in counts])
+    assert shown == pytest.approx(0.8, abs=0.04)
+    assert films_for_margin(Interval(0.0, -0.2, 0.2), 0.05, 300) > 8 * films_for_margin(narrow, 0.05, 300)
+    assert films_for_margin(Interval(0.0, math.nan, math.nan), 0.05, 300) is None
+    assert films_for_margin(Interval(0.0, -0.9, 0.9), 0.001, 300) is None
 
 
 @pytest.mark.parametrize(

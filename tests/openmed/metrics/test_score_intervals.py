@@ -5,14 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
-from sklearn.metrics import recall_score
 
 from openmed.metrics.classification import auc
 from openmed.metrics.score_intervals import (
     Interval,
     critical_value,
     newcombe_auc,
-    operating_shares,
     wilson,
 )
 
@@ -110,11 +108,3 @@ def test_an_interval_survives_json_with_nan_as_null():
     read = Interval.from_json(written)
     assert (read.value, read.low) == (0.5, 0.25)
     assert math.isnan(read.high)
-
-
-def test_operating_shares_are_those_of_scikit_learn_with_wilsons_limits():
-    has, flagged = np.array([1, 1, 1, 0, 0, 0, 0], bool), np.array([1, 0, 1, 0, 1, 0, 0], bool)
-    found = operating_shares(has, flagged, 0.9)
-    assert found["sensitivity"].value == recall_score(has, flagged)
-    assert found["specificity"].value == recall_score(~has, ~flagged)
-    assert found["specificity"] == wilson(3, 4, 0.9) and found["sensitivity"] == wilson(2, 3, 0.9)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from openmed.metrics.intervals import bootstrap
+from openmed.metrics.clustered import operating_shares
+from openmed.metrics.resampling import cohort, multiplicities
 from openmed.metrics.worst_site import worst_site
 
 
@@ -14,13 +15,21 @@ def films():
     return labels, scores, np.repeat(np.arange(n // 2), 2)
 
 
-def test_of_one_site_the_worst_is_what_the_bootstrap_says(films):
+def test_of_one_site_it_is_the_wider_of_its_own_interval_and_a_bootstrap_of_the_same_rows(films):
     labels, scores, patients = films
-    expected = bootstrap(labels, scores, patients, 0.4, replicates=500, seed=3)
-    found = worst_site(labels, [scores >= 0.4], patients, replicates=500, seed=3)
-    for name, worst in found.items():
-        assert worst.site == 0
-        assert worst.interval.to_json() == pytest.approx(expected[name].to_json(), abs=1e-12)
+    flagged = scores >= 0.4
+    own = operating_shares(labels == 1, flagged, patients)
+    group = cohort(labels, patients)
+    drawn = np.concatenate(list(multiplicities(group, 500, 3)))[:, group.patient_of_film]
+    found = worst_site(labels, [flagged], patients, replicates=500, seed=3)
+    for name, side in (("sensitivity", 1), ("specificity", 0)):
+        where = labels == side
+        right = (flagged == side)[where]
+        low, high = np.quantile([np.average(right, weights=row[where]) for row in drawn], [0.025, 0.975])
+        worst = found[name]
+        assert (worst.site, worst.interval.value) == (0, own[name].value)
+        assert worst.interval.low == pytest.approx(min(low, own[name].low), abs=1e-12)
+        assert worst.interval.high == pytest.approx(max(high, own[name].high), abs=1e-12)
 
 
 def test_each_share_names_its_own_worst_site(films):
