@@ -385,12 +385,21 @@ def transfer_rows(simulation: Simulation, repeats: int) -> Iterator[Row]:
     yield at_most(f"threshold transfer fails an honest model ({worst})", rates[worst], 0.03)
 
 
+def watch_rows(_: Simulation, repeats: int) -> Iterator[Row]:
+    """What is promised of watching a champion; see error_rates_watching.py, which is slower than all others."""
+    from error_rates_watching import rows
+
+    for name, value, limit, held in rows(repeats):
+        yield Row(name, value, f"{'<=' if limit < 0.5 else '>='}{limit:g}", held)
+
+
 SECTIONS: dict[str, tuple[Callable[[Simulation, int], Iterator[Row]], int]] = {
     "intervals": (interval_rows, 800),
     "margins": (margin_rows, 1500),
     "verdicts": (verdict_rows, 400),
     "looks": (look_rows, 400),
     "transfer": (transfer_rows, 300),
+    "watching": (watch_rows, 200),
 }
 
 

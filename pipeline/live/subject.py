@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.judgement import Rules, patient_numbers
+from pipeline.judgement import patient_numbers
+from pipeline.rules import Rules
 
 if TYPE_CHECKING:
     import numpy as np
