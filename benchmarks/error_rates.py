@@ -386,7 +386,7 @@ def transfer_rows(simulation: Simulation, repeats: int) -> Iterator[Row]:
 
 
 def watch_rows(_: Simulation, repeats: int) -> Iterator[Row]:
-    """What is promised of watching a champion; see error_rates_watching.py, which is slower than all others."""
+    """What is promised of watching a champion; see error_rates_watching.py, the slowest of all."""
     from error_rates_watching import rows
 
     for name, value, limit, held in rows(repeats):
@@ -394,7 +394,7 @@ def watch_rows(_: Simulation, repeats: int) -> Iterator[Row]:
 
 
 SECTIONS: dict[str, tuple[Callable[[Simulation, int], Iterator[Row]], int]] = {
-    "intervals": (interval_rows, 800),
+    "intervals": (interval_rows, 2500),
     "margins": (margin_rows, 1500),
     "verdicts": (verdict_rows, 400),
     "looks": (look_rows, 400),
