@@ -15,7 +15,7 @@ from openmed.metrics.classification import NAN, checked_labels
 from openmed.metrics.resampling import patient_codes
 from openmed.metrics.score_intervals import Interval, critical_value, wilson
 
-_BELIEF = 2
+BELIEF = 2
 """Patients with a telling film that weigh as much as the belief that films of a patient say the same."""
 
 
@@ -44,7 +44,7 @@ def design_effect(deviations: ArrayLike, patients: ArrayLike, telling: ArrayLike
         return worst
     sums = np.bincount(patient, values)
     measured = float(sums @ sums) / (1 - 1 / len(sizes)) / (spread / (1 - 1 / len(values)))
-    weight = _BELIEF / (_BELIEF + len(np.unique(patient[np.asarray(telling, bool)])))
+    weight = BELIEF / (BELIEF + len(np.unique(patient[np.asarray(telling, bool)])))
     return (1 - weight) * max(measured, 1.0) + weight * worst
 
 

@@ -16,9 +16,9 @@ from scipy.special import expit, logit
 from scipy.stats import rankdata
 
 from openmed.metrics.classification import NAN, checked_labels, checked_scores
-from openmed.metrics.clustered import critical_t, design_effect
+from openmed.metrics.clustered import BELIEF, critical_t, design_effect
 from openmed.metrics.resampling import patient_codes
-from openmed.metrics.score_intervals import Interval, critical_value, newcombe_auc
+from openmed.metrics.score_intervals import Interval, auc_variance, critical_value, newcombe_auc
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class _Moments:
     Attributes:
         value: What was measured; NaN without one class.
         variance: With the design effects.
+        telling: Patients with a film that is not like most of them, of the class that has fewer.
         positives: Films with the finding, divided by their design effect.
         negatives: The same without it.
         patients: Of the class that has fewer.
@@ -50,6 +51,7 @@ class _Moments:
 
     value: float
     variance: float
+    telling: int
     positives: float
     negatives: float
     patients: int
@@ -120,6 +122,21 @@ def delong_difference(
     return AucDifference(a.value, b.value, Interval(value, value - low, value + high))
 
 
+def delong_variance(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
+    """Gives the AUC and DeLong's own variance of it, every film a patient, as the R package pROC does.
+
+    Args:
+        labels: (N,) 0 or 1.
+        scores: (N,) probabilities of the finding in [0, 1].
+
+    Raises:
+        ValueError: Wrong shapes or values.
+    """
+    truth = checked_labels(labels)
+    found = _moments(truth, _wins(truth, checked_scores(scores, len(truth))), None)
+    return found.value, found.variance
+
+
 def _joined(own: float, other: float, correlation: float) -> float:
     """How far a limit of a difference lies from it, from how far those of its two parts do."""
     return math.sqrt(max(own**2 + other**2 - 2 * correlation * own * other, 0.0))
@@ -130,7 +147,12 @@ def _interval(found: _Moments, confidence: float) -> Interval:
         return Interval(NAN, NAN, NAN)
     if not 0 < found.value < 1 or not found.variance > 0 or found.patients < 2:
         return newcombe_auc(found.value, found.positives, found.negatives, confidence)
-    half = critical_t(confidence, found.patients) * math.sqrt(found.variance)
+    # Measured from few films that tell anything, the variance is too small: it is drawn towards what the AUC
+    # and the numbers of films say (Hanley and McNeil), as the design effect is towards its worst case.
+    weight = BELIEF / (BELIEF + found.telling)
+    usual = auc_variance(found.value, found.positives, found.negatives)
+    variance = (1 - weight) * found.variance + weight * max(found.variance, usual)
+    half = critical_t(confidence, found.patients) * math.sqrt(variance)
     middle, wide = logit(found.value), half / (found.value * (1 - found.value))
     return Interval(found.value, float(expit(middle - wide)), float(expit(middle + wide)))
 
@@ -149,17 +171,18 @@ def _moments(truth: NDArray, wins: NDArray, patients: ArrayLike | None, usual: f
     """Of wins, or of the difference of two; `usual` is the placement of a film that tells nothing."""
     having, without = int(np.sum(truth)), int(np.sum(1 - truth))
     if not having or not without:
-        return _Moments(NAN, NAN, having, without, 0)
+        return _Moments(NAN, NAN, 0, having, without, 0)
     patient = patient_codes(np.arange(len(truth)) if patients is None else patients, len(truth))
     area = float(np.sum(wins[truth == 1])) / (having * without)
-    variance, sizes, fewest = 0.0, [], len(truth)
+    variance, sizes, fewest, telling = 0.0, [], len(truth), len(truth)
     for side, films, others in ((1, having, without), (0, without, having)):
         mine = truth == side
         placed = wins[mine] / others
         effect = design_effect(placed - area, patient[mine], placed != usual)
+        telling = min(telling, len(np.unique(patient[mine][placed != usual])))
         # One film alone has no spread: what is left is not known.
         spread = float(np.sum((placed - area) ** 2)) / (films - 1) if films > 1 else 0.0
         variance += spread / films * effect
         sizes.append(films / effect)
         fewest = min(fewest, len(np.unique(patient[mine])))
-    return _Moments(area, variance, *sizes, fewest)
+    return _Moments(area, variance, telling, *sizes, fewest)
