@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 from openmed.metrics.classification import NAN, checked_labels, checked_scores
 from openmed.metrics.clustered import BELIEF, critical_t, design_effect
 from openmed.metrics.resampling import patient_codes
-from openmed.metrics.score_intervals import Interval, auc_variance, critical_value, newcombe_auc
+from openmed.metrics.score_intervals import Interval, critical_value, newcombe_auc
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def delong_auc(
     """Gives the AUC with an interval on the scale of its log-odds, with Student's t.
 
     On that scale (Pepe, The Statistical Evaluation of Medical Tests, 2003, chapter 5) it covers near 1, where
-    the plain one is too short. It would have no width where the classes are separated perfectly: there it is
-    Newcombe's, of the films divided by their design effects, which stays open.
+    the plain one is too short. The fewer patients have a film on the wrong side, the more it is drawn towards
+    Newcombe's interval of the films divided by their design effects, which it is where there is none.
 
     Args:
         labels: (N,) 0 or 1.
@@ -145,16 +145,19 @@ def _joined(own: float, other: float, correlation: float) -> float:
 def _interval(found: _Moments, confidence: float) -> Interval:
     if math.isnan(found.value):
         return Interval(NAN, NAN, NAN)
+    score = newcombe_auc(found.value, found.positives, found.negatives, confidence)
     if not 0 < found.value < 1 or not found.variance > 0 or found.patients < 2:
-        return newcombe_auc(found.value, found.positives, found.negatives, confidence)
-    # Measured from few films that tell anything, the variance is too small: it is drawn towards what the AUC
-    # and the numbers of films say (Hanley and McNeil), as the design effect is towards its worst case.
-    weight = BELIEF / (BELIEF + found.telling)
-    usual = auc_variance(found.value, found.positives, found.negatives)
-    variance = (1 - weight) * found.variance + weight * max(found.variance, usual)
-    half = critical_t(confidence, found.patients) * math.sqrt(variance)
+        return score
+    half = critical_t(confidence, found.patients) * math.sqrt(found.variance)
     middle, wide = logit(found.value), half / (found.value * (1 - found.value))
-    return Interval(found.value, float(expit(middle - wide)), float(expit(middle + wide)))
+    # A variance measured from few films that tell anything is too small: as a design effect is drawn towards
+    # its worst case, the limits are drawn towards Newcombe's, which do not need it.
+    weight = BELIEF / (BELIEF + found.telling)
+    low, high = (
+        float(weight * careful + (1 - weight) * expit(limit))
+        for careful, limit in ((score.low, middle - wide), (score.high, middle + wide))
+    )
+    return Interval(found.value, low, high)
 
 
 def _wins(truth: NDArray, scores: NDArray) -> NDArray[np.float64]:

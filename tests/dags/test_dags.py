@@ -12,7 +12,7 @@ from pipeline.graph import load_graph
 
 ROOT = Path(__file__).parents[2]
 # They ask a person, or only pass on what is known.
-UNTIMED = ("review.clinical", "review.technical", "triage", "tell", "ask", "outside", "keep")
+UNTIMED = ("review.clinical", "review.technical", "triage", "tell", "ask", "outside", "doubtful", "keep")
 STAGES = load_graph(ROOT / "dvc.yaml")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import logit
+from scipy.special import expit, logit
 from scipy.stats import norm, t
 
 from openmed.metrics.classification import auc
@@ -59,13 +59,22 @@ def test_two_models_are_as_correlated_as_in_the_paired_test_that_proc_publishes(
     assert found.difference.low == pytest.approx(low, rel=1e-6)
 
 
-def test_the_limits_are_on_the_scale_of_the_log_odds_and_hardly_wider_than_the_variance_says():
+def test_the_limits_lie_between_those_on_the_scale_of_the_log_odds_and_newcombes():
     labels, s100b, _ = asah()
     interval, (value, variance) = delong_auc(labels, s100b), delong_variance(labels, s100b)
-    odds = logit([interval.low, interval.value, interval.high])
-    assert odds[1] - odds[0] == pytest.approx(odds[2] - odds[1])
     wide = t.ppf(0.975, 40) * math.sqrt(variance) / (value * (1 - value))
-    assert wide <= odds[2] - odds[1] <= 1.02 * wide
+    own, careful = expit(logit(value) - wide), newcombe_auc(value, 41, 72).low
+    # 40 of the 41 with a poor outcome have a good one above them or level with them.
+    assert interval.low == pytest.approx(careful * 2 / 42 + own * 40 / 42, abs=2e-4)
+
+
+def test_one_film_on_the_wrong_side_is_not_much_worse_than_none():
+    labels = np.repeat([0, 1], 40)
+    perfect = np.where(labels == 1, 0.9, 0.1)
+    nearly = perfect.copy()
+    nearly[40] = 0.05
+    limits = [delong_auc(labels, scores).low for scores in (perfect, nearly)]
+    assert 0.85 < limits[1] <= limits[0] + 0.01
 
 
 def brute_force(labels, *scores):
