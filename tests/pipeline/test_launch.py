@@ -21,7 +21,8 @@ import os, pathlib, sys, time
 from pipeline.launch import end_with_parent
 end_with_parent()
 rank = os.environ["RANK"]
-print(os.getpid(), rank, os.environ["WORLD_SIZE"], os.environ["MASTER_ADDR"], flush=True)
+told = f"{os.getpid()} {rank} {os.environ['WORLD_SIZE']} {os.environ['MASTER_ADDR']}\\n"
+os.write(1, told.encode())  # in one piece: both write to one pipe
 # The first that fails ends the other, which must have spoken by then.
 pathlib.Path(rank).touch()
 while sys.argv[1] == "wait" or not pathlib.Path("0").exists():
