@@ -31,19 +31,17 @@ def operating_threshold(predictions: "pd.DataFrame", positive_index: int, rules:
         BadInput: No film there has the finding, or too few patients for the confidence that is asked.
     """
     films = predictions[predictions["split"] == "calibration"]
-    labels, promised = (
-        films["label"] == positive_index,
-        promised_threshold(predictions, positive_index, rules),
-    )
+    promised = _promised_threshold(films, positive_index, rules)
     if rules.target_specificity is None:
         return promised
     # NaN, where every film has the finding, leaves the first.
-    return min(promised, spared_threshold(labels, films["score"], rules.target_specificity))
+    return min(
+        promised, spared_threshold(films["label"] == positive_index, films["score"], rules.target_specificity)
+    )
 
 
-def promised_threshold(predictions: "pd.DataFrame", positive_index: int, rules: Rules) -> float:
-    """Chooses the highest threshold that keeps the promised sensitivity; see `operating_threshold`."""
-    films = predictions[predictions["split"] == "calibration"]
+def _promised_threshold(films: "pd.DataFrame", positive_index: int, rules: Rules) -> float:
+    """The highest threshold that keeps the promised sensitivity on calibration films."""
     labels, target = films["label"] == positive_index, rules.target_sensitivity
     if rules.threshold_confidence is None:
         return choose_threshold(labels, films["score"], target)

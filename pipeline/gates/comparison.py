@@ -218,7 +218,8 @@ def _to_json(
     """A gate, with what would settle it; what the plan leaves to the reviewers is only not shown."""
     content = gate.to_json()
     left_to_people = name in evidence.plan.protocol.evaluation.reviewers_decide
-    if gate.verdict == FAIL and left_to_people and not difference.high < -margin:
+    # What could not be measured has no upper limit and stays a FAIL.
+    if gate.verdict == FAIL and left_to_people and difference.high >= -margin:
         content["verdict"] = NOT_SHOWN
     if gate.verdict != INSUFFICIENT:
         return content

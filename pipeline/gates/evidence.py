@@ -39,7 +39,7 @@ class Evidence:
             no profile was stored.
         external: One row a film of any external set: set, id, sha256, patient (by number), label,
             second_label, view, sex, age_band, source and score; empty where there were no sets.
-        look: The how-manieth version this is that its test patients judge, from 1.
+        look: How many versions its test patients have judged, this one included.
     """
 
     version: str

@@ -237,6 +237,8 @@ def test_a_comparison_must_be_shown_or_is_left_to_people_but_never_when_the_loss
     assert compared(stage, 0.07, left_to_people=(), films=60)["sensitivity"]["verdict"] == FAIL
     sure = compared(stage, 0.25, left_to_people=("sensitivity",))["sensitivity"]
     assert sure["verdict"] == FAIL
+    unknown = compared(stage, 0.0, left_to_people=("sensitivity", "auc"), films=1)
+    assert {gate["verdict"] for gate in unknown.values()} == {FAIL}
 
 
 def test_a_gate_that_says_pass_without_numbers_is_found(stage):
