@@ -32,7 +32,7 @@ from pipeline.gates.evidence import Evidence, confidence_of_look
 from pipeline.gates.performance import calibration, floor_gates, net_benefit, transfer
 from pipeline.judgement import operating_threshold
 from pipeline.plan import load_plan
-from pipeline.promotion import overall
+from pipeline.gates import overall
 from pipeline.rules import Rules
 
 ROOT = Path(__file__).parents[1]
@@ -243,7 +243,8 @@ class Judges:
 
     def evidence(self, table: pd.DataFrame, look: int) -> Evidence:
         """Evidence on a version that holds what the gates used here read."""
-        spec = SimpleNamespace(positive_index=1, threshold=0.5)
+        finding = self.params["task"]["positive"]
+        spec = SimpleNamespace(positive=finding, findings=(finding,), positive_index=1, threshold=0.5)
         made = Evidence(
             version="simulated",
             tags={},

@@ -7,42 +7,36 @@ on test films, which shaped neither.
 """
 
 import shutil
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from openmed.data.cache import FilmCache
+from openmed.data.hidden_parts import HIDDEN
+from openmed.data.simulated_sites import SITES
 from openmed.errors import BadInput
 from openmed.files import atomic_path, read_json, sha256_file, write_json
 from openmed.metrics.abstention import Abstention, check_abstention, fit_abstention
-from openmed.metrics.calibration import Calibration, fit_calibration, prior_correction, softmax
-from openmed.metrics.calibration_error import calibration_summary
-from openmed.metrics.classification import (
-    confusion,
-    precision_recall_points,
-    reliability_points,
-    roc_curve_points,
-    specificity,
-)
-from openmed.metrics.gates import Gate, to_json
-from openmed.metrics.intervals import Interval
-from openmed.metrics.operating_point import choose_threshold
-from openmed.metrics.prevalence import PREVALENCES, at_prevalence
+from openmed.metrics.calibration import Calibration, fit_calibration, prior_correction
 from openmed.models.base import BaseModel
 from openmed.models.checkpoint import WEIGHTS_FILE, load_model, read_spec, write_spec, write_statistics
 from openmed.models.control import CONTROL_FILE, write_control
 from openmed.models.export import finish_export
 from openmed.models.feature_statistics import FeatureStatistics
-from openmed.models.session import load_predictor
+from openmed.models.session import Predictor, load_predictor
 from openmed.models.spec import ModelSpec
 from pipeline.device import pick_device, use_device
-from pipeline.judgement import judge_test_films, measure, operating_threshold, patient_numbers
+from pipeline.judgement import asked, called_films, judge_findings, patient_numbers, with_thresholds
+from pipeline.measured import measured, write_curves
 from pipeline.novelty import choose_limit, learn_training_films, logits_and_distances, novelty_check
 from pipeline.params import Params
 from pipeline.rules import Rules
 from pipeline.stage import CACHE, MANIFEST, SPLIT, folder
-from pipeline.stress import at_sites, chosen_films, hidden
+from pipeline.stress import at_sites, changed_probabilities, chosen_films, hidden
 
 RESAMPLED = folder("resample") / "summary.json"
 _SPLITS = ("validation", "calibration", "test")
@@ -51,61 +45,87 @@ _SPLITS = ("validation", "calibration", "test")
 def run(params: Params, architecture: str) -> None:
     """Predicts the films outside training and writes metrics, curves, gates and the finished model."""
     use_device(params)
-    source = folder("train", architecture) / "model"
+    source, target = folder("train", architecture) / "model", folder("evaluate", architecture)
     model, split = load_model(source).to(pick_device(params.run.device)), pd.read_parquet(SPLIT)
     if params.evaluate.unlike_share is not None:
         model.statistics = learn_training_films(model, split, params.run.seed)
     films, logits = film_logits(model, split)
-    calibration = calibrate(params, model.spec, films, logits)
-    spec = model.spec.with_calibration(calibration)
+    spec = model.spec.with_calibration(calibrate(params, model.spec, films, logits))
     predictions = with_probabilities(films, logits, spec)
-    parts = {name: predictions[predictions["split"] == name] for name in _SPLITS}
-    rules = Rules.of(params.model_dump(), "params.yaml")
-    threshold = operating_threshold(predictions, spec.positive_index, rules)
-    spec = spec.with_threshold(threshold).with_abstention(abstention(params, spec, parts["calibration"]))
-    spec = replace(spec, min_side_px=params.validate_.min_side_px)
-    if model.statistics is not None:
-        share = params.evaluate.unlike_share
-        spec = spec.with_novelty(choose_limit(predictions, share, model.statistics))
-    intervals, verdict, gates = judge_test_films(predictions, spec.positive_index, threshold, rules)
-    target, before_and_after = folder("evaluate", architecture), reliability(parts["test"], spec)
+    rules = Rules.of_each(params.model_dump(), "params.yaml")
+    spec = _frozen(params, with_thresholds(predictions, spec, rules), predictions, model.statistics)
     with atomic_path(target / "predictions.parquet") as temporary:
         predictions.to_parquet(temporary)
-    write_json(target / "gates.json", to_json(verdict, gates))
-    content = _metrics(rules, spec, threshold, parts, intervals, source) | {"reliability": before_and_after}
-    _write_curves(target, parts["test"], spec)
     finish_model(source, target / "model", spec, model.statistics)
-    telling = films_near(predictions, spec.image_size_px, threshold)
+    telling = films_near(predictions, spec)
     print(f"evaluate {architecture}: {finish_export(target / 'model', telling)}")
     predictor = load_predictor(target / "model", pick_device(params.run.device))
     write_control(target / CONTROL_FILE, predictor, telling)
-    content["stress"], content["sites"] = {}, {}
-    for name in ("validation", "test"):
-        films = chosen_films(parts[name], rules.seed)
+    intervals, gates = judge_findings(predictions, spec, rules)
+    write_json(target / "gates.json", gates)
+    parts = {name: predictions[predictions["split"] == name] for name in _SPLITS}
+    write_curves(target, parts["test"], spec)
+    changed = _changed(predictor, parts, spec, rules)
+    found = {}
+    for name, own in rules.items():
+        films = {split: asked(part, spec, name) for split, part in parts.items()}
+        found[name] = measured(films, spec.of_finding(name), own, intervals[name]) | changed[name]
+    content = _common(rules[spec.positive], spec, parts["test"], source) | found.pop(spec.positive)
+    write_json(target / "metrics.json", content | ({"findings": found} if found else {}))
+    for name, each in {spec.positive: content, **found}.items():
+        own = [gate for gate in gates["gates"] if gate.get("finding", name) == name]
+        print(f"evaluate {architecture}: {_summary(gates['verdict'], own, spec, each)}")
+
+
+def _frozen(
+    params: Params, spec: ModelSpec, predictions: pd.DataFrame, statistics: FeatureStatistics | None
+) -> ModelSpec:
+    """Adds what else is chosen on calibration films, and the smallest side that was learnt from."""
+    calibration = predictions[predictions["split"] == "calibration"]
+    spec = spec.with_abstention(abstention(params, spec, calibration))
+    spec = replace(spec, min_side_px=params.validate_.min_side_px)
+    if statistics is None:
+        return spec
+    return spec.with_novelty(choose_limit(predictions, params.evaluate.unlike_share, statistics))
+
+
+def _changed(
+    predictor: Predictor, parts: Mapping[str, pd.DataFrame], spec: ModelSpec, rules: Mapping[str, Rules]
+) -> dict[str, dict[str, Any]]:
+    """What becomes of each finding at simulated sites and where a part of each test film is hidden."""
+    found = {name: {"stress": {}, "sites": {}} for name in rules}
+    for split in ("validation", "test"):
+        films = chosen_films(parts[split], rules[spec.positive].seed)
         pixels = pixels_of(films, spec.image_size_px)
-        content["sites"][name] = at_sites(predictor.predict, films, pixels, spec, rules)
+        sites = changed_probabilities(predictor.predict, pixels, SITES)
         # The pixels of the test films are at hand.
-        if name == "test":
-            content["stress"] = hidden(predictor.predict, films, pixels, spec, rules)
-    write_json(target / "metrics.json", content)
-    said = _summary(verdict, gates, spec, before_and_after, content["calibration"])
-    print(f"evaluate {architecture}: {said}")
+        parted = changed_probabilities(predictor.predict, pixels, HIDDEN) if split == "test" else None
+        for name, own in rules.items():
+            of_one = asked(films, spec, name), spec.of_finding(name), own
+            found[name]["sites"][split] = at_sites(sites, *of_one)
+            if parted is not None:
+                found[name]["stress"] = hidden(parted, *of_one)
+    return found
 
 
-def _summary(
-    verdict: str, gates: list[Gate], spec: ModelSpec, before_and_after: dict, calibration: dict
-) -> str:
-    raw, final = before_and_after["softmax"], before_and_after["calibrated"]
-    measured = ", ".join(
-        f"{gate.name} {gate.value:.3f} [{gate.low:.3f}, {gate.high:.3f}] floor {gate.floor:.2f}"
+def _summary(verdict: str, gates: list[dict[str, Any]], spec: ModelSpec, found: dict[str, Any]) -> str:
+    raw, final = (found["reliability"][name] for name in ("softmax", "calibrated"))
+    reached = ", ".join(
+        f"{gate['name']} {_shown(gate['value'])} [{_shown(gate['low'])}, {_shown(gate['high'])}] "
+        f"floor {gate['floor']:.2f}"
         for gate in gates
     )
+    calibration = found["calibration"]
     return (
-        f"{verdict}; threshold {spec.threshold:.3f}, of which the calibration films have a specificity of "
-        f"{calibration['specificity']:.3f} ({calibration['specificity_at_target']:.3f} if only they had to "
-        f"reach the target sensitivity); {spec.calibration.method} calibration, "
-        f"log loss {raw['log_loss']:.3f} -> {final['log_loss']:.3f}; {measured}"
+        f"{verdict}; threshold {found['threshold']:.3f}, of which the calibration films have a specificity "
+        f"of {calibration['specificity']:.3f} ({calibration['specificity_at_target']:.3f} if only they had "
+        f"to reach the target sensitivity); {spec.calibration.method} calibration, "
+        f"log loss {raw['log_loss']:.3f} -> {final['log_loss']:.3f}; {reached}"
     )
+
+
+def _shown(number: float | None) -> str:
+    return "nan" if number is None else f"{number:.3f}"
 
 
 def film_logits(model: BaseModel, split: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
@@ -183,29 +203,6 @@ def _probabilities(films: pd.DataFrame, spec: ModelSpec) -> np.ndarray:
     return films[[f"probability_{name}" for name in spec.class_names]].to_numpy()
 
 
-def reliability(films: pd.DataFrame, spec: ModelSpec) -> dict:
-    """Measures of calibration before and after: plain softmax, prior corrected, calibrated."""
-    stages = _stages(films, spec)
-    return {
-        "method": spec.calibration.method,
-        "films": spec.calibration.films,
-        **{
-            name: calibration_summary(films["label"], probabilities, spec.positive_index)
-            for name, probabilities in stages.items()
-        },
-    }
-
-
-def _stages(films: pd.DataFrame, spec: ModelSpec) -> dict[str, np.ndarray]:
-    """Probabilities (N, classes) of the same films at each step of the repair."""
-    logits = films[[f"logit_{name}" for name in spec.class_names]].to_numpy()
-    return {
-        "softmax": softmax(logits),
-        "prior_corrected": Calibration.of_prior(spec.calibration.prior_correction).apply(logits),
-        "calibrated": spec.calibration.apply(logits),
-    }
-
-
 def finish_model(source, target, spec: ModelSpec, statistics: FeatureStatistics | None) -> None:
     """Copies a trained model with its calibration, operating point and limit of novelty frozen in."""
     if statistics is not None:
@@ -215,10 +212,16 @@ def finish_model(source, target, spec: ModelSpec, statistics: FeatureStatistics 
     write_spec(target, spec, read_spec(source)[1])
 
 
-def films_near(predictions: pd.DataFrame, size_px: int, threshold: float, most: int = 64) -> np.ndarray:
-    """The films, uint8 (N, S, S), with scores nearest the threshold: an export would flip those first."""
-    nearest = (predictions["score"] - threshold).abs().sort_values(kind="stable").index[:most]
-    return pixels_of(predictions.loc[nearest], size_px)
+def films_near(predictions: pd.DataFrame, spec: ModelSpec, most: int = 64) -> np.ndarray:
+    """The films, uint8 (N, S, S), with scores nearest a threshold: an export would flip those first.
+
+    Where several findings are looked for, each has as many of them.
+    """
+    chosen = []
+    for name in spec.findings:
+        apart = asked(predictions, spec, name)["score"] - spec.of_finding(name).threshold
+        chosen += apart.abs().sort_values(kind="stable").index[: most // len(spec.findings)].tolist()
+    return pixels_of(predictions.loc[list(dict.fromkeys(chosen))], spec.image_size_px)
 
 
 def pixels_of(films: pd.DataFrame, size_px: int) -> np.ndarray:
@@ -227,71 +230,13 @@ def pixels_of(films: pd.DataFrame, size_px: int) -> np.ndarray:
     return cache.films[cache.rows(films["id"])]
 
 
-def _specificity_at_target(films: pd.DataFrame, spec: ModelSpec, rules: Rules) -> float:
-    has = films["label"] == spec.positive_index
-    return specificity(has, films["score"], choose_threshold(has, films["score"], rules.target_sensitivity))
-
-
-def _metrics(
-    rules: Rules,
-    spec: ModelSpec,
-    threshold: float,
-    parts: dict[str, pd.DataFrame],
-    intervals: dict[str, Interval],
-    source,
-) -> dict:
-    test, calibration, validation = parts["test"], parts["calibration"], parts["validation"]
-    counts = _counts(test, spec, threshold)
-    calibrated = measure(calibration, spec.positive_index, threshold, rules)
+def _common(rules: Rules, spec: ModelSpec, test: pd.DataFrame, source: Path) -> dict[str, Any]:
+    """What is measured of the model as a whole, and what it comes from."""
     return {
         "architecture": spec.architecture,
-        "positive": spec.positive,
-        "threshold": threshold,
-        "target_sensitivity": rules.target_sensitivity,
-        "validation": {
-            "n": len(validation),
-            "auc": measure(validation, spec.positive_index, threshold, rules)["auc"].value,
-        },
-        "calibration": {
-            "n": len(calibration),
-            "sensitivity": calibrated["sensitivity"].value,
-            "specificity": calibrated["specificity"].value,
-            # What it would be if the target had to be reached on these films alone.
-            "specificity_at_target": _specificity_at_target(calibration, spec, rules),
-        },
-        "test": {
-            "n": len(test),
-            "patients": int(test["patient"].nunique()),
-            "positives": counts["tp"] + counts["fn"],
-            **counts,
-            **{name: interval.to_json() for name, interval in intervals.items()},
-        },
-        "prevalence": {
-            f"{share:.0%}": at_prevalence(intervals["sensitivity"], intervals["specificity"], share).to_json()
-            for share in PREVALENCES
-        },
+        **called_films(test, spec, rules.confidence),
         "abstention": abstention_check(rules, spec, test),
         "novelty": novelty_check(rules, spec, test),
         "data": {"manifest_sha256": sha256_file(MANIFEST), "split_sha256": sha256_file(SPLIT)},
         "model": {"weights_sha256": read_spec(source)[1]},
     }
-
-
-def _counts(films: pd.DataFrame, spec: ModelSpec, threshold: float) -> dict[str, int]:
-    counts = confusion(films["label"] == spec.positive_index, films["score"] >= threshold)
-    return {name: int(value) for name, value in asdict(counts).items()}
-
-
-def _write_curves(target, test: pd.DataFrame, spec: ModelSpec) -> None:
-    labels, scores = (test["label"] == spec.positive_index).to_numpy(int), test["score"].to_numpy()
-    raw = _stages(test, spec)["softmax"][:, spec.positive_index]
-    points = ("predicted", "observed", "films")
-    curves = {
-        "roc": (("fpr", "tpr", "threshold"), roc_curve_points(labels, scores)),
-        "precision_recall": (("recall", "precision", "threshold"), precision_recall_points(labels, scores)),
-        "reliability": (points, reliability_points(labels, scores)),
-        "reliability_softmax": (points, reliability_points(labels, raw)),
-    }
-    for name, (columns, values) in curves.items():
-        with atomic_path(target / f"{name}.csv") as temporary:
-            pd.DataFrame(dict(zip(columns, values, strict=True))).to_csv(temporary, index=False)

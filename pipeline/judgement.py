@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from openmed.files import sha256_bytes
 from openmed.metrics.clustered import clustered_share
-from openmed.metrics.gates import Gate, judge
+from openmed.metrics.gates import Gate, judge, overall
 from openmed.metrics.intervals import Interval, metric_intervals
 from openmed.metrics.novelty import conformal_limit
 from openmed.metrics.operating_point import (
@@ -15,6 +17,8 @@ from openmed.metrics.operating_point import (
 from pipeline.rules import Rules
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
     from openmed.models.spec import ModelSpec
@@ -25,7 +29,7 @@ METHODS = "2"
 
 
 def operating_threshold(predictions: "pd.DataFrame", positive_index: int, rules: Rules) -> float:
-    """Chooses the threshold on the calibration films of a table of predictions.
+    """Chooses the threshold of a finding on the calibration films of a table of predictions.
 
     Raises:
         BadInput: No film there has the finding, or too few patients for the confidence that is asked.
@@ -74,6 +78,82 @@ def measure(
     )
 
 
+def with_thresholds(
+    predictions: "pd.DataFrame", spec: "ModelSpec", rules: "Mapping[str, Rules]"
+) -> "ModelSpec":
+    """Chooses the threshold of each finding on the calibration films and freezes all of them in.
+
+    Args:
+        predictions: One row a film: split, label, patient, and a logit_<CLASS> for each class.
+        spec: Description of the model.
+        rules: Settings of each finding that is looked for, as `Rules.of_each` gives them.
+
+    Raises:
+        BadInput: As `operating_threshold`.
+    """
+    points = {
+        name: operating_threshold(asked(predictions, spec, name), spec.class_names.index(name), own)
+        for name, own in rules.items()
+    }
+    return spec.with_threshold(points.pop(spec.positive), points)
+
+
+def asked(films: "pd.DataFrame", spec: "ModelSpec", finding: str) -> "pd.DataFrame":
+    """Returns films with the probability of a finding as their score, from their logits."""
+    if finding == spec.positive or films.empty:
+        return films
+    logits = films[[f"logit_{name}" for name in spec.class_names]].to_numpy(np.float64)
+    return films.assign(score=spec.probabilities(logits)[:, spec.class_names.index(finding)])
+
+
+def judge_findings(
+    predictions: "pd.DataFrame", spec: "ModelSpec", rules: "Mapping[str, Rules]"
+) -> tuple[dict[str, dict[str, Interval]], dict[str, Any]]:
+    """Measures the test films for each finding, against all other classes, and holds them to its floors.
+
+    Returns:
+        finding -> intervals, and the content of gates.json.
+    """
+    intervals, verdicts, shown = {}, [], []
+    for name in spec.findings:
+        own, films = spec.of_finding(name), asked(predictions, spec, name)
+        intervals[name], _, gates = judge_test_films(films, own.positive_index, own.threshold, rules[name])
+        verdicts += gates
+        shown += [named_gate(spec, name, gate.to_json()) for gate in gates]
+    return intervals, {"verdict": overall(verdicts), "gates": shown}
+
+
+def named_gate(spec: "ModelSpec", finding: str, gate: dict[str, Any]) -> dict[str, Any]:
+    """Returns a gate that says of which finding it is, where several are looked for."""
+    if len(spec.findings) == 1 or "finding" in gate:
+        return gate
+    named = {key: f"{finding}: {gate[key]}" for key in ("name", "reason")}
+    return {"finding": finding, **gate, **named}
+
+
+def called_films(films: "pd.DataFrame", spec: "ModelSpec", confidence: float) -> dict[str, Any]:
+    """Counts films by the class that they have and the one that they are called at the frozen thresholds.
+
+    Returns:
+        confusion: class that films have -> class that they are called -> films; and called_rightly, the share
+        that is, with an interval that knows of patients.
+    """
+    from openmed.models.session import called_classes
+
+    logits = films[[f"logit_{name}" for name in spec.class_names]].to_numpy(np.float64)
+    labels = films["label"].to_numpy()
+    called = called_classes(spec, spec.probabilities(logits), spec.threshold)
+    counts = np.zeros((len(spec.class_names), len(spec.class_names)), int)
+    np.add.at(counts, (labels, called), 1)
+    names, rightly = spec.class_names, clustered_share(labels == called, patient_numbers(films), confidence)
+    return {
+        "confusion": {
+            name: dict(zip(names, row, strict=True)) for name, row in zip(names, counts.tolist(), strict=True)
+        },
+        "called_rightly": rightly.to_json(),
+    }
+
+
 def judge_test_films(
     predictions: "pd.DataFrame", positive_index: int, threshold: float, rules: Rules
 ) -> tuple[dict[str, Interval], str, list[Gate]]:
@@ -102,31 +182,36 @@ def describe_external(
 
     Args:
         predictions: One row a film, with its set.
-        spec: Description of the model, with its operating point.
+        spec: Description of the model, with its operating points.
         rules: Settings of the intervals.
 
     Returns:
-        name of the set -> what it shows, with `sha256`, which names its films and labels by their content,
-        and `unlike`, the share of films referred as unlike those that the model learnt from, where it tells.
+        name of the set -> what it shows of the first finding, with `sha256`, which names its films and labels
+        by their content; `unlike`, the share of films referred as unlike those that the model learnt from,
+        where it tells; and `findings`, the same of each further finding, where there are some.
     """
-    from openmed.metrics.external_validation import describe_set
-
     found = {}
     for name, films in predictions.groupby("set", sort=True):
-        shown = describe_set(
-            films.assign(patient=patient_numbers(films)),
-            spec.class_names,
-            spec.positive_index,
-            spec.threshold,
-            **rules.resampling,
-        )
-        found[str(name)] = {"sha256": set_digest(films), **shown}
+        shown = {each: _describe_set(films, spec, each, rules) for each in spec.findings}
+        found[str(name)] = {"sha256": set_digest(films), **shown.pop(spec.positive)}
+        if shown:
+            found[str(name)]["findings"] = shown
         # Models of before have no limit, and evidence of before no distances.
         if spec.novelty is not None and "distance" in films:
             unlike = spec.novelty.unlike(films["distance"])
             share = clustered_share(unlike, patient_numbers(films), rules.confidence)
             found[str(name)]["unlike"] = share.to_json()
     return found
+
+
+def _describe_set(
+    films: "pd.DataFrame", spec: "ModelSpec", finding: str, rules: Rules
+) -> dict[str, dict[str, Any]]:
+    from openmed.metrics.external_validation import describe_set
+
+    own = spec.of_finding(finding)
+    films = asked(films, spec, finding).assign(patient=patient_numbers(films))
+    return describe_set(films, own.class_names, own.positive_index, own.threshold, **rules.resampling)
 
 
 def set_digest(films: "pd.DataFrame") -> str:

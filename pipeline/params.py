@@ -166,6 +166,9 @@ class Train(_Section):
     augment: Augment
 
 
+_OF_A_FINDING = {"target_sensitivity", "threshold_confidence", "threshold_of", "target_specificity", "floors"}
+
+
 class Evaluate(_Section):
     """Calibration, operating point, referrals, intervals and the floors that lower bounds must reach."""
 
@@ -179,6 +182,19 @@ class Evaluate(_Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     replicates: Annotated[int, Field(ge=100)]
     floors: dict[Literal["sensitivity", "specificity", "auc"], Share] = Field(min_length=1)
+    # Classes that are looked for beside `task.positive`, each with the entries in which it differs.
+    findings: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Evaluate":
+        for name, own in self.findings.items():
+            if shared := own.keys() - _OF_A_FINDING:
+                raise ValueError(f"findings.{name}: {sorted(shared)[0]} is no setting of a single finding")
+            try:
+                Evaluate.model_validate(self.model_dump(exclude={"findings"}) | own)
+            except ValidationError as error:
+                raise ValueError(f"findings.{name}: {first_problem(error)}") from None
+        return self
 
 
 class Explain(_Section):
@@ -222,6 +238,11 @@ class Params(_Section):
         for name in self.architectures:
             if name not in self.train or name not in self.preprocess.image_size_px:
                 raise ValueError(f"{name!r} needs entries in `train` and in `preprocess.image_size_px`")
+        if strange := self.evaluate.findings.keys() - (set(self.task.classes) - {self.task.positive}):
+            raise ValueError(
+                f"`evaluate.findings` names {', '.join(sorted(strange))}: it takes other classes than "
+                f"`task.positive`, of {', '.join(self.task.classes)}"
+            )
         return self
 
 
@@ -240,6 +261,11 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise BadInput(f"{path}: {place}: {first['msg']}") from None
+        raise BadInput(f"{path}: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """Says in a line what is wrong with the first wrong entry, and where."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the file"
+    return f"{place}: {first['msg']}"

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from openmed.errors import BadInput
+from pipeline.params import first_problem
 
 PLAN_FILE = "change_plan.yaml"
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -87,6 +88,23 @@ class Evaluation(_Part):
     external: External | None = None
     max_unlike: Share | None = None
     """The share of test films that may be referred as unlike; plans of before have none."""
+    # Classes that must be looked for beside the first finding, each with the entries in which it differs.
+    findings: dict[Text, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Evaluation":
+        for name, own in self.findings.items():
+            if shared := own.keys() & {"looks", "max_unlike", "findings"}:
+                raise ValueError(f"findings.{name}: {sorted(shared)[0]} is asked once, of no single finding")
+            try:
+                self.of_finding(name)
+            except ValidationError as error:
+                raise ValueError(f"findings.{name}: {first_problem(error)}") from None
+        return self
+
+    def of_finding(self, name: str) -> "Evaluation":
+        """Returns what one finding must show."""
+        return Evaluation.model_validate(self.model_dump(exclude={"findings"}) | self.findings.get(name, {}))
 
 
 class Monitoring(_Part):
@@ -120,6 +138,13 @@ class ChangePlan(_Part):
     protocol: Protocol
     impact: Text
 
+    def of_finding(self, name: str) -> "ChangePlan":
+        """Returns the plan with what it asks of one finding in the place of what it asks of the first."""
+        if name not in self.protocol.evaluation.findings:
+            return self
+        own = {"evaluation": self.protocol.evaluation.of_finding(name)}
+        return self.model_copy(update={"protocol": self.protocol.model_copy(update=own)})
+
 
 def load_plan(path: Path) -> ChangePlan:
     """Reads a plan.
@@ -134,9 +159,7 @@ def load_plan(path: Path) -> ChangePlan:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise BadInput(f"{path}: {place}: {first['msg']}") from None
+        raise BadInput(f"{path}: {first_problem(error)}") from None
 
 
 def lax_limits(plan: ChangePlan, floors: Mapping[str, float], margins: Mapping[str, float]) -> Iterator[str]:

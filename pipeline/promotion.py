@@ -5,24 +5,12 @@ Everything is read again from the registry, by hash; nothing is taken on the wor
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.metrics.gates import FAIL, INSUFFICIENT, NOT_SHOWN, PASS
-from openmed.metrics.gates import overall as worst
+from openmed.metrics.gates import PASS
 from pipeline import registry
-from pipeline.gates import (
-    Comparison,
-    Evidence,
-    compare_all,
-    external_gates,
-    floor_gates,
-    limits_of_the_test,
-    performance_gates,
-    soundness_gates,
-    with_look,
-)
+from pipeline.gates import Comparison, Evidence, judge_version
 from pipeline.report.markdown import film_tables, gate_tables
 from pipeline.review import build_review
 
@@ -111,65 +99,9 @@ def judge_in_turn(versions: Sequence[str], *, workspace: Path | None = None) -> 
     return judged | {"first": versions[0], "refused": refused}
 
 
-def _grounds(
-    gates: Sequence[Mapping[str, Any]], comparison: Sequence[Mapping[str, Any]], verdict: str
-) -> str:
-    """Why a version does not pass, in the sentences of its gates."""
-    failed = [each["reason"] for each in gates if each["verdict"] != PASS]
-    failed += [each["reason"] for each in comparison if each["verdict"] not in (PASS, NOT_SHOWN)]
-    return "; ".join(each.rstrip(".") for each in failed) or f"the gates say {verdict}"
-
-
-def _judge(version: str, workspace: Path | None) -> tuple[dict[str, Any], Evidence, Comparison]:
-    registry.check(version)
-    evidence, now = with_look(Evidence.of(version)), registry.champion()
-    live = None if now in (None, version) else Evidence.of(now)
-    gates = [*floor_gates(evidence), *soundness_gates(evidence, live), *performance_gates(evidence)]
-    gates += external_gates(evidence)
-    compared, first = compare_all(evidence, workspace)
-    comparison = None if None in (compared.gates, first.gates) else [*compared.gates, *first.gates]
-    verdict = overall(gates, comparison)
-    result = {
-        "version": version,
-        "architecture": evidence.tags["architecture"],
-        "model_sha256": registry.model_digest(version),
-        "champion": now,
-        "verdict": verdict,
-        "grounds": "" if verdict == PASS else _grounds(gates, comparison or [], verdict),
-        "gates": gates,
-        "comparison": comparison or [],
-        "note": f"{compared.note} {first.note}".rstrip(),
-        "films_compared": compared.films_compared,
-        "films_left_out": compared.films_left_out,
-        "limits": limits_of_the_test(evidence),
-        "reviewers": dict(evidence.plan.protocol.reviewers),
-        "started_by": evidence.tags["started_by"] or None,
-        "films_markdown": "",
-        "report": registry.report_address(version),
-        "review": None,
-    }
-    return result | {"table_markdown": gate_tables(result)}, evidence, compared
-
-
-def overall(gates: Sequence[Mapping[str, Any]], comparison: Sequence[Mapping[str, Any]] | None) -> str:
-    """Joins a version's own gates and its comparison into one verdict.
-
-    Its own gates and those of the comparison must all PASS, but for a comparison that the change plan leaves
-    to the reviewers: where the films are too few to show it, it is NOT SHOWN, and they decide. A comparison
-    that could not be made at all is never passed over.
-
-    Args:
-        gates: The version's own gates.
-        comparison: Gates against the champion; empty when there is none; None when there is one but no
-            comparison could be made.
-    """
-    against = [INSUFFICIENT]
-    if comparison is not None:
-        said = [found["verdict"] for found in comparison if found["verdict"] != NOT_SHOWN]
-        # A word that no gate says passes nothing.
-        against = [verdict if verdict in (PASS, INSUFFICIENT) else FAIL for verdict in said]
-    verdicts = [*(found["verdict"] for found in gates), *against]
-    return worst([SimpleNamespace(verdict=verdict) for verdict in verdicts])
+def _judge(version: str, workspace: Path | None) -> tuple[dict[str, Any], Evidence, dict[str, Comparison]]:
+    judged, evidence, compared = judge_version(version, workspace)
+    return judged | {"table_markdown": gate_tables(judged)}, evidence, compared
 
 
 def promote(

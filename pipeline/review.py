@@ -1,7 +1,7 @@
 """The page that a reviewer decides on: the verdict, and the films on which two models disagree."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _SHOWN, _SHOWN_IN_AIRFLOW = 24, 3
 # Three of them fit beside each other in Airflow.
 _PICTURE_PX = 220
+_OWN = "this version"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Case:
         """What stands under the pictures."""
         champion = "" if self.score_champion is None else f" · champion {self.score_champion:.3f}"
         return f"{self.label} · this version {self.score:.3f}{champion} · film {self.id}"
+
+    def of_finding(self, name: str) -> "Case":
+        """Returns the case with the finding in the captions of its maps."""
+        film, *maps = self.pictures
+        return replace(self, pictures=(film, *((f"{caption}, {name}", image) for caption, image in maps)))
 
     @property
     def images(self) -> list[tuple[str, str]]:
@@ -83,42 +89,79 @@ class Review:
         return {(case.id, caption): image for case in shown for caption, image in case.pictures}
 
 
-def build_review(judged: dict[str, Any], evidence: Evidence, compared: Comparison, workspace: Path) -> Review:
+def build_review(
+    judged: dict[str, Any], evidence: Evidence, compared: Mapping[str, Comparison], workspace: Path
+) -> Review:
     """Builds the page.
 
     Args:
         judged: What the gate says.
         evidence: On the version.
-        compared: Its comparison with the champion.
+        compared: The comparison of each finding with the champion.
         workspace: The workspace of its retraining, which holds the films.
 
     Raises:
         IntegrityError: A model or a film is not what was registered.
     """
     from openmed.files import read_json
+    from pipeline.report.page import confusion_picture, sets_of
     from pipeline.report.render import render
-    from pipeline.report.site_pictures import site_pictures
 
     named = ("explain.json", EXTERNAL_METRICS)
     explained, external = (registry.find_artifact(evidence.version, name) for name in named)
-    checks = read_json(explained) if explained else None
-    films = compared.films if compared.films is not None else evidence.test
-    groups = _groups(films, evidence, compared, Path(workspace))
-    maps_trusted = bool(checks) and checks["faithfulness"][checks["primary_method"]]["trusted"]
+    checks, sets = read_json(explained) if explained else {}, read_json(external)["sets"] if external else {}
+    models, findings = _models(evidence, compared), []
+    for asked in evidence.each_finding():
+        name = asked.spec.positive
+        findings.append(
+            _finding(asked, compared[name], models, Path(workspace))
+            | {"elsewhere": sets_of(sets, name), "maps_trusted": _maps_trusted(checks, name)}
+        )
+    confusion = evidence.metrics.get("confusion") if len(evidence.spec.class_names) > 2 else None
     page = render(
         "review.html",
         judged=judged,
-        groups=groups,
-        subgroups=subgroups(evidence, compared),
-        sites=evidence.metrics["sites"]["test"],
-        site_pictures=site_pictures(_a_film_with_the_finding(evidence, Path(workspace))),
-        elsewhere=read_json(external)["sets"] if external else {},
-        threshold=evidence.spec.threshold,
-        champion_threshold=compared.other_threshold,
-        positive=evidence.spec.positive,
-        maps_trusted=maps_trusted,
+        findings=findings,
+        confusion=confusion and confusion_picture(confusion),
+        called_rightly=evidence.metrics.get("called_rightly"),
     )
-    return Review(page, groups, maps_trusted)
+    groups = [group for found in findings for group in found["groups"]]
+    return Review(page, groups, all(found["maps_trusted"] for found in findings))
+
+
+def _models(evidence: Evidence, compared: Mapping[str, Comparison]) -> "dict[str, BaseModel]":
+    """The models whose maps are shown, by what they are called on the page."""
+    champion = next((each.other for each in compared.values() if each.films is not None), None)
+    versions = {_OWN: evidence.version, "champion": champion}
+    return {
+        name: registry.load(f"models:/{registry.MODEL_NAME}/{version}")
+        for name, version in versions.items()
+        if version is not None
+    }
+
+
+def _maps_trusted(checks: Mapping[str, Any], finding: str) -> bool:
+    """Whether the maps of a finding passed their checks; those of the first stand at the top."""
+    own = checks | checks.get("findings", {}).get(finding, {})
+    return bool(own) and own["faithfulness"][own["primary_method"]]["trusted"]
+
+
+def _finding(
+    evidence: Evidence, compared: Comparison, models: "Mapping[str, BaseModel]", workspace: Path
+) -> dict[str, Any]:
+    """What the page shows of one finding."""
+    from pipeline.report.site_pictures import site_pictures
+
+    films = compared.films if compared.films is not None else evidence.test
+    return {
+        "name": evidence.spec.positive,
+        "groups": _groups(films, evidence, compared, models, workspace),
+        "subgroups": subgroups(evidence, compared),
+        "sites": evidence.metrics["sites"]["test"],
+        "site_pictures": site_pictures(_a_film_with_the_finding(evidence, workspace)),
+        "threshold": evidence.spec.threshold,
+        "champion_threshold": compared.other_threshold,
+    }
 
 
 def _a_film_with_the_finding(evidence: Evidence, workspace: Path) -> "np.ndarray":
@@ -131,8 +174,14 @@ def _a_film_with_the_finding(evidence: Evidence, workspace: Path) -> "np.ndarray
     return resize_film(_decoded(film, source, workspace), evidence.spec.image_size_px)
 
 
-def _groups(films: "pd.DataFrame", evidence: Evidence, compared: Comparison, workspace: Path) -> list[Group]:
-    """Films of each way to disagree, what harms most first."""
+def _groups(
+    films: "pd.DataFrame",
+    evidence: Evidence,
+    compared: Comparison,
+    models: "Mapping[str, BaseModel]",
+    workspace: Path,
+) -> list[Group]:
+    """Films of each way to disagree on the finding, what harms most first."""
     has = films["label"] == evidence.spec.positive_index
     flagged = films["score"] >= evidence.spec.threshold
     if compared.films is None:
@@ -140,7 +189,6 @@ def _groups(films: "pd.DataFrame", evidence: Evidence, compared: Comparison, wor
             ("Missed", "miss", has & ~flagged, True),
             ("False alarms", "alarm", ~has & flagged, False),
         )
-        models = [("this version", registry.load(f"models:/{registry.MODEL_NAME}/{evidence.version}"))]
     else:
         before = films["score_other"] >= compared.other_threshold
         chosen = (
@@ -149,19 +197,20 @@ def _groups(films: "pd.DataFrame", evidence: Evidence, compared: Comparison, wor
             ("Newly found: the champion misses them", "gain", has & flagged & ~before, False),
             ("Newly passed: the champion raises false alarms", "gain", ~has & ~flagged & before, True),
         )
-        models = [
-            (name, registry.load(f"models:/{registry.MODEL_NAME}/{version}"))
-            for name, version in (("this version", evidence.version), ("champion", compared.other))
-        ]
-    sources = registry.films_of(workspace).set_index("id")
-    found = []
+    asked = {name: model for name, model in models.items() if name == _OWN or compared.films is not None}
+    sources, finding = registry.films_of(workspace).set_index("id"), evidence.spec.positive
+    several, found = len(evidence.spec.findings) > 1, []
     for title, kind, where, lowest_first in chosen:
         some = films[where].sort_values(["score", "id"], ascending=[lowest_first, True])
         cases = _cases(some, evidence.spec.class_names)
         shown = [
-            replace(case, pictures=_pictures(case.id, sources.loc[case.id], models, workspace))
+            replace(case, pictures=_pictures(case.id, sources.loc[case.id], asked, finding, workspace))
             for case in islice(cases, _SHOWN)
         ]
+        if several:
+            # A film may be shown for several findings, each with maps of its own.
+            shown = [case.of_finding(finding) for case in shown]
+            title = f"{finding}: {title}"
         found.append(Group(title, kind, shown, list(cases)))
     return found
 
@@ -174,10 +223,10 @@ def _cases(films: "pd.DataFrame", class_names: "tuple[str, ...]") -> Iterator[Ca
 
 
 def _pictures(
-    film: str, source: "pd.Series", models: "list[tuple[str, BaseModel]]", workspace: Path
+    film: str, source: "pd.Series", models: "Mapping[str, BaseModel]", finding: str, workspace: Path
 ) -> tuple[tuple[str, bytes], ...]:
     grey = _decoded(film, source, workspace)
-    maps = ((name, _picture(grey, _map(model, grey))) for name, model in models)
+    maps = ((name, _picture(grey, _map(model, grey, finding))) for name, model in models.items())
     return (("film", _picture(grey, None)), *maps)
 
 
@@ -188,12 +237,12 @@ def _decoded(film: str, source: "pd.Series", workspace: Path) -> "np.ndarray":
     return decode_film(film_bytes(workspace / "data", source["path"], source["sha256"]), f"film {film}")
 
 
-def _map(model: "BaseModel", grey: "np.ndarray") -> "np.ndarray":
+def _map(model: "BaseModel", grey: "np.ndarray", finding: str) -> "np.ndarray":
     from openmed.data.images import resize_film
     from openmed.explain.heatmap import explain, methods
 
     square, primary = resize_film(grey, model.spec.image_size_px), methods(model)[0]
-    return explain(model, square[None], model.spec.positive_index, primary)[primary][0]
+    return explain(model, square[None], model.spec.class_names.index(finding), primary)[primary][0]
 
 
 def _picture(grey: "np.ndarray", heat: "np.ndarray | None") -> bytes:

@@ -1,6 +1,6 @@
 """The settings of a judgement, and whether what they promise and ask can be shown on the films there are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,20 @@ class Rules:
     seed: int
 
     @classmethod
-    def of(cls, params: Mapping[str, Any], what: str) -> "Rules":
-        """Takes them from the content of a params.yaml; BadInput, naming `what`, when one is missing."""
+    def of(cls, params: Mapping[str, Any], what: str, finding: str | None = None) -> "Rules":
+        """Takes them from the content of a params.yaml.
+
+        Args:
+            params: The content.
+            what: Names it in errors.
+            finding: Of which finding; None is the first.
+
+        Raises:
+            BadInput: One is missing.
+        """
         try:
-            own = params["evaluate"]
+            # What a further finding does not name it shares with the first.
+            own = params["evaluate"] | (params["evaluate"].get("findings", {}).get(finding) or {})
             return cls(
                 float(own["target_sensitivity"]),
                 None if own["threshold_confidence"] is None else float(own["threshold_confidence"]),
@@ -44,13 +54,31 @@ class Rules:
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{what} lacks settings of the judgement: {error}") from None
 
+    @classmethod
+    def of_each(cls, params: Mapping[str, Any], what: str) -> "dict[str, Rules]":
+        """Takes those of each finding that is looked for, the first first; raises as `of`."""
+        try:
+            findings = params["task"]["positive"], *params["evaluate"].get("findings", {})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise BadInput(f"{what} lacks settings of the judgement: {error}") from None
+        return {name: cls.of(params, what, name) for name in findings}
+
     @property
     def resampling(self) -> dict[str, Any]:
         """How patients are resampled, as arguments of the library's functions."""
         return {"replicates": self.replicates, "confidence": self.confidence, "seed": self.seed}
 
 
-def check_floors(films: "pd.DataFrame", positive_index: int, rules: Rules) -> None:
+def check_floors(films: "pd.DataFrame", classes: Sequence[str], rules: Mapping[str, Rules]) -> None:
+    """Refuses what cannot be kept of a finding; see `check_floors_of`, whose error then names the finding."""
+    for name, own in rules.items():
+        try:
+            check_floors_of(films, classes.index(name), own)
+        except BadInput as error:
+            raise BadInput(f"{name}: {error}" if len(rules) > 1 else str(error)) from None
+
+
+def check_floors_of(films: "pd.DataFrame", positive_index: int, rules: Rules) -> None:
     """Refuses a promise and floors that so many calibration and test films cannot fit.
 
     Args:

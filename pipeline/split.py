@@ -29,8 +29,7 @@ def run(params: Params) -> None:
     findings = [leakage.copies(films, pairs, same), *findings]
     with atomic_path(SPLIT) as temporary:
         films[["id", "patient", "label", "split"]].to_parquet(temporary)
-    rules = Rules.of(params.model_dump(), "params.yaml")
-    check_floors(films, params.task.classes.index(params.task.positive), rules)
+    check_floors(films, params.task.classes, Rules.of_each(params.model_dump(), "params.yaml"))
     write_json(folder("split") / "leakage.json", [finding.to_json() for finding in findings])
     summary = _summary(films, params.task.classes)
     crossing = findings[0].found

@@ -1,12 +1,10 @@
 """What becomes of a model's scores at simulated sites, and where a part of each film is hidden."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from openmed.data.hidden_parts import HIDDEN
-from openmed.data.simulated_sites import SITES
 from openmed.metrics.classification import auc
 from openmed.metrics.clustered import operating_shares
 from openmed.metrics.delong import delong_auc
@@ -21,6 +19,8 @@ if TYPE_CHECKING:
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """uint8 (n, S, S) -> probabilities (n, classes), as the finished model gives them."""
+Change = Callable[[np.ndarray], np.ndarray]
+"""uint8 (n, S, S) -> the same films, changed."""
 
 # Enough to tell 0.05 from none, at a cost that stays small beside the training.
 _MOST_FILMS = 500
@@ -33,16 +33,22 @@ def chosen_films(films: "pd.DataFrame", seed: int) -> "pd.DataFrame":
     return films.iloc[chosen]
 
 
+def changed_probabilities(
+    predict: Predict, pixels: np.ndarray, changes: Mapping[str, Change]
+) -> dict[str, np.ndarray]:
+    """What a model says of films, uint8 (N, S, S), after each change: name -> float (N, classes)."""
+    return {name: _probabilities(predict, change(pixels)) for name, change in changes.items()}
+
+
 def at_sites(
-    predict: Predict, films: "pd.DataFrame", pixels: np.ndarray, spec: ModelSpec, rules: Rules
+    probabilities: Mapping[str, np.ndarray], films: "pd.DataFrame", spec: ModelSpec, rules: Rules
 ) -> dict[str, Any]:
     """Judges a model at its frozen threshold on the films as each simulated site would have given them.
 
     Args:
-        predict: The model.
+        probabilities: Of the films at each of `SITES`, as `changed_probabilities` gives them.
         films: Films outside training: id, label, patient.
-        pixels: Their pixels, uint8 (N, S, S), in the same order.
-        spec: Description of the model.
+        spec: Description of the model, asked for one finding.
         rules: Settings of the intervals.
 
     Returns:
@@ -50,12 +56,12 @@ def at_sites(
         and site; sites: name -> auc, sensitivity and specificity (value, low, high; Wilson's).
     """
     has, sites, flagged = (films["label"] == spec.positive_index).to_numpy(), {}, []
-    for name, site in SITES.items():
-        scores = _scores(predict, site(pixels), spec)
+    for name, answers in probabilities.items():
+        scores = answers[:, spec.positive_index]
         flagged.append(scores >= spec.threshold)
         sites[name] = _operating_point(has, scores, flagged[-1], patient_numbers(films), rules.confidence)
     found = worst_site(has, flagged, patient_numbers(films), **rules.resampling)
-    names = list(SITES)
+    names = list(probabilities)
     worst = {key: each.interval.to_json() | {"site": names[each.site]} for key, each in found.items()}
     return {"films": len(films), "worst": worst, "sites": sites}
 
@@ -68,15 +74,14 @@ def _operating_point(
 
 
 def hidden(
-    predict: Predict, films: "pd.DataFrame", pixels: np.ndarray, spec: ModelSpec, rules: Rules
+    probabilities: Mapping[str, np.ndarray], films: "pd.DataFrame", spec: ModelSpec, rules: Rules
 ) -> dict[str, dict[str, Any]]:
     """Compares the scores of films of which a part is hidden with those of the films as they are.
 
     Args:
-        predict: The model.
+        probabilities: Of the films with each of `HIDDEN`, as `changed_probabilities` gives them.
         films: The test films: id, label, patient and score, that of the film as it is.
-        pixels: Their pixels, uint8 (N, S, S), in the same order.
-        spec: Description of the model.
+        spec: Description of the model, asked for one finding.
         rules: Settings of the intervals.
 
     Returns:
@@ -85,14 +90,14 @@ def hidden(
     """
     plain = films["score"].to_numpy()
     return {
-        name: _cost(films, plain, _scores(predict, hide(pixels), spec), spec, rules)
-        for name, hide in HIDDEN.items()
+        name: _cost(films, plain, answers[:, spec.positive_index], spec, rules)
+        for name, answers in probabilities.items()
     }
 
 
-def _scores(predict: Predict, pixels: np.ndarray, spec: ModelSpec) -> np.ndarray:
+def _probabilities(predict: Predict, pixels: np.ndarray) -> np.ndarray:
     parts = [predict(pixels[start : start + _BATCH_FILMS]) for start in range(0, len(pixels), _BATCH_FILMS)]
-    return np.concatenate(parts)[:, spec.positive_index].astype(np.float64)
+    return np.concatenate(parts).astype(np.float64)
 
 
 def _auc(has: np.ndarray, scores: np.ndarray) -> float | None:

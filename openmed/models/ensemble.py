@@ -1,6 +1,7 @@
 """Models that answer together, and films that are looked at more than once: means of probabilities."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -22,7 +23,8 @@ class Ensemble:
     over models or over views, has none until one was chosen on its own scores.
 
     Attributes:
-        spec: That of the first member: classes and finding are the same in all of them.
+        spec: That of the first member: classes and finding are the same in all of them. That of a mean looks
+            for the first finding alone.
         threshold: The operating threshold (0..1) of these probabilities, or None.
         sizes_px: Input sizes of the members, each once, ascending.
         min_side_px: Films with a shorter side are refused by a member.
@@ -49,6 +51,8 @@ class Ensemble:
             raise BadInput(f"a threshold lies between 0 and 1, not at {threshold}")
         self.threshold = self.spec.threshold if threshold is None and not self.is_mean else threshold
         _check_alike([member.spec for member in self.members])
+        if self.is_mean:
+            self.spec = replace(self.spec, further_thresholds={})
 
     def predict(self, films: Mapping[int, np.ndarray]) -> np.ndarray:
         """Mean class probabilities.

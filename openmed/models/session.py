@@ -154,24 +154,34 @@ def runtime(predictor: Predictor) -> str:
 def called_classes(spec: ModelSpec, probabilities: np.ndarray, threshold: float | None) -> np.ndarray:
     """The classes that films are called.
 
-    With a threshold a film at or above it has the finding; otherwise, and among the other classes, the
-    most probable class counts.
+    With thresholds a film has a finding whose probability reaches its own; of several that of which the odds
+    are the most times those of the threshold. Where no finding is reached, the most probable class that is
+    none counts, or the most probable of all where every class is one.
 
     Args:
-        spec: Names the classes and the finding.
+        spec: Names the classes and the findings.
         probabilities: (N, classes).
-        threshold: Of the probability of the finding (0..1), or None.
+        threshold: Of the probability of the first finding (0..1), or None.
 
     Returns:
         int (N,), indices of `spec.class_names`.
     """
     if threshold is None:
         return probabilities.argmax(1)
-    others = np.delete(np.arange(probabilities.shape[1]), spec.positive_index)
-    called = others[probabilities[:, others].argmax(1)]
+    points = {spec.positive: threshold, **spec.further_thresholds}
+    findings = np.array([spec.class_names.index(name) for name in points])
+    others = np.setdiff1d(np.arange(len(spec.class_names)), findings)
+    called = others[probabilities[:, others].argmax(1)] if others.size else probabilities.argmax(1)
     # Not in 32 bits, to which numpy would round a threshold that a person has given.
-    flagged = probabilities[:, spec.positive_index].astype(np.float64) >= threshold
-    return np.where(flagged, spec.positive_index, called)
+    found, limits = probabilities[:, findings].astype(np.float64), np.array(list(points.values()))
+    reached = found >= limits
+    clearest = np.where(reached, _log_odds(found) - _log_odds(limits), -np.inf).argmax(1)
+    return np.where(reached.any(1), findings[clearest], called)
+
+
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+    wide = np.clip(probabilities, 1e-12, 1 - 1e-12)
+    return np.log(wide) - np.log1p(-wide)
 
 
 def _session_options() -> onnxruntime.SessionOptions:

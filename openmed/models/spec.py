@@ -1,5 +1,6 @@
 """What a model carries besides its weights: preprocessing, labels, calibration, threshold and origin."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -25,11 +26,13 @@ class ModelSpec:
         mean: Channel means of the normalisation, for films scaled to 0..1.
         std: Channel standard deviations of the normalisation.
         class_names: Names of the classes; the index is the label.
-        positive: The finding that sensitivity and threshold speak of, one of `class_names`.
+        positive: The finding that sensitivity and threshold speak of, one of `class_names`; where several are
+            looked for, the first.
         explanation_layer: Layer that the explanation looks at.
         weights: Where training started: kind, source, revision and sha256.
         threshold: Films whose probability of `positive` is at least this are flagged (0..1).
             None until an operating point has been chosen on calibration data.
+        further_thresholds: The same of each further finding, one of `class_names` against all others.
         calibration: What makes probabilities of the network's logits; None is the plain softmax, as
             a network has it before the evaluate stage and in files of older versions.
         abstention: When a film is referred to a radiologist because no class stands out; None refers none.
@@ -49,6 +52,7 @@ class ModelSpec:
     model_options: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
     threshold: float | None = None
+    further_thresholds: dict[str, float] = field(default_factory=dict)
     calibration: Calibration | None = None
     abstention: Abstention | None = None
     novelty: Novelty | None = None
@@ -59,6 +63,8 @@ class ModelSpec:
             raise BadInput(f"a model needs two or more different classes, not {list(self.class_names)}")
         if self.positive not in self.class_names:
             raise BadInput(f"the positive class {self.positive!r} is not one of {list(self.class_names)}")
+        if strange := self.further_thresholds.keys() - (set(self.class_names) - {self.positive}):
+            raise BadInput(f"{sorted(strange)} are no further classes of {list(self.class_names)}")
         if self.calibration and len(self.calibration.prior_correction) != len(self.class_names):
             raise BadInput(f"the calibration is not one of {len(self.class_names)} classes")
         if self.abstention and len(self.abstention.lowest) != len(self.class_names):
@@ -68,6 +74,23 @@ class ModelSpec:
     def positive_index(self) -> int:
         """Label of the finding of interest."""
         return self.class_names.index(self.positive)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What is looked for, the first first."""
+        return (self.positive, *self.further_thresholds)
+
+    def of_finding(self, name: str) -> "ModelSpec":
+        """Returns a copy that speaks of another of its findings: the same model, asked another question.
+
+        Raises:
+            BadInput: It does not look for that.
+        """
+        if name not in self.findings:
+            raise BadInput(f"the model looks for {', '.join(self.findings)}, not for {name}")
+        points = {self.positive: self.threshold, **self.further_thresholds}
+        threshold = points.pop(name)
+        return replace(self, positive=name, threshold=threshold, further_thresholds=points)
 
     def probabilities(self, logits: ArrayLike) -> NDArray[np.float32]:
         """Turns the network's logits into class probabilities: the only place where that is done.
@@ -86,7 +109,7 @@ class ModelSpec:
 
     def with_calibration(self, calibration: Calibration) -> "ModelSpec":
         """Returns a copy with a calibration; what was chosen on other probabilities is taken off."""
-        return replace(self, calibration=calibration, threshold=None, abstention=None)
+        return replace(self, calibration=calibration, threshold=None, further_thresholds={}, abstention=None)
 
     def with_abstention(self, abstention: Abstention | None) -> "ModelSpec":
         """Returns a copy with an abstention frozen in."""
@@ -96,9 +119,10 @@ class ModelSpec:
         """Returns a copy with a limit of novelty frozen in."""
         return replace(self, novelty=novelty)
 
-    def with_threshold(self, threshold: float) -> "ModelSpec":
-        """Returns a copy with the operating threshold (0..1) frozen in."""
-        return replace(self, threshold=float(threshold))
+    def with_threshold(self, threshold: float, further: Mapping[str, float] | None = None) -> "ModelSpec":
+        """Returns a copy with the operating threshold (0..1) frozen in, and those of further findings."""
+        points = {name: float(value) for name, value in (further or {}).items()}
+        return replace(self, threshold=float(threshold), further_thresholds=points)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the spec as JSON content."""

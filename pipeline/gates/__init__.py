@@ -10,6 +10,7 @@ from pipeline.gates.evidence import Evidence
 from pipeline.gates.external import external_gates
 from pipeline.gates.performance import floor_gates, limits_of_the_test, performance_gates, subgroups
 from pipeline.gates.soundness import soundness_gates, with_look
+from pipeline.gates.verdict import judge_version, overall
 
 __all__ = [
     "Comparison",
@@ -17,7 +18,9 @@ __all__ = [
     "compare_all",
     "external_gates",
     "floor_gates",
+    "judge_version",
     "limits_of_the_test",
+    "overall",
     "performance_gates",
     "soundness_gates",
     "subgroups",

@@ -56,32 +56,45 @@ CHAMPION = _Role("champion", "champion", "champion")
 FIRST = _Role("first", "the version approved first,", "first approved")
 
 
-def compare_all(evidence: Evidence, workspace: Path | None) -> tuple[Comparison, Comparison]:
+def compare_all(evidence: Evidence, workspace: Path | None) -> dict[str, tuple[Comparison, Comparison]]:
     """Compares a version with the champion, and with the version that was approved first.
 
     Args:
         evidence: On the version.
         workspace: The workspace of the retraining, where it still exists: used to score a version that was
             not among those scored at its registration.
+
+    Returns:
+        finding -> its comparison with the champion and with the version that was approved first.
     """
     others = registry.earlier()
     champion = _compare(evidence, others["champion"], workspace, CHAMPION)
-    return champion, _compare(evidence, others["first"], workspace, FIRST)
+    first = _compare(evidence, others["first"], workspace, FIRST)
+    return {name: (champion[name], first[name]) for name in evidence.spec.findings}
 
 
-def _compare(evidence: Evidence, other: str | None, workspace: Path | None, role: _Role) -> Comparison:
+def _compare(
+    evidence: Evidence, other: str | None, workspace: Path | None, role: _Role
+) -> dict[str, Comparison]:
+    """The comparison of each finding."""
+    findings = evidence.spec.findings
     if other is None:
-        return Comparison([], "There is no champion to compare with." if role is CHAMPION else "")
+        said = "There is no champion to compare with." if role is CHAMPION else ""
+        return dict.fromkeys(findings, Comparison([], said))
     if other == evidence.version:
-        return Comparison([], "This version is the champion." if role is CHAMPION else "")
-    (about, scores, elsewhere), problem = _scores(evidence.version, other, workspace, role)
-    positive = evidence.spec.positive
-    if problem is None and about["positive"] != positive:
-        problem = (
-            f"{role.title} {other} looks for {about['positive']}, not {positive}: they cannot be compared"
-        )
+        said = "This version is the champion." if role is CHAMPION else ""
+        return dict.fromkeys(findings, Comparison([], said))
+    scored, problem = _scores(evidence.version, other, workspace, role)
+    if problem is not None:
+        return dict.fromkeys(findings, Comparison(None, _sentence(f"{problem}.")))
+    return {asked.spec.positive: _compare_finding(asked, scored, role) for asked in evidence.each_finding()}
+
+
+def _compare_finding(evidence: Evidence, scored: "registry.Scored", role: _Role) -> Comparison:
+    (about, scores, elsewhere), problem = _of_finding(evidence, scored, role)
     if problem is not None:
         return Comparison(None, _sentence(f"{problem}."))
+    other = about["version"]
     both = evidence.test.merge(scores, on="id", suffixes=("", "_other"), validate="one_to_one")
     if missing := len(evidence.test) - len(both):
         note = (
@@ -90,6 +103,24 @@ def _compare(evidence: Evidence, other: str | None, workspace: Path | None, role
         return Comparison(None, _sentence(f"{note}them again."))
     compared = _on_fresh_films(evidence, other, both, about["threshold"], role)
     return _with_external(compared, evidence, other, elsewhere, role)
+
+
+def _of_finding(
+    evidence: Evidence, scored: "registry.Scored", role: _Role
+) -> "tuple[registry.Scored, str | None]":
+    """Takes what an earlier version says of the finding; the problem where it does not look for that."""
+    about, *tables = scored
+    positive, further = evidence.spec.positive, about.get("further_thresholds", {})
+    if about["positive"] == positive:
+        return scored, None
+    if positive not in further:
+        looked_for = ", ".join((about["positive"], *further))
+        title = f"{role.title} {about['version']}"
+        return scored, f"{title} looks for {looked_for}, not {positive}: they cannot be compared"
+    own = [
+        None if table is None else table.assign(score=table[f"probability_{positive}"]) for table in tables
+    ]
+    return (about | {"positive": positive, "threshold": further[positive]}, *own), None
 
 
 def _on_fresh_films(

@@ -1,5 +1,6 @@
 """What is known of a version, read from the registry by hash."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from openmed.errors import BadInput
 from openmed.files import read_json, sha256_file
 from pipeline import registry
+from pipeline.judgement import asked
 from pipeline.plan import PLAN_FILE, ChangePlan, load_plan
 from pipeline.registry.evidence import EXTERNAL_PREDICTIONS
 from pipeline.rules import Rules
@@ -27,18 +29,18 @@ class Evidence:
     Attributes:
         version: The version.
         tags: What its registration says.
-        spec: Description of the model.
+        spec: Description of the model, asked for one finding; see `of_finding`.
         params: Content of its params.yaml.
         plan_file: The change plan it came with.
         plan_sha256: Hash of that file.
         metrics: Content of metrics.json.
-        gates: The gates of its evaluation, as gates.json has them.
+        gates: The gates of its evaluation, as gates.json has them: of all findings, or of the one asked for.
         predictions: One row a film of validation, calibration and test; patients by number.
         split: One row a film of any split: id, patient, label, split.
         films: What is known of each film (sha256, width, height, perhaps view, sex, manufacturer), None where
             no profile was stored.
         external: One row a film of any external set: set, id, sha256, patient (by number), label,
-            second_label, view, sex, age_band, source and score; empty where there were no sets.
+            second_label, view, sex, age_band, source, score and logits; empty where there were no sets.
         look: How many versions its test patients have judged, this one included.
     """
 
@@ -91,8 +93,29 @@ class Evidence:
 
     @cached_property
     def plan(self) -> ChangePlan:
-        """Its content; BadInput where it is a plan of before that lacks what is asked today."""
-        return load_plan(self.plan_file)
+        """What it asks of the finding; BadInput where a plan of before lacks what is asked today."""
+        return load_plan(self.plan_file).of_finding(self.spec.positive)
+
+    def each_finding(self) -> "Iterator[Evidence]":
+        """Gives the same evidence asked for each finding, the first first."""
+        yield from map(self.of_finding, self.spec.findings)
+
+    def of_finding(self, name: str) -> "Evidence":
+        """Returns the evidence asked for one of its findings: scores, threshold, metrics, gates, limits."""
+        further = self.metrics["findings"][name] if name != self.spec.positive else {}
+        return replace(
+            self,
+            spec=self.spec.of_finding(name),
+            metrics=self.metrics | further,
+            gates=[gate for gate in self.gates if gate.get("finding", name) == name],
+            predictions=asked(self.predictions, self.spec, name),
+            external=asked(self.external, self.spec, name),
+        )
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is asked for the first finding, of which is told what concerns all alike."""
+        return self.spec.positive == self.params["task"]["positive"]
 
     @property
     def test(self) -> "pd.DataFrame":
@@ -101,13 +124,18 @@ class Evidence:
 
     @property
     def rules(self) -> Rules:
-        """The settings of its evaluation."""
-        return Rules.of(self.params, f"params.yaml of version {self.version}")
+        """The settings of its evaluation, for the finding."""
+        return Rules.of(self.params, f"params.yaml of version {self.version}", self.spec.positive)
 
     @property
     def rules_of_look(self) -> Rules:
         """The same with the confidence that is left for this look; see `confidence_of_look`."""
         return replace(self.rules, confidence=confidence_of_look(self.rules.confidence, self.look))
+
+    @property
+    def error_share(self) -> float:
+        """How often a gate that fails by chance may, so that those of all findings do no oftener."""
+        return (1 - self.rules.confidence) / len(self.spec.findings)
 
     @property
     def margins(self) -> dict[str, float]:

@@ -26,6 +26,8 @@ def external_gates(evidence: Evidence) -> list[dict[str, Any]]:
     knows the view can look good or bad whatever it knows of the finding.
     """
     wanted = evidence.plan.protocol.evaluation.external
+    if not evidence.is_first and not (wanted and wanted.sets):
+        return []  # said of the first finding
     if wanted is None:
         said = f"{NOTHING_KNOWN}: the change plan has no section `external`: add it and retrain."
         return [verdict_gate("external", INSUFFICIENT, said)]
@@ -44,7 +46,8 @@ def external_gates(evidence: Evidence) -> list[dict[str, Any]]:
             looks = _looks(evidence, films)
             confidence = confidence_of_look(evidence.rules.confidence, looks)
             gates += _floors(evidence, name, films, asked.floors, wanted.min_films, confidence)
-            gates.append(_looks_gate(evidence, name, looks))
+            if evidence.is_first:
+                gates.append(_looks_gate(evidence, name, looks))
     return gates
 
 

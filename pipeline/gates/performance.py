@@ -44,7 +44,8 @@ def floor_gates(evidence: Evidence) -> list[dict[str, Any]]:
 def performance_gates(evidence: Evidence) -> list[dict[str, Any]]:
     """Gives the gates on operating point, probabilities, benefit, groups, sites, hidden parts and novelty."""
     gates = [gate(evidence) for gate in (transfer, calibration, net_benefit, _subgroups)]
-    return [*gates, *_at_sites(evidence), _shortcuts(evidence), _unlike(evidence)]
+    gates += [*_at_sites(evidence), _shortcuts(evidence)]
+    return [*gates, _unlike(evidence)] if evidence.is_first else gates
 
 
 def limits_of_the_test(evidence: Evidence) -> list[str]:
@@ -79,7 +80,7 @@ def transfer(evidence: Evidence) -> dict[str, Any]:
         f"At the threshold the sensitivity is {_shown(chosen)} on {len(parts[0])} calibration films and "
         f"{_shown(found.value)} on {len(parts[1])} test films"
     )
-    if not chance > (1 - rules.confidence) / 2:
+    if not chance > evidence.error_share / 2:
         verdict, said = FAIL, f"{said}, which chance does not explain: the two differ in kind."
     else:
         verdict, said = PASS, f"{said}; films of one kind differ as much in {chance:.0%} of such tests."
@@ -89,7 +90,7 @@ def transfer(evidence: Evidence) -> dict[str, Any]:
 
 def calibration(evidence: Evidence) -> dict[str, Any]:
     """Probabilities must not be surely off, on average or in their slope, by more than the plan allows."""
-    limits, confidence = evidence.plan.protocol.evaluation, evidence.rules.confidence
+    limits, confidence = evidence.plan.protocol.evaluation, 1 - evidence.error_share
     test = evidence.test
     told = test["label"] == evidence.spec.positive_index, test["score"], patient_numbers(test)
     error = unbiased_calibration_error(*told, confidence)
@@ -159,7 +160,7 @@ def _subgroups(evidence: Evidence) -> dict[str, Any]:
         said = f"None of {small} shares of groups rests on {settings.min_films} films: no group is judged."
         return verdict_gate(name, INSUFFICIENT, said)
     # Bonferroni: of many groups that are just good enough, one fails by chance no oftener than one alone.
-    level = 1 - (1 - evidence.rules.confidence) / judged
+    level = 1 - evidence.error_share / judged
     below = [
         f"{share} in {group['group']} is {group[share]['value']:.3f}, surely below {floor:g}"
         for group in subgroups(evidence, confidence=level)

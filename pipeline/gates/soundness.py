@@ -47,7 +47,13 @@ def _leakage(evidence: Evidence) -> dict[str, Any]:
 
 
 def _plan(evidence: Evidence, champion: Evidence | None) -> dict[str, Any]:
-    found = list(lax_limits(evidence.plan, evidence.rules.floors, evidence.margins))
+    found = []
+    for asked in evidence.each_finding():
+        about = f"of {asked.spec.positive}, " if len(asked.spec.findings) > 1 else ""
+        lax = lax_limits(asked.plan, asked.rules.floors, evidence.margins)
+        found += [f"{about}{each}" for each in lax]
+    unasked = evidence.plan.protocol.evaluation.findings.keys() - set(evidence.spec.findings)
+    found += [f"the plan asks for the finding {each}, which was not looked for" for each in sorted(unasked)]
     if champion is not None:
         if evidence.plan_sha256 not in _adopted(champion):
             found.append(

@@ -51,7 +51,8 @@ class Candidate:
             raise IntegrityError(
                 f"{folder} was evaluated with other weights than it holds: run evaluate again"
             )
-        if spec.threshold is None or spec.threshold != metrics["threshold"]:
+        points = {each["positive"]: each["threshold"] for each in of_each_finding(metrics)}
+        if spec.threshold is None or {spec.positive: spec.threshold, **spec.further_thresholds} != points:
             raise IntegrityError(
                 f"{folder} was evaluated at another threshold than its model has: run it again"
             )
@@ -68,11 +69,16 @@ class Candidate:
         """What candidates are ordered by, the highest first; test films have no part in it.
 
         On validation films: the mean of the worst sensitivity and the worst specificity over the simulated
-        sites, then the AUC. What could not be computed is never best.
+        sites, then the AUC; of several findings that which does worst. What could not be computed is never
+        best.
         """
-        worst = self.metrics["sites"]["validation"]["worst"]
-        shares = [_known(worst[name]["value"]) for name in ("sensitivity", "specificity")]
-        return sum(shares) / len(shares), _known(self.metrics["validation"]["auc"])
+        shares, aucs = [], []
+        for found in of_each_finding(self.metrics):
+            worst = found["sites"]["validation"]["worst"]
+            own = [_known(worst[name]["value"]) for name in ("sensitivity", "specificity")]
+            shares.append(sum(own) / len(own))
+            aucs.append(_known(found["validation"]["auc"]))
+        return min(shares), min(aucs)
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,11 @@ class Retraining:
             for name in known
             if len(name) >= _SHORTEST_IDENTIFIER and name in text
         )
+
+
+def of_each_finding(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What metrics.json says of each finding, the first first."""
+    return [metrics, *metrics.get("findings", {}).values()]
 
 
 def _known(value: float | None) -> float:

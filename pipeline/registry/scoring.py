@@ -32,7 +32,8 @@ def score_films(model: "BaseModel", data: Path, films: "pd.DataFrame") -> "pd.Da
         films: Columns id, path, sha256.
 
     Returns:
-        Columns id, sha256 and score, the probability of the model's positive class (0..1).
+        Columns id, sha256, score, the probability of the model's positive class (0..1), and
+        probability_<CLASS> of each further finding.
 
     Raises:
         IntegrityError: A film is not the one the manifest recorded.
@@ -51,8 +52,13 @@ def score_films(model: "BaseModel", data: Path, films: "pd.DataFrame") -> "pd.Da
                     f"film {film.id} was changed after it was validated: run the pipeline again"
                 )
             batch.append(resize_film(decode_film(content, film.id), model.spec.image_size_px))
-        scores.append(model.predict(np.stack(batch))[:, model.spec.positive_index])
-    return films[["id", "sha256"]].assign(score=np.concatenate(scores) if scores else [])
+        scores.append(model.predict(np.stack(batch)))
+    spec = model.spec
+    probabilities = np.concatenate([np.zeros((0, len(spec.class_names)), np.float32), *scores])
+    columns = {"score": probabilities[:, spec.positive_index]}
+    for name in spec.further_thresholds:
+        columns[f"probability_{name}"] = probabilities[:, spec.class_names.index(name)]
+    return films[["id", "sha256"]].assign(**columns)
 
 
 def score_earlier(workspace: Path, versions: Mapping[str, str | None]) -> dict[str, Scored]:
@@ -63,8 +69,9 @@ def score_earlier(workspace: Path, versions: Mapping[str, str | None]) -> dict[s
         versions: What a version stands for, see `earlier` -> version, None for none.
 
     Returns:
-        The same names -> {version, threshold, positive, problem}, the scores of the test films, and those of
-        the external sets with the column set. `problem` says why a version could not be scored, or is None.
+        The same names -> {version, threshold, positive, further_thresholds, problem}, the scores of the test
+        films, and those of the external sets with the column set. `problem` says why a version could not be
+        scored, or is None.
     """
     return {name: _score_version(workspace, version) for name, version in versions.items()}
 
@@ -90,7 +97,7 @@ def _score_version(workspace: Path, version: str | None) -> Scored:
         except (BadInput, IntegrityError) as error:
             # A damaged version must not stop the retraining that may replace it.
             return about | {"problem": str(error)}, None, None
-    about |= {"threshold": model.spec.threshold, "positive": model.spec.positive}
+    about |= {name: getattr(model.spec, name) for name in ("threshold", "positive", "further_thresholds")}
     test = score_films(model, Path(workspace) / "data", films[films["split"] == "test"])
     elsewhere = score_films(model, Path(workspace) / "external", away)
     return about, test, elsewhere.assign(set=away["set"])

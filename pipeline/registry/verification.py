@@ -7,7 +7,7 @@ of decisions, never against another thing that could have been changed along wit
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from pipeline.registry.contents import close, same
 from pipeline.registry.decisions import REVIEWS, alias_problem, tags_of
 from pipeline.registry.evidence import EXTERNAL_METRICS, EXTERNAL_PREDICTIONS, numbers, settings
 from pipeline.registry.models import check_files, load_predictor, stored
+from pipeline.registry.retraining import of_each_finding
 from pipeline.registry.store import MODEL_NAME, connect
 from pipeline.registry.versions import artifact, find
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
+
+    from openmed.metrics.intervals import Interval
 
 # Tags too long to be repeated in the record, where their hash stands for them.
 _HASHED = ("evidence", "shared_evidence", "model_files")
@@ -199,9 +202,8 @@ def _verdict(chain: _Chain) -> None:
     import numpy as np
     import pandas as pd
 
-    from openmed.metrics.gates import to_json
     from openmed.models.checkpoint import read_spec
-    from pipeline.judgement import METHODS, judge_test_films, operating_threshold, unlike_limit
+    from pipeline.judgement import METHODS, called_films, judge_findings, unlike_limit, with_thresholds
     from pipeline.rules import Rules
 
     with stored(chain.number) as folder:
@@ -210,31 +212,47 @@ def _verdict(chain: _Chain) -> None:
         predictions = pd.read_parquet(folder / "predictions.parquet")
         params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
         metrics, gates = read_json(folder / "metrics.json"), read_json(folder / "gates.json")
-    rules = Rules.of(params, f"params.yaml of {chain.what}")
     logits = predictions[[f"logit_{name}" for name in spec.class_names]].to_numpy()
     scores = spec.probabilities(logits)[:, spec.positive_index]
     if not np.allclose(scores, predictions["score"], atol=1e-6, rtol=0):
         raise IntegrityError(f"the scores of {chain.what} are not those of its logits and its calibration")
-    threshold = operating_threshold(predictions, spec.positive_index, rules)
-    if not threshold == spec.threshold == metrics["threshold"]:
-        raise IntegrityError(
-            f"the threshold of {chain.what} is {spec.threshold}, but its calibration films give {threshold}"
-        )
+    rules = Rules.of_each(params, f"params.yaml of {chain.what}")
+    found = with_thresholds(predictions, spec, rules)
+    for each in of_each_finding(metrics):
+        name = each["positive"]
+        frozen, chosen = spec.of_finding(name).threshold, found.of_finding(name).threshold
+        if not chosen == frozen == each["threshold"]:
+            raise IntegrityError(
+                f"the threshold of {chain.what} is {frozen}, but its calibration films give {chosen}"
+            )
     if spec.novelty is not None:
         limit = {"limit": unlike_limit(predictions, spec.novelty.share)[0]}
         close(limit, {"limit": spec.novelty.limit}, f"the limit of novelty of {chain.what}")
-    intervals, verdict, judged = judge_test_films(predictions, spec.positive_index, threshold, rules)
+    intervals, judged = judge_findings(predictions, spec, rules)
     if chain.version.tags.get("judged_by") != METHODS:
         # Limits of before were computed otherwise; what was measured is the same.
-        values = {name: each.to_json()["value"] for name, each in intervals.items()}
+        values = {name: each.to_json()["value"] for name, each in intervals[spec.positive].items()}
         shown = {name: metrics["test"][name]["value"] for name in values}
         close(values, shown, f"metrics.json of {chain.what}")
         return
-    close(json.loads(json.dumps(to_json(verdict, judged))), gates, f"gates.json of {chain.what}")
-    shown = {name: metrics["test"][name] for name in intervals}
-    close({name: each.to_json() for name, each in intervals.items()}, shown, f"metrics.json of {chain.what}")
-    if verdict != chain.version.tags["verdict"]:
+    close(json.loads(json.dumps(judged)), gates, f"gates.json of {chain.what}")
+    _measured(chain, metrics, intervals)
+    if "confusion" in metrics:  # versions of before have none
+        test, confidence = predictions[predictions["split"] == "test"], rules[spec.positive].confidence
+        counted = called_films(test, spec, confidence)
+        close(counted, {key: metrics[key] for key in counted}, f"metrics.json of {chain.what}")
+    if (verdict := judged["verdict"]) != chain.version.tags["verdict"]:
         raise IntegrityError(f"the verdict on {chain.what} is {verdict}, not {chain.version.tags['verdict']}")
+
+
+def _measured(
+    chain: _Chain, metrics: Mapping[str, Any], intervals: "Mapping[str, Mapping[str, Interval]]"
+) -> None:
+    said = {each["positive"]: each["test"] for each in of_each_finding(metrics)}
+    for name, own in intervals.items():
+        values = {key: each.to_json() for key, each in own.items()}
+        shown = {key: said[name][key] for key in own} if name in said else {}
+        close(values, shown, f"metrics.json of {chain.what}")
 
 
 def _external(chain: _Chain) -> None:

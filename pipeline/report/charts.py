@@ -1,24 +1,28 @@
 """Charts of the report, as SVG text that is the same in every run."""
 
-import io
-from collections.abc import Callable
+from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from pipeline.report.figure import (
+    AMBER,
+    BLUE,
+    GREY,
+    RED,
+    legend,
+    missing_em,
+    series,
+    svg,
+    width_in_columns,
+    width_in_inches,
+    written,
+)
 
-_STYLE = {
-    "svg.hashsalt": "openmed",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-_BLUE, _RED, _GREY, _AMBER = "#1f5f99", "#b5482f", "#9aa5b1", "#c98a1b"
+_SHADES = LinearSegmentedColormap.from_list("shades", ["#ffffff", BLUE])
 
 
 def roc_chart(roc: pd.DataFrame, metrics: dict) -> bytes:
@@ -26,39 +30,39 @@ def roc_chart(roc: pd.DataFrame, metrics: dict) -> bytes:
     test = metrics["test"]
 
     def draw(axes):
-        axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle=":")
-        axes.step(roc["fpr"], roc["tpr"], where="post", color=_BLUE)
-        axes.plot(1 - test["specificity"]["value"], test["sensitivity"]["value"], "o", color=_RED)
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
+        axes.step(roc["fpr"], roc["tpr"], where="post", color=BLUE)
+        axes.plot(1 - test["specificity"]["value"], test["sensitivity"]["value"], "o", color=RED)
         axes.annotate(
             "operating point",
             (1 - test["specificity"]["value"], test["sensitivity"]["value"]),
             xytext=(10, -14),
             textcoords="offset points",
-            color=_RED,
+            color=RED,
         )
         axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
 
-    return _svg(draw)
+    return svg(draw)
 
 
 def precision_recall_chart(curve: pd.DataFrame) -> bytes:
     """Positive predictive value against sensitivity."""
 
     def draw(axes):
-        axes.step(curve["recall"], curve["precision"], where="post", color=_BLUE)
+        axes.step(curve["recall"], curve["precision"], where="post", color=BLUE)
         axes.set(
             xlabel="sensitivity", ylabel="positive predictive value", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
         )
 
-    return _svg(draw)
+    return svg(draw)
 
 
 def reliability_chart(points: pd.DataFrame, before: pd.DataFrame) -> bytes:
     """Observed share of the finding against predicted probability, calibrated and before; dot area: films."""
 
     def draw(axes):
-        axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle=":")
-        for name, table, color in (("softmax", before, _GREY), ("calibrated", points, _BLUE)):
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
+        for name, table, color in (("softmax", before, GREY), ("calibrated", points, BLUE)):
             sizes = 20 + 180 * table["films"] / table["films"].max()
             axes.scatter(table["predicted"], table["observed"], s=sizes, color=color, alpha=0.75, label=name)
         axes.set(
@@ -67,21 +71,85 @@ def reliability_chart(points: pd.DataFrame, before: pd.DataFrame) -> bytes:
         for handle in axes.legend(frameon=False, fontsize=8).legend_handles:
             handle.set_sizes([40])
 
-    return _svg(draw)
+    return svg(draw)
 
 
-def score_chart(scores: dict[str, np.ndarray], threshold: float) -> bytes:
-    """Histogram of the scores of each class with the threshold."""
+def score_chart(scores: dict[str, np.ndarray], threshold: float, finding: str | None = None) -> bytes:
+    """Histogram of the scores of each class with the threshold; more than two classes lie below each other.
+
+    Args:
+        scores: Name of the class -> probabilities of the finding, from 0 to 1.
+        threshold: From which on a film is flagged.
+        finding: Of which the scores are the probability; not named when None.
+    """
+    bins = np.linspace(0, 1, 21)
+    label = f"predicted probability of {'the finding' if finding is None else written([finding])[0]}"
+    label = label if width_in_columns(label) <= 44 else label.replace(" of ", " of\n", 1)
+
+    def overlaid(axes):
+        bars = [
+            axes.hist(values, bins=bins, alpha=0.6, color=color)[2]
+            for values, color in zip(scores.values(), ("tab:blue", "tab:orange"), strict=False)
+        ]
+        axes.axvline(threshold, color=RED, linewidth=1.5)
+        axes.set(xlabel=label, ylabel="films")
+        legend(axes, bars, list(scores))
+
+    def stacked(rows):
+        for axes, name, values in zip(rows, written(list(scores)), scores.values(), strict=True):
+            axes.hist(values, bins=bins, color=BLUE, alpha=0.75)
+            axes.axvline(threshold, color=RED, linewidth=1.5)
+            axes.set_title(f"{name}, {len(values)} films", loc="left", fontsize=8, pad=2)
+            axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+            axes.tick_params(labelsize=8)
+            axes.margins(y=0.15)
+        rows[-1].set(xlabel=label)
+        rows[0].figure.supylabel("films", fontsize=10)
+
+    if len(scores) <= 2:
+        return svg(overlaid)
+    return svg(stacked, (4.2, max(3.4, 0.8 + 0.6 * len(scores))), rows=len(scores))
+
+
+def confusion_chart(matrix: np.ndarray, names: Sequence[str]) -> bytes:
+    """Confusion matrix: films and their share of the true class in each cell, right calls framed.
+
+    Args:
+        matrix: Films, int (C, C); row: true class, column: called class.
+        names: Of the C classes, in the order of the matrix.
+
+    Raises:
+        ValueError: There is not one row and one column for each name.
+    """
+    count = len(names)
+    if matrix.shape != (count, count):
+        raise ValueError(f"a confusion matrix of {count} classes is not {matrix.shape}")
+    lines = written(names)
+    totals = matrix.sum(axis=1)
+    shares = matrix / np.maximum(totals, 1)[:, None]
+    side = max(0.56, 1.3 - 0.12 * count)
+    width, extra = width_in_inches(lines, 8), missing_em(lines) * 8 / 72
+    upright = width > 0.9 * side
 
     def draw(axes):
-        bins = np.linspace(0, 1, 21)
-        for (name, values), color in zip(scores.items(), plt.cm.tab10.colors, strict=False):
-            axes.hist(values, bins=bins, alpha=0.6, label=name, color=color)
-        axes.axvline(threshold, color=_RED, linewidth=1.5)
-        axes.set(xlabel="predicted probability of the finding", ylabel="films")
-        axes.legend(frameon=False)
+        axes.pcolormesh(shares, cmap=_SHADES, vmin=0, vmax=1.25, edgecolor="#d9e0e7", linewidth=0.6)
+        for (row, column), films in np.ndenumerate(matrix):
+            share = _percent(shares[row, column]) if totals[row] else "–"
+            color = "white" if shares[row, column] > 0.6 else "black"
+            text = f"{films}\n{share}"
+            axes.text(column + 0.5, row + 0.5, text, color=color, ha="center", va="center", fontsize=8)
+        for place in range(count):
+            axes.add_patch(Rectangle((place, place), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
+        axes.set_yticks(np.arange(count) + 0.5, lines, fontsize=8)
+        turned = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"} if upright else {}
+        axes.set_xticks(np.arange(count) + 0.5, lines, fontsize=8, **turned)
+        axes.set(xlabel="called class", ylabel="true class", aspect="equal")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.invert_yaxis()
 
-    return _svg(draw)
+    inches = (0.5 + width + side * count, 0.5 + (width if upright else 0.2) + side * count)
+    return svg(draw, inches, margin=(extra, extra if upright else 0))
 
 
 def history_chart(history: pd.DataFrame) -> bytes:
@@ -89,17 +157,17 @@ def history_chart(history: pd.DataFrame) -> bytes:
 
     def draw(axes):
         steps = np.arange(1, len(history) + 1)
-        axes.plot(steps, history["train_loss"], marker=".", color=_GREY, label="training loss")
-        axes.plot(steps, history["validation_loss"], marker=".", color=_BLUE, label="validation loss")
+        axes.plot(steps, history["train_loss"], marker=".", color=GREY, label="training loss")
+        axes.plot(steps, history["validation_loss"], marker=".", color=BLUE, label="validation loss")
         axes.set(xlabel="epoch, both steps", ylim=(0, None))
         axes.legend(frameon=False)
 
-    return _svg(draw)
+    return svg(draw)
 
 
 def interval_chart(shifts: list[dict]) -> bytes:
     """Shifts with their intervals on one scale, on which 1 is the limit of a large shift."""
-    colors = {"none": _GREY, "moderate": _AMBER, "large": _RED}
+    colors = {"none": GREY, "moderate": AMBER, "large": RED}
 
     def draw(axes):
         for row, shift in enumerate(shifts):
@@ -111,30 +179,54 @@ def interval_chart(shifts: list[dict]) -> bytes:
             )
             axes.plot([low, high], [row, row], color=colors[shift["verdict"]], linewidth=3)
             axes.plot(value, row, "o", color=colors[shift["verdict"]])
-            axes.plot([moderate, moderate], [row - 0.3, row + 0.3], color=_AMBER, linewidth=1)
-        axes.axvline(1, color=_RED, linewidth=1, linestyle=":")
-        axes.set_yticks(range(len(shifts)), [shift["aspect"] for shift in shifts])
+            axes.plot([moderate, moderate], [row - 0.3, row + 0.3], color=AMBER, linewidth=1)
+        axes.axvline(1, color=RED, linewidth=1, linestyle=":")
+        axes.set_yticks(range(len(shifts)), written([shift["aspect"] for shift in shifts]))
         axes.set(xlabel="share of the limit for a large shift, cut at 3", xlim=(-0.05, 3.05))
         axes.invert_yaxis()
 
-    return _svg(draw, (8.4, 0.8 + 0.36 * len(shifts)))
+    return svg(draw, (8.4, 0.8 + 0.36 * len(shifts)))
 
 
 def share_chart(shares: dict[str, pd.Series]) -> bytes:
-    """Shares of the classes, side by side for each set of films."""
+    """Shares of the classes, side by side for each set of films; bars lie where the names need the room."""
+    table = pd.DataFrame(shares).fillna(0).sort_index()
+    names = written(list(table.index), 28)
+    standing = len(names) * (width_in_inches(names, 10) + 0.15) <= 3.6
 
-    def draw(axes):
-        table = pd.DataFrame(shares).fillna(0).sort_index()
-        width = 0.8 / len(shares)
-        for place, (name, color) in enumerate(zip(shares, (_GREY, _BLUE, _RED), strict=False)):
-            left = np.arange(len(table)) + (place - (len(shares) - 1) / 2) * width
-            bars = axes.bar(left, table[name], width * 0.92, color=color, label=name)
-            axes.bar_label(bars, fmt=lambda share: f"{100 * share:.0f} %", fontsize=8)
-        axes.set_xticks(range(len(table)), table.index)
+    def bars(axes, draw, width: float) -> None:
+        drawn = []
+        for place, name in enumerate(shares):
+            start = np.arange(len(table)) + (place - (len(shares) - 1) / 2) * width
+            color, hatch = series(place)[0], "/" * (place // 8)
+            drawn.append(draw(start, table[name], width * 0.92, color=color, hatch=hatch))
+            axes.bar_label(drawn[-1], fmt=_percent, fontsize=8, padding=0 if standing else 2)
+        legend(
+            axes,
+            drawn,
+            list(shares),
+            above=not standing,
+            fontsize=8,
+            ncols=len(shares),
+            loc="upper center",
+        )
+
+    def upright(axes):
+        bars(axes, axes.bar, 0.8 / len(shares))
+        axes.set_xticks(range(len(table)), names)
         axes.set(ylabel="share of the films", ylim=(0, 1.28), yticks=np.arange(0, 1.1, 0.2))
-        axes.legend(frameon=False, fontsize=8, ncols=len(shares), loc="upper center")
 
-    return _svg(draw)
+    def lying(axes):
+        bars(axes, axes.barh, 0.8 / len(shares))
+        axes.set_yticks(range(len(table)), names, fontsize=8)
+        # Room for the numbers at the bars.
+        axes.set(xlabel="share of the films", xlim=(0, 1.25 * table.to_numpy().max()))
+        axes.set_ylim(len(table) - 0.5, -0.5)
+
+    if standing:
+        return svg(upright)
+    height = max(3.4, 1 + len(table) * max(0.3, 0.15 * len(shares)))
+    return svg(lying, (4.2, height), margin=(missing_em(names) * 8 / 72, 0))
 
 
 def distribution_chart(values: dict[str, np.ndarray]) -> bytes:
@@ -143,21 +235,24 @@ def distribution_chart(values: dict[str, np.ndarray]) -> bytes:
     def draw(axes):
         low, high = (edge(np.concatenate(list(values.values()))) for edge in (np.min, np.max))
         bins = np.linspace(low - 0.5, high + 0.5, 41)
-        for (name, numbers), color in zip(values.items(), (_GREY, _BLUE, _RED), strict=False):
+        lines = []
+        for place, numbers in enumerate(values.values()):
+            color, style = series(place)
             weights = np.full(len(numbers), 1 / max(1, len(numbers)))
-            axes.hist(numbers, bins, weights=weights, histtype="step", linewidth=1.6, color=color, label=name)
+            options = {"histtype": "step", "linewidth": 1.6, "color": color, "linestyle": style}
+            lines += axes.hist(numbers, bins, weights=weights, **options)[2]
         axes.set(ylabel="share of the films")
         axes.margins(y=0.25)
-        axes.legend(frameon=False, fontsize=8)
+        legend(axes, lines, list(values), fontsize=8)
 
-    return _svg(draw)
+    return svg(draw)
 
 
 def period_chart(periods: list[dict], name: str) -> bytes:
     """A metric of each period with its interval, expected from probabilities and measured on labels."""
 
     def draw(axes):
-        for shift, way, color in ((-0.08, "expected", _GREY), (0.08, "measured", _BLUE)):
+        for shift, way, color in ((-0.08, "expected", GREY), (0.08, "measured", BLUE)):
             rows = [(place, each[way][name]) for place, each in enumerate(periods) if name in each[way]]
             rows = [(place, found) for place, found in rows if found["value"] is not None]
             if not rows:
@@ -172,14 +267,9 @@ def period_chart(periods: list[dict], name: str) -> bytes:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8, loc="lower left")
 
-    return _svg(draw)
+    return svg(draw)
 
 
-def _svg(draw: Callable, inches: tuple[float, float] = (4.2, 3.4)) -> bytes:
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=inches, layout="constrained")
-        draw(axes)
-        stream = io.BytesIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-        plt.close(figure)
-    return stream.getvalue()
+def _percent(share: float) -> str:
+    digits = 1 if 0 < share < 0.01 or 0.99 < share < 1 else 0
+    return f"{100 * share:.{digits}f} %"

@@ -1,13 +1,19 @@
 """Gathers what the stages wrote into one page that a clinician can read."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from openmed.data.cache import FilmCache
 from openmed.files import read_json, sha256_file
 from openmed.models.spec import ModelSpec
+from pipeline.judgement import asked
+from pipeline.measured import curves
 from pipeline.params import Params
 from pipeline.report.charts import (
+    confusion_chart,
     history_chart,
     precision_recall_chart,
     reliability_chart,
@@ -86,6 +92,8 @@ def build_report(params: Params, architecture: str, spec: ModelSpec, explanation
     """Builds the report of one architecture from the artefacts in the working folder."""
     evaluated, trained = folder("evaluate", architecture), folder("train", architecture)
     metrics, gates = read_json(evaluated / "metrics.json"), read_json(evaluated / "gates.json")
+    predictions = pd.read_parquet(evaluated / "predictions.parquet")
+    test = predictions[predictions["split"] == "test"]
     return render(
         "report.html",
         spec=spec,
@@ -93,16 +101,11 @@ def build_report(params: Params, architecture: str, spec: ModelSpec, explanation
         training=params.train[architecture],
         metrics=metrics,
         gates=gates,
-        metric_rows=[(name, metrics["test"][key]) for key, name in _METRIC_NAMES.items()],
-        sites=metrics["sites"]["test"],
-        elsewhere=read_json(folder("external", architecture) / "metrics.json")["sets"],
-        site_pictures=site_pictures(_a_film_with_the_finding(architecture, spec)),
-        repair=[(name, metrics["reliability"][key]) for key, name in _REPAIR_STEPS.items()],
-        charts=_charts(architecture, metrics, spec),
-        outcomes=_examples(architecture, explanation),
+        findings=[_finding(architecture, spec, name, test, metrics, explanation) for name in spec.findings],
+        confusion=confusion_picture(metrics["confusion"]),
+        history=picture(history_chart(pd.read_csv(trained / "history.csv")), "svg+xml"),
         explanation=explanation,
         method_names=METHOD_NAMES,
-        map_checks={method: _map_checks(explanation, method) for method in explanation["faithfulness"]},
         data=read_json(folder("validate") / "summary.json"),
         expectations=read_json(folder("validate") / "expectations.json"),
         split=read_json(folder("split") / "summary.json"),
@@ -120,30 +123,61 @@ def build_report(params: Params, architecture: str, spec: ModelSpec, explanation
     )
 
 
-def _a_film_with_the_finding(architecture: str, spec: ModelSpec) -> np.ndarray:
+def confusion_picture(confusion: Mapping[str, Mapping[str, int]]) -> str:
+    """Draws how many films of each class are called each class; the address holds the picture."""
+    counts = np.array([list(row.values()) for row in confusion.values()])
+    return picture(confusion_chart(counts, list(confusion)), "svg+xml")
+
+
+def _finding(
+    architecture: str, spec: ModelSpec, name: str, test: pd.DataFrame, metrics: dict, explanation: dict
+) -> dict[str, Any]:
+    """What the report shows of one finding."""
+    own, films = spec.of_finding(name), asked(test, spec, name)
+    found = metrics | metrics.get("findings", {}).get(name, {})
+    explained = explanation | explanation.get("findings", {}).get(name, {})
+    return {
+        "name": name,
+        "metrics": found,
+        "metric_rows": [(title, found["test"][key]) for key, title in _METRIC_NAMES.items()],
+        "sites": found["sites"]["test"],
+        "site_pictures": site_pictures(_a_film_with_the_finding(films, own)),
+        "elsewhere": sets_of(read_json(folder("external", architecture) / "metrics.json")["sets"], name),
+        "repair": [(title, found["reliability"][key]) for key, title in _REPAIR_STEPS.items()],
+        "charts": _charts(films, own, found),
+        "outcomes": _examples(architecture, explained),
+        "faithfulness": explained["faithfulness"],
+        "map_checks": {method: _map_checks(explained, method) for method in explained["faithfulness"]},
+    }
+
+
+def sets_of(sets: Mapping[str, Any], finding: str) -> dict[str, Any]:
+    """What external sets show of one finding; that of the first stands at the top."""
+    return {name: content | content.get("findings", {}).get(finding, {}) for name, content in sets.items()}
+
+
+def _a_film_with_the_finding(films: pd.DataFrame, spec: ModelSpec) -> np.ndarray:
     """The first test film that has it, uint8 (S, S); the same for every network."""
-    films = pd.read_parquet(folder("evaluate", architecture) / "predictions.parquet")
-    films = films[(films["split"] == "test") & (films["label"] == spec.positive_index)]
     cache = FilmCache(CACHE, spec.image_size_px)
-    return cache.films[cache.rows(films["id"].sort_values().head(1))][0]
+    having = films.loc[films["label"] == spec.positive_index, "id"]
+    return cache.films[cache.rows(having.sort_values().head(1))][0]
 
 
-def _charts(architecture: str, metrics: dict, spec: ModelSpec) -> dict[str, str]:
-    evaluated = folder("evaluate", architecture)
-    predictions = pd.read_parquet(evaluated / "predictions.parquet")
-    test = predictions[predictions["split"] == "test"]
+def _charts(films: pd.DataFrame, spec: ModelSpec, metrics: dict) -> dict[str, str]:
+    found = curves(films, spec)
     scores = {
-        name: test.loc[test["label"] == index, "score"].to_numpy()
+        name: films.loc[films["label"] == index, "score"].to_numpy()
         for index, name in enumerate(spec.class_names)
     }
     charts = {
-        "Receiver operating characteristic": roc_chart(pd.read_csv(evaluated / "roc.csv"), metrics),
-        "Scores of the test films; the line is the threshold": score_chart(scores, metrics["threshold"]),
-        "Precision and recall": precision_recall_chart(pd.read_csv(evaluated / "precision_recall.csv")),
-        "Reliability of the probabilities; larger dots are more films": reliability_chart(
-            *(pd.read_csv(evaluated / f"{name}.csv") for name in ("reliability", "reliability_softmax"))
+        "Receiver operating characteristic": roc_chart(found["roc"], metrics),
+        "Scores of the test films; the line is the threshold": score_chart(
+            scores, spec.threshold, spec.positive
         ),
-        "Training": history_chart(pd.read_csv(folder("train", architecture) / "history.csv")),
+        "Precision and recall": precision_recall_chart(found["precision_recall"]),
+        "Reliability of the probabilities; larger dots are more films": reliability_chart(
+            found["reliability"], found["reliability_softmax"]
+        ),
     }
     return {title: picture(svg, "svg+xml") for title, svg in charts.items()}
 

@@ -20,7 +20,7 @@ from openmed.files import read_json, write_json
 from openmed.metrics.gates import FAIL, INSUFFICIENT, NOT_SHOWN, OUTSIDE_PLAN, PASS
 from openmed.metrics.intervals import judged_intervals
 from pipeline import promotion, registry, review
-from pipeline.gates import Evidence, comparison
+from pipeline.gates import Evidence, comparison, overall
 from pipeline.gates.comparison import CHAMPION as CHAMPION_ROLE
 from pipeline.gates.comparison import difference_gates
 from pipeline.gates.evidence import confidence_of_look
@@ -273,7 +273,7 @@ def test_films_that_shaped_the_champion_are_left_out_of_the_comparison(stage):
 )
 def test_all_own_gates_must_pass_and_the_comparison_must_not_fail(own, comparison, verdict):
     gates = None if comparison is None else [{"verdict": each} for each in comparison]
-    assert promotion.overall([{"verdict": each} for each in own], gates) == verdict
+    assert overall([{"verdict": each} for each in own], gates) == verdict
 
 
 def test_a_champion_that_changed_since_the_registration_asks_for_a_new_comparison(stage):

@@ -335,7 +335,8 @@ def test_the_champion_is_scored_on_the_test_films_with_its_own_preprocessing(sto
     second = make_workspace(tmp_path / "b", ("vit",), seed=5, films_seed=1)
     version = register(second, "run-2")["version"]
     about = json.loads(registry.artifact(version, "champion.json").read_text())
-    assert about == {"version": first, "threshold": 0.5, "positive": "PNEUMONIA", "problem": None}
+    said = {"threshold": 0.5, "positive": "PNEUMONIA", "further_thresholds": {}, "problem": None}
+    assert about == {"version": first, **said}
     scores = pd.read_parquet(registry.artifact(version, "champion_predictions.parquet"))
     films = registry.films_of(second).set_index("id").loc[scores["id"]]
     assert set(films["split"]) == {"test"} and len(films) == 24

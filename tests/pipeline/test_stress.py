@@ -9,7 +9,7 @@ from openmed.data.simulated_sites import SITES
 from openmed.metrics.classification import auc
 from openmed.models.factory import ModelFactory
 from pipeline.rules import Rules
-from pipeline.stress import at_sites, chosen_films, hidden
+from pipeline.stress import at_sites, changed_probabilities, chosen_films, hidden
 
 N, SIDE = 60, 40
 RULES = Rules(0.9, None, "films", None, 0.95, 200, {}, 0)
@@ -38,8 +38,8 @@ def reading(films, where):
 
     table, pixels = films
     table = table.assign(score=predict(pixels)[:, 1])
-    asked = (predict, table, pixels, spec, RULES)
-    return at_sites(*asked), hidden(*asked)
+    said = (changed_probabilities(predict, pixels, changes) for changes in (SITES, HIDDEN))
+    return at_sites(next(said), table, spec, RULES), hidden(next(said), table, spec, RULES)
 
 
 CORNER, LUNG = (slice(0, 3), slice(0, 3)), (slice(14, 24), slice(8, 16))

@@ -1,0 +1,141 @@
+"""How every chart is drawn: style, colours, names, and SVG text that is the same in every run."""
+
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from unicodedata import east_asian_width
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.textpath import TextPath
+
+GREY, BLUE, RED, AMBER = "#9aa5b1", "#1f5f99", "#b5482f", "#c98a1b"
+
+# Grey, blue and red first; the others keep apart from them for colour-blind eyes too (Okabe and Ito, 2008).
+_COLORS = (GREY, BLUE, RED, "#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#000000")
+_STYLE = {
+    "svg.hashsalt": "openmed",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    # A name may hold a dollar sign.
+    "text.parse_math": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def svg(
+    draw: Callable,
+    inches: tuple[float, float] = (4.2, 3.4),
+    rows: int = 1,
+    margin: tuple[float, float] = (0.0, 0.0),
+) -> bytes:
+    """Draws a figure.
+
+    Args:
+        draw: Gets the axes; an array of them, (rows,), where there are several.
+        inches: Width and height of the figure.
+        rows: How many axes lie below each other; they share the horizontal scale.
+        margin: Inches kept free on the left and below, see `missing_em`.
+    """
+    left, below = margin[0] / inches[0], margin[1] / inches[1]
+    with _style():
+        figure, axes = plt.subplots(rows, figsize=inches, sharex=True, layout="constrained")
+        figure.get_layout_engine().set(rect=(left, below, 1 - left, 1 - below))
+        draw(axes)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+        plt.close(figure)
+    return stream.getvalue()
+
+
+def series(place: int) -> tuple[str, str | tuple]:
+    """Returns colour and line style of the line at a place from 0 on; no two places have the same."""
+    turn, color = divmod(place, len(_COLORS))
+    return _COLORS[color], (0, (1 + 2 * turn, 1)) if turn else "solid"
+
+
+def written(names: Sequence[str], columns: int = 32) -> list[str]:
+    """Writes names so that a chart can hold them and each can still be told from the others.
+
+    Args:
+        names: Any text.
+        columns: Longer names lose letters in their middle; a Chinese letter takes two columns.
+
+    Returns:
+        One line for each name, numbered from 1 on where two would otherwise look the same.
+    """
+    lines = [_line(name) for name in names]
+    short = [_shortened(line, columns) for line in lines]
+    if len(set(short)) == len(short):
+        return short
+    return [f"{place}: {_shortened(line, columns - 4)}" for place, line in enumerate(lines, 1)]
+
+
+def width_in_columns(line: str) -> int:
+    """Returns how many columns of equal width a line takes."""
+    return len(line) + sum(map(_is_wide, line))
+
+
+def missing_em(names: Sequence[str]) -> float:
+    """Returns by how many em the widest names are wider than the layout takes them for.
+
+    A letter that the font lacks counts as 0.6 em there; Chinese letters are 1 em wide.
+    """
+    return 0.4 * max((sum(map(_is_wide, name)) for name in names), default=0)
+
+
+def width_in_inches(names: Sequence[str], points: float) -> float:
+    """Returns how wide the widest name is when it is written in letters of this size."""
+    with _style():
+        paths = [TextPath((0, 0), name, size=points) for name in names if name]
+    ink = max((path.get_extents().width for path in paths), default=0.0)
+    return (ink + missing_em(names) * points) / 72
+
+
+def legend(axes, handles: Sequence, names: Sequence[str], *, above: bool = False, **options) -> None:
+    """Names what is drawn: inside the axes, or above them where the names are long or `above` asks for it.
+
+    The names are handed over with their handles, since matplotlib leaves those out of a legend that begin
+    with an underscore.
+    """
+    names = written(names)
+    width = width_in_inches(names, 10)
+    if above or width > 1.8 or missing_em(names):
+        columns = max(1, min(len(names), int(4 / (width + 0.4))))
+        axes.figure.legend(handles, names, frameon=False, fontsize=8, loc="outside upper left", ncols=columns)
+    else:
+        axes.legend(handles, names, frameon=False, **options)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with plt.rc_context(_STYLE), warnings.catch_warnings():
+        # The text is stored as text: a browser has fonts for letters that the one used for the layout lacks.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        yield
+
+
+def _line(name: str) -> str:
+    return "".join(letter for letter in " ".join(str(name).split()) if letter.isprintable())
+
+
+def _shortened(line: str, columns: int) -> str:
+    if width_in_columns(line) <= columns:
+        return line
+    # The ends of names tell more: "... of the left lower lobe".
+    head, tail = line[: len(line) // 2], line[len(line) // 2 :]
+    while width_in_columns(head) + width_in_columns(tail) >= columns:
+        if 2 * width_in_columns(head) > width_in_columns(tail):
+            head = head[:-1]
+        else:
+            tail = tail[1:]
+    return f"{head.rstrip()}…{tail.lstrip()}"
+
+
+def _is_wide(letter: str) -> bool:
+    return east_asian_width(letter) in "WF"
