@@ -53,7 +53,9 @@ def _label_errors(films: pd.DataFrame, params: Params) -> pd.DataFrame | None:
         return None
     networks = _network_probabilities(films["id"], params)
     # The networks have learned the training films by heart; only what they never saw counts.
-    return label_errors(labels, np.where(np.isnan(networks), pixels, (pixels + networks) / 2))
+    errors = label_errors(labels, np.where(np.isnan(networks), pixels, (pixels + networks) / 2))
+    # Rounded before anything is decided or sorted: the last bits differ between machines.
+    return errors.round(_DIGITS)
 
 
 def _network_probabilities(ids: pd.Series, params: Params) -> np.ndarray:
@@ -73,9 +75,8 @@ def _rank(films: pd.DataFrame, errors: pd.DataFrame | None, classes: tuple[str, 
     table["label"] = [classes[label] for label in films["label"]]
     if errors is not None:
         scores[LABEL] = errors["score"]
-        other = errors["suggested"] != films["label"]
-        table.loc[other, "suggested_label"] = [classes[label] for label in errors.loc[other, "suggested"]]
-    # Rounded before they are sorted: the last bits differ between machines.
+        wrong = errors["score"] > _LIMIT
+        table.loc[wrong, "suggested_label"] = [classes[label] for label in errors.loc[wrong, "suggested"]]
     scores = scores.round(_DIGITS)
     table["score"] = scores.max(axis=1)
     table["reasons"] = ["; ".join(_reasons(row)) for row in scores.to_dict("records")]
@@ -99,7 +100,7 @@ def _summary(films: pd.DataFrame, ranking: pd.DataFrame, errors: pd.DataFrame | 
         "decided": len(films) - len(ranking),
         "suspicious": int((ranking["score"] > _LIMIT).sum()),
         "reasons": {name: int((reasons == name).sum()) for name in (*REASONS, LABEL)},
-        "estimated_label_errors": None if errors is None else int(errors["suspect"].sum()),
+        "estimated_label_errors": None if errors is None else int((errors["score"] > _LIMIT).sum()),
     }
 
 
