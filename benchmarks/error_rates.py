@@ -27,12 +27,12 @@ from scipy.stats import norm
 
 from openmed.metrics.gates import PASS, judge
 from openmed.metrics.intervals import judged_intervals, paired_difference
+from pipeline.gates import overall
 from pipeline.gates.comparison import CHAMPION, difference_gates
 from pipeline.gates.evidence import Evidence, confidence_of_look
 from pipeline.gates.performance import calibration, floor_gates, net_benefit, transfer
 from pipeline.judgement import operating_threshold
 from pipeline.plan import load_plan
-from pipeline.gates import overall
 from pipeline.rules import Rules
 
 ROOT = Path(__file__).parents[1]

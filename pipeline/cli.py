@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -73,9 +73,19 @@ def predict(
         if as_json:
             print(json.dumps(row))
         else:
-            at = "" if row["threshold"] is None else f"  (threshold {row['threshold']:.3f})"
             refer = f"  refer to a radiologist: {row['reason']}" if row["refer"] else ""
-            print(f"{row['path']}  {row['label']}  {row['probability']:.3f}{at}{refer}")
+            print(f"{row['path']}  {row['label']}  {_said(row)}{refer}")
+
+
+def _said(row: dict[str, Any]) -> str:
+    """The probability of the finding; of several, each with its name."""
+    points = row["thresholds"]
+    if len(points) < 2:
+        at = "" if row["threshold"] is None else f"  (threshold {row['threshold']:.3f})"
+        return f"{row['probability']:.3f}{at}"
+    return ", ".join(
+        f"{name} {row['probabilities'][name]:.3f} (threshold {point:.3f})" for name, point in points.items()
+    )
 
 
 @app.command()
@@ -96,13 +106,23 @@ def evaluate(
         print_json(result | {"model": " + ".join(models)})
         return
     print(f"{result['n']} films of {result['patients']} patients, threshold {result['threshold']:.3f}")
-    for name, (low, high) in result["intervals"].items():
-        print(f"{name:12} {number(result[name])}  [{number(low)}, {number(high)}]")
+    _print_intervals(result)
+    for name, found in result["findings"].items():
+        print(f"{name}, threshold {found['threshold']:.3f}")
+        _print_intervals(found)
+    if len(result["confusion"]) > 2:
+        rows = [[name, *map(str, row.values())] for name, row in result["confusion"].items()]
+        print_table(("has, is called", *result["confusion"]), rows)
     if result["unusable"]:
         print(f"{result['unusable']} films could not be used and were left out")
     for reason, films_ in (result["referred"] or {}).items():
         if films_:
             print(f"{films_} films referred to a radiologist: {reason}")
+
+
+def _print_intervals(found: dict[str, Any]) -> None:
+    for name, (low, high) in found["intervals"].items():
+        print(f"{name:12} {number(found[name])}  [{number(low)}, {number(high)}]")
 
 
 @app.command("threshold")
@@ -130,12 +150,15 @@ def explain(
     model: Model,
     image: Annotated[Path, typer.Argument(help="A film file.")],
     out: Annotated[Path, typer.Option(help="Picture to write, a .jpg.")],
+    finding: Annotated[
+        str | None, typer.Option(help="Class that the map speaks for; default: the first finding.")
+    ] = None,
 ) -> None:
     """Writes the heat map of a film."""
     from pipeline.inference import explain_film
     from pipeline.registry import load
 
-    for path in explain_film(load(model), image, out):
+    for path in explain_film(load(model), image, out, finding):
         print(path)
 
 

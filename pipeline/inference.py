@@ -1,6 +1,7 @@
 """A finished model, or several, on films of any origin: predict, choose a threshold, evaluate, explain."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from openmed.metrics.operating_point import choose_threshold
 from openmed.models.base import BaseModel
 from openmed.models.ensemble import Ensemble
 from openmed.models.referral import REASONS, Referral, referrals
-from openmed.models.session import called_classes, runtime
+from openmed.models.session import called_classes, count_called, runtime
+from openmed.models.spec import ModelSpec
 from pipeline.device import pick_device
 from pipeline.registry import load_predictor
 from pipeline.stage import progress
@@ -45,8 +47,9 @@ def predict_films(ensemble: Ensemble, paths: Sequence[Path], address: str) -> It
     """Predicts film files in order, a batch at a time.
 
     Yields:
-        path, probability (of the finding, 0..1), label, threshold (None for a single model before an
-        operating point is chosen; the label is then the most probable class), refer (whether a
+        path, probability (of the first finding, 0..1), label (the class that it is called), threshold (None
+        for a single model before an operating point is chosen; the label is then the most probable class),
+        probabilities (of every class), thresholds (of every finding that has one), refer (whether a
         radiologist should decide instead; None for a model that refers none), reason (why, in words; None
         where it is not referred), model.
 
@@ -54,6 +57,7 @@ def predict_films(ensemble: Ensemble, paths: Sequence[Path], address: str) -> It
         BadInput: A file is not a usable film, or a mean over models or views has no threshold.
     """
     spec, threshold = ensemble.spec, _threshold(ensemble, needed=ensemble.is_mean)
+    thresholds = {} if threshold is None else {spec.positive: threshold, **spec.further_thresholds}
     for part in _batches(paths):
         films = list(
             ordered_map(lambda path: read_squares(path, ensemble.sizes_px, ensemble.min_side_px), part)
@@ -65,6 +69,8 @@ def predict_films(ensemble: Ensemble, paths: Sequence[Path], address: str) -> It
                 "probability": float(row[spec.positive_index]),
                 "label": spec.class_names[label],
                 "threshold": threshold,
+                "probabilities": dict(zip(spec.class_names, row.astype(float).tolist(), strict=True)),
+                "thresholds": thresholds,
                 "refer": referral.refer,
                 "reason": referral.reason,
                 "model": address,
@@ -87,31 +93,45 @@ def evaluate_source(
     """Judges one or more models at a frozen threshold on a folder or zip of class folders.
 
     Returns:
-        n, patients, unusable (films that the validate stage would quarantine), auc, sensitivity, specificity,
-        accuracy, threshold, intervals (low and high of each, that know of patients), counts (tp, fp, tn, fn),
-        referred (reason -> number of the n films, None when the models refer none),
-        runtime (what computed the probabilities of each model).
+        n, patients, unusable (films that the validate stage would quarantine); of the first finding auc,
+        sensitivity, specificity, accuracy, threshold, intervals (low and high of each, that know of patients)
+        and counts (tp, fp, tn, fn); findings (the same of each further one); confusion (class that films have
+        -> class that they are called -> films); referred (reason -> number of the n films, None when the
+        models refer none), runtime (what computed the probabilities of each model).
 
     Raises:
         BadInput: The source has no class folders or no usable film, or there is no threshold.
     """
-    threshold = _threshold(ensemble, needed=True)
-    labels, patients, scores, unusable, referred = _score_source(ensemble, source)
-    intervals = metric_intervals(
-        labels, scores, patients, threshold, replicates=replicates, confidence=confidence, seed=seed
-    )
-    shown = {name: intervals[name].to_json() for name in _REPORTED}
-    counts = confusion(labels, np.asarray(scores) >= threshold)
+    spec, threshold = ensemble.spec, _threshold(ensemble, needed=True)
+    settings = {"replicates": replicates, "confidence": confidence, "seed": seed}
+    films = _score_source(ensemble, source)
+    points = {spec.positive: threshold, **spec.further_thresholds}
+    found = {name: _measured(films, spec, name, point, settings) for name, point in points.items()}
     return {
-        "n": len(scores),
-        "patients": len(set(patients)),
-        "unusable": unusable,
+        "n": len(films.labels),
+        "patients": len(set(films.patients)),
+        "unusable": films.unusable,
+        **found.pop(spec.positive),
+        "findings": found,
+        "confusion": count_called(spec, films.labels, films.probabilities, threshold),
+        "referred": _by_reason(films.referred),
+        "runtime": [runtime(member) for member in ensemble.members],
+    }
+
+
+def _measured(
+    films: "_Scored", spec: ModelSpec, finding: str, threshold: float, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """What films show of one finding against all other classes."""
+    has, scores = films.of(spec, finding)
+    intervals = metric_intervals(has, scores, films.patients, threshold, **settings)
+    shown = {name: intervals[name].to_json() for name in _REPORTED}
+    counts = confusion(has, scores >= threshold)
+    return {
         **{name: item["value"] for name, item in shown.items()},
         "threshold": threshold,
         "intervals": {name: [item["low"], item["high"]] for name, item in shown.items()},
         "counts": {name: int(value) for name, value in vars(counts).items()},
-        "referred": _by_reason(referred),
-        "runtime": [runtime(member) for member in ensemble.members],
     }
 
 
@@ -124,33 +144,37 @@ def threshold_on(ensemble: Ensemble, source: Path, target_sensitivity: float) ->
     Raises:
         BadInput: As `evaluate_source`, or no film has the finding.
     """
-    labels, _, scores, unusable, _ = _score_source(ensemble, source)
-    threshold = choose_threshold(labels, scores, target_sensitivity)
+    films = _score_source(ensemble, source)
+    threshold = choose_threshold(*films.of(ensemble.spec, ensemble.spec.positive), target_sensitivity)
     return {
         "threshold": threshold,
         "target_sensitivity": target_sensitivity,
-        "n": len(scores),
-        "unusable": unusable,
+        "n": len(films.labels),
+        "unusable": films.unusable,
     }
 
 
-def explain_film(model: BaseModel, path: Path, out: Path) -> list[Path]:
-    """Writes the film's heat map for the finding, one JPEG for each method of the architecture.
+def explain_film(model: BaseModel, path: Path, out: Path, finding: str | None = None) -> list[Path]:
+    """Writes the film's heat map for a finding, one JPEG for each method of the architecture.
 
     Args:
         model: The model to explain.
         path: A film file.
         out: The picture to write; further methods get their name before the suffix.
+        finding: The class that the map speaks for; None is the first finding.
 
     Returns:
         The written files, the primary method first.
     """
     if out.suffix.lower() not in (".jpg", ".jpeg"):
         raise BadInput(f"{out} is not a .jpg file name: heat maps are written as JPEG")
+    shown = finding or model.spec.positive
+    if shown not in model.spec.class_names:
+        raise BadInput(f"the model knows {', '.join(model.spec.class_names)}, not {shown}")
     film = read_film(path)
     check_usable(film, str(path), model.spec.min_side_px)
     square = resize_film(film, model.spec.image_size_px)
-    maps = explain(model, square[None], model.spec.positive_index)
+    maps = explain(model, square[None], model.spec.class_names.index(shown))
     written = []
     for position, (method, heat) in enumerate(maps.items()):
         target = out if position == 0 else out.with_stem(f"{out.stem}-{method}")
@@ -176,13 +200,26 @@ def _by_reason(referred: Sequence[Referral]) -> dict[str, int] | None:
     return {reason: sum(each.reason == reason for each in referred) for reason in REASONS}
 
 
-def _score_source(
-    ensemble: Ensemble, source: Path
-) -> tuple[list[int], list[str], list[float], int, list[Referral]]:
-    """Labels (1 for the finding), patients, scores of usable films; how many are not; referrals."""
+@dataclass(frozen=True)
+class _Scored:
+    """The usable films of a source, in their order, and how many are not usable."""
+
+    labels: np.ndarray
+    patients: list[str]
+    probabilities: np.ndarray
+    referred: list[Referral]
+    unusable: int
+
+    def of(self, spec: ModelSpec, finding: str) -> tuple[np.ndarray, np.ndarray]:
+        """Labels (1 for a finding) and its probabilities."""
+        index = spec.class_names.index(finding)
+        return (self.labels == index).astype(int), self.probabilities[:, index].astype(np.float64)
+
+
+def _score_source(ensemble: Ensemble, source: Path) -> _Scored:
     spec = ensemble.spec
     films = list(iter_labelled(source, spec.class_names))
-    labels, patients, scores, referred = [], [], [], []
+    labels, patients, parts, referred = [], [], [], []
     with progress(len(films), "evaluate") as tick:
         for part in _batches(films):
             decoded = zip(part, _decoded(part, ensemble), strict=True)
@@ -190,15 +227,16 @@ def _score_source(
             if usable:
                 squares = [squares for _, squares in usable]
                 probabilities, _, found = _answers(ensemble, squares, ensemble.threshold)
-                scores += probabilities[:, spec.positive_index].tolist()
+                parts.append(probabilities)
                 referred += found
-                labels += [int(film.label == spec.positive) for film, _ in usable]
+                labels += [spec.class_names.index(film.label) for film, _ in usable]
                 patients += [film.patient for film, _ in usable]
             for _ in part:
                 tick()
-    if not scores:
+    if not labels:
         raise BadInput(f"none of the {len(films)} films in {source} can be used")
-    return labels, patients, scores, len(films) - len(scores), referred
+    unusable = len(films) - len(labels)
+    return _Scored(np.array(labels), patients, np.concatenate(parts), referred, unusable)
 
 
 def _batches(items: Sequence) -> Iterator[Sequence]:

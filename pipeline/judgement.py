@@ -138,19 +138,14 @@ def called_films(films: "pd.DataFrame", spec: "ModelSpec", confidence: float) ->
         confusion: class that films have -> class that they are called -> films; and called_rightly, the share
         that is, with an interval that knows of patients.
     """
-    from openmed.models.session import called_classes
+    from openmed.models.session import called_classes, count_called
 
     logits = films[[f"logit_{name}" for name in spec.class_names]].to_numpy(np.float64)
-    labels = films["label"].to_numpy()
-    called = called_classes(spec, spec.probabilities(logits), spec.threshold)
-    counts = np.zeros((len(spec.class_names), len(spec.class_names)), int)
-    np.add.at(counts, (labels, called), 1)
-    names, rightly = spec.class_names, clustered_share(labels == called, patient_numbers(films), confidence)
+    labels, probabilities = films["label"].to_numpy(), spec.probabilities(logits)
+    rightly = called_classes(spec, probabilities, spec.threshold) == labels
     return {
-        "confusion": {
-            name: dict(zip(names, row, strict=True)) for name, row in zip(names, counts.tolist(), strict=True)
-        },
-        "called_rightly": rightly.to_json(),
+        "confusion": count_called(spec, labels, probabilities, spec.threshold),
+        "called_rightly": clustered_share(rightly, patient_numbers(films), confidence).to_json(),
     }
 
 

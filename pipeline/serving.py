@@ -48,10 +48,11 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
             params: Unused; MLflow passes it.
 
         Returns:
-            One row a film: label (the positive class when its probability reaches the threshold, else
-            the most probable other class), probability (of the positive class, 0..1), threshold (0..1),
-            refer (whether a radiologist should decide instead, None for a model that refers none), reason
-            (why, in words, None where it is not referred).
+            One row a film: label (the finding whose probability reaches its threshold, else the most
+            probable other class), probability (of the first finding, 0..1), threshold (0..1), the same as
+            probability_<CLASS> and threshold_<CLASS> of each further finding, refer (whether a radiologist
+            should decide instead, None for a model that refers none), reason (why, in words, None where it
+            is not referred).
 
         Raises:
             MlflowException: A row is not a usable film (HTTP status 400 where the model is served).
@@ -82,10 +83,19 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
                 "label": np.array(spec.class_names)[called].astype(object),
                 "probability": positive,
                 "threshold": np.full(len(positive), spec.threshold),
+                **_further(spec, probabilities),
                 "refer": pd.Series([each.refer for each in referred], dtype=object),
                 "reason": pd.Series([each.reason for each in referred], dtype=object),
             }
         )
+
+
+def _further(spec: ModelSpec, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    columns = {}
+    for name, threshold in spec.further_thresholds.items():
+        own = probabilities[:, spec.class_names.index(name)].astype(np.float64)
+        columns |= {f"probability_{name}": own, f"threshold_{name}": np.full(len(own), threshold)}
+    return columns
 
 
 def _decoded(image: object, row: int, spec: ModelSpec) -> np.ndarray:

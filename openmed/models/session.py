@@ -179,6 +179,20 @@ def called_classes(spec: ModelSpec, probabilities: np.ndarray, threshold: float 
     return np.where(reached.any(1), findings[clearest], called)
 
 
+def count_called(
+    spec: ModelSpec, labels: np.ndarray, probabilities: np.ndarray, threshold: float | None
+) -> dict[str, dict[str, int]]:
+    """Counts films by the class that they have, int (N,), and the one that they are called.
+
+    Returns:
+        Class that films have -> class that they are called -> films.
+    """
+    counts = np.zeros((len(spec.class_names),) * 2, int)
+    np.add.at(counts, (labels, called_classes(spec, probabilities, threshold)), 1)
+    rows = zip(spec.class_names, counts.tolist(), strict=True)
+    return {name: dict(zip(spec.class_names, row, strict=True)) for name, row in rows}
+
+
 def _log_odds(probabilities: np.ndarray) -> np.ndarray:
     wide = np.clip(probabilities, 1e-12, 1 - 1e-12)
     return np.log(wide) - np.log1p(-wide)

@@ -13,7 +13,7 @@ def claim_checklist(facts: Facts) -> list[Item]:
     rules, classes = evidence.rules, len(spec.class_names)
     answers: dict[int, str | None] = {
         1: f"{tags['architecture']} network, by its title",
-        6: f"find {spec.positive} on chest films",
+        6: f"find {' and '.join(spec.findings)} on chest films",
         9: "films left out as unusable or under two labels are listed in the evidence",
         10: f"SHA-256 and sizes of all films; DVC {tags['data_md5']}",
         12: "patients are pseudonyms from a site secret; files keep pixels and a few facts",

@@ -1,5 +1,6 @@
 """What the documents are filled from."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +46,16 @@ class Facts:
         """Settings of the training of this architecture."""
         return self.evidence.params["train"][self.evidence.tags["architecture"]]
 
+    def of_each(self, said: Callable[[Evidence], str | None]) -> str | None:
+        """What is said of each finding, with its name where there are several; None where nothing is."""
+        found = [(each.spec.positive, said(each)) for each in self.evidence.each_finding()]
+        if len(found) == 1:
+            return found[0][1]
+        return "; ".join(f"{name} {text}" for name, text in found if text is not None) or None
+
     def measured(self, name: str) -> str | None:
         """A metric on the test films with its interval; None where it could not be computed."""
-        found = self.evidence.metrics["test"][name]
-        if found["value"] is None:
-            return None
-        if found["low"] is None:
-            return f"{found['value']:.3f}"
-        return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+        return self.of_each(lambda asked: _measured(asked.metrics["test"][name]))
 
     def split_counts(self) -> str:
         """Films and patients of each split."""
@@ -69,16 +72,11 @@ class Facts:
 
     def group_lines(self) -> str | None:
         """Sensitivity and specificity of groups of films; None where nothing is known of them."""
-        found = [
-            f"{group['group']}: sensitivity {_share(group['sensitivity'])}, "
-            f"specificity {_share(group['specificity'])}"
-            for group in subgroups(self.evidence)
-        ]
-        return "; ".join(found) or None
+        return self.of_each(_group_lines)
 
     def limits(self) -> str | None:
         """What the test could and could not have shown."""
-        return " ".join(limits_of_the_test(self.evidence)) or None
+        return self.of_each(lambda asked: " ".join(limits_of_the_test(asked)) or None)
 
     def elsewhere(self) -> str:
         """What was measured on each external set, over all its views."""
@@ -86,13 +84,16 @@ class Facts:
         sets = read_json(stored)["sets"] if stored else {}
         said = []
         for name, content in sets.items():
-            whole = content["groups"][0]
-            shares = [
-                f"{metric} {_share(whole[metric])}"
-                for metric in ("auc", "sensitivity", "specificity")
-                if whole[metric]["value"] is not None
-            ]
-            said.append(f"{name}, {content['films']} films: {', '.join(shares)}")
+            first = {self.evidence.spec.positive: content}
+            for finding, own in (first | content.get("findings", {})).items():
+                of_which = f", {finding}" if len(self.evidence.spec.findings) > 1 else ""
+                whole = own["groups"][0]
+                shares = [
+                    f"{metric} {_share(whole[metric])}"
+                    for metric in ("auc", "sensitivity", "specificity")
+                    if whole[metric]["value"] is not None
+                ]
+                said.append(f"{name}{of_which}, {own['films']} films: {', '.join(shares)}")
         return "; ".join(said) or "nothing is known: no external set was scored"
 
     def maps(self) -> str | None:
@@ -100,9 +101,31 @@ class Facts:
         if self.explained is None:
             return None
         method = self.explained["primary_method"]
-        check = self.explained["faithfulness"][method]
-        trusted = "passed" if check["trusted"] else "did not pass"
-        return f"{method.replace('_', ' ')}; the maps {trusted} their checks: {check['reason']}"
+        further = self.explained.get("findings", {})
+
+        def said(asked: Evidence) -> str:
+            check = (self.explained | further.get(asked.spec.positive, {}))["faithfulness"][method]
+            trusted = "passed" if check["trusted"] else "did not pass"
+            return f"{method.replace('_', ' ')}; the maps {trusted} their checks: {check['reason']}"
+
+        return self.of_each(said)
+
+
+def _measured(found: Mapping[str, float | None]) -> str | None:
+    if found["value"] is None:
+        return None
+    if found["low"] is None:
+        return f"{found['value']:.3f}"
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def _group_lines(asked: Evidence) -> str | None:
+    found = [
+        f"{group['group']}: sensitivity {_share(group['sensitivity'])}, "
+        f"specificity {_share(group['specificity'])}"
+        for group in subgroups(asked)
+    ]
+    return "; ".join(found) or None
 
 
 def _share(found: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ def model_card(facts: Facts) -> list[Item]:
             },
             "Intended use": {
                 "purpose": "Decision support for research, not a diagnosis.",
-                "classes": f"{', '.join(spec.class_names)}; the finding is {spec.positive}",
+                "classes": f"{', '.join(spec.class_names)}; findings: {', '.join(spec.findings)}",
                 "users and setting": None,
                 "uses it is not made for": None,
             },
@@ -36,7 +36,9 @@ def model_card(facts: Facts) -> list[Item]:
                 "AUC": facts.measured("auc"),
                 "sensitivity": facts.measured("sensitivity"),
                 "specificity": facts.measured("specificity"),
-                "threshold": f"{spec.threshold:.4f}, chosen on calibration films and frozen",
+                "threshold": facts.of_each(
+                    lambda asked: f"{asked.spec.threshold:.4f}, chosen on calibration films and frozen"
+                ),
                 "probabilities": spec.calibration and f"calibrated by {spec.calibration.method}",
             },
             "Data": {

@@ -5,9 +5,10 @@ their content, patients by a number that means nothing outside one retraining.
 """
 
 import math
+import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,14 +146,21 @@ def settings(params: Mapping[str, Any], architecture: str) -> dict[str, str]:
 
 def numbers(metrics: Mapping[str, Any], history: Path) -> list[tuple[str, int, float]]:
     """Returns name, step and value of everything measured on a candidate and during its training."""
-    found = {"best_validation_auc": metrics["validation"]["auc"]}
-    for key, value in metrics["test"].items():
-        if isinstance(value, Mapping):
-            found |= {f"test_{key}": value["value"]}
-            found |= {f"test_{key}_{end}": value[end] for end in ("low", "high")}
-        else:
-            found[f"test_{key}"] = value
+    found = {"best_validation_auc": metrics["validation"]["auc"]} | dict(_measured("test", metrics["test"]))
+    for place, (name, further) in enumerate(metrics.get("findings", {}).items(), start=1):
+        # MLflow takes few signs in a name; a number tells apart what is alike without the others.
+        plain = re.sub(r"[^\w\-. :]", "_", name)
+        found |= dict(_measured(plain if plain == name else f"{plain} {place}", further["test"]))
     return [(key, 0, float(value)) for key, value in found.items() if value is not None] + _course(history)
+
+
+def _measured(prefix: str, test: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+    for key, value in test.items():
+        if isinstance(value, Mapping):
+            yield f"{prefix}_{key}", value["value"]
+            yield from ((f"{prefix}_{key}_{end}", value[end]) for end in ("low", "high"))
+        else:
+            yield f"{prefix}_{key}", value
 
 
 def _course(history: Path) -> list[tuple[str, int, float]]:

@@ -122,9 +122,12 @@ def log_model(run_id: str, folder: Path) -> str:
     from mlflow.types import ColSpec, DataType, Schema
 
     import openmed
+    from openmed.models.checkpoint import read_spec
 
+    further = read_spec(folder)[0].further_thresholds
     outputs = [
         *(("label", DataType.string), ("probability", DataType.double), ("threshold", DataType.double)),
+        *((f"{kind}_{name}", DataType.double) for name in further for kind in ("probability", "threshold")),
         *(("refer", DataType.boolean), ("reason", DataType.string)),
     ]
     missing = ("refer", "reason")
