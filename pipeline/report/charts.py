@@ -14,7 +14,7 @@ from pipeline.report.figure import (
     GREY,
     RED,
     legend,
-    missing_em,
+    missing_inches,
     series,
     svg,
     width_in_columns,
@@ -128,7 +128,7 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str]) -> bytes:
     totals = matrix.sum(axis=1)
     shares = matrix / np.maximum(totals, 1)[:, None]
     side = max(0.56, 1.3 - 0.12 * count)
-    width, extra = width_in_inches(lines, 8), missing_em(lines) * 8 / 72
+    width, extra = width_in_inches(lines, 8), missing_inches(lines, 8)
     upright = width > 0.9 * side
 
     def draw(axes):
@@ -226,7 +226,7 @@ def share_chart(shares: dict[str, pd.Series]) -> bytes:
     if standing:
         return svg(upright)
     height = max(3.4, 1 + len(table) * max(0.3, 0.15 * len(shares)))
-    return svg(lying, (4.2, height), margin=(missing_em(names) * 8 / 72, 0))
+    return svg(lying, (4.2, height), margin=(missing_inches(names, 8), 0))
 
 
 def distribution_chart(values: dict[str, np.ndarray]) -> bytes:
@@ -245,7 +245,7 @@ def distribution_chart(values: dict[str, np.ndarray]) -> bytes:
         axes.margins(y=0.25)
         legend(axes, lines, list(values), fontsize=8)
 
-    return svg(draw)
+    return svg(draw, (4.2, 3.4 + 0.18 * max(0, len(values) - 3)))
 
 
 def period_chart(periods: list[dict], name: str) -> bytes:

@@ -40,7 +40,7 @@ def svg(
         draw: Gets the axes; an array of them, (rows,), where there are several.
         inches: Width and height of the figure.
         rows: How many axes lie below each other; they share the horizontal scale.
-        margin: Inches kept free on the left and below, see `missing_em`.
+        margin: Inches kept free on the left and below, see `missing_inches`.
     """
     left, below = margin[0] / inches[0], margin[1] / inches[1]
     with _style():
@@ -81,20 +81,14 @@ def width_in_columns(line: str) -> int:
     return len(line) + sum(map(_is_wide, line))
 
 
-def missing_em(names: Sequence[str]) -> float:
-    """Returns by how many em the widest names are wider than the layout takes them for.
-
-    A letter that the font lacks counts as 0.6 em there; Chinese letters are 1 em wide.
-    """
-    return 0.4 * max((sum(map(_is_wide, name)) for name in names), default=0)
-
-
 def width_in_inches(names: Sequence[str], points: float) -> float:
     """Returns how wide the widest name is when it is written in letters of this size."""
-    with _style():
-        paths = [TextPath((0, 0), name, size=points) for name in names if name]
-    ink = max((path.get_extents().width for path in paths), default=0.0)
-    return (ink + missing_em(names) * points) / 72
+    return max(map(sum, _widths(names, points)), default=0.0)
+
+
+def missing_inches(names: Sequence[str], points: float) -> float:
+    """Returns by how much the widest name is wider than the layout takes names to be."""
+    return width_in_inches(names, points) - max((ink for ink, _ in _widths(names, points)), default=0.0)
 
 
 def legend(axes, handles: Sequence, names: Sequence[str], *, above: bool = False, **options) -> None:
@@ -104,9 +98,9 @@ def legend(axes, handles: Sequence, names: Sequence[str], *, above: bool = False
     with an underscore.
     """
     names = written(names)
-    width = width_in_inches(names, 10)
-    if above or width > 1.8 or missing_em(names):
-        columns = max(1, min(len(names), int(4 / (width + 0.4))))
+    width = width_in_inches(names, 8)
+    if above or width > 1.5 or missing_inches(names, 8):
+        columns = max(1, min(len(names), int(4.1 / (width + 0.38))))
         axes.figure.legend(handles, names, frameon=False, fontsize=8, loc="outside upper left", ncols=columns)
     else:
         axes.legend(handles, names, frameon=False, **options)
@@ -134,7 +128,21 @@ def _shortened(line: str, columns: int) -> str:
             head = head[:-1]
         else:
             tail = tail[1:]
+    word, _, rest = tail.partition(" ")
+    tail = rest if rest and len(word) <= 6 else tail
     return f"{head.rstrip()}…{tail.lstrip()}"
+
+
+def _widths(names: Sequence[str], points: float) -> list[tuple[float, float]]:
+    """Inches of each name as the layout has them, and those that it misses.
+
+    A letter that its font lacks counts as 0.6 em there; Chinese letters are 1 em wide.
+    """
+    with _style():
+        paths = [(name, TextPath((0, 0), name, size=points)) for name in names if name]
+    return [
+        (path.get_extents().width / 72, 0.4 * sum(map(_is_wide, name)) * points / 72) for name, path in paths
+    ]
 
 
 def _is_wide(letter: str) -> bool:
