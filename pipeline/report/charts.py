@@ -1,6 +1,6 @@
 """Charts of the report, as SVG text that is the same in every run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -121,25 +121,15 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str]) -> bytes:
     Raises:
         ValueError: There is not one row and one column for each name.
     """
-    count = len(names)
+    count, lines = len(names), written(names)
     if matrix.shape != (count, count):
         raise ValueError(f"a confusion matrix of {count} classes is not {matrix.shape}")
-    lines = written(names)
-    totals = matrix.sum(axis=1)
-    shares = matrix / np.maximum(totals, 1)[:, None]
     side = max(0.56, 1.3 - 0.12 * count)
     width, extra = width_in_inches(lines, 8), missing_inches(lines, 8)
     upright = width > 0.9 * side
 
     def draw(axes):
-        axes.pcolormesh(shares, cmap=_SHADES, vmin=0, vmax=1.25, edgecolor="#d9e0e7", linewidth=0.6)
-        for (row, column), films in np.ndenumerate(matrix):
-            share = _percent(shares[row, column]) if totals[row] else "–"
-            color = "white" if shares[row, column] > 0.6 else "black"
-            text = f"{films}\n{share}"
-            axes.text(column + 0.5, row + 0.5, text, color=color, ha="center", va="center", fontsize=8)
-        for place in range(count):
-            axes.add_patch(Rectangle((place, place), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
+        _confusion_cells(axes, matrix)
         axes.set_yticks(np.arange(count) + 0.5, lines, fontsize=8)
         turned = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"} if upright else {}
         axes.set_xticks(np.arange(count) + 0.5, lines, fontsize=8, **turned)
@@ -150,6 +140,19 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str]) -> bytes:
 
     inches = (0.5 + width + side * count, 0.5 + (width if upright else 0.2) + side * count)
     return svg(draw, inches, margin=(extra, extra if upright else 0))
+
+
+def _confusion_cells(axes, matrix: np.ndarray) -> None:
+    totals = matrix.sum(axis=1)
+    shares = matrix / np.maximum(totals, 1)[:, None]
+    axes.pcolormesh(shares, cmap=_SHADES, vmin=0, vmax=1.25, edgecolor="#d9e0e7", linewidth=0.6)
+    for (row, column), films in np.ndenumerate(matrix):
+        share = _percent(shares[row, column]) if totals[row] else "–"
+        color = "white" if shares[row, column] > 0.6 else "black"
+        text = f"{films}\n{share}"
+        axes.text(column + 0.5, row + 0.5, text, color=color, ha="center", va="center", fontsize=8)
+    for place in range(len(matrix)):
+        axes.add_patch(Rectangle((place, place), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
 
 
 def history_chart(history: pd.DataFrame) -> bytes:
@@ -194,30 +197,16 @@ def share_chart(shares: dict[str, pd.Series]) -> bytes:
     names = written(list(table.index), 28)
     standing = len(names) * (width_in_inches(names, 10) + 0.15) <= 3.6
 
-    def bars(axes, draw, width: float) -> None:
-        drawn = []
-        for place, name in enumerate(shares):
-            start = np.arange(len(table)) + (place - (len(shares) - 1) / 2) * width
-            color, hatch = series(place)[0], "/" * (place // 8)
-            drawn.append(draw(start, table[name], width * 0.92, color=color, hatch=hatch))
-            axes.bar_label(drawn[-1], fmt=_percent, fontsize=8, padding=0 if standing else 2)
-        legend(
-            axes,
-            drawn,
-            list(shares),
-            above=not standing,
-            fontsize=8,
-            ncols=len(shares),
-            loc="upper center",
-        )
-
     def upright(axes):
-        bars(axes, axes.bar, 0.8 / len(shares))
+        bars = _share_bars(axes, axes.bar, table)
+        options = {"fontsize": 8, "ncols": len(shares), "loc": "upper center"}
+        legend(axes, bars, list(shares), above=len(shares) > 3, **options)
         axes.set_xticks(range(len(table)), names)
         axes.set(ylabel="share of the films", ylim=(0, 1.28), yticks=np.arange(0, 1.1, 0.2))
 
     def lying(axes):
-        bars(axes, axes.barh, 0.8 / len(shares))
+        bars = _share_bars(axes, axes.barh, table)
+        legend(axes, bars, list(shares), above=True)
         axes.set_yticks(range(len(table)), names, fontsize=8)
         # Room for the numbers at the bars.
         axes.set(xlabel="share of the films", xlim=(0, 1.25 * table.to_numpy().max()))
@@ -227,6 +216,16 @@ def share_chart(shares: dict[str, pd.Series]) -> bytes:
         return svg(upright)
     height = max(3.4, 1 + len(table) * max(0.3, 0.15 * len(shares)))
     return svg(lying, (4.2, height), margin=(missing_inches(names, 8), 0))
+
+
+def _share_bars(axes, draw: Callable, table: pd.DataFrame) -> list:
+    width, bars = 0.8 / table.shape[1], []
+    for place, name in enumerate(table):
+        start = np.arange(len(table)) + (place - (table.shape[1] - 1) / 2) * width
+        color, hatch = series(place)[0], "/" * (place // 8)
+        bars.append(draw(start, table[name], width * 0.92, color=color, hatch=hatch))
+        axes.bar_label(bars[-1], fmt=_percent, fontsize=8)
+    return bars
 
 
 def distribution_chart(values: dict[str, np.ndarray]) -> bytes:

@@ -115,7 +115,7 @@ def _style() -> Iterator[None]:
 
 
 def _line(name: str) -> str:
-    return "".join(letter for letter in " ".join(str(name).split()) if letter.isprintable())
+    return "".join(letter for letter in " ".join(str(name).split()) if letter.isprintable()) or "–"
 
 
 def _shortened(line: str, columns: int) -> str:
@@ -139,7 +139,7 @@ def _widths(names: Sequence[str], points: float) -> list[tuple[float, float]]:
     A letter that its font lacks counts as 0.6 em there; Chinese letters are 1 em wide.
     """
     with _style():
-        paths = [(name, TextPath((0, 0), name, size=points)) for name in names if name]
+        paths = [(name, TextPath((0, 0), name, size=points)) for name in names]
     return [
         (path.get_extents().width / 72, 0.4 * sum(map(_is_wide, name)) * points / 72) for name, path in paths
     ]
