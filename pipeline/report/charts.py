@@ -14,7 +14,6 @@ from pipeline.report.figure import (
     GREY,
     RED,
     legend,
-    missing_inches,
     series,
     svg,
     width_in_columns,
@@ -125,7 +124,7 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str]) -> bytes:
     if matrix.shape != (count, count):
         raise ValueError(f"a confusion matrix of {count} classes is not {matrix.shape}")
     side = max(0.56, 1.3 - 0.12 * count)
-    width, extra = width_in_inches(lines, 8), missing_inches(lines, 8)
+    width = width_in_inches(lines, 8)
     upright = width > 0.9 * side
 
     def draw(axes):
@@ -139,7 +138,7 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str]) -> bytes:
         axes.invert_yaxis()
 
     inches = (0.5 + width + side * count, 0.5 + (width if upright else 0.2) + side * count)
-    return svg(draw, inches, margin=(extra, extra if upright else 0))
+    return svg(draw, inches)
 
 
 def _confusion_cells(axes, matrix: np.ndarray) -> None:
@@ -215,7 +214,7 @@ def share_chart(shares: dict[str, pd.Series]) -> bytes:
     if standing:
         return svg(upright)
     height = max(3.4, 1 + len(table) * max(0.3, 0.15 * len(shares)))
-    return svg(lying, (4.2, height), margin=(missing_inches(names, 8), 0))
+    return svg(lying, (4.2, height))
 
 
 def _share_bars(axes, draw: Callable, table: pd.DataFrame) -> list:
@@ -224,7 +223,7 @@ def _share_bars(axes, draw: Callable, table: pd.DataFrame) -> list:
         start = np.arange(len(table)) + (place - (table.shape[1] - 1) / 2) * width
         color, hatch = series(place)[0], "/" * (place // 8)
         bars.append(draw(start, table[name], width * 0.92, color=color, hatch=hatch))
-        axes.bar_label(bars[-1], fmt=_percent, fontsize=8)
+        axes.bar_label(bars[-1], fmt=_percent, fontsize=8, padding=1.5)
     return bars
 
 

@@ -28,24 +28,16 @@ _STYLE = {
 }
 
 
-def svg(
-    draw: Callable,
-    inches: tuple[float, float] = (4.2, 3.4),
-    rows: int = 1,
-    margin: tuple[float, float] = (0.0, 0.0),
-) -> bytes:
+def svg(draw: Callable, inches: tuple[float, float] = (4.2, 3.4), rows: int = 1) -> bytes:
     """Draws a figure.
 
     Args:
         draw: Gets the axes; an array of them, (rows,), where there are several.
         inches: Width and height of the figure.
         rows: How many axes lie below each other; they share the horizontal scale.
-        margin: Inches kept free on the left and below, see `missing_inches`.
     """
-    left, below = margin[0] / inches[0], margin[1] / inches[1]
     with _style():
         figure, axes = plt.subplots(rows, figsize=inches, sharex=True, layout="constrained")
-        figure.get_layout_engine().set(rect=(left, below, 1 - left, 1 - below))
         draw(axes)
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})
@@ -83,12 +75,8 @@ def width_in_columns(line: str) -> int:
 
 def width_in_inches(names: Sequence[str], points: float) -> float:
     """Returns how wide the widest name is when it is written in letters of this size."""
-    return max(map(sum, _widths(names, points)), default=0.0)
-
-
-def missing_inches(names: Sequence[str], points: float) -> float:
-    """Returns by how much the widest name is wider than the layout takes names to be."""
-    return width_in_inches(names, points) - max((ink for ink, _ in _widths(names, points)), default=0.0)
+    with _style():
+        return max(TextPath((0, 0), name, size=points).get_extents().width for name in names) / 72
 
 
 def legend(axes, handles: Sequence, names: Sequence[str], *, above: bool = False, **options) -> None:
@@ -99,7 +87,7 @@ def legend(axes, handles: Sequence, names: Sequence[str], *, above: bool = False
     """
     names = written(names)
     width = width_in_inches(names, 8)
-    if above or width > 1.5 or missing_inches(names, 8):
+    if above or width > 1.5:
         columns = max(1, min(len(names), int(4.1 / (width + 0.38))))
         axes.figure.legend(handles, names, frameon=False, fontsize=8, loc="outside upper left", ncols=columns)
     else:
@@ -109,7 +97,8 @@ def legend(axes, handles: Sequence, names: Sequence[str], *, above: bool = False
 @contextmanager
 def _style() -> Iterator[None]:
     with plt.rc_context(_STYLE), warnings.catch_warnings():
-        # The text is stored as text: a browser has fonts for letters that the one used for the layout lacks.
+        # The text is stored as text: a browser has fonts for letters that matplotlib's lack, and for which
+        # the layout leaves a wide box.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         yield
 
@@ -131,18 +120,6 @@ def _shortened(line: str, columns: int) -> str:
     word, _, rest = tail.partition(" ")
     tail = rest if rest and len(word) <= 6 else tail
     return f"{head.rstrip()}…{tail.lstrip()}"
-
-
-def _widths(names: Sequence[str], points: float) -> list[tuple[float, float]]:
-    """Inches of each name as the layout has them, and those that it misses.
-
-    A letter that its font lacks counts as 0.6 em there; Chinese letters are 1 em wide.
-    """
-    with _style():
-        paths = [(name, TextPath((0, 0), name, size=points)) for name in names]
-    return [
-        (path.get_extents().width / 72, 0.4 * sum(map(_is_wide, name)) * points / 72) for name, path in paths
-    ]
 
 
 def _is_wide(letter: str) -> bool:
