@@ -18,6 +18,7 @@ from pipeline import registry, workspace
 SAME_BITS, SAME_METRICS, DIFFERENT = "same bits", "same metrics", "different"
 # What another processor or version of a library may change in a metric (0 to 1) of the same training.
 TOLERANCE = 0.02
+_STDERR = 2
 _COMPARED = ("auc", "sensitivity", "specificity")
 
 
@@ -66,7 +67,7 @@ def _run(folder: Path, stage: str) -> None:
     # The workspace has a state of its own: measurements of films from earlier runs are not taken over.
     environment = {**os.environ, "OPENMED_HOME": str(folder / ".openmed"), "OPENMED_PROJECT": str(folder)}
     # What the stages say goes to stderr: stdout is for the result alone.
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=sys.stderr, check=False)
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=_STDERR, check=False)
     if done.returncode:
         raise BadInput(f"the pipeline did not run to its end again: stage {stage} is above")
 

@@ -102,10 +102,11 @@ class Evidence:
 
     def of_finding(self, name: str) -> "Evidence":
         """Returns the evidence asked for one of its findings: scores, threshold, metrics, gates, limits."""
+        spec = self.spec.of_finding(name)
         further = self.metrics["findings"][name] if name != self.spec.positive else {}
         return replace(
             self,
-            spec=self.spec.of_finding(name),
+            spec=spec,
             metrics=self.metrics | further,
             gates=[gate for gate in self.gates if gate.get("finding", name) == name],
             predictions=asked(self.predictions, self.spec, name),
