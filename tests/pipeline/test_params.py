@@ -142,6 +142,27 @@ def test_a_finding_that_is_no_class_and_equal_classes_are_refused(tmp_path, para
         load(tmp_path, changed(params, "task", task))
 
 
+@pytest.mark.parametrize(
+    ("findings", "said"),
+    [
+        ({"COVID": {}}, "`evaluate.findings` names COVID: it takes other classes than `task.positive`"),
+        ({"PNEUMONIA": {}}, "`evaluate.findings` names PNEUMONIA"),
+        ({"NORMAL": {"floors": {"auc": 1.5}}}, r"findings\.NORMAL: floors\.auc: Input should be less"),
+        ({"NORMAL": {"confidence": 0.9}}, r"findings\.NORMAL: confidence is no setting of a single finding"),
+    ],
+)
+def test_a_further_finding_is_another_class_with_settings_of_a_finding(tmp_path, params, findings, said):
+    with pytest.raises(BadInput, match=said):
+        load(tmp_path, changed(params, "evaluate.findings", findings))
+
+
+def test_there_are_no_further_findings_unless_they_are_named(tmp_path, params):
+    assert "findings" not in params["evaluate"] and load(tmp_path, params).evaluate.findings == {}
+    named = {"NORMAL": {"target_specificity": None, "floors": {"auc": 0.6}}}
+    loaded = load(tmp_path, changed(params, "evaluate.findings", named))
+    assert loaded.model_dump()["evaluate"]["findings"] == named
+
+
 @pytest.mark.parametrize("place", ["train", "preprocess.image_size_px"])
 def test_an_architecture_without_settings_is_refused_by_name(tmp_path, params, place):
     section = params

@@ -44,6 +44,14 @@ def test_what_may_change_may_and_what_may_not_is_named():
         (lambda plan: plan["protocol"].update(reviewers={}), "protocol.reviewers"),
         (lambda plan: plan["protocol"].update(reviewers={"Chief!": "x"}), "protocol.reviewers"),
         (lambda plan: plan.update(extra=1), "extra"),
+        (
+            lambda plan: plan["protocol"]["evaluation"].update(findings={"VIRUS": {"floors": {"auc": 2}}}),
+            "findings.VIRUS: floors.auc: Input should be less than or equal to 1",
+        ),
+        (
+            lambda plan: plan["protocol"]["evaluation"].update(findings={"VIRUS": {"looks": 3}}),
+            "findings.VIRUS: looks is asked once, of no single finding",
+        ),
     ],
 )
 def test_a_plan_with_impossible_values_is_refused(tmp_path, change, said):
@@ -52,6 +60,17 @@ def test_a_plan_with_impossible_values_is_refused(tmp_path, change, said):
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     with pytest.raises(BadInput, match=said):
         load_plan(tmp_path / "plan.yaml")
+
+
+def test_a_finding_is_asked_what_the_plan_says_of_it_and_else_what_the_first_is(tmp_path):
+    content = yaml.safe_load((ROOT / "change_plan.yaml").read_text())
+    content["protocol"]["evaluation"]["findings"] = {"VIRUS": {"floors": {"auc": 0.6}}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(content))
+    plan = load_plan(tmp_path / "plan.yaml")
+    first, further = (plan.of_finding(name).protocol.evaluation for name in ("BACTERIA", "VIRUS"))
+    assert first == plan.protocol.evaluation
+    assert further.floors == {"auc": 0.6}
+    assert further.net_benefit == first.net_benefit and further.subgroups == first.subgroups
 
 
 def test_a_plan_that_is_missing_or_no_yaml_is_named(tmp_path):

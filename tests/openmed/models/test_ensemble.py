@@ -105,6 +105,14 @@ def test_models_of_different_tasks_do_not_answer_together(members, options):
         Ensemble([members[0], small("vit", **options)])
 
 
+def test_thresholds_of_further_findings_are_not_those_of_a_mean():
+    one, two = small("resnet50").eval(), small("vit").eval()
+    one.spec = one.spec.with_threshold(0.4, {"NORMAL": 0.3})
+    assert Ensemble([one]).spec.further_thresholds == {"NORMAL": 0.3}
+    assert Ensemble([one, two]).spec.further_thresholds == {}
+    assert Ensemble([one], views=True).spec.further_thresholds == {}
+
+
 def test_a_film_is_unlike_when_it_is_to_any_member():
     films = np.random.default_rng(4).integers(0, 256, (12, 32, 32), dtype=np.uint8)
     near = with_statistics(small("resnet50").eval(), films, limit=100.0)

@@ -20,6 +20,7 @@ from openmed.models.factory import ModelFactory
 from openmed.models.session import (
     ExportedModel,
     called_classes,
+    count_called,
     load_exported,
     load_predictor,
     runtime,
@@ -266,6 +267,34 @@ def test_without_the_finding_the_most_probable_other_class_is_called(make):
     answers = np.array([[0.1, 0.6, 0.3], [0.1, 0.7, 0.2], [0.5, 0.1, 0.4]])
     assert called_classes(spec, answers, 0.7).tolist() == [2, 1, 0]
     assert called_classes(spec, answers, None).tolist() == [1, 1, 0]
+
+
+def test_of_several_findings_the_one_clearest_above_its_threshold_is_called(make):
+    spec = make("vit", class_names=("NORMAL", "BACTERIA", "VIRUS"), positive="BACTERIA").spec
+    spec = spec.with_threshold(0.5, {"VIRUS": 0.2})
+    answers = np.array(
+        [
+            [0.45, 0.40, 0.15],  # none is reached
+            [0.15, 0.45, 0.40],  # only the threshold of VIRUS
+            [0.05, 0.60, 0.35],  # both: 1.5 times the odds of one, 2.15 of the other
+            [0.00, 0.80, 0.20],  # both: 4 times the odds of BACTERIA, 1 of VIRUS
+        ]
+    )
+    assert called_classes(spec, answers, 0.5).tolist() == [0, 2, 2, 1]
+    # Whichever finding is asked for, a film is called the same.
+    asked = spec.of_finding("VIRUS")
+    assert called_classes(asked, answers, asked.threshold).tolist() == [0, 2, 2, 1]
+    assert count_called(spec, np.array([0, 1, 1, 2]), answers, 0.5) == {
+        "NORMAL": {"NORMAL": 1, "BACTERIA": 0, "VIRUS": 0},
+        "BACTERIA": {"NORMAL": 0, "BACTERIA": 0, "VIRUS": 2},
+        "VIRUS": {"NORMAL": 0, "BACTERIA": 1, "VIRUS": 0},
+    }
+
+
+def test_where_every_class_is_a_finding_and_none_is_reached_the_most_probable_is_called(make):
+    spec = make("vit", class_names=("BACTERIA", "VIRUS"), positive="VIRUS").spec
+    spec = spec.with_threshold(0.9, {"BACTERIA": 0.9})
+    assert called_classes(spec, np.array([[0.6, 0.4], [0.3, 0.7], [0.95, 0.05]]), 0.9).tolist() == [0, 1, 0]
 
 
 @pytest.fixture(scope="module", params=ModelFactory.names())

@@ -33,6 +33,7 @@ LOGITS = np.random.default_rng(0).normal(0, 3, (20, 3)).astype(np.float32)
     [
         SPEC,
         SPEC.with_threshold(0.1 + 0.2),
+        SPEC.with_threshold(0.4, {"VIRUS": 0.3}),
         SPEC.with_calibration(PLATT).with_threshold(0.4),
         SPEC.with_novelty(Novelty(0.02, 1.5, 80, "ab")),
     ],
@@ -48,6 +49,22 @@ def test_the_positive_label_is_the_index_of_its_class():
 def test_a_threshold_is_set_on_a_copy():
     assert SPEC.with_threshold(0.25).threshold == 0.25
     assert SPEC.threshold is None
+
+
+def test_a_spec_asked_for_another_finding_has_its_label_and_threshold():
+    spec = SPEC.with_threshold(0.4, {"VIRUS": 0.3})
+    assert spec.findings == ("BACTERIA", "VIRUS")
+    asked = spec.of_finding("VIRUS")
+    assert (asked.positive_index, asked.threshold, asked.further_thresholds) == (2, 0.3, {"BACTERIA": 0.4})
+    assert asked.of_finding("BACTERIA") == spec == spec.of_finding("BACTERIA")
+    with pytest.raises(BadInput, match="looks for BACTERIA, VIRUS, not for NORMAL"):
+        spec.of_finding("NORMAL")
+
+
+@pytest.mark.parametrize("further", [{"COVID": 0.5}, {"BACTERIA": 0.5}])
+def test_a_further_finding_is_another_of_the_classes(further):
+    with pytest.raises(BadInput, match="no further classes"):
+        SPEC.with_threshold(0.4, further)
 
 
 def test_a_spec_cannot_be_changed():
@@ -101,7 +118,8 @@ def test_probabilities_are_those_of_the_calibration():
 
 
 def test_a_new_calibration_takes_the_threshold_of_the_old_probabilities_away():
-    assert SPEC.with_threshold(0.5).with_calibration(PLATT).threshold is None
+    spec = SPEC.with_threshold(0.5, {"VIRUS": 0.3}).with_calibration(PLATT)
+    assert spec.threshold is None and spec.further_thresholds == {}
 
 
 @pytest.mark.parametrize(
