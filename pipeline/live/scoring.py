@@ -41,8 +41,8 @@ def score_films(home: Path, source: Path) -> dict[str, Any]:
         source: Folder or zip of films, without labels.
 
     Returns:
-        version, films (in the source), scored, flagged, referred, unusable (of the new ones), unreadable,
-        known (scored before), log (the folder of the answers).
+        version, films (in the source), scored, flagged (called a finding), referred, unusable (of the new
+        ones), unreadable, known (scored before), log (the folder of the answers).
 
     Raises:
         BadInput: There is no champion, it is on hold, or the source holds no film.
@@ -76,7 +76,7 @@ def score_films(home: Path, source: Path) -> dict[str, Any]:
                     log.append(_table(kept, version, model))
                 for row in rows:
                     counts[row["status"]] += 1
-                    counts["flagged"] += row["label"] == predictor.spec.positive
+                    counts["flagged"] += row["label"] in predictor.spec.findings
                     counts["referred"] += bool(row["refer"])
     return {"version": version, "films": len(films), **counts, "known": before, "log": str(log.folder)}
 

@@ -218,6 +218,9 @@ def _verdict(chain: _Chain) -> None:
         raise IntegrityError(f"the scores of {chain.what} are not those of its logits and its calibration")
     rules = Rules.of_each(params, f"params.yaml of {chain.what}")
     found = with_thresholds(predictions, spec, rules)
+    if found.findings != spec.findings:
+        looked_for = ", ".join(found.findings)
+        raise IntegrityError(f"params.yaml of {chain.what} looks for {looked_for}, but its model does not")
     for each in of_each_finding(metrics):
         name = each["positive"]
         frozen, chosen = spec.of_finding(name).threshold, found.of_finding(name).threshold

@@ -161,6 +161,22 @@ def test_the_gates_of_a_registered_version_name_each_finding(within, version):
     assert any(sentence.startswith("PNEUMONIA: ") for sentence in judged["limits"])
 
 
+def test_a_model_that_lacks_a_finding_of_its_settings_is_no_version_to_decide_on(
+    three, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OPENMED_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "project"
+    shutil.copytree(three[1], folder)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["evaluate"]["findings"]["NORMAL"] = {}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    version = register(folder, "other")["version"]
+    problems = [link.problem for link in registry.verify(version) if link.problem]
+    assert problems == [
+        f"params.yaml of version {version} looks for COVID, PNEUMONIA, NORMAL, but its model does not"
+    ]
+
+
 def test_a_version_asked_for_a_finding_has_its_scores_threshold_and_limits(within, version):
     evidence = Evidence.of(version)
     asked = evidence.of_finding("PNEUMONIA")
