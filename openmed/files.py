@@ -5,7 +5,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def check_not_input(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Makes sure that no file to write is one that is read, whatever links lead to it.
+
+    Raises:
+        BadInput: An output is an input.
+    """
+    sources = [Path(path) for path in inputs if Path(path).exists()]
+    for target in map(Path, outputs):
+        for source in sources:
+            if target.exists() and target.samefile(source):
+                raise BadInput(
+                    f"{target} is {source}, which is read: choose another name for what is written"
+                )
 
 
 def write_bytes(path: Path, data: bytes) -> None:

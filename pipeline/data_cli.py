@@ -36,7 +36,7 @@ def import_(
     root = project_root()
     target = to or root / "data"
     params = load_params(root / "params.yaml")
-    with new_folder(target, replace=replace) as folder:
+    with new_folder(target, replace=replace, kept=(source, root, home())) as folder:
         summary = import_films(
             source,
             folder,

@@ -1,28 +1,43 @@
 """The data folder as a whole: replaced in one move, and kept out of the sample's remote."""
 
+import csv
+import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 
+from openmed.data.manifest import FILMS_FILE
 from openmed.errors import BadInput
 from openmed.files import write_text
 
 
 @contextmanager
-def new_folder(target: Path, *, replace: bool) -> Iterator[Path]:
+def new_folder(target: Path, *, replace: bool, kept: Iterable[Path] = ()) -> Iterator[Path]:
     """Gives a folder to fill that becomes `target` when the block ends well.
 
+    Only a data folder is ever replaced: one whose films.csv names every other file in it.
+
+    Args:
+        target: The folder to write.
+        replace: Whether it may hold films already.
+        kept: Folders and files that must outlive the replacement: inputs, project, state.
+
     Raises:
-        BadInput: `target` holds something and may not be replaced.
+        BadInput: `target` holds something and may not be replaced, or is a link.
     """
-    target = target.absolute()
-    occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if occupied and not replace:
-        raise BadInput(f"{target} is not empty: choose another folder, or say --replace where it is offered")
+    if target.is_symlink():
+        raise BadInput(f"{target} is a link: name the folder that it leads to")
+    target = target.resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if not replace:
+            raise BadInput(
+                f"{target} is not empty: choose another folder, or say --replace where it is offered"
+            )
+        _check_replaceable(target, kept)
     mark = secrets.token_hex(4)
     filling, old = (target.with_name(f".{target.name}.{mark}.{what}") for what in ("new", "old"))
     try:
@@ -36,6 +51,37 @@ def new_folder(target: Path, *, replace: bool) -> Iterator[Path]:
             old.rename(target)
         for folder in (filling, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_replaceable(target: Path, kept: Iterable[Path]) -> None:
+    for path in map(Path, (*kept, Path.cwd(), Path.home())):
+        if path.resolve().is_relative_to(target):
+            raise BadInput(f"{path} lies in {target}, which would be replaced: choose another folder")
+    listed = _listed(target)
+    if listed is None:
+        raise BadInput(
+            f"{target} is no data folder with a {FILMS_FILE}, so nothing replaces it: move it away"
+        )
+    for folder, _, names in os.walk(target):
+        for name in names:
+            path = Path(folder, name).relative_to(target).as_posix()
+            if path not in listed:
+                raise BadInput(
+                    f"{target} holds {path}, which its {FILMS_FILE} does not name, so nothing replaces it: "
+                    "move that file away"
+                )
+
+
+def _listed(folder: Path) -> set[str] | None:
+    """The files that a data folder says it has; None where it is no data folder."""
+    try:
+        with (folder / FILMS_FILE).open(encoding="utf-8", newline="") as stream:
+            rows = csv.DictReader(stream)
+            if not {"path", "label"} <= set(rows.fieldnames or ()):
+                return None
+            return {FILMS_FILE, *(row["path"] for row in rows)}
+    except (OSError, ValueError, csv.Error):
+        return None
 
 
 def own_remote(root: Path) -> None:

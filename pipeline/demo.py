@@ -1,6 +1,7 @@
 """The demo: both DAGs once, under a real local Airflow, with the review answered over its REST API."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,7 +76,9 @@ def _commit_films(
     say(f"Importing {films.name}")
     folder = workspace.create(project, "HEAD", _DATA_RUN, home)
     try:
-        options = ["--replace"] + ([] if limit is None else ["--limit", str(limit)])
+        # The workspace is this run's own; what it got from the cache makes room.
+        shutil.rmtree(folder / "data")
+        options = [] if limit is None else ["--limit", str(limit)]
         # The site's secret is the project's, not that of the folder of this run.
         environment = {**os.environ, "OPENMED_HOME": str(home)}
         command = (sys.executable, "-m", "pipeline.cli", "data", "import", str(films), *options)

@@ -13,7 +13,7 @@ from openmed.data.sources import LabelledFilm, iter_labelled
 from openmed.errors import BadInput
 from openmed.explain.heatmap import explain
 from openmed.explain.overlay import encode_jpeg, overlay
-from openmed.files import write_bytes
+from openmed.files import check_not_input, write_bytes
 from openmed.metrics.classification import confusion
 from openmed.metrics.intervals import metric_intervals
 from openmed.metrics.operating_point import choose_threshold
@@ -165,21 +165,25 @@ def explain_film(model: BaseModel, path: Path, out: Path, finding: str | None = 
 
     Returns:
         The written files, the primary method first.
+
+    Raises:
+        BadInput: `out` is no .jpg name or is the film, the model does not know the finding, or the film
+            cannot be used.
     """
     if out.suffix.lower() not in (".jpg", ".jpeg"):
         raise BadInput(f"{out} is not a .jpg file name: heat maps are written as JPEG")
     shown = finding or model.spec.positive
     if shown not in model.spec.class_names:
         raise BadInput(f"the model knows {', '.join(model.spec.class_names)}, not {shown}")
+    check_not_input([out], [path])
     film = read_film(path)
     check_usable(film, str(path), model.spec.min_side_px)
     square = resize_film(film, model.spec.image_size_px)
     maps = explain(model, square[None], model.spec.class_names.index(shown))
-    written = []
-    for position, (method, heat) in enumerate(maps.items()):
-        target = out if position == 0 else out.with_stem(f"{out.stem}-{method}")
+    written = [out if k == 0 else out.with_stem(f"{out.stem}-{method}") for k, method in enumerate(maps)]
+    check_not_input(written, [path])
+    for target, heat in zip(written, maps.values(), strict=True):
         write_bytes(target, encode_jpeg(overlay(film, heat[0])))
-        written.append(target)
     return written
 
 

@@ -6,6 +6,7 @@ open, marked, and counted.
 
 from pathlib import Path
 
+from openmed.errors import BadInput
 from openmed.files import write_text
 from pipeline.documents.claim import claim_checklist
 from pipeline.documents.facts import Facts, Item
@@ -27,15 +28,19 @@ def write_documents(version: str, folder: Path) -> dict[str, tuple[int, int]]:
         File name -> how many of its items are open, and how many there are.
 
     Raises:
-        BadInput: There is no such version.
+        BadInput: There is no such version, or a document is there that says something else.
         IntegrityError: Its evidence or the record was changed.
     """
-    facts, counts = Facts.of(version), {}
+    facts, counts, texts = Facts.of(version), {}, {}
     for name, (title, build) in _DOCUMENTS.items():
         items = build(facts)
         missing = sum(item.answer is None for item in items)
-        write_text(Path(folder) / name, _markdown(title, version, items, missing))
-        counts[name] = (missing, len(items))
+        path, text = Path(folder) / name, _markdown(title, version, items, missing)
+        if path.exists() and path.read_bytes() != text.encode():
+            raise BadInput(f"{path} is there already and may hold what people wrote: give another folder")
+        counts[name], texts[path] = (missing, len(items)), text
+    for path, text in texts.items():
+        write_text(path, text)
     return counts
 
 

@@ -85,3 +85,15 @@ def test_the_hash_is_that_of_the_whole_file(tmp_path, size):
 def test_each_error_has_its_exit_code():
     codes = [error.exit_code for error in (OpenMedError, BadInput, IntegrityError, ResourceError)]
     assert codes == [1, 2, 3, 4]
+
+
+def test_an_output_that_is_an_input_is_refused_whatever_leads_to_it(tmp_path):
+    film = tmp_path / "film"
+    film.write_text("film")
+    (tmp_path / "soft").symlink_to(film)
+    (tmp_path / "hard").hardlink_to(film)
+    (tmp_path / "other").write_text("film")
+    for name in ("film", "soft", "hard", "../" + tmp_path.name + "/film"):
+        with pytest.raises(BadInput, match="which is read"):
+            files.check_not_input([tmp_path / "new", tmp_path / name], [tmp_path / "gone", film])
+    files.check_not_input([tmp_path / "new", tmp_path / "other"], [film])

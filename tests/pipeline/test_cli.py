@@ -1,6 +1,7 @@
 """The command: what it prints, what it refuses, with which exit code."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -164,15 +165,42 @@ def test_an_occupied_data_folder_is_refused_and_untouched(openmed, project, publ
 
 def test_replace_swaps_the_films(openmed, project, published):
     Path("data").mkdir()
-    Path("data/mine.txt").write_text("mine")
+    Path("data/mine.png").write_text("mine")
+    Path("data/films.csv").write_text("path,label,patient\nmine.png,NORMAL,p\n")
     assert openmed("data", "import", published, "--replace")[0] == 0
     assert {path.name for path in Path("data").iterdir()} == {"films", "films.csv"}
     assert {path.name for path in project.iterdir()} == {"data", "data.dvc", "dvc.yaml", "params.yaml"}
 
 
+@pytest.mark.parametrize(
+    ("to", "problem"),
+    [
+        *((to, "which would be replaced") for to in (".", "..", "data/..")),
+        ("data", "is no data folder"),
+        ("link", "is a link"),
+    ],
+)
+def test_replace_touches_nothing_but_a_data_folder(openmed, project, published, to, problem):
+    Path("data").mkdir()
+    Path("data/thesis.txt").write_text("mine")
+    Path(".git").mkdir()
+    Path("link").symlink_to(project / "data", target_is_directory=True)
+    before = tree(project)
+    refused(openmed("data", "import", published, "--to", to, "--replace"), problem)
+    assert tree(project) == before and Path("link").is_symlink()
+
+
+def test_films_to_import_are_never_what_is_replaced(openmed, project, published):
+    assert openmed("data", "import", published)[0] == 0
+    before = tree(project)
+    for source in ("data", "data/films", "data/films.csv"):
+        refused(openmed("data", "import", source, "--replace"), "which would be replaced")
+    assert tree(project) == before
+
+
 def test_a_failed_import_leaves_the_old_films_and_the_pointer(openmed, project, tmp_path):
     Path("data").mkdir()
-    Path("data/mine.txt").write_text("mine")
+    Path("data/films.csv").write_text("path,label,patient\n")
     before = tree(project)
     (tmp_path / "broken.zip").write_bytes(b"PK broken")
     refused(openmed("data", "import", tmp_path / "broken.zip", "--replace"), "not a whole zip archive")
@@ -473,6 +501,27 @@ def test_explain_refuses_another_format(openmed, vit, films, tmp_path):
     result = openmed("explain", vit, films["file"].iloc[0], "--out", tmp_path / "x.txt")
     refused(result, "is not a .jpg file name")
     assert not list(tmp_path.glob("x*"))
+
+
+@pytest.mark.parametrize("link", [None, os.symlink, os.link])
+def test_explain_never_writes_over_the_film(openmed, vit, films, tmp_path, link):
+    film, out = tmp_path / "film.jpg", tmp_path / ("out.jpg" if link else "film.jpg")
+    shutil.copy(films["file"].iloc[0], film)
+    if link:
+        link(film, out)
+    before = film.read_bytes()
+    refused(openmed("explain", vit, film, "--out", out), "which is read")
+    assert film.read_bytes() == before
+
+
+def test_explain_never_writes_a_second_map_over_the_film(openmed, vit, films, tmp_path):
+    shutil.copy(films["file"].iloc[0], tmp_path / "film.jpg")
+    named = openmed("explain", vit, tmp_path / "film.jpg", "--out", tmp_path / "map.jpg")[1].splitlines()[1]
+    film = tmp_path / Path(named).name.replace("map", "heat")
+    shutil.copy(films["file"].iloc[0], film)
+    before = film.read_bytes()
+    refused(openmed("explain", vit, film, "--out", tmp_path / "heat.jpg"), "which is read")
+    assert film.read_bytes() == before and not (tmp_path / "heat.jpg").exists()
 
 
 def test_registered_versions_are_listed_for_people_and_programs(openmed, registered):

@@ -8,10 +8,13 @@ import yaml
 from openmed.errors import BadInput
 from pipeline.dataset import new_folder, own_remote
 
+LIST = "path,label,patient\nfilm,NORMAL,p1\n"
+
 
 def fill(folder, text="new"):
     folder.mkdir()
     (folder / "film").write_text(text)
+    (folder / "films.csv").write_text(LIST)
 
 
 def content(folder):
@@ -28,14 +31,14 @@ def test_a_free_name_becomes_the_filled_folder(tmp_path):
     with new_folder(tmp_path / "data", replace=False) as folder:
         fill(folder)
         assert not (tmp_path / "data").exists()
-    assert content(tmp_path) == {"data", "data/film"}
+    assert content(tmp_path) == {"data", "data/film", "data/films.csv"}
 
 
 def test_an_empty_folder_counts_as_free(tmp_path):
     (tmp_path / "data").mkdir()
     with new_folder(tmp_path / "data", replace=False) as folder:
         fill(folder)
-    assert content(tmp_path) == {"data", "data/film"}
+    assert content(tmp_path) == {"data", "data/film", "data/films.csv"}
 
 
 def test_an_occupied_folder_is_refused_and_untouched(occupied):
@@ -49,7 +52,30 @@ def test_a_replaced_folder_leaves_nothing_behind(occupied, tmp_path):
         fill(folder)
         assert (occupied / "film").read_text() == "old"
     assert (occupied / "film").read_text() == "new"
-    assert content(tmp_path) == {"data", "data/film"}
+    assert content(tmp_path) == {"data", "data/film", "data/films.csv"}
+
+
+@pytest.mark.parametrize("text", [None, "", "a,b\n1,2\n", "path,label\nother,NORMAL\n", b"\xff\xfe"])
+def test_a_folder_that_is_no_data_folder_is_never_replaced(occupied, text):
+    (occupied / "films.csv").unlink()
+    if text is not None:
+        (occupied / "films.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    before = content(occupied)
+    with pytest.raises(BadInput, match="nothing replaces it"), new_folder(occupied, replace=True):
+        pytest.fail("the block must not begin")
+    assert content(occupied) == before and (occupied / "film").read_text() == "old"
+
+
+def test_a_file_a_link_and_what_holds_the_project_are_never_replaced(occupied, tmp_path):
+    (tmp_path / "link").symlink_to(occupied)
+    (tmp_path / "file").write_text("mine")
+    kept = [occupied / "inner"]
+    kept[0].mkdir()
+    cases = {tmp_path / "link": "is a link", tmp_path / "file": "is no data folder", occupied: "lies in"}
+    for target, problem in cases.items():
+        with pytest.raises(BadInput, match=problem), new_folder(target, replace=True, kept=kept):
+            pytest.fail("the block must not begin")
+    assert (occupied / "film").read_text() == "old" and (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("error", [BadInput, KeyboardInterrupt])
@@ -58,7 +84,7 @@ def test_a_block_that_fails_leaves_the_old_folder(occupied, tmp_path, error):
         fill(folder)
         raise error("half-way")
     assert (occupied / "film").read_text() == "old"
-    assert content(tmp_path) == {"data", "data/film"}
+    assert content(tmp_path) == {"data", "data/film", "data/films.csv"}
 
 
 def test_a_move_that_fails_puts_the_old_folder_back(occupied, tmp_path, monkeypatch):
@@ -73,7 +99,7 @@ def test_a_move_that_fails_puts_the_old_folder_back(occupied, tmp_path, monkeypa
     with pytest.raises(OSError, match="No space"), new_folder(occupied, replace=True) as folder:
         fill(folder)
     assert (occupied / "film").read_text() == "old"
-    assert content(tmp_path) == {"data", "data/film"}
+    assert content(tmp_path) == {"data", "data/film", "data/films.csv"}
 
 
 def test_the_sample_remote_is_taken_off_and_the_rest_stays(tmp_path):

@@ -22,6 +22,17 @@ def test_the_documents_fill_themselves_from_the_record_and_count_what_is_open(re
     assert "PASS: " in record and "registered: resnet50 of retraining run-1" in record
 
 
+def test_what_people_wrote_into_a_document_is_not_written_over(registered, tmp_path):
+    write_documents("1", tmp_path)
+    write_documents("1", tmp_path)
+    card = tmp_path / "model-card.md"
+    card.write_text(card.read_text().replace("**to be written by people**", "Written by people", 1))
+    before = card.read_text()
+    with pytest.raises(BadInput, match="may hold what people wrote"):
+        write_documents("1", tmp_path)
+    assert card.read_text() == before
+
+
 def test_documents_of_an_unknown_version_are_refused(registered, tmp_path):
     with pytest.raises(BadInput, match="has no version 99"):
         write_documents("99", tmp_path)
