@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
+from openmed.metrics.intervals import judged_intervals
 from openmed.metrics.operating_point import patients_needed
 from openmed.metrics.score_intervals import wilson
 
@@ -70,46 +71,60 @@ class Rules:
 
 
 def check_floors(films: "pd.DataFrame", classes: Sequence[str], rules: Mapping[str, Rules]) -> None:
-    """Refuses what cannot be kept of a finding; see `check_floors_of`, whose error then names the finding."""
-    for name, own in rules.items():
-        try:
-            check_floors_of(films, classes.index(name), own)
-        except BadInput as error:
-            raise BadInput(f"{name}: {error}" if len(rules) > 1 else str(error)) from None
-
-
-def check_floors_of(films: "pd.DataFrame", positive_index: int, rules: Rules) -> None:
     """Refuses a promise and floors that so many calibration and test films cannot fit.
 
     Args:
         films: One row a film: split, label, patient.
-        positive_index: Label of the finding.
-        rules: What is promised and what is asked.
+        classes: Names of the labels.
+        rules: What is promised and asked of each finding that is looked for.
 
     Raises:
-        BadInput: Too few calibration patients for the promise; or even a model exactly as planned would
-            have a lower limit below its floor on this many test films.
+        BadInput: Too few calibration patients for the promise; or a model exactly as planned, or one without
+            a mistake, would have a lower limit below a floor on this many test films.
     """
-    parts = {name: films[films["split"] == name] for name in ("calibration", "test")}
-    having = {name: part[part["label"] == positive_index] for name, part in parts.items()}
-    if rules.threshold_confidence is not None:
-        needed = patients_needed(rules.target_sensitivity, rules.threshold_confidence)
-        if (found := having["calibration"]["patient"].nunique()) < needed:
-            raise BadInput(
-                f"a sensitivity of {rules.target_sensitivity:g} can be promised with confidence "
-                f"{rules.threshold_confidence:g} only from at least {needed} calibration patients with the "
-                f"finding, found {found}: give more, or lower evaluate.target_sensitivity or "
-                "evaluate.threshold_confidence"
-            )
-    planned = {"sensitivity": (rules.target_sensitivity, len(having["test"]))}
+    for name, own in rules.items():
+        label = classes.index(name)
+        _check_promise(films[(films["split"] == "calibration") & (films["label"] == label)], name, own)
+        test = films[films["split"] == "test"]
+        _check_planned(test["label"] == label, name, own)
+        _check_faultless(test["label"] == label, test["patient"], name, own)
+
+
+def _check_promise(having: "pd.DataFrame", name: str, rules: Rules) -> None:
+    if rules.threshold_confidence is None:
+        return
+    needed = patients_needed(rules.target_sensitivity, rules.threshold_confidence)
+    if (found := having["patient"].nunique()) < needed:
+        raise BadInput(
+            f"{name}: a sensitivity of {rules.target_sensitivity:g} can be promised with confidence "
+            f"{rules.threshold_confidence:g} only from at least {needed} calibration patients with {name}, "
+            f"found {found}: give more, or lower evaluate.target_sensitivity or evaluate.threshold_confidence"
+        )
+
+
+def _check_planned(has: "pd.Series", name: str, rules: Rules) -> None:
+    planned = {"sensitivity": (rules.target_sensitivity, int(has.sum()), "with")}
     if rules.target_specificity is not None:
-        planned["specificity"] = rules.target_specificity, len(parts["test"]) - len(having["test"])
-    for name, (target, count) in planned.items():
-        floor = rules.floors.get(name)
+        planned["specificity"] = rules.target_specificity, int((~has).sum()), "without"
+    for metric, (target, count, which) in planned.items():
+        floor = rules.floors.get(metric)
         low = wilson(target * count, count, rules.confidence).low
         if floor is not None and low < floor:
             raise BadInput(
-                f"on {count} test films a {name} of exactly evaluate.target_{name} = {target:g} has a lower "
-                f"limit of {low:.3f}, below the floor {floor:g}, so nothing as planned could pass: give more "
-                "test films, lower the floor or raise the target"
+                f"{name}: on {count} test films {which} {name} a {metric} of exactly "
+                f"evaluate.target_{metric} = {target:g} has a lower limit of {low:.3f}, below the floor "
+                f"{floor:g}, so nothing as planned could pass: give more test films, lower the floor or "
+                "raise the target"
+            )
+
+
+def _check_faultless(has: "pd.Series", patients: "pd.Series", name: str, rules: Rules) -> None:
+    best = judged_intervals(has.astype(int), has.astype(float), patients, 0.5, rules.confidence)
+    for metric, floor in rules.floors.items():
+        # NaN, as of a split that lacks a side, reaches no floor either.
+        if metric in best and not best[metric].low >= floor:
+            raise BadInput(
+                f"{name}: on {int(has.sum())} test films with {name} and {int((~has).sum())} without even a "
+                f"model without a mistake has a lower limit of its {metric} of {best[metric].low:.3f}, below "
+                f"the floor {floor:g}: give more test films or lower evaluate.floors.{metric}"
             )

@@ -10,14 +10,16 @@ from openmed.files import atomic_path, write_json
 from pipeline.params import Params
 from pipeline.rules import Rules, check_floors
 from pipeline.stage import DATA, MANIFEST, SPLIT, folder, progress
+from pipeline.sufficiency import check_classes
 
 
 def run(params: Params) -> None:
     """Reads the manifest and writes one row a usable film with its split, and what the firewall found.
 
     Raises:
-        BadInput: Too many films are filed under two labels, a split cannot be made, or what is promised and
-            asked of the models cannot be shown on the films that it gives.
+        BadInput: Too many films are filed under two labels, a split cannot be made, a later stage needs more
+            films of a class in some split, or what is promised and asked of the models cannot be shown on
+            the films that it gives.
         IntegrityError: A film that had to be looked at is not what the manifest recorded.
     """
     manifest = pd.read_parquet(MANIFEST)
@@ -29,6 +31,7 @@ def run(params: Params) -> None:
     findings = [leakage.copies(films, pairs, same), *findings]
     with atomic_path(SPLIT) as temporary:
         films[["id", "patient", "label", "split"]].to_parquet(temporary)
+    check_classes(films, params)
     check_floors(films, params.task.classes, Rules.of_each(params.model_dump(), "params.yaml"))
     write_json(folder("split") / "leakage.json", [finding.to_json() for finding in findings])
     summary = _summary(films, params.task.classes)
@@ -52,7 +55,9 @@ def _assign(
     conflict, conflicts = leakage.label_conflicts(films, confirmed, params.split.max_conflicting_share)
     declared, validation = leakage.usable_validation(films)
     films = films.assign(declared_split=declared, split=LEFT_OUT)
-    films.loc[~conflict, "split"] = assign(films[~conflict], params.split.shares, params.run.seed)
+    films.loc[~conflict, "split"] = assign(
+        films[~conflict], params.split.shares, params.run.seed, params.task.classes
+    )
     return films, [
         conflicts,
         leakage.patients_of_several_labels(films),

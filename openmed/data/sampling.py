@@ -6,6 +6,8 @@ from openmed.errors import BadInput
 
 STRATEGIES = ("over", "under", "weighted", "none")
 _NEIGHBOURS = 5
+SMOTE_FEWEST_FILMS = _NEIGHBOURS + 1
+"""Of each class."""
 
 
 def resample_rows(labels: np.ndarray, strategy: str, seed: int) -> np.ndarray:
@@ -68,10 +70,10 @@ def smote_features(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple
     if not np.isfinite(features).all():
         raise BadInput("SMOTE needs finite features: the backbone gives others, so its weights are damaged")
     counts = np.unique(labels, return_counts=True)[1]
-    if len(counts) < 2 or counts.min() <= _NEIGHBOURS:
+    if len(counts) < 2 or counts.min() < SMOTE_FEWEST_FILMS:
         raise BadInput(
             f"SMOTE draws between {_NEIGHBOURS} neighbours and needs two or more classes of at least "
-            f"{_NEIGHBOURS + 1} training films each, found {counts.tolist()}: set oversampling: none"
+            f"{SMOTE_FEWEST_FILMS} training films each, found {counts.tolist()}: set oversampling: none"
         )
     from imblearn.over_sampling import SMOTE
 

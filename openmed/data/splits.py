@@ -1,7 +1,7 @@
 """Patient-grouped, stratified, reproducible splits."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,9 @@ def group_patients(patients: pd.Series, pairs: np.ndarray) -> pd.Series:
     return pd.Series([root(name) for name in names], index=patients.index, name="group")
 
 
-def assign(films: pd.DataFrame, shares: Mapping[str, float], seed: int) -> pd.Series:
+def assign(
+    films: pd.DataFrame, shares: Mapping[str, float], seed: int, class_names: Sequence[str] | None = None
+) -> pd.Series:
     """Assigns films to splits by group, stratified by label.
 
     Groups are ordered by a hash of their name and cut at the shares; then groups next to a cut change
@@ -56,6 +58,7 @@ def assign(films: pd.DataFrame, shares: Mapping[str, float], seed: int) -> pd.Se
         films: Columns group, label, declared_split.
         shares: Share of each of train, validation, calibration, test; they add up to 1.
         seed: Changes the assignment.
+        class_names: Of the labels 0, 1, ...; every one of them must then be in every split.
 
     Returns:
         One of `SPLITS` or "left_out" a film.
@@ -81,7 +84,7 @@ def assign(films: pd.DataFrame, shares: Mapping[str, float], seed: int) -> pd.Se
     place = _balance(counts.to_numpy(), place, at_cut, parts)
     chosen = {group: names[k] for group, k in zip(counts.index, place, strict=True)}
     split.loc[rest.index] = rest["group"].map(chosen)
-    _check(films, split)
+    _check(films, split, class_names)
     return split
 
 
@@ -151,11 +154,14 @@ def _key(name: str, seed: int) -> str:
     return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
 
 
-def _check(films: pd.DataFrame, split: pd.Series) -> None:
+def _check(films: pd.DataFrame, split: pd.Series, class_names: Sequence[str] | None) -> None:
     counts = pd.crosstab(split, films["label"])
+    labels = sorted(films["label"].unique()) if class_names is None else range(len(class_names))
     for name in SPLITS:
-        for label in sorted(films["label"].unique()):
-            if name not in counts.index or counts.at[name, label] == 0:
+        for label in labels:
+            if name not in counts.index or label not in counts or counts.at[name, label] == 0:
+                of_class = f"with label {label}" if class_names is None else f"of class {class_names[label]}"
                 raise BadInput(
-                    f"the {name} split has no film with label {label}: add films or change `split.shares`"
+                    f"the {name} split has no film {of_class}, of which there are "
+                    f"{int((films['label'] == label).sum())} in all: add films or change `split.shares`"
                 )

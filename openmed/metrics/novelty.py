@@ -57,6 +57,11 @@ class Novelty:
             raise BadInput(f"this is not a limit of novelty: {error}") from None
 
 
+def fewest_training_films(classes: int) -> int:
+    """Returns how many different training films the statistics of the features need."""
+    return classes + 4
+
+
 def conformal_limit(distances: ArrayLike, patients: ArrayLike, share: float) -> tuple[float, int]:
     """Chooses the limit that a share of the films of new patients exceeds.
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from openmed.errors import BadInput, IntegrityError
+from openmed.metrics.novelty import fewest_training_films
 
 STATISTICS_FILE = "statistics.safetensors"
 LEADING = 64
@@ -136,7 +137,7 @@ def fit_statistics(features: Sequence[ArrayLike], labels: ArrayLike) -> FeatureS
         raise ValueError(f"expected features (N, D) of {len(truth)} films at each depth")
     present, of_class = np.unique(truth, return_inverse=True)
     spare = len(truth) - len(present)
-    if spare < 4:
+    if len(truth) < fewest_training_films(len(present)):
         raise BadInput(f"feature statistics need more training films than {len(truth)}")
     return FeatureStatistics([_fit_depth(np.asarray(part, np.float32), of_class, spare) for part in features])
 

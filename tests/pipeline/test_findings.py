@@ -249,5 +249,7 @@ def test_floors_that_the_films_of_a_further_finding_cannot_show_are_refused_with
     params = yaml.safe_load((within / "params.yaml").read_text())
     params["evaluate"]["findings"]["PNEUMONIA"] = {"floors": {"sensitivity": 0.9}, "target_sensitivity": 0.91}
     films = pd.read_parquet(within / "artifacts/split/split.parquet")
-    with pytest.raises(BadInput, match=r"^PNEUMONIA: on .* test films a sensitivity of exactly"):
+    with pytest.raises(
+        BadInput, match=r"^PNEUMONIA: on .* test films with PNEUMONIA a sensitivity of exactly"
+    ):
         check_floors(films, CLASSES, Rules.of_each(params, "params.yaml"))
