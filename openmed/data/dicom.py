@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from openmed.data.grey import check_shape, jpeg_shape, quiet, to_grey, to_uint8
+from openmed.data.grey import check_shape, quiet, to_grey, to_uint8
 from openmed.data.isolated import pixels_by_gdcm
+from openmed.data.jpeg import jpeg_grey, jpeg_shape
 from openmed.errors import BadInput
 
 if TYPE_CHECKING:
@@ -114,9 +115,10 @@ def _pixels(film: "Dataset", data: bytes, name: str) -> np.ndarray:
     syntax = str(film.file_meta.TransferSyntaxUID)
     if syntax in (*_NATIVE, _RLE):
         return _used_bits(film, pixel_array(film, correct_unused_bits=False))
-    _check_stream(get_frame(film.PixelData, 0, number_of_frames=1), film, name)
+    stream = get_frame(film.PixelData, 0, number_of_frames=1)
+    _check_stream(stream, film, name)
     if syntax in _LOSSY_JPEG and int(film.BitsAllocated) == 8:
-        return pixel_array(film, decoding_plugin="pillow")
+        return jpeg_grey(stream, name)
     if syntax in _JPEG_2000:
         return pixel_array(film, decoding_plugin="pylibjpeg")
     return _used_bits(film, pixels_by_gdcm(data, name))
@@ -155,6 +157,8 @@ def _grey(film: "Dataset", pixels: np.ndarray, name: str) -> np.ndarray:
     if pixels.ndim == 3:
         # pydicom has turned YBR into RGB by now.
         return to_grey(to_uint8(pixels, 0, (1 << int(film.BitsStored)) - 1)[:, :, ::-1])
+    if kind not in ("MONOCHROME1", "MONOCHROME2"):
+        return pixels  # the luma that a JPEG decoder gave
     grey = _of_interest(film, *_of_modality(film, pixels, name), name)
     return 255 - grey if kind == "MONOCHROME1" else grey
 

@@ -13,8 +13,6 @@ from openmed.errors import BadInput
 MIN_SIDE_PX = 16
 MAX_PIXELS = 200_000_000
 _MAX_SIDE_PX = 65_535  # that of JPEG and DICOM
-_FRAMES = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}  # the last is JPEG-LS
-_BARE = {0x01, *range(0xD0, 0xD9)}
 # Exif orientation -> quarter turns to the left, then mirrored left to right.
 _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
 _quiet_lock, _quiet_users, _quiet_state = threading.Lock(), [0], ExitStack()
@@ -56,21 +54,6 @@ def check_shape(shape: tuple[int, int] | None, name: str) -> None:
         raise BadInput(f"{name} is {width} x {height} pixels; a film has at most {_MAX_SIDE_PX} a side")
     if min(height, width) < MIN_SIDE_PX:
         raise BadInput(f"{name} is {width} x {height} pixels; a film has at least {MIN_SIDE_PX} a side")
-
-
-def jpeg_shape(data: bytes) -> tuple[int, int] | None:
-    """Returns (height, width) by the header of a JPEG or JPEG-LS stream, None when it does not tell."""
-    place = data.find(b"\xff", 2)
-    while 0 <= place < len(data) - 8:
-        marker = data[place + 1]
-        if marker in _FRAMES:
-            return int.from_bytes(data[place + 5 : place + 7]), int.from_bytes(data[place + 7 : place + 9])
-        if marker in _BARE or marker == 0xFF:
-            step = 2 if marker in _BARE else 1
-        else:
-            step = 2 + int.from_bytes(data[place + 2 : place + 4])
-        place = data.find(b"\xff", place + step)
-    return None
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import cv2
 import numpy as np
 
 from openmed.data.dicom import decode_dicom, is_dicom
-from openmed.data.grey import check_shape, jpeg_shape, quiet, rightly_turned, to_grey, to_uint8
+from openmed.data.grey import check_shape, quiet, rightly_turned, to_grey, to_uint8
+from openmed.data.jpeg import jpeg_grey, jpeg_shape
+from openmed.data.tiff import check_parts
 from openmed.errors import BadInput
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom")
@@ -170,10 +173,7 @@ def _decoder(data: bytes):
 
 def _decode_jpeg(data: bytes, name: str) -> tuple[np.ndarray, int]:
     check_shape(jpeg_shape(data), name)
-    film = _by_opencv(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
-    if film is None:
-        raise BadInput(f"{name} is not a whole JPEG image")
-    return rightly_turned(film, _orientation(data)), 8
+    return rightly_turned(jpeg_grey(data, name), _orientation(data)), 8
 
 
 def _decode_png(data: bytes, name: str) -> tuple[np.ndarray, int]:
@@ -182,7 +182,7 @@ def _decode_png(data: bytes, name: str) -> tuple[np.ndarray, int]:
     kinds = _png_chunks(data)
     if b"acTL" in kinds:
         raise BadInput(f"{name} has several frames; a film has one")
-    image = _by_opencv(data, cv2.IMREAD_UNCHANGED) if b"IEND" in kinds else None
+    image = _by_opencv(data) if b"IEND" in kinds else None
     if image is None:
         raise BadInput(f"{name} is not a whole PNG image")
     if image.dtype not in (np.uint8, np.uint16):
@@ -191,13 +191,18 @@ def _decode_png(data: bytes, name: str) -> tuple[np.ndarray, int]:
 
 
 def _png_chunks(data: bytes) -> list[bytes]:
-    """Lists the kinds of the whole chunks: OpenCV allocates what a chunk claims, gigabytes of it."""
-    kinds, place = [], len(_PNG_START)
+    """Lists the kinds of the whole chunks up to the first damaged one.
+
+    OpenCV allocates what a chunk claims, gigabytes of it, and passes over wrong checksums beside the pixels.
+    """
+    kinds, place, content = [], len(_PNG_START), memoryview(data)
     while place + 12 <= len(data) and b"IEND" not in kinds:
         length, kind = struct.unpack_from(">I4s", data, place)
-        place += 12 + length
-        if place <= len(data):
-            kinds.append(kind)
+        end = place + 8 + length
+        if data[end : end + 4] != zlib.crc32(content[place + 4 : end]).to_bytes(4):
+            break
+        kinds.append(kind)
+        place = end + 4
     return kinds
 
 
@@ -210,6 +215,7 @@ def _decode_tiff(data: bytes, name: str) -> tuple[np.ndarray, int]:
         if getattr(image, "n_frames", 1) > 1:
             raise BadInput(f"{name} has several pages; a film has one")
         inverted = image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        check_parts(data, image.tag_v2, name)
         image.load()
         orientation = image.getexif().get(_ORIENTATION, 1)  # what loading has not applied already
         if image.mode.startswith("I;16"):
@@ -231,9 +237,9 @@ def _scaled(grey: np.ndarray) -> tuple[np.ndarray, int]:
     return to_uint8(grey, 0, (1 << bits) - 1), bits
 
 
-def _by_opencv(data: bytes, flags: int) -> np.ndarray | None:
+def _by_opencv(data: bytes) -> np.ndarray | None:
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return None
 

@@ -7,11 +7,14 @@ films, one at a time; it is replaced when it died or hung.
 
 import contextlib
 import io
+import logging
 import os
 import select
 import subprocess
 import sys
+import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -102,19 +105,30 @@ def _decoded(data: bytes) -> bytes:
 
     from openmed.data.dicom import checked
 
+    answer = io.BytesIO()
     try:
         film = checked(data, "the film")
-        answer = io.BytesIO()
         np.save(answer, pixel_array(film, decoding_plugin="gdcm", correct_unused_bits=False))
-        return answer.getvalue()
     except Exception:  # of any kind: the stream is damaged
         return b""
+    return answer.getvalue() if _is_silent() else b""
+
+
+def _is_silent() -> bool:
+    """Tells whether the decoder warned of nothing: it completes half a film, and says so on stderr alone."""
+    printed = os.fstat(2).st_size
+    os.ftruncate(2, 0)
+    return not printed
 
 
 def _serve() -> None:
     """Answers films from stdin on stdout until its owner is gone."""
     source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # nothing that a library prints may come between the answers
+    warnings.simplefilter("ignore")  # of odd values in the header, which say nothing of the stream
+    logging.disable()
+    printed = tempfile.TemporaryFile(mode="ab")  # noqa: SIM115, it lives as long as the process
+    for output in (1, 2):  # nothing that a library prints may come between the answers
+        os.dup2(printed.fileno(), output)
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
             _send(target, _decoded(_receive(source)))

@@ -37,6 +37,10 @@ CREATE TABLE IF NOT EXISTS shards (file TEXT, code TEXT, digest TEXT, PRIMARY KE
 _CLOCK_TICK_NS = 100_000_000
 _LOCK_WAIT_S = 120
 _QUERY_ROWS = 500
+_DECODERS = (
+    *("numpy", "opencv-python-headless", "pillow", "pydicom", "pylibjpeg-openjpeg"),
+    *("python-gdcm", "simplejpeg"),
+)
 
 
 class FilmStore:
@@ -296,7 +300,7 @@ def _code_fingerprint() -> str:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    for name in ("opencv-python-headless", "numpy", "pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm"):
+    for name in _DECODERS:
         with suppress(PackageNotFoundError):
             digest.update(f"{name} {version(name)}".encode())
     return digest.hexdigest()[:16]

@@ -39,6 +39,7 @@ _SERVED_WITH = (
         "pandas",
         "pillow",
         "safetensors",
+        "simplejpeg",
         "timm",
         "torch",
     ),
