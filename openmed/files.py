@@ -1,14 +1,16 @@
 """Atomic writes and hashes: the only way artefacts reach the disk."""
 
+import errno
 import hashlib
 import json
 import math
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from openmed.errors import BadInput, IntegrityError
 
@@ -84,6 +86,39 @@ def read_json(path: Path) -> Any:
         raise BadInput(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read as JSON: {error}") from None
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file for reading. A pipe, socket or device could keep its reader for ever.
+
+    Raises:
+        OSError: It cannot be read or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer is not waited for
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(code, os.strerror(code) if stat.S_ISDIR(mode) else "Not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """Reads a regular file whole.
+
+    Args:
+        path: The file.
+        most_bytes: What it may have. It is counted while reading: what a file system says of a file that
+            grows, or that a program feeds, is no limit.
+
+    Raises:
+        OSError: It cannot be read, is no regular file or is larger.
+    """
+    with open_regular(path) as stream:
+        content = stream.read(most_bytes + 1) if os.fstat(stream.fileno()).st_size <= most_bytes else None
+    if content is None or len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"Larger than {most_bytes >> 20} MiB", str(path))
+    return content
 
 
 def sha256_file(path: Path) -> str:

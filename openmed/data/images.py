@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from openmed.data.budgets import check_file_size, read_film_file
 from openmed.data.dicom import decode_dicom, is_dicom
 from openmed.data.grey import check_shape, quiet, rightly_turned, to_grey, to_uint8
 from openmed.data.jpeg import jpeg_grey, jpeg_shape
@@ -46,7 +47,7 @@ def read_squares(path: Path, sizes_px: Sequence[int], min_side_px: int = MIN_SID
 
 def _content(path: Path) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_film_file(path)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
 
@@ -78,6 +79,7 @@ def decode_with_depth(data: bytes, name: str = "the image") -> tuple[np.ndarray,
     """Decodes like `decode_film` and tells the bits that a pixel was stored with (8 to 16)."""
     if not data:
         raise BadInput(f"{name} is empty")
+    check_file_size(data, name)
     decode = _decoder(data)
     if decode is None:
         raise BadInput(f"{name} is not a JPEG, PNG, TIFF or DICOM image")

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from openmed.data.budgets import read_film_file
 from openmed.data.images import MIN_SIDE_PX, unusable_reason
 from openmed.data.measure import DETAILS, FACTS, MEASURED, measure_film
 from openmed.data.store import FilmStore
@@ -93,7 +94,7 @@ def film_bytes(data: Path, path: str, sha256: str) -> bytes:
         IntegrityError: The file is gone or its content is another.
     """
     try:
-        content = (Path(data) / path).read_bytes()
+        content = read_film_file(Path(data) / path)
     except OSError as error:
         raise IntegrityError(
             f"{Path(data) / path} cannot be read any more: {error.strerror or error}"

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from openmed.data.budgets import read_film_file
 from openmed.data.embedding import embed_film
 from openmed.data.images import decode_with_depth
 from openmed.data.perceptual import perceptual_hash
@@ -44,7 +45,7 @@ def measure_film(path: str) -> tuple[os.stat_result | None, dict]:
     """
     row = dict.fromkeys(MEASURED.names) | {"sha256": "", "perceptual_hash": "", "reason": ""}
     try:
-        state, data = Path(path).stat(), Path(path).read_bytes()
+        state, data = Path(path).stat(), read_film_file(path)
     except OSError as error:
         return None, row | {"reason": f"cannot be read: {error.strerror or error}"}
     row["sha256"] = sha256_bytes(data)

@@ -1,26 +1,24 @@
 """The files of a folder or a zip archive, as readers that extract nothing."""
 
-import lzma
+import io
 import os
 import stat
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from openmed.data.budgets import MAX_FILE_BYTES
 from openmed.data.manifest import is_inside
+from openmed.data.unpacking import ARCHIVE_ERRORS, open_entry
 from openmed.errors import BadInput
+from openmed.files import open_regular
 
 _CHUNK_BYTES = 1 << 20
 _MOST_ENTRY_BYTES = 512 << 20
 _MOST_RATIO, _HARMLESS_BYTES = 200, 1 << 30
-# What zipfile and its decompressors raise on damaged archives (RuntimeError: an unknown method).
-_ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
-_ZIP_ERRORS = (*_ARCHIVE_ERRORS, EOFError, ValueError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,9 @@ class FilmReader:
 
     def __call__(self) -> bytes:
         """Returns the whole content. Raises BadInput as `chunks` does."""
-        return b"".join(self.chunks())
+        content = io.BytesIO()  # which gives its content away without a copy
+        content.writelines(self.chunks())
+        return content.getvalue()
 
     def start(self, most_bytes: int) -> bytes:
         """Returns the first bytes. Raises BadInput as `chunks` does."""
@@ -47,13 +47,18 @@ class FilmReader:
         """Yields the content piece by piece.
 
         Raises:
-            BadInput: The film cannot be read or its place in the zip is damaged.
+            BadInput: The film cannot be read, is no regular file or is larger than `MAX_FILE_BYTES`, or its
+                place in the zip is damaged.
         """
+        count = 0
         try:
             with self.opener() as stream:
                 while chunk := stream.read(most_bytes):
+                    count += len(chunk)
+                    if count > MAX_FILE_BYTES:
+                        raise BadInput(f"{self.place} is larger than {MAX_FILE_BYTES >> 20} MiB; no film is")
                     yield chunk
-        except (OSError, *_ZIP_ERRORS) as error:
+        except (OSError, *ARCHIVE_ERRORS) as error:
             reason = getattr(error, "strerror", None) or error
             raise BadInput(f"{self.place} cannot be read ({reason}): get a whole copy") from None
 
@@ -77,7 +82,7 @@ def folder_files(source: Path) -> list[tuple[str, FilmReader]]:
 
 def file_reader(path: Path, place: str) -> FilmReader:
     """Returns the reader of one file. Its name is not used in errors: it may hold a patient's."""
-    return FilmReader(place, partial(path.open, "rb"))
+    return FilmReader(place, partial(open_regular, path))
 
 
 def zip_files(source: Path) -> list[tuple[str, FilmReader]]:
@@ -89,7 +94,7 @@ def zip_files(source: Path) -> list[tuple[str, FilmReader]]:
     try:
         # Left open: the readers hold it, and it is closed with the last of them.
         archive = zipfile.ZipFile(source)
-    except (OSError, *_ZIP_ERRORS) as error:
+    except (OSError, *ARCHIVE_ERRORS) as error:
         raise BadInput(f"{source} is not a whole zip archive ({error}): get it again") from None
     entries = archive.infolist()
     for number, entry in enumerate(entries, 1):
@@ -99,7 +104,7 @@ def zip_files(source: Path) -> list[tuple[str, FilmReader]]:
     if total > max(_MOST_RATIO * source.stat().st_size, _HARMLESS_BYTES):
         raise BadInput(f"{source} would unpack to {total >> 20} MiB, more than {_MOST_RATIO} times its size")
     return [
-        (entry.filename, FilmReader(f"entry {number} of {source}", partial(archive.open, entry)))
+        (entry.filename, FilmReader(f"entry {number} of {source}", partial(open_entry, archive, entry)))
         for number, entry in enumerate(entries, 1)
         if not entry.is_dir()
     ]
