@@ -68,13 +68,24 @@ def predict(
     from pipeline.inference import assemble, predict_films
 
     models = [model, *(others or [])]
+    warning = _warned(models)
     ensemble = assemble(models, threshold=threshold, views=tta)
-    for row in predict_films(ensemble, images, " + ".join(models)):
+    for row in predict_films(ensemble, images, " + ".join(models), warning):
         if as_json:
             print(json.dumps(row))
         else:
             refer = f"  refer to a radiologist: {row['reason']}" if row["refer"] else ""
             print(f"{row['path']}  {row['label']}  {_said(row)}{refer}")
+
+
+def _warned(models: list[str]) -> str | None:
+    """Warns of versions on hold that are named by number; an alias of one is refused when it is loaded."""
+    from pipeline.registry import hold_warning
+
+    found = "; ".join(said for each in models if (said := hold_warning(each)))
+    if found:
+        typer.echo(f"warning: {found}", err=True)
+    return found or None
 
 
 def _said(row: dict[str, Any]) -> str:
@@ -101,9 +112,10 @@ def evaluate(
     from pipeline.inference import assemble, evaluate_source
 
     models = [model, *(others or [])]
+    warning = _warned(models)
     result = evaluate_source(assemble(models, threshold=threshold, views=tta), films)
     if as_json:
-        print_json(result | {"model": " + ".join(models)})
+        print_json(result | {"model": " + ".join(models), "warning": warning})
         return
     print(f"{result['n']} films of {result['patients']} patients, threshold {result['threshold']:.3f}")
     _print_intervals(result)
@@ -138,6 +150,7 @@ def threshold_(
     from pipeline.inference import assemble, threshold_on
 
     models = [model, *(others or [])]
+    _warned(models)
     result = threshold_on(assemble(models, views=tta), films, target_sensitivity)
     if as_json:
         print_json(result | {"model": " + ".join(models)})
@@ -158,6 +171,7 @@ def explain(
     from pipeline.inference import explain_film
     from pipeline.registry import load
 
+    _warned([model])
     for path in explain_film(load(model), image, out, finding):
         print(path)
 

@@ -17,10 +17,11 @@ from openmed.files import check_not_input, write_bytes
 from openmed.metrics.classification import confusion
 from openmed.metrics.intervals import metric_intervals
 from openmed.metrics.operating_point import choose_threshold
+from openmed.models.answers import answer, to_rows
 from openmed.models.base import BaseModel
 from openmed.models.ensemble import Ensemble
-from openmed.models.referral import REASONS, Referral, referrals
-from openmed.models.session import called_classes, count_called, runtime
+from openmed.models.referral import REASONS, Referral
+from openmed.models.session import count_called, runtime
 from openmed.models.spec import ModelSpec
 from pipeline.device import pick_device
 from pipeline.registry import load_predictor
@@ -43,48 +44,26 @@ def assemble(addresses: Sequence[str], *, threshold: float | None = None, views:
     return Ensemble(members, threshold=threshold, views=views)
 
 
-def predict_films(ensemble: Ensemble, paths: Sequence[Path], address: str) -> Iterator[dict[str, Any]]:
+def predict_films(
+    ensemble: Ensemble, paths: Sequence[Path], address: str, warning: str | None = None
+) -> Iterator[dict[str, Any]]:
     """Predicts film files in order, a batch at a time.
 
     Yields:
-        path, probability (of the first finding, 0..1), label (the class that it is called), threshold (None
-        for a single model before an operating point is chosen; the label is then the most probable class),
-        probabilities (of every class), thresholds (of every finding that has one), refer (whether a
-        radiologist should decide instead; None for a model that refers none), reason (why, in words; None
-        where it is not referred), model.
+        path, what `openmed.models.answers.to_rows` says of a film, model (the address) and warning.
 
     Raises:
         BadInput: A file is not a usable film, or a mean over models or views has no threshold.
+        IntegrityError: A model answers with something that is no number.
     """
-    spec, threshold = ensemble.spec, _threshold(ensemble, needed=ensemble.is_mean)
-    thresholds = {} if threshold is None else {spec.positive: threshold, **spec.further_thresholds}
+    _threshold(ensemble, needed=ensemble.is_mean)
     for part in _batches(paths):
         films = list(
             ordered_map(lambda path: read_squares(path, ensemble.sizes_px, ensemble.min_side_px), part)
         )
-        probabilities, called, referred = _answers(ensemble, films, threshold)
-        for path, row, label, referral in zip(part, probabilities, called, referred, strict=True):
-            yield {
-                "path": str(path),
-                "probability": float(row[spec.positive_index]),
-                "label": spec.class_names[label],
-                "threshold": threshold,
-                "probabilities": dict(zip(spec.class_names, row.astype(float).tolist(), strict=True)),
-                "thresholds": thresholds,
-                "refer": referral.refer,
-                "reason": referral.reason,
-                "model": address,
-            }
-
-
-def _answers(
-    ensemble: Ensemble, films: Sequence[Sequence[np.ndarray]], threshold: float | None
-) -> tuple[np.ndarray, np.ndarray, list[Referral]]:
-    """Probabilities (N, classes), called classes (N,) and referrals of films at the members' sizes."""
-    probabilities, unlike = ensemble.assess(_by_size(ensemble, films))
-    called = called_classes(ensemble.spec, probabilities, threshold)
-    referred = referrals(ensemble.spec, probabilities, called, unlike, is_mean=ensemble.is_mean)
-    return probabilities, called, referred
+        rows = to_rows(ensemble, answer(ensemble, _by_size(ensemble, films)))
+        for path, row in zip(part, rows, strict=True):
+            yield {"path": str(path), **row, "model": address, "warning": warning}
 
 
 def evaluate_source(
@@ -230,9 +209,9 @@ def _score_source(ensemble: Ensemble, source: Path) -> _Scored:
             usable = [(film, squares) for film, squares in decoded if squares is not None]
             if usable:
                 squares = [squares for _, squares in usable]
-                probabilities, _, found = _answers(ensemble, squares, ensemble.threshold)
-                parts.append(probabilities)
-                referred += found
+                found = answer(ensemble, _by_size(ensemble, squares))
+                parts.append(found.probabilities)
+                referred += found.referred
                 labels += [spec.class_names.index(film.label) for film, _ in usable]
                 patients += [film.patient for film, _ in usable]
             for _ in part:

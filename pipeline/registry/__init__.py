@@ -21,7 +21,7 @@ from pipeline.registry.decisions import (
     release,
     repair,
 )
-from pipeline.registry.models import check_model, load, load_predictor, stored, version_at
+from pipeline.registry.models import check_model, hold_warning, load, load_predictor, stored, version_at
 from pipeline.registry.profiles import champion_profile
 from pipeline.registry.retraining import films_of
 from pipeline.registry.scoring import Scored, earlier, score_earlier, score_films
@@ -69,6 +69,7 @@ __all__ = [
     "get_version",
     "history",
     "hold",
+    "hold_warning",
     "keep_review",
     "last_decision",
     "list_versions",

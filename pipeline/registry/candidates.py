@@ -17,10 +17,11 @@ from pipeline.judgement import METHODS
 from pipeline.project import locked
 from pipeline.registry.decisions import record_registration
 from pipeline.registry.evidence import log_numbers, stage_candidate, stage_parent
-from pipeline.registry.models import check_stored, log_model
+from pipeline.registry.models import check_stored
 from pipeline.registry.profiles import profile_digest
 from pipeline.registry.retraining import Candidate, Retraining
 from pipeline.registry.scoring import Scored, earlier, score_earlier
+from pipeline.registry.serving_format import log_model
 from pipeline.registry.store import CHALLENGER, EXPERIMENT, MODEL_NAME, connect, search
 from pipeline.registry.verification import registration
 from pipeline.registry.versions import JUDGED

@@ -1,9 +1,13 @@
 """What was recomputed, held against what was recorded: the first difference is refused, and named."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from openmed.errors import IntegrityError
+from pipeline.registry.store import MODEL_NAME
 
 
 def same(found: Mapping[str, Any], recorded: Mapping[str, Any], what: str) -> None:
@@ -28,3 +32,13 @@ def close(found: Any, stored_: Any, what: str) -> None:
             raise IntegrityError(f"{what} says {stored_}, but its predictions give {found}")
     elif found != stored_:
         raise IntegrityError(f"{what} says {stored_}, but its predictions give {found}")
+
+
+def names_version(path: Path, version: str) -> bool:
+    """Tells whether MLflow's own file beside a loaded model names this version and says nothing else."""
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    # Asked for an alias, MLflow writes the version as a number.
+    return said in ({"model_name": MODEL_NAME, "model_version": each} for each in (version, int(version)))

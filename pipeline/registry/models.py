@@ -1,7 +1,7 @@
-"""Models in the store: put in as MLflow can serve them, given back only unchanged.
+"""Models in the store, given back only unchanged.
 
-Hides MLflow's model format, which holds a folder of safetensors and JSON here and nothing pickled, and the
-addresses of models.
+Hides what MLflow stores of a model, which here holds a folder of safetensors and JSON and nothing pickled,
+and the addresses of models.
 """
 
 import json
@@ -9,13 +9,14 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import check_hashes, hashes_below, sha256_file
-from pipeline.registry.decisions import champion
+from pipeline.registry.audit import Entry
+from pipeline.registry.contents import names_version
+from pipeline.registry.decisions import champion, on_hold
 from pipeline.registry.retraining import Candidate
 from pipeline.registry.store import CHAMPION, MODEL_NAME, connect
 from pipeline.registry.versions import aliases, find
@@ -30,21 +31,7 @@ if TYPE_CHECKING:
     from openmed.models.spec import ModelSpec
 
 _MODEL_FOLDER = "artifacts/model"
-_SERVED_WITH = (
-    *(
-        "mlflow",
-        "numpy",
-        "onnxruntime",
-        "opencv-python-headless",
-        "pandas",
-        "pillow",
-        "safetensors",
-        "simplejpeg",
-        "timm",
-        "torch",
-    ),
-    *("pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm"),
-)
+_META_FILE = "registered_model_meta"
 
 
 def load(address: str | Path) -> "BaseModel":
@@ -54,7 +41,7 @@ def load(address: str | Path) -> "BaseModel":
         address: A model folder, `models:/openmed-cxr@champion` or `models:/openmed-cxr/7`.
 
     Raises:
-        BadInput: There is no such folder, version or alias.
+        BadInput: There is no such folder, version or alias, or the alias points to a version on hold.
         IntegrityError: The stored model is not the one that was registered.
     """
     from openmed.models.checkpoint import load_model
@@ -113,44 +100,6 @@ def stored(version: str) -> Iterator[Path]:
             yield folder
 
 
-def log_model(run_id: str, folder: Path) -> str:
-    """Logs a model folder so that MLflow can serve it; returns the id of the logged model."""
-    import cv2
-    import mlflow
-    import numpy as np
-    import pandas as pd
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-
-    import openmed
-    from openmed.models.checkpoint import read_spec
-
-    further = read_spec(folder)[0].further_thresholds
-    outputs = [
-        *(("label", DataType.string), ("probability", DataType.double), ("threshold", DataType.double)),
-        *((f"{kind}_{name}", DataType.double) for name in further for kind in ("probability", "threshold")),
-        *(("refer", DataType.boolean), ("reason", DataType.string)),
-    ]
-    missing = ("refer", "reason")
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "image")]),
-        outputs=Schema([ColSpec(kind, name, required=name not in missing) for name, kind in outputs]),
-    )
-    blank = cv2.imencode(".png", np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1)))[1].tobytes()
-    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
-        logged = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).parents[1] / "serving.py"),
-            artifacts={"model": folder.resolve().as_uri()},
-            code_paths=[str(Path(openmed.__file__).parent)],
-            # A local build such as 2.11.0+cpu is not a version that an index knows.
-            pip_requirements=[f"{name}=={installed_version(name).split('+')[0]}" for name in _SERVED_WITH],
-            signature=signature,
-            input_example=pd.DataFrame({"image": [blank]}),
-        )
-    return logged.model_id
-
-
 def check_stored(client: "MlflowClient", model_id: str, candidate: Candidate) -> dict[str, str]:
     """Refuses a model that was stored in part: MLflow itself would register it as ready.
 
@@ -175,9 +124,13 @@ def check_files(client: "MlflowClient", version: "ModelVersion") -> None:
     Raises:
         IntegrityError: A file was changed, is missing or was added; the first is named.
     """
-    what = f"version {version.version}"
+    what, number = f"version {version.version}", str(version.version)
     with _stored_files(client, version.tags["model_id"], what) as folder:
-        check_hashes(hashes_below(folder), json.loads(version.tags["model_files"]), what)
+        found = {path: digest for path, digest in hashes_below(folder).items() if path != _META_FILE}
+        # MLflow writes this file into a local store when it loads a version; it has nothing else to say.
+        if (folder / _META_FILE).exists() and not names_version(folder / _META_FILE, number):
+            raise IntegrityError(f"{_META_FILE} of {what} does not name it: restore it from the backup")
+        check_hashes(found, json.loads(version.tags["model_files"]), what)
 
 
 @contextmanager
@@ -257,8 +210,26 @@ def version_at(address: str) -> str:
     return known[alias]
 
 
+def hold_warning(address: str | Path) -> str | None:
+    """Says that a version that is named by its number is on hold; None where it is not, and for a folder."""
+    match = re.fullmatch(rf"models:/{MODEL_NAME}/(\d+)", str(address))
+    if match is None or (entry := on_hold().get(match[1])) is None:
+        return None
+    return f"{_held(entry)}: its answers are for finding out why, not for deciding on films"
+
+
+def _held(entry: Entry) -> str:
+    reason = entry.content["reason"].rstrip(".")
+    return f"version {entry.version} is on hold since {entry.at} ({reason})"
+
+
 def _resolve(address: str) -> str:
     # Only the champion's alias stands for a decision; it may have been moved by something else.
-    if address == f"models:/{MODEL_NAME}@{CHAMPION}" and (live := champion()) is not None:
-        return live
-    return version_at(address)
+    live = champion() if address == f"models:/{MODEL_NAME}@{CHAMPION}" else None
+    version = live or version_at(address)
+    if "@" in address and (entry := on_hold().get(version)) is not None:
+        raise BadInput(
+            f"{_held(entry)} and {address} answers no films: roll back, promote another version, release it "
+            f"with `openmed registry release`, or name it as models:/{MODEL_NAME}/{version}"
+        )
+    return version

@@ -245,7 +245,7 @@ def test_predict_prints_one_object_a_line_with_the_librarys_probability(openmed,
     threshold = read_spec(vit)[0].threshold
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     assert {(row["threshold"], row["model"]) for row in rows} == {(threshold, str(vit))}
-    more = {"probabilities", "thresholds", "refer", "reason", "model"}
+    more = {"probabilities", "thresholds", "refer", "reason", "model", "warning"}
     assert set(rows[0]) == {"path", "probability", "label", "threshold", *more}
     spec = read_spec(vit)[0]
     abstention, distances = spec.abstention, load_model(vit).assess(squares_of(vit, paths))[1]
