@@ -158,7 +158,7 @@ def test_the_stored_version_carries_the_code_and_the_versions_it_needs(registere
     (folder,) = registered[0].glob("mlartifacts/models/*/artifacts")
     assert (folder / "code/openmed/models/checkpoint.py").is_file()
     requirements = (folder / "requirements.txt").read_text().split()
-    assert len(requirements) == 13 and all("==" in line and "+" not in line for line in requirements)
+    assert len(requirements) == 14 and all("==" in line and "+" not in line for line in requirements)
     assert (
         "type: binary" in (folder / "MLmodel").read_text() or '"binary"' in (folder / "MLmodel").read_text()
     )
