@@ -5,24 +5,9 @@ task. A gate never raises its own exception for a bad model: it says FAIL, INSUF
 PLAN, with a sentence for a reviewer.
 """
 
-from pipeline.gates.comparison import Comparison, compare_all
+from pipeline.gates.comparison import Comparison
 from pipeline.gates.evidence import Evidence
-from pipeline.gates.external import external_gates
-from pipeline.gates.performance import floor_gates, limits_of_the_test, performance_gates, subgroups
-from pipeline.gates.soundness import soundness_gates, with_look
+from pipeline.gates.performance import limits_of_the_test, subgroups
 from pipeline.gates.verdict import judge_version, overall
 
-__all__ = [
-    "Comparison",
-    "Evidence",
-    "compare_all",
-    "external_gates",
-    "floor_gates",
-    "judge_version",
-    "limits_of_the_test",
-    "overall",
-    "performance_gates",
-    "soundness_gates",
-    "subgroups",
-    "with_look",
-]
+__all__ = ["Comparison", "Evidence", "judge_version", "limits_of_the_test", "overall", "subgroups"]

@@ -114,11 +114,6 @@ class Evidence:
         )
 
     @property
-    def is_first(self) -> bool:
-        """Whether it is asked for the first finding, of which is told what concerns all alike."""
-        return self.spec.positive == self.params["task"]["positive"]
-
-    @property
     def test(self) -> "pd.DataFrame":
         """The predictions of the test films."""
         return self.predictions[self.predictions["split"] == "test"].reset_index(drop=True)

@@ -20,21 +20,13 @@ _NEEDS = {"auc": (0, 1), "sensitivity": (1,), "specificity": (0,)}
 
 
 def external_gates(evidence: Evidence) -> list[dict[str, Any]]:
-    """Returns the gates on external sets: floors for each set that the plan names, and how often it judged.
+    """Returns the gates on what a finding shows on the external sets that the plan names: floors for each.
 
     A floor holds for the view of a set in which the version is worst: over all views together, a score that
     knows the view can look good or bad whatever it knows of the finding.
     """
-    wanted = evidence.plan.protocol.evaluation.external
-    if not evidence.is_first and not (wanted and wanted.sets):
-        return []  # said of the first finding
-    if wanted is None:
-        said = f"{NOTHING_KNOWN}: the change plan has no section `external`: add it and retrain."
-        return [verdict_gate("external", INSUFFICIENT, said)]
-    if not wanted.sets:
-        return [_none_named(evidence, required=wanted.required)]
-    gates = []
-    for name, asked in wanted.sets.items():
+    wanted, gates = evidence.plan.protocol.evaluation.external, []
+    for name, asked in wanted.sets.items() if wanted else ():
         films = external_films(evidence, name)
         if films.empty:
             said = (
@@ -43,12 +35,25 @@ def external_gates(evidence: Evidence) -> list[dict[str, Any]]:
             )
             gates.append(verdict_gate(f"external {name}", INSUFFICIENT, said))
         else:
-            looks = _looks(evidence, films)
-            confidence = confidence_of_look(evidence.rules.confidence, looks)
+            confidence = confidence_of_look(evidence.rules.confidence, _looks(evidence, films))
             gates += _floors(evidence, name, films, asked.floors, wanted.min_films, confidence)
-            if evidence.is_first:
-                gates.append(_looks_gate(evidence, name, looks))
     return gates
+
+
+def external_looks(evidence: Evidence) -> list[dict[str, Any]]:
+    """Returns how often each external set judged, or that the plan names none."""
+    wanted = evidence.plan.protocol.evaluation.external
+    if wanted is None:
+        said = f"{NOTHING_KNOWN}: the change plan has no section `external`: add it and retrain."
+        return [verdict_gate("external", INSUFFICIENT, said)]
+    if not wanted.sets:
+        return [_none_named(evidence, required=wanted.required)]
+    scored = {name: external_films(evidence, name) for name in wanted.sets}
+    return [
+        _looks_gate(evidence, name, _looks(evidence, films))
+        for name, films in scored.items()
+        if not films.empty
+    ]
 
 
 def external_films(evidence: Evidence, name: str) -> "pd.DataFrame":

@@ -42,10 +42,9 @@ def floor_gates(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def performance_gates(evidence: Evidence) -> list[dict[str, Any]]:
-    """Gives the gates on operating point, probabilities, benefit, groups, sites, hidden parts and novelty."""
+    """Gives the gates on operating point, probabilities, benefit, groups, sites and hidden parts."""
     gates = [gate(evidence) for gate in (transfer, calibration, net_benefit, _subgroups)]
-    gates += [*_at_sites(evidence), _shortcuts(evidence)]
-    return [*gates, _unlike(evidence)] if evidence.is_first else gates
+    return [*gates, *_at_sites(evidence), _shortcuts(evidence)]
 
 
 def limits_of_the_test(evidence: Evidence) -> list[str]:
@@ -216,7 +215,7 @@ def _loss_gate(name: str, loss: Mapping[str, Any], allowed: float, change: str) 
     return {"name": name, **loss, "floor": allowed, "verdict": verdict, "reason": reason}
 
 
-def _unlike(evidence: Evidence) -> dict[str, Any]:
+def unlike_films(evidence: Evidence) -> dict[str, Any]:
     """Test films come from where the training films do: hardly any may be called unlike them."""
     from pipeline.novelty import novelty_check
 

@@ -10,8 +10,8 @@ from openmed.metrics.gates import overall as worst
 from pipeline import registry
 from pipeline.gates.comparison import Comparison, compare_all
 from pipeline.gates.evidence import Evidence
-from pipeline.gates.external import external_gates
-from pipeline.gates.performance import floor_gates, limits_of_the_test, performance_gates
+from pipeline.gates.external import external_gates, external_looks
+from pipeline.gates.performance import floor_gates, limits_of_the_test, performance_gates, unlike_films
 from pipeline.gates.soundness import soundness_gates, with_look
 from pipeline.judgement import named_gate
 
@@ -29,7 +29,8 @@ def judge_version(
     evidence, now = with_look(Evidence.of(version)), registry.champion()
     live = None if now in (None, version) else Evidence.of(now)
     gates = _of_each(evidence, floor_gates) + soundness_gates(evidence, live)
-    gates += _of_each(evidence, performance_gates) + _of_each(evidence, external_gates)
+    gates += [*_of_each(evidence, performance_gates), unlike_films(evidence)]
+    gates += _of_each(evidence, external_gates) + external_looks(evidence)
     compared = compare_all(evidence, workspace)
     comparison, note = _comparison(evidence, compared)
     verdict = overall(gates, comparison)

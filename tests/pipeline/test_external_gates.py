@@ -15,7 +15,8 @@ from openmed.metrics.gates import FAIL, INSUFFICIENT, OUTSIDE_PLAN, PASS
 from openmed.metrics.score_intervals import wilson
 from pipeline import promotion, registry
 from pipeline.documents import write_documents
-from pipeline.gates import Evidence, external_gates
+from pipeline.gates import Evidence
+from pipeline.gates.external import external_gates, external_looks
 from pipeline.plan import PLAN_FILE
 from tests.conftest import ROOT, write_plan
 from tests.pipeline.conftest import crown, elsewhere, make_workspace, register
@@ -85,7 +86,7 @@ def asked(registered, tmp_path):
         films = pd.concat(parts, ignore_index=True) if parts else evidence.external
         films = films.assign(patient=[f"e{number // 2:06d}" for number in range(len(films))])
         changed = replace(evidence, plan_file=tmp_path / PLAN_FILE, external=films)
-        return {gate["name"]: gate for gate in external_gates(changed)}
+        return {gate["name"]: gate for judged in (external_gates, external_looks) for gate in judged(changed)}
 
     return gates
 

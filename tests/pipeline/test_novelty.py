@@ -13,7 +13,7 @@ from openmed.metrics.novelty import Novelty
 from openmed.models.checkpoint import load_model, read_spec
 from openmed.models.feature_statistics import fit_statistics
 from pipeline import novelty
-from pipeline.gates.performance import _unlike
+from pipeline.gates.performance import unlike_films
 from pipeline.params import load_params
 from pipeline.rules import Rules
 
@@ -83,20 +83,20 @@ def test_the_gate_fails_where_surely_more_films_are_referred_than_the_plan_allow
         np.r_[np.full(14, 2.0), np.zeros(186)],
         np.r_[np.full(60, 2.0), np.zeros(140)],
     )
-    few = _unlike(evidence(none, allowed=0.05))
+    few = unlike_films(evidence(none, allowed=0.05))
     assert (few["verdict"], few["value"], few["floor"]) == (PASS, 0.0, 0.05)
     # Seven of a hundred, though not surely more than five.
-    unsure = _unlike(evidence(some, allowed=0.05))
+    unsure = unlike_films(evidence(some, allowed=0.05))
     assert unsure["verdict"] == PASS and unsure["low"] < 0.05 < unsure["value"] == 0.07
-    failed = _unlike(evidence(many, allowed=0.05))
+    failed = unlike_films(evidence(many, allowed=0.05))
     assert failed["verdict"] == FAIL and failed["low"] > 0.05
     assert failed["reason"].startswith("Of 200 test films 60 are referred as unlike")
 
 
 def test_the_gate_wants_the_check_where_the_plan_limits_it_and_not_where_an_old_plan_does_not():
     blind = evidence(np.zeros(20), allowed=0.05, limit=None)
-    assert _unlike(blind)["verdict"] == FAIL and "evaluate.unlike_share" in _unlike(blind)["reason"]
-    assert _unlike(evidence(np.full(20, 9.0), allowed=None))["verdict"] == PASS
+    assert unlike_films(blind)["verdict"] == FAIL and "evaluate.unlike_share" in unlike_films(blind)["reason"]
+    assert unlike_films(evidence(np.full(20, 9.0), allowed=None))["verdict"] == PASS
 
 
 def test_the_shipped_settings_look_for_unlike_films(toy):
