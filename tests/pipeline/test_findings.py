@@ -91,6 +91,14 @@ def test_each_finding_is_measured_against_all_other_classes_on_the_same_films(wi
         assert set(found) > {"sites", "stress", "reliability", "prevalence"}
 
 
+def test_nothing_assumes_two_classes(within):
+    predictions = pd.read_parquet(within / "artifacts/evaluate/resnet50/predictions.parquet")
+    assert np.allclose(predictions[[f"probability_{name}" for name in CLASSES]].sum(axis=1), 1, atol=1e-5)
+    assert np.allclose(predictions["score"], predictions["probability_COVID"])
+    spec = read(within, "evaluate/resnet50/model/model.json")["spec"]
+    assert len(spec["calibration"]["bias"]) == 3
+
+
 def test_each_finding_reaches_its_own_target_on_calibration_films(within):
     metrics = read(within, "evaluate/resnet50/metrics.json")
     predictions = pd.read_parquet(within / "artifacts/evaluate/resnet50/predictions.parquet")

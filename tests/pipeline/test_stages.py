@@ -322,7 +322,6 @@ def test_the_maps_of_each_method_are_checked_and_judged(toy, name):
 
 @pytest.mark.parametrize("failed", [[], ["randomisation"], ["perturbation", "deletion"]])
 def test_the_report_says_which_check_of_the_maps_failed(workspace, failed):
-    from pipeline.params import load_params
     from pipeline.report.page import build_report
 
     content = read(workspace, "explain/vit/explain.json")
@@ -460,26 +459,3 @@ def test_a_stage_of_its_own_ends_with_a_sentence_and_exit_code_2(workspace):
         "openmed: data/films.csv must have the columns path, label, patient, split"
     )
     assert "Traceback" not in done.stderr
-
-
-def test_three_classes_go_all_the_way(workspace, params):
-    """A third class is the positive of a task of its own; nothing assumes two."""
-    films = pd.read_csv(workspace / "data/films.csv", dtype=str, keep_default_na=False)
-    sick = films["label"] == "PNEUMONIA"
-    films.loc[sick & (films["patient"].str[-1].isin(list("13579"))), "label"] = "COVID"
-    films.to_csv(workspace / "data/films.csv", index=False)
-    params["task"] = {"classes": ["NORMAL", "PNEUMONIA", "COVID"], "positive": "COVID"}
-    # A planted copy under another patient may now have another label than its film.
-    params["split"]["max_conflicting_share"] = 0.05
-    params["train"]["resnet50"]["finetune"]["epochs"] = 1
-    write_params(workspace, params)
-    shared = ["validate", "split", "preprocess", "resample"]
-    run_stages(
-        workspace, [*shared, "train@resnet50", "evaluate@resnet50", "external@resnet50", "explain@resnet50"]
-    )
-    predictions = pd.read_parquet(workspace / "artifacts/evaluate/resnet50/predictions.parquet")
-    columns = [f"probability_{name}" for name in params["task"]["classes"]]
-    assert np.allclose(predictions[columns].sum(axis=1), 1, atol=1e-5)
-    assert np.allclose(predictions["score"], predictions["probability_COVID"])
-    assert len(read(workspace, "evaluate/resnet50/model/model.json")["spec"]["calibration"]["bias"]) == 3
-    assert load_params(workspace / "params.yaml").task.positive == "COVID"
