@@ -1,11 +1,11 @@
 """DICOM films: header, pixels in any usual transfer syntax, and the tables that make grey levels of them."""
 
-import io
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from openmed.data.elements import read_elements
 from openmed.data.grey import check_shape, quiet, to_grey, to_uint8
 from openmed.data.isolated import pixels_by_gdcm
 from openmed.data.jpeg import jpeg_grey, jpeg_shape
@@ -14,7 +14,6 @@ from openmed.errors import BadInput
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 _RLE = "1.2.840.10008.1.2.5"
 _LOSSY_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
@@ -63,9 +62,7 @@ def checked(data: bytes, name: str) -> "Dataset":
     Raises:
         BadInput: As `decode_dicom`.
     """
-    from pydicom import dcmread
-
-    film = dcmread(io.BytesIO(data))
+    film = read_elements(data, name)
     _check(film, name)
     return film
 
@@ -73,8 +70,6 @@ def checked(data: bytes, name: str) -> "Dataset":
 def _check(film: "Dataset", name: str) -> None:
     """Refuses by the header what is no film, before any pixel is decoded; completes what may be missing."""
     syntax = str(film.file_meta.get("TransferSyntaxUID", ""))
-    if syntax == _DEFLATED:
-        raise BadInput(f"{name} is a deflated DICOM file: store it in another transfer syntax")
     if "PixelData" not in film:
         raise BadInput(f"{name} is DICOM without an image")
     if missing := [keyword for keyword in _NEEDED if film.get(keyword) is None]:

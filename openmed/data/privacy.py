@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from openmed.data.dicom import is_dicom
+from openmed.data.elements import read_elements
 from openmed.data.scrub import scrub
 from openmed.errors import BadInput
 
@@ -110,10 +111,8 @@ def clean_film(content: bytes, name: str, pseudonyms: Pseudonyms) -> CleanFilm:
 
 def dicom_patient(content: bytes) -> str | None:
     """Returns the patient ID that a DICOM file carries, None when it has none or is not readable."""
-    import pydicom
-
     try:
-        dataset = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=["PatientID"])
+        dataset = read_elements(content, stop_before_pixels=True, specific_tags=["PatientID"])
         return str(dataset.get("PatientID") or "").strip() or None
     except Exception:  # what a damaged header raises is of no interest here: the film is quarantined later
         return None
@@ -123,10 +122,8 @@ def about_film(content: bytes) -> dict[str, str]:
     """Returns the facts of `ABOUT` that a film's header tells, as far as they are known; none without one."""
     if not is_dicom(content):
         return {}
-    import pydicom
-
     try:
-        source = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+        source = read_elements(content, stop_before_pixels=True)
         about = {column: rule(source) for column, (_, rule) in ABOUT.items()}
     except Exception:  # what a damaged header raises is of no interest here: the film is unusable
         return {}
@@ -134,10 +131,10 @@ def about_film(content: bytes) -> dict[str, str]:
 
 
 def _clean_dicom(content: bytes, pseudonyms: Pseudonyms) -> CleanFilm:
-    from pydicom import Dataset, dcmread
+    from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
 
-    source = dcmread(io.BytesIO(content))
+    source = read_elements(content)
     clean = Dataset()
     for keyword in _PIXELS:
         if keyword in source:

@@ -1,19 +1,22 @@
 """Bombs: small inputs that would take gigabytes, minutes or for ever, held against the operating system."""
 
 import os
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
+from pydicom import uid
 
 from openmed.data.images import decode_film, read_film
 from openmed.data.importing import import_films
 from openmed.data.measure import measure_film
 from openmed.data.readers import folder_files, zip_files
 from openmed.errors import BadInput
-from tests.openmed.data.stored import phantom, pil
+from tests.openmed.data.stored import dataset, dicom, phantom, pil, written
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 
@@ -118,3 +121,76 @@ def test_a_file_without_an_end_is_read_no_further_than_a_film_may_be(tmp_path):
         reader()
     with pytest.raises(BadInput, match="the image is larger than 128 MiB"):
         decode_film(bytes((128 << 20) + 1))
+
+
+# --- DICOM: what a header unfolds to
+
+
+DECODE = """
+import sys
+from pathlib import Path
+from openmed.data.images import decode_film
+from openmed.data.privacy import Pseudonyms, about_film, clean_film, dicom_patient
+from openmed.errors import BadInput
+data = Path(sys.argv[1]).read_bytes()
+dicom_patient(data), about_film(data), clean_film(data, "a.dcm", Pseudonyms(bytes(16)))
+try:
+    print(decode_film(data, "the film").shape)
+except BadInput as error:
+    print(error)
+"""
+
+
+def element(group: int, number: int, kind: bytes, value: bytes, length: int | None = None) -> bytes:
+    """An element of explicit type, little endian."""
+    return struct.pack("<HH2sHI", group, number, kind, 0, len(value) if length is None else length) + value
+
+
+def with_element(extra: bytes) -> bytes:
+    film = dicom(phantom())
+    start = film.rindex(b"\xe0\x7f\x10\0")
+    return film[:start] + extra + film[start:]
+
+
+def deflated_bomb() -> bytes:
+    film, plain = dataset(phantom()), dicom(phantom())
+    film.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    head = written(film)
+    packer = zlib.compressobj(9, wbits=-15)
+    parts = [packer.compress(plain[144 + int.from_bytes(plain[140:144], "little") :])]
+    parts.append(packer.compress(element(0x7FE1, 0x1001, b"OB", b"", 400 << 20)))
+    parts += [packer.compress(bytes(1 << 20)) for _ in range(400)]
+    return head[: 144 + int.from_bytes(head[140:144], "little")] + b"".join(parts) + packer.flush()
+
+
+def tiny_items(count: int) -> bytes:
+    return struct.pack("<HHI", 0xFFFE, 0xE000, 0) * count
+
+
+def endless_sequence() -> bytes:
+    items = tiny_items(1 << 20) + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    return with_element(element(0x0009, 0x1001, b"SQ", items, 0xFFFFFFFF))
+
+
+LONG_ELEMENT = "the film is damaged: an element that describes its image is far too long"
+DICOM_BOMBS = {
+    "deflated": (deflated_bomb, "the film is a deflated DICOM file: store it in another transfer syntax"),
+    "elements without end": (endless_sequence, "the film is damaged: it has too many elements"),
+    "a table of a million items": (
+        lambda: with_element(element(0x0028, 0x3010, b"SQ", tiny_items(1 << 20))),
+        LONG_ELEMENT,
+    ),
+    "a million windows": (
+        lambda: with_element(element(0x0028, 0x1050, b"UC", b"1\\" * (4 << 20))),
+        LONG_ELEMENT,
+    ),
+    "a million ages": (lambda: with_element(element(0x0010, 0x1010, b"UC", b"1\\" * (4 << 20))), "(64, 64)"),
+}
+
+
+@pytest.mark.parametrize("kind", DICOM_BOMBS)
+def test_a_dicom_header_unfolds_to_little(tmp_path, kind):
+    make, outcome = DICOM_BOMBS[kind]
+    (tmp_path / "a.dcm").write_bytes(make())
+    printed, mib, seconds = taken(DECODE, tmp_path / "a.dcm")
+    assert printed == f"{outcome}\n" and mib < 300 and seconds < 8
