@@ -9,13 +9,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import yaml
 from airflow.sdk import DAG, Asset, Param, TaskGroup, task
 from airflow.sdk.exceptions import AirflowFailException
 from question_operator import QuestionOperator, comment_of, named_people, person
 from stage_operator import enter_project, one_sentence
 
+from openmed.errors import BadInput
+from pipeline.yaml_file import read_mapping
+
 SOURCE = Path(__file__).resolve().parents[1]
+PLAN_FILE = "change_plan.yaml"
 CANDIDATE = Asset("openmed_candidate")
 APPROVE, REJECT = "Approve", "Reject"
 ANSWER_WITHIN = timedelta(days=7)
@@ -51,8 +54,11 @@ A no needs a reason in the comment.
 
 def roles() -> list[str]:
     """Returns the roles whose yes the change plan of this checkout asks for, in their order."""
-    plan = yaml.safe_load((SOURCE / "change_plan.yaml").read_text(encoding="utf-8"))
-    return list(plan["protocol"]["reviewers"])
+    plan = read_mapping(SOURCE / PLAN_FILE)
+    try:
+        return list(plan["protocol"]["reviewers"])
+    except (KeyError, TypeError):
+        raise BadInput(f"{SOURCE / PLAN_FILE} names no reviewers: see protocol.reviewers") from None
 
 
 class ReviewOperator(QuestionOperator):

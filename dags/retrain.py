@@ -51,7 +51,12 @@ PARAMS = {
         "HEAD", type="string", minLength=1, title="Revision", description="Commit, tag or branch"
     ),
     "seed": Param(
-        None, type=["null", "integer"], minimum=0, title="Seed", description="Overrides params.yaml"
+        None,
+        type=["null", "integer"],
+        minimum=0,
+        maximum=2**32 - 1,
+        title="Seed",
+        description="Overrides params.yaml",
     ),
     "force": Param(False, type="boolean", title="Force", description="Runs stages although nothing changed"),
     "accept_drift": Param(

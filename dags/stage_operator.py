@@ -21,6 +21,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from openmed.errors import BadInput, IntegrityError, OpenMedError, ResourceError
 from openmed.files import read_json
 from pipeline.graph import load_graph
+from pipeline.yaml_file import read_mapping
 
 PROJECT = Path(os.environ.get("OPENMED_PROJECT") or Path(__file__).resolve().parents[1]).resolve()
 HOME = Path(os.environ.get("OPENMED_HOME") or PROJECT / ".openmed").resolve()
@@ -184,10 +185,8 @@ def _signal_group(group: int, number: int) -> bool:
 
 
 def _evidence(workspace: Path, stage: str) -> dict[str, Any]:
-    import yaml
-
     lock_file = workspace / "dvc.lock"
-    lock = yaml.safe_load(lock_file.read_text()) if lock_file.exists() else {}
+    lock = read_mapping(lock_file) if lock_file.exists() else {}
     known = load_graph(workspace / "dvc.yaml").get(stage)
     metrics = {}
     for name in known.metrics if known else ():

@@ -7,12 +7,15 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from openmed.errors import BadInput, IntegrityError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _CHUNK_BYTES = 1 << 20
 
@@ -78,7 +81,7 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        BadInput: The file is missing or is not JSON.
+        BadInput: The file is missing, is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -86,6 +89,33 @@ def read_json(path: Path) -> Any:
         raise BadInput(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read as JSON: {error}") from None
+    except RecursionError:
+        raise BadInput(f"{path} cannot be read as JSON: it is nested too deeply") from None
+
+
+def read_table(
+    path: Path, columns: Sequence[str] | None = None, *, needed: Sequence[str] = (), **options: Any
+) -> "pd.DataFrame":
+    """Reads a Parquet file that a stage wrote.
+
+    Args:
+        path: The file.
+        columns: The columns to read; None for all.
+        needed: Columns that must be among them.
+        **options: Those of `pandas.read_parquet`.
+
+    Raises:
+        BadInput: The file is missing, is no Parquet, or lacks a column.
+    """
+    import pandas as pd
+    from pyarrow.lib import ArrowException
+
+    try:
+        table = pd.read_parquet(path, columns=None if columns is None else list(columns), **options)
+        table[[*needed]]
+        return table
+    except (OSError, ArrowException, ValueError, KeyError, TypeError):
+        raise BadInput(f"{path} is missing or unreadable: run the pipeline in this workspace first") from None
 
 
 def open_regular(path: Path) -> BinaryIO:

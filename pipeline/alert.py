@@ -1,5 +1,6 @@
 """Messages to people outside of Airflow and MLflow: one sentence, posted to a chat's incoming webhook."""
 
+import http.client
 import json
 import os
 import urllib.error
@@ -20,23 +21,41 @@ def send_alert(text: str) -> bool:
         Whether there was somewhere to send it.
 
     Raises:
-        BadInput: The address is neither https nor on this machine.
-        ResourceError: It does not answer, or refuses the message.
+        BadInput: The address is no address, or neither https nor on this machine.
+        ResourceError: It does not answer, refuses the message or redirects.
     """
     url = os.environ.get(_VARIABLE)
     if not url:
         return False
-    parts = urlsplit(url)
-    # The address itself is a secret: it is not repeated.
-    if parts.scheme != "https" and (parts.scheme, parts.hostname) not in {
-        ("http", host) for host in _LOOPBACK
-    }:
-        raise BadInput(f"{_VARIABLE} must be an https address")
+    _check_address(url)
     body, kind = json.dumps({"text": text}).encode(), {"Content-Type": "application/json"}
     try:
         request = urllib.request.Request(url, data=body, headers=kind, method="POST")
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):
+        with _OPENER.open(request, timeout=_TIMEOUT_S):
             return True
-    except (urllib.error.URLError, OSError) as error:
+    # An odd address ends in a ValueError that repeats it.
+    except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "code", None) or type(getattr(error, "reason", error)).__name__
         raise ResourceError(f"{_VARIABLE} did not take the message ({reason}): check the webhook") from None
+
+
+def _check_address(url: str) -> None:
+    """Refuses an address without repeating it: it is a secret."""
+    try:
+        parts = urlsplit(url)
+        safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+        whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        safe = whole = False
+    if not (safe and whole and url.isascii() and url.isprintable() and " " not in url):
+        raise BadInput(f"{_VARIABLE} must be an https address, without spaces")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the message to where nobody sent it, or drop it: it counts as a refusal."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)

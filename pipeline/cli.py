@@ -202,8 +202,8 @@ def reproduce(
 
 @app.command()
 def up(
-    airflow_port: Annotated[int, typer.Option(help="0 takes a free port.")] = 8080,
-    mlflow_port: Annotated[int, typer.Option(help="0 takes a free port.")] = 5000,
+    airflow_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 8080,
+    mlflow_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 5000,
     gpu_slots: Annotated[int, typer.Option(min=1, help="Trainings that may run at once.")] = 1,
 ) -> None:
     """Starts Airflow and MLflow on this machine, until Ctrl-C."""

@@ -104,7 +104,7 @@ def log(as_json: Json = False) -> None:
             cell(version.films),
             cell(version.patients),
             ", ".join(f"{name} {count}" for name, count in version.classes.items()),
-            version.md5[:8],
+            version.md5[:8] if version.md5 else "damaged",
             version.subject,
         ]
         for version in versions
@@ -116,7 +116,7 @@ def log(as_json: Json = False) -> None:
 def sample(
     to: Annotated[Path, typer.Argument(help="Folder to write.")],
     films: Annotated[int, typer.Option(min=40, help="How many films.")] = 560,
-    seed: Annotated[int, typer.Option(min=0)] = 7,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 7,
 ) -> None:
     """Draws chest-film phantoms, as the bundled sample was drawn."""
     from openmed.data.phantom import write_sample

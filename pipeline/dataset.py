@@ -13,6 +13,7 @@ import yaml
 from openmed.data.manifest import FILMS_FILE
 from openmed.errors import BadInput
 from openmed.files import write_text
+from pipeline.lockfile import read_pointer
 
 
 @contextmanager
@@ -89,6 +90,6 @@ def own_remote(root: Path) -> None:
     pointer = root / "data.dvc"
     if not pointer.is_file():
         return
-    content = yaml.safe_load(pointer.read_text(encoding="utf-8"))
+    content = read_pointer(pointer)
     if any(out.pop("remote", None) for out in content["outs"]):
         write_text(pointer, yaml.safe_dump(content, sort_keys=False))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
-from openmed.files import sha256_file, write_json, write_text
+from openmed.files import read_table, sha256_file, write_json, write_text
 from pipeline.params import Params, load_params
 from pipeline.stage import MANIFEST, folder
 
@@ -65,16 +65,9 @@ def check_drift(workspace: Path, *, accept: bool = False) -> dict[str, Any]:
 
 
 def _films(workspace: Path, params: Params) -> "pd.DataFrame":
-    import pandas as pd
-
     from openmed.data.profile import profile_films
 
-    try:
-        manifest = pd.read_parquet(workspace / MANIFEST)
-    except (OSError, ValueError):
-        raise BadInput(
-            f"{workspace / MANIFEST} is missing or unreadable: run `dvc repro validate` first"
-        ) from None
+    manifest = read_table(workspace / MANIFEST, needed=("label", "patient", "sha256", "status"))
     return profile_films(manifest, params.task.classes)
 
 

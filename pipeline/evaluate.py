@@ -19,7 +19,7 @@ from openmed.data.cache import FilmCache
 from openmed.data.hidden_parts import HIDDEN
 from openmed.data.simulated_sites import SITES
 from openmed.errors import BadInput
-from openmed.files import atomic_path, read_json, sha256_file, write_json
+from openmed.files import atomic_path, read_json, read_table, sha256_file, write_json
 from openmed.metrics.abstention import Abstention, check_abstention, fit_abstention
 from openmed.metrics.calibration import Calibration, fit_calibration, prior_correction
 from openmed.models.base import BaseModel
@@ -35,7 +35,7 @@ from pipeline.measured import measured, write_curves
 from pipeline.novelty import choose_limit, learn_training_films, logits_and_distances, novelty_check
 from pipeline.params import Params
 from pipeline.rules import Rules
-from pipeline.stage import CACHE, MANIFEST, SPLIT, folder
+from pipeline.stage import CACHE, MANIFEST, SPLIT, SPLIT_COLUMNS, folder
 from pipeline.stress import at_sites, changed_probabilities, chosen_films, hidden
 
 RESAMPLED = folder("resample") / "summary.json"
@@ -46,7 +46,8 @@ def run(params: Params, architecture: str) -> None:
     """Predicts the films outside training and writes metrics, curves, gates and the finished model."""
     use_device(params)
     source, target = folder("train", architecture) / "model", folder("evaluate", architecture)
-    model, split = load_model(source).to(pick_device(params.run.device)), pd.read_parquet(SPLIT)
+    model = load_model(source).to(pick_device(params.run.device))
+    split = read_table(SPLIT, needed=SPLIT_COLUMNS)
     if params.evaluate.unlike_share is not None:
         model.statistics = learn_training_films(model, split, params.run.seed)
     films, logits = film_logits(model, split)

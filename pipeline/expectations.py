@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from pipeline.params import Params
+from pipeline.yaml_file import read_yaml
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -26,7 +26,7 @@ def check(manifest: pd.DataFrame, params: Params) -> dict[str, Any]:
         meaning, severity, success, skipped (why it was not checked; else empty), checked, unexpected,
         films (ids of the first offending rows).
     """
-    definitions = yaml.safe_load(SUITE.read_text(encoding="utf-8"))
+    definitions = read_yaml(SUITE)
     values = {
         "$labels": list(range(len(params.task.classes))),
         "$accepted_share": 1 - params.validate_.max_quarantined_share,

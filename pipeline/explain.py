@@ -14,7 +14,7 @@ from openmed.data.manifest import film_bytes
 from openmed.explain.checks import LIMITS, check_maps
 from openmed.explain.heatmap import explain, methods
 from openmed.explain.overlay import encode_jpeg, fitted, overlay
-from openmed.files import write_bytes, write_json, write_text
+from openmed.files import read_table, write_bytes, write_json, write_text
 from openmed.models.base import BaseModel
 from openmed.models.checkpoint import load_model
 from openmed.models.spec import ModelSpec
@@ -22,7 +22,7 @@ from pipeline.device import pick_device, use_device
 from pipeline.judgement import asked
 from pipeline.params import Params
 from pipeline.report.page import build_report
-from pipeline.stage import CACHE, DATA, MANIFEST, folder
+from pipeline.stage import CACHE, DATA, MANIFEST, MANIFEST_COLUMNS, folder
 
 _PICTURE_PX = 320
 OUTCOMES = ("true_positive", "false_positive", "false_negative", "true_negative")
@@ -32,7 +32,7 @@ def run(params: Params, architecture: str) -> None:
     """Explains example films of each outcome and writes heat maps, their check and the report."""
     use_device(params)
     model = load_model(folder("evaluate", architecture) / "model").to(pick_device(params.run.device))
-    predictions = pd.read_parquet(folder("evaluate", architecture) / "predictions.parquet")
+    predictions = read_table(folder("evaluate", architecture) / "predictions.parquet")
     test = predictions[predictions["split"] == "test"].reset_index(drop=True)
     target, primary = folder("explain", architecture), methods(model)[0]
     found = {name: _explain_finding(model, test, name, params, target) for name in model.spec.findings}
@@ -101,7 +101,7 @@ def _draw_examples(
     maps = explain(model, cache.films[cache.rows(films["id"])], spec.positive_index)
     # A film may be an example of several findings, each with maps of its own.
     of_which = "" if spec.positive == model.spec.positive else f"_{spec.positive_index}"
-    sources = pd.read_parquet(MANIFEST).set_index("id")
+    sources = read_table(MANIFEST, needed=MANIFEST_COLUMNS).set_index("id")
     target.mkdir(parents=True, exist_ok=True)
     examples = []
     for position, film in enumerate(films.itertuples()):

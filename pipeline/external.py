@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
-from openmed.files import atomic_path, write_json
+from openmed.files import atomic_path, read_table, write_json
 from pipeline.external_sets import EXTERNAL, external_sets
 from pipeline.judgement import describe_external
 from pipeline.params import Params
 from pipeline.rules import Rules
-from pipeline.stage import DATA, MANIFEST, SPLIT, film_store, folder, progress
+from pipeline.stage import DATA, MANIFEST, SPLIT, SPLIT_COLUMNS, film_store, folder, progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,13 +75,11 @@ def _usable_films(sets: dict[str, Path], params: Params) -> "tuple[pd.DataFrame,
 
 def _refuse_known_films(films: "pd.DataFrame", params: Params) -> None:
     """Stops when a film of a set, or a near-duplicate of it, is among the films of any split."""
-    import pandas as pd
-
     from openmed.data.external import films_in_training
     from openmed.data.splits import LEFT_OUT
 
-    split = pd.read_parquet(SPLIT)
-    manifest = pd.read_parquet(MANIFEST, columns=["id", "path", "sha256", "perceptual_hash"])
+    split = read_table(SPLIT, needed=SPLIT_COLUMNS)
+    manifest = read_table(MANIFEST, columns=["id", "path", "sha256", "perceptual_hash"])
     own = manifest[manifest["id"].isin(split.loc[split["split"] != LEFT_OUT, "id"])]
     own = own.assign(path=f"{DATA.name}/" + own["path"])
     away = films.assign(path=f"{EXTERNAL.name}/" + films["path"])[["set", *own.columns]]

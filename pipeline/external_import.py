@@ -15,6 +15,7 @@ from openmed.errors import BadInput
 from openmed.files import write_text
 from pipeline.checkout import dvc, push
 from pipeline.external_sets import EXTERNAL, pointer_of
+from pipeline.lockfile import read_pointer
 from pipeline.params import Params
 from pipeline.site import pseudonyms
 
@@ -65,7 +66,7 @@ def add_set(
     )
     about = summary.to_json() | {"unusable": _unusable(folder, home, params)}
     dvc(root, "add", "--quiet", folder.relative_to(root).as_posix())
-    content = yaml.safe_load(pointer.read_text(encoding="utf-8"))
+    content = read_pointer(pointer)
     described = {key: about[key] for key in ("films", "patients", "classes", "views", "second_labels")}
     write_text(pointer, yaml.safe_dump(content | {"meta": described}, sort_keys=False))
     pushed = push(root, pointer.relative_to(root).as_posix(), "the films", say)

@@ -6,10 +6,8 @@ Hides where a set lies, what pins it, and how a set that was changed or is not h
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from openmed.errors import BadInput, IntegrityError
-from pipeline.lockfile import dvc_md5
+from pipeline.lockfile import dvc_md5, read_pointer
 
 EXTERNAL = Path("external")
 
@@ -39,7 +37,7 @@ def external_sets(root: Path) -> dict[str, Path]:
     for folder in sets.values():
         if not folder.is_dir():
             raise BadInput(f"{folder} is not here: get it with `dvc pull {pointer_of(folder)}`")
-        pinned = yaml.safe_load(pointer_of(folder).read_text(encoding="utf-8"))["outs"][0]["md5"]
+        pinned = read_pointer(pointer_of(folder))["outs"][0]["md5"]
         if dvc_md5(folder) != pinned:
             raise IntegrityError(
                 f"{folder} is not the set that was added: get it back with "
@@ -52,6 +50,6 @@ def described_sets(root: Path) -> list[dict[str, Any]]:
     """Returns name, md5 and, as far as they were written down, the counts of every set."""
     found = []
     for pointer in pointers(root):
-        content = yaml.safe_load(pointer.read_text(encoding="utf-8"))
-        found.append({"name": pointer.stem, "md5": content["outs"][0]["md5"], **(content.get("meta") or {})})
+        content = read_pointer(pointer)
+        found.append({"name": pointer.stem, "md5": content["outs"][0]["md5"], **content.get("meta", {})})
     return found

@@ -13,11 +13,9 @@ from pathlib import Path
 from posixpath import normpath
 from typing import Any
 
-import yaml
-
 from openmed.errors import BadInput
+from pipeline.yaml_file import read_mapping
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TEMPLATE = re.compile(r"(?<!\\)\$\{(.*?)\}")
 _REFUSED = ("vars", "wdir")
 _PATH_LISTS = ("deps", "outs", "metrics", "plots")
@@ -60,7 +58,7 @@ def load_graph(path: Path) -> dict[str, Stage]:
         BadInput: The file is missing, is not YAML, or uses something that is not understood.
     """
     path = Path(path)
-    document = _read(path)
+    document = read_mapping(path)
     context = _context(document.get("vars") or [], path.parent)
     stages = [
         _resolve(full_name, body, scope)
@@ -70,30 +68,18 @@ def load_graph(path: Path) -> dict[str, Stage]:
     return {stage.name: replace(stage, upstream=_upstream(stage, stages)) for stage in stages}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read ({error}); check that the file is there") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content or {}, dict):
-        raise BadInput(f"{path} must hold a mapping at the top level, not {type(content).__name__}")
-    return content or {}
-
-
 def _context(variables: list[Any], folder: Path) -> dict[str, Any]:
     """Merges params.yaml, the files named under `vars` and its inline values."""
     context: dict[str, Any] = {}
     default = folder / "params.yaml"
     if default.exists():
-        _merge(context, _read(default))
+        _merge(context, read_mapping(default))
     for entry in variables:
         if isinstance(entry, Mapping):
             _merge(context, entry)
             continue
         name, _, keys = str(entry).partition(":")
-        content = _read(folder / name)
+        content = read_mapping(folder / name)
         _merge(context, {key: content[key] for key in keys.split(",")} if keys else content)
     return context
 

@@ -1,4 +1,4 @@
-"""What DVC wrote down of a finished stage: `dvc.lock`, read without DVC."""
+"""What DVC wrote down of finished stages (`dvc.lock`) and of data (`*.dvc`), read without DVC."""
 
 import hashlib
 import json
@@ -7,8 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from openmed.errors import BadInput, IntegrityError
+from pipeline.yaml_file import parse_yaml, read_yaml
 
 _CHUNK_BYTES = 1 << 20
+
+
+def read_pointer(path: Path) -> dict[str, Any]:
+    """Reads a .dvc file, such as data.dvc, as `parse_pointer`; BadInput too when it is not there."""
+    return _pointer(read_yaml(path), str(path))
+
+
+def parse_pointer(text: str, source: str) -> dict[str, Any]:
+    """Reads the text of a .dvc file.
+
+    Returns:
+        Its content. `outs` holds one output or more, the first with an `md5`; `meta` is a mapping.
+
+    Raises:
+        BadInput: It is not what DVC writes.
+    """
+    return _pointer(parse_yaml(text, source), source)
+
+
+def _pointer(content: Any, source: str) -> dict[str, Any]:
+    outs = content.get("outs") if isinstance(content, dict) else None
+    whole = isinstance(outs, list) and outs and all(isinstance(out, dict) for out in outs)
+    if not (whole and isinstance(outs[0].get("md5"), str) and isinstance(content.get("meta", {}), dict)):
+        raise BadInput(f"{source} is not what DVC writes: get it back with git, or add the data again")
+    return content
 
 
 def outputs(lock: Mapping[str, Any], stage: str) -> dict[str, str]:
@@ -19,7 +45,7 @@ def outputs(lock: Mapping[str, Any], stage: str) -> dict[str, str]:
     """
     try:
         return {out["path"]: out["md5"] for out in lock["stages"][stage]["outs"]}
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise BadInput(f"dvc.lock knows no outputs of {stage}: run the pipeline to its end") from None
 
 

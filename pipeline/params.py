@@ -4,14 +4,16 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from openmed.errors import BadInput
+from pipeline.yaml_file import read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+# NumPy, scikit-learn and PyTorch take no larger one in common.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class _Section(BaseModel):
@@ -34,7 +36,7 @@ class Task(_Section):
 class Run(_Section):
     """What makes a run repeatable: seed, CPU threads, device and the processes of a training."""
 
-    seed: Count
+    seed: Seed
     threads: Positive
     processes: Positive
     device: Literal["auto", "cpu", "cuda"]
@@ -252,12 +254,7 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     Raises:
         BadInput: The file is missing, is not YAML, or holds an unknown key or impossible value.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{path} does not exist: run this in the project's folder") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    content = read_yaml(path, missing="run this in the project's folder")
     try:
         return Params.model_validate(content)
     except ValidationError as error:

@@ -5,11 +5,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from openmed.errors import BadInput
 from pipeline.params import first_problem
+from pipeline.yaml_file import read_yaml
 
 PLAN_FILE = "change_plan.yaml"
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -152,12 +152,9 @@ def load_plan(path: Path) -> ChangePlan:
     Raises:
         BadInput: The file is missing, is not YAML, or holds an unknown key or impossible value.
     """
+    content = read_yaml(path, missing="a change plan says what may change and who decides")
     try:
-        return ChangePlan.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise BadInput(f"{path} does not exist: a change plan says what may change and who decides") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        return ChangePlan.model_validate(content)
     except ValidationError as error:
         raise BadInput(f"{path}: {first_problem(error)}") from None
 

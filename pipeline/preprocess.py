@@ -1,8 +1,7 @@
 """Decodes every usable film once and stores it at each architecture's input size."""
 
-import pandas as pd
-
 from openmed.data.cache import write_cache
+from openmed.files import read_table
 from pipeline.params import Params
 from pipeline.stage import CACHE, DATA, MANIFEST, film_store, progress
 
@@ -10,7 +9,7 @@ from pipeline.stage import CACHE, DATA, MANIFEST, film_store, progress
 def run(params: Params) -> None:
     """Reads the films that the manifest accepts and writes one uint8 array for each size."""
     accepted = [("status", "==", "accepted")]
-    films = pd.read_parquet(MANIFEST, columns=["id", "path", "sha256"], filters=accepted)
+    films = read_table(MANIFEST, columns=["id", "path", "sha256"], filters=accepted)
     sizes = {params.preprocess.image_size_px[name] for name in params.architectures}
     with film_store() as store, progress(len(films), "preprocess") as tick:
         write_cache(CACHE, DATA, films, sizes, store, tick)

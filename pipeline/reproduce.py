@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, sha256_file
 from pipeline import registry, workspace
+from pipeline.lockfile import read_pointer
 
 SAME_BITS, SAME_METRICS, DIFFERENT = "same bits", "same metrics", "different"
 # What another processor or version of a library may change in a metric (0 to 1) of the same training.
@@ -51,7 +50,7 @@ def reproduce(project: Path, home: Path, version: str) -> dict[str, Any]:
 
 
 def _prepare(folder: Path, version: str, tags: dict[str, str]) -> None:
-    data = yaml.safe_load((folder / workspace.DATA_FILE).read_text(encoding="utf-8"))["outs"][0]["md5"]
+    data = read_pointer(folder / workspace.DATA_FILE)["outs"][0]["md5"]
     if data != tags["data_md5"]:
         raise IntegrityError(
             f"commit {tags['revision']} holds other data than version {version} was trained on: it cannot be "
@@ -91,7 +90,3 @@ def _compared(folder: Path, version: str, tags: dict[str, str]) -> dict[str, Any
         "weights_sha256": {"recorded": tags["weights_sha256"], "found": weights},
         "metrics": {name: {"recorded": recorded[name], "found": found[name]} for name in _COMPARED},
     }
-
-
-def _near(found: float | None, recorded: float) -> bool:
-    return found is not None and abs(found - recorded) <= TOLERANCE

@@ -5,15 +5,15 @@ import pandas as pd
 
 from openmed.data.leakage import verify_training_rows
 from openmed.data.sampling import resample_rows
-from openmed.files import atomic_path, write_json
+from openmed.files import atomic_path, read_table, write_json
 from openmed.metrics.calibration import prior_correction
 from pipeline.params import Params
-from pipeline.stage import ROWS, SPLIT, folder
+from pipeline.stage import ROWS, SPLIT, SPLIT_COLUMNS, folder
 
 
 def run(params: Params) -> None:
     """Reads the split and writes the list of training rows, in which films may repeat."""
-    split = pd.read_parquet(SPLIT)
+    split = read_table(SPLIT, needed=SPLIT_COLUMNS)
     films = split[split["split"] == "train"].reset_index(drop=True)
     rows = films.iloc[resample_rows(films["label"].to_numpy(), params.resample.strategy, params.run.seed)]
     verified = verify_training_rows(rows, split)

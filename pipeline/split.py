@@ -6,10 +6,10 @@ import pandas as pd
 from openmed.data import leakage
 from openmed.data.duplicates import near_duplicates, same_film
 from openmed.data.splits import LEFT_OUT, SPLITS, assign, group_patients
-from openmed.files import atomic_path, write_json
+from openmed.files import atomic_path, read_table, write_json
 from pipeline.params import Params
 from pipeline.rules import Rules, check_floors
-from pipeline.stage import DATA, MANIFEST, SPLIT, folder, progress
+from pipeline.stage import DATA, MANIFEST, MANIFEST_COLUMNS, SPLIT, folder, progress
 from pipeline.sufficiency import check_classes
 
 
@@ -22,7 +22,7 @@ def run(params: Params) -> None:
             the films that it gives.
         IntegrityError: A film that had to be looked at is not what the manifest recorded.
     """
-    manifest = pd.read_parquet(MANIFEST)
+    manifest = read_table(MANIFEST, needed=MANIFEST_COLUMNS)
     films = manifest[manifest["status"] == "accepted"].reset_index(drop=True)
     pairs = near_duplicates(films["perceptual_hash"].tolist(), params.split.near_duplicate_bits)
     same = _confirm(films, pairs)

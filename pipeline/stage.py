@@ -20,6 +20,11 @@ DATA = Path("data")
 DECISIONS = Path("decisions.csv")
 MANIFEST = Path("artifacts/validate/manifest.parquet")
 SPLIT = Path("artifacts/split/split.parquet")
+MANIFEST_COLUMNS = (
+    *("id", "path", "label", "patient", "declared_split", "sha256"),
+    *("status", "reason", "perceptual_hash", "embedding"),
+)
+SPLIT_COLUMNS = ("id", "patient", "label", "split")
 CACHE = Path("artifacts/preprocess")
 ROWS = Path("artifacts/resample/rows.parquet")
 VAULT = Path("weights")
@@ -105,8 +110,10 @@ __all__ = [
     "DATA",
     "DECISIONS",
     "MANIFEST",
+    "MANIFEST_COLUMNS",
     "ROWS",
     "SPLIT",
+    "SPLIT_COLUMNS",
     "VAULT",
     "Params",
     "film_store",

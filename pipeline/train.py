@@ -12,7 +12,7 @@ import torch
 from openmed.data.cache import FilmCache
 from openmed.data.leakage import verify_training_rows
 from openmed.errors import BadInput
-from openmed.files import atomic_path, sha256_file, write_json
+from openmed.files import atomic_path, read_table, sha256_file, write_json
 from openmed.models.base import BaseModel
 from openmed.models.checkpoint import save_model
 from openmed.models.factory import ModelFactory
@@ -25,7 +25,7 @@ from pipeline.device import pick_device, use_device
 from pipeline.launch import end_with_parent, run_processes
 from pipeline.params import Params, Train
 from pipeline.project import home
-from pipeline.stage import CACHE, ROWS, SPLIT, VAULT, folder, progress
+from pipeline.stage import CACHE, ROWS, SPLIT, SPLIT_COLUMNS, VAULT, folder, progress
 
 
 def run(params: Params, architecture: str) -> None:
@@ -51,7 +51,7 @@ def _train(
 ) -> tuple[BaseModel, Position]:
     settings = train_settings(params, architecture)
     model = create_model(params, architecture)
-    rows, split = pd.read_parquet(ROWS), pd.read_parquet(SPLIT)
+    rows, split = read_table(ROWS, needed=("id", "label")), read_table(SPLIT, needed=SPLIT_COLUMNS)
     verify_training_rows(rows, split)  # the files may be of different runs
     cache = FilmCache(CACHE, model.spec.image_size_px)
     with _shown(settings, len(rows), workers.leads) as report:

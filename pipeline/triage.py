@@ -11,10 +11,10 @@ from openmed.data.label_errors import cross_fitted_probabilities, label_errors, 
 from openmed.data.manifest import film_bytes
 from openmed.data.quality import REASONS, suspicion
 from openmed.explain.overlay import encode_jpeg, fitted
-from openmed.files import atomic_path, write_json, write_text
+from openmed.files import atomic_path, read_table, write_json, write_text
 from pipeline.params import Params
 from pipeline.report.render import picture, render
-from pipeline.stage import CACHE, DATA, DECISIONS, MANIFEST, folder
+from pipeline.stage import CACHE, DATA, DECISIONS, MANIFEST, MANIFEST_COLUMNS, folder
 
 _THUMBNAIL_PX, _JPEG_QUALITY = 144, 78
 _DIGITS, _LIMIT = 4, 0.5
@@ -25,7 +25,7 @@ MEANINGS = {LABEL: "label may be wrong"} | REASONS
 
 def run(params: Params) -> None:
     """Reads what earlier stages measured and predicted; writes the ranking and the sheet."""
-    manifest = pd.read_parquet(MANIFEST)
+    manifest = read_table(MANIFEST, needed=MANIFEST_COLUMNS)
     films = manifest[manifest["status"] == "accepted"].reset_index(drop=True)
     errors = _label_errors(films, params)
     ranking = _rank(films, errors, params.task.classes)
@@ -62,7 +62,7 @@ def _network_probabilities(ids: pd.Series, params: Params) -> np.ndarray:
     """Mean over the networks for films held out of their training, NaN for the others."""
     columns = [f"probability_{name}" for name in params.task.classes]
     parts = [
-        pd.read_parquet(folder("evaluate", name) / "predictions.parquet", columns=["id", *columns])
+        read_table(folder("evaluate", name) / "predictions.parquet", columns=["id", *columns])
         for name in params.architectures
     ]
     return pd.concat(parts).groupby("id").mean().reindex(ids).to_numpy()

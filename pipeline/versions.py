@@ -21,6 +21,7 @@ from openmed.files import write_text
 from pipeline.airflow_client import DATASET, running_airflow
 from pipeline.checkout import dvc, git, push
 from pipeline.dataset import own_remote
+from pipeline.lockfile import parse_pointer, read_pointer
 from pipeline.params import Params
 from pipeline.site import pseudonyms
 from pipeline.stage import progress
@@ -36,7 +37,7 @@ class DataVersion:
         revision: Commit that brought it.
         date: When, ISO 8601.
         subject: First line of the commit.
-        md5: DVC's hash of the data folder.
+        md5: DVC's hash of the data folder, None where data.dvc of that commit is damaged.
         films: Number of films, None where it was not written down.
         patients: Number of patients, likewise.
         classes: Films of each class, empty where they were not written down.
@@ -45,7 +46,7 @@ class DataVersion:
     revision: str
     date: str
     subject: str
-    md5: str
+    md5: str | None
     films: int | None
     patients: int | None
     classes: dict[str, int]
@@ -147,7 +148,7 @@ def _describe(root: Path, params: Params) -> None:
     about = {"films": len(films), "patients": int(films["patient"].nunique())}
     about["classes"] = {name: int(counts.get(name, 0)) for name in params.task.classes}
     pointer = root / POINTER
-    content = yaml.safe_load(pointer.read_text(encoding="utf-8"))
+    content = read_pointer(pointer)
     if content.get("meta") != about:
         write_text(pointer, yaml.safe_dump(content | {"meta": about}, sort_keys=False))
 
@@ -177,14 +178,25 @@ def log_versions(root: Path) -> list[DataVersion]:
 
 def _version(root: Path, revision: str, date: str, subject: str) -> DataVersion | None:
     try:
-        content = yaml.safe_load(git(root, "show", f"{revision}:{POINTER}"))
+        text = git(root, "show", f"{revision}:{POINTER}")
     except BadInput:
         return None  # the commit took the pointer away
-    out, meta = content["outs"][0], content.get("meta") or {}
-    files = out.get("nfiles")
-    films = meta.get("films", files - 1 if files else None)  # films.csv is one of the files
-    classes = {str(name): int(count) for name, count in (meta.get("classes") or {}).items()}
-    return DataVersion(revision, date, subject, out["md5"], films, meta.get("patients"), classes)
+    try:
+        content = parse_pointer(text, f"{POINTER} of {revision}")
+    except BadInput:
+        return DataVersion(revision, date, subject, None, None, None, {})
+    out, meta = content["outs"][0], content.get("meta", {})
+    files, films = _count(out.get("nfiles")), _count(meta.get("films"))
+    if films is None and files:
+        films = files - 1  # films.csv is one of the files
+    classes = meta.get("classes")
+    classes = classes if isinstance(classes, dict) else {}
+    counts = {str(name): _count(count) or 0 for name, count in classes.items()}
+    return DataVersion(revision, date, subject, out["md5"], films, _count(meta.get("patients")), counts)
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _counts(labels: pd.Series) -> str:

@@ -17,6 +17,7 @@ from openmed.errors import BadInput, IntegrityError
 from openmed.files import write_text
 from openmed.models.vault import CHAMPION, UNKNOWN_LICENCE, VaultEntry, put_in_vault, read_vault
 from pipeline.checkout import dvc, git, push
+from pipeline.lockfile import read_pointer
 from pipeline.params import Params, Train, load_params
 from pipeline.stage import VAULT
 from pipeline.workspace import WEIGHTS_FILE, obtain, set_values
@@ -250,7 +251,7 @@ def _add(root: Path, params_file: Path) -> None:
     for entry in held.values():
         entry.path_in(root / VAULT)  # DVC may have put a damaged file of its cache in the place of a good one
     pointer = root / WEIGHTS_FILE
-    content = yaml.safe_load(pointer.read_text(encoding="utf-8"))
+    content = read_pointer(pointer)
     write_text(pointer, yaml.safe_dump(content | {"meta": {"weights": about}}, sort_keys=False))
 
 
@@ -265,7 +266,10 @@ def _pointed(root: Path) -> dict[str, Any]:
     pointer = root / WEIGHTS_FILE
     if not pointer.is_file():
         return {}
-    return (yaml.safe_load(pointer.read_text(encoding="utf-8")).get("meta") or {}).get("weights") or {}
+    described = read_pointer(pointer).get("meta", {}).get("weights", {})
+    if not isinstance(described, dict):
+        raise BadInput(f"{pointer} does not say which weights it stands for: get it back with git")
+    return described
 
 
 def _pin(root: Path, params_file: Path, kind: str) -> list[str]:

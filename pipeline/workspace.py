@@ -21,6 +21,7 @@ import yaml
 from openmed.errors import BadInput, OpenMedError, ResourceError
 from openmed.files import read_json, write_json, write_text
 from pipeline.external_sets import pointers
+from pipeline.yaml_file import read_yaml
 
 DATA_FILE = "data.dvc"
 WEIGHTS_FILE = "weights.dvc"
@@ -143,8 +144,9 @@ def set_values(path: Path, values: Mapping[str, Any]) -> None:
         values: New values by dotted key, such as `{"run.seed": 7}`.
 
     Raises:
-        BadInput: The file has no such key; nothing is changed then.
+        BadInput: The file has no such key, or cannot be read; nothing is changed then.
     """
+    read_yaml(path)
     text, places = path.read_text(encoding="utf-8"), {}
     for dotted, value in values.items():
         node = _node(yaml.compose(text), dotted)

@@ -79,7 +79,8 @@ def read_films(data: Path, class_names: Iterable[str], *, more: Iterable[str] = 
 def is_inside(path: str) -> bool:
     """Tells whether a POSIX path stays below the folder it is relative to."""
     parts = path.split("/")
-    return not path.startswith("/") and ".." not in parts and "\\" not in path and ":" not in parts[0]
+    odd = "\0" in path or "\\" in path or ":" in parts[0]
+    return not (odd or path.startswith("/") or ".." in parts)
 
 
 def film_bytes(data: Path, path: str, sha256: str) -> bytes:

@@ -15,6 +15,7 @@ from openmed.files import atomic_path, read_json, sha256_file, write_json
 VAULT_FILE = "vault.json"
 CHAMPION = "champion"
 UNKNOWN_LICENCE = "unknown"
+_TEXTS = ("kind", "timm_name", "file", "source", "licence", "sha256", "added_at")
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,24 @@ def read_vault(vault: Path) -> dict[str, VaultEntry]:
     try:
         entries = [VaultEntry(**content) for content in read_json(path)["weights"]]
     except (TypeError, KeyError):
-        raise BadInput(f"{path} is no record of a weights vault: restore it from its last version") from None
+        entries = None
+    if entries is None or not all(map(_is_typed, entries)):
+        raise BadInput(f"{path} is no record of a weights vault: restore it from its last version")
     for entry in entries:
         # A vault may come from another house: nothing in it may point elsewhere.
-        if Path(entry.file).name != entry.file:
+        if not entry.file or Path(entry.file).name != entry.file:
             raise BadInput(f"{path} names a file outside its folder: restore it from its last version")
     return {entry.key: entry for entry in entries}
+
+
+def _is_typed(entry: VaultEntry) -> bool:
+    texts = [getattr(entry, name) for name in _TEXTS]
+    return (
+        all(isinstance(text, str) and text.isprintable() for text in texts)
+        and isinstance(entry.revision, str | None)
+        and isinstance(entry.bytes, int)
+        and isinstance(entry.spec, dict | None)
+    )
 
 
 def put_in_vault(vault: Path, source: Path, entry: VaultEntry) -> None:

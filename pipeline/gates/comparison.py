@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openmed.files import read_json
+from openmed.files import read_json, read_table
 from openmed.metrics.gates import FAIL, INSUFFICIENT, NOT_SHOWN, Gate, judge_difference
 from openmed.metrics.power import films_for_margin
 from pipeline import registry
@@ -126,9 +126,7 @@ def _of_finding(
 def _on_fresh_films(
     evidence: Evidence, other: str, both: "pd.DataFrame", other_threshold: float, role: _Role
 ) -> Comparison:
-    import pandas as pd
-
-    seen = pd.read_parquet(registry.artifact(other, "training_films.parquet"))["sha256"]
+    seen = read_table(registry.artifact(other, "training_films.parquet"))["sha256"]
     fresh = both[~both["sha256"].isin(seen)]
     left_out = len(both) - len(fresh)
     labels = (fresh["label"] == evidence.spec.positive_index).astype(int)
@@ -156,7 +154,7 @@ def _with_external(
     if compared.gates is None or wanted is None:
         return compared
     scores = pd.DataFrame({"set": [], "id": [], "score": []}) if scores is None else scores
-    seen = pd.read_parquet(registry.artifact(other, "training_films.parquet"))["sha256"]
+    seen = read_table(registry.artifact(other, "training_films.parquet"))["sha256"]
     gates = list(compared.gates)
     for name in wanted.sets:
         films = external_films(evidence, name)
@@ -181,16 +179,14 @@ def _scores(
     version: str, other: str, workspace: Path | None, role: _Role
 ) -> "tuple[registry.Scored, str | None]":
     """Finds the earlier version's scores: those logged with the version or, if there are none, new ones."""
-    import pandas as pd
-
     # Who was the champion then may be the first approved by now.
     for file in (CHAMPION.file, FIRST.file):
         stored = registry.find_artifact(version, f"{file}.json")
         about = read_json(stored) if stored else {"version": None}
         if about["version"] == other and about["problem"] is None:
-            test = pd.read_parquet(registry.artifact(version, f"{file}_predictions.parquet"))
+            test = read_table(registry.artifact(version, f"{file}_predictions.parquet"))
             away = registry.find_artifact(version, f"{file}_{EXTERNAL_PREDICTIONS}")
-            return (about, test, None if away is None else pd.read_parquet(away)), None
+            return (about, test, None if away is None else read_table(away)), None
     if workspace is None:
         problem = (
             f"version {version} was registered without scores of {role.title} {other}: "

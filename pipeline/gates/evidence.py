@@ -6,15 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from openmed.errors import BadInput
-from openmed.files import read_json, sha256_file
+from openmed.files import read_json, read_table, sha256_file
 from pipeline import registry
 from pipeline.judgement import asked
 from pipeline.plan import PLAN_FILE, ChangePlan, load_plan
 from pipeline.registry.evidence import EXTERNAL_PREDICTIONS
 from pipeline.rules import Rules
+from pipeline.yaml_file import read_mapping
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +71,7 @@ class Evidence:
         plan = registry.artifact(version, PLAN_FILE)
         profile = registry.find_artifact(version, "data_profile.parquet")
         external = registry.find_artifact(version, EXTERNAL_PREDICTIONS)
-        params = yaml.safe_load(registry.artifact(version, "params.yaml").read_text(encoding="utf-8"))
+        params = read_mapping(registry.artifact(version, "params.yaml"))
         return cls(
             version=version,
             tags=tags,
@@ -82,13 +81,13 @@ class Evidence:
             plan_sha256=sha256_file(plan),
             metrics=read_json(registry.artifact(version, "metrics.json")),
             gates=read_json(registry.artifact(version, "gates.json"))["gates"],
-            predictions=pd.read_parquet(registry.artifact(version, "predictions.parquet")),
-            split=pd.read_parquet(registry.artifact(version, "split/split.parquet")),
-            films=None if profile is None else pd.read_parquet(profile),
+            predictions=read_table(registry.artifact(version, "predictions.parquet")),
+            split=read_table(registry.artifact(version, "split/split.parquet")),
+            films=None if profile is None else read_table(profile),
             # Versions of before there were external sets have no such file.
             external=pd.DataFrame(columns=["set", "id", "sha256", "label", "view"])
             if external is None
-            else pd.read_parquet(external),
+            else read_table(external),
         )
 
     @cached_property

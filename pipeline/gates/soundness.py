@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import IntegrityError
+from openmed.files import read_table
 from openmed.metrics.gates import FAIL, OUTSIDE_PLAN, PASS
 from pipeline import registry
 from pipeline.gates.evidence import Evidence, verdict_gate
@@ -121,11 +122,7 @@ def with_look(evidence: Evidence) -> Evidence:
 
 
 def _test_films(version: str) -> "pd.DataFrame":
-    import pandas as pd
-
-    films = pd.read_parquet(
-        registry.artifact(version, "predictions.parquet"), columns=["id", "patient", "split"]
-    )
+    films = read_table(registry.artifact(version, "predictions.parquet"), columns=["id", "patient", "split"])
     return films[films["split"] == "test"]
 
 

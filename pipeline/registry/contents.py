@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from openmed.errors import IntegrityError
+from openmed.errors import BadInput, IntegrityError
 from pipeline.registry.store import MODEL_NAME
+from pipeline.yaml_file import read_yaml
 
 
 def same(found: Mapping[str, Any], recorded: Mapping[str, Any], what: str) -> None:
@@ -37,8 +36,8 @@ def close(found: Any, stored_: Any, what: str) -> None:
 def names_version(path: Path, version: str) -> bool:
     """Tells whether MLflow's own file beside a loaded model names this version and says nothing else."""
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        said = read_yaml(path)
+    except BadInput:
         return False
     # Asked for an alias, MLflow writes the version as a number.
     return said in ({"model_name": MODEL_NAME, "model_version": each} for each in (version, int(version)))

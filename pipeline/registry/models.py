@@ -19,7 +19,7 @@ from pipeline.registry.contents import names_version
 from pipeline.registry.decisions import champion, on_hold
 from pipeline.registry.retraining import Candidate
 from pipeline.registry.store import CHAMPION, MODEL_NAME, connect
-from pipeline.registry.versions import aliases, find
+from pipeline.registry.versions import aliases, find, is_number
 
 if TYPE_CHECKING:
     import torch
@@ -191,9 +191,9 @@ def version_at(address: str) -> str:
     Raises:
         BadInput: It is no address, or there is no such alias.
     """
-    if address.isdigit():
+    if is_number(address):
         return address
-    match = re.fullmatch(rf"models:/{MODEL_NAME}(?:@([\w-]+)|/(\d+))", address)
+    match = re.fullmatch(rf"models:/{MODEL_NAME}(?:@([\w-]+)|/([1-9][0-9]{{0,8}}))", address)
     if match is None:
         raise BadInput(
             f"{address} is no model address: use models:/{MODEL_NAME}@champion or models:/{MODEL_NAME}/1"

@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import read_json, sha256_bytes, sha256_file
+from openmed.files import read_json, read_table, sha256_bytes, sha256_file
 from pipeline.judgement import set_digest
-from pipeline.lockfile import check_outputs
+from pipeline.lockfile import check_outputs, read_pointer
 from pipeline.plan import PLAN_FILE, load_plan
+from pipeline.yaml_file import read_mapping
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Shorter identifiers are found in any text; they can name nobody.
 _SHORTEST_IDENTIFIER = 5
+_FIRST = "run the pipeline in this workspace first"
 
 
 @dataclass(frozen=True)
@@ -97,21 +97,13 @@ class Retraining:
     @classmethod
     def read(cls, workspace: Path) -> "Retraining":
         """Reads a workspace; BadInput or IntegrityError when something is missing or does not agree."""
-        params = _read_yaml(workspace / "params.yaml")
-        data = _read_yaml(workspace / "data.dvc")
-        lock = _read_yaml(workspace / "dvc.lock")
-        try:
-            names, data_md5 = list(params["architectures"]), data["outs"][0]["md5"]
-        except (KeyError, IndexError, TypeError):
-            raise BadInput(
-                f"{workspace} lacks `architectures` in params.yaml or a hash in data.dvc"
-            ) from None
+        params, names = _settings(workspace)
+        data_md5 = read_pointer(workspace / "data.dvc")["outs"][0]["md5"]
+        lock = read_mapping(workspace / "dvc.lock", missing=_FIRST)
         for stage in ("validate", "split"):
             check_outputs(workspace, lock, stage)
         load_plan(workspace / PLAN_FILE)
         candidates = {name: Candidate.read(workspace, name, lock) for name in names}
-        if not candidates:
-            raise BadInput(f"params.yaml in {workspace} names no architecture: there is nothing to register")
         return cls(workspace, params, data_md5, films_of(workspace), candidates, external_films_of(workspace))
 
     @property
@@ -182,25 +174,15 @@ def external_films_of(workspace: Path) -> "pd.DataFrame":
         BadInput: The pipeline has not run there.
     """
     # The films are the same for every architecture.
-    first = _read_yaml(Path(workspace) / "params.yaml")["architectures"][0]
+    first = _settings(Path(workspace))[1][0]
     path = Path(workspace) / "artifacts" / "external" / first / "predictions.parquet"
     return read_table(path, ["set", "id", "path", "sha256", "patient", "label"])
 
 
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        raise BadInput(
-            f"{path} is missing or is not YAML: run the pipeline in this workspace first"
-        ) from None
-
-
-def read_table(path: Path, columns: list[str] | None = None) -> "pd.DataFrame":
-    """Reads a table of a stage; BadInput when it is not there."""
-    import pandas as pd
-
-    try:
-        return pd.read_parquet(path, columns=columns)
-    except (OSError, ValueError, KeyError):
-        raise BadInput(f"{path} is missing or unreadable: run the pipeline in this workspace first") from None
+def _settings(workspace: Path) -> tuple[dict[str, Any], list[str]]:
+    """Reads params.yaml of a workspace, of whatever version, and the architectures that it names."""
+    params = read_mapping(workspace / "params.yaml", missing=_FIRST)
+    names = params.get("architectures")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise BadInput(f"params.yaml in {workspace} names no architecture: there is nothing to register")
+    return params, names

@@ -41,6 +41,21 @@ def connect() -> Iterator["MlflowClient"]:
             f"the model registry at {without_password(uri)} cannot be used ({first}): "
             "check that it runs and MLFLOW_TRACKING_URI"
         ) from error
+    except Exception as error:
+        if not _is_of_database(error):
+            raise
+        raise ResourceError(
+            f"the model registry at {without_password(uri)} cannot be used ({type(error).__name__}): its "
+            "database is damaged, full or of another version of MLflow; restore it from its backup"
+        ) from error
+
+
+def _is_of_database(error: Exception) -> bool:
+    # Told by name: only a local store loads these libraries, and they are slow to import.
+    return any(
+        kind.__module__.partition(".")[0] in ("sqlalchemy", "alembic", "sqlite3")
+        for kind in type(error).__mro__
+    )
 
 
 def _client(mlflow: Any, uri: str) -> "MlflowClient":

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from openmed.errors import IntegrityError, OpenMedError
-from openmed.files import check_hashes, hashes_below, read_json, sha256_bytes
+from openmed.files import check_hashes, hashes_below, read_json, read_table, sha256_bytes
 from pipeline.project import locked
 from pipeline.registry import audit
 from pipeline.registry.audit import Entry
@@ -27,6 +25,7 @@ from pipeline.registry.models import check_files, load_predictor, stored
 from pipeline.registry.retraining import of_each_finding
 from pipeline.registry.store import MODEL_NAME, connect
 from pipeline.registry.versions import artifact, find
+from pipeline.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -147,7 +146,7 @@ def _origin(chain: _Chain) -> None:
 
 
 def _check_lock(path: Path, data_md5: str) -> None:
-    lock = yaml.safe_load(path.read_text(encoding="utf-8"))
+    lock = read_yaml(path)
     read = {dep.get("md5") for dep in lock["stages"]["validate"]["deps"] if dep["path"] == "data"}
     if read != {data_md5}:
         raise IntegrityError(f"dvc.lock of the retraining read other data than {data_md5}: retrain")
@@ -168,7 +167,7 @@ def _evidence(chain: _Chain) -> None:
             if path in shown or not path.startswith(f"{REVIEWS}/")
         }
         check_hashes(found, json.loads(chain.version.tags["evidence"]) | shown, chain.what)
-        params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+        params = read_yaml(folder / "params.yaml")
         measured = numbers(read_json(folder / "metrics.json"), folder / "history.csv")
     same(dict(run.data.params), settings(params, chain.version.tags["architecture"]), "setting %s in MLflow")
     # A value may be logged more than once at a step: the phases of a training each count from 1.
@@ -200,7 +199,6 @@ def _control(chain: _Chain) -> None:
 def _verdict(chain: _Chain) -> None:
     """Threshold, metrics and gates, computed anew from the predictions of each film."""
     import numpy as np
-    import pandas as pd
 
     from openmed.models.checkpoint import read_spec
     from pipeline.judgement import METHODS, called_films, judge_findings, unlike_limit, with_thresholds
@@ -209,8 +207,8 @@ def _verdict(chain: _Chain) -> None:
     with stored(chain.number) as folder:
         spec = read_spec(folder)[0]
     with _files_of(chain.client, chain.version.run_id) as folder:
-        predictions = pd.read_parquet(folder / "predictions.parquet")
-        params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+        predictions = read_table(folder / "predictions.parquet")
+        params = read_yaml(folder / "params.yaml")
         metrics, gates = read_json(folder / "metrics.json"), read_json(folder / "gates.json")
     logits = predictions[[f"logit_{name}" for name in spec.class_names]].to_numpy()
     scores = spec.probabilities(logits)[:, spec.positive_index]
@@ -261,7 +259,6 @@ def _measured(
 def _external(chain: _Chain) -> None:
     """What is said of films from elsewhere, computed anew from the prediction of each film."""
     import numpy as np
-    import pandas as pd
 
     from openmed.models.checkpoint import read_spec
     from pipeline.judgement import METHODS, describe_external
@@ -274,7 +271,7 @@ def _external(chain: _Chain) -> None:
         spec = read_spec(folder)[0]
     names = (EXTERNAL_METRICS, EXTERNAL_PREDICTIONS, "params.yaml")
     metrics, predictions, params = (artifact(chain.number, name) for name in names)
-    films, sets = pd.read_parquet(predictions), read_json(metrics)["sets"]
+    films, sets = read_table(predictions), read_json(metrics)["sets"]
     if films.empty and not sets:
         return
     scores = spec.probabilities(films[[f"logit_{name}" for name in spec.class_names]].to_numpy())
@@ -282,7 +279,7 @@ def _external(chain: _Chain) -> None:
         raise IntegrityError(
             f"the scores of {chain.what} on external sets are not those of its logits and its calibration"
         )
-    settings = yaml.safe_load(params.read_text(encoding="utf-8"))
+    settings = read_yaml(params)
     found = describe_external(films, spec, Rules.of(settings, f"params.yaml of {chain.what}"))
     shown = {
         name: {key: value for key, value in one.items() if key != "unusable"} for name, one in sets.items()

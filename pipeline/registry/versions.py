@@ -5,6 +5,7 @@ Hides MLflow's tags, aliases and error codes, and that its aliases let the last 
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -153,7 +154,7 @@ def find(client: "MlflowClient", version: str) -> "ModelVersion":
     """Returns one version as MLflow has it; BadInput with those that exist when there is no such version."""
     from mlflow.exceptions import MlflowException
 
-    if str(version).isdigit():
+    if is_number(str(version)):
         try:
             return client.get_model_version(MODEL_NAME, str(version))
         except MlflowException as error:
@@ -162,6 +163,12 @@ def find(client: "MlflowClient", version: str) -> "ModelVersion":
     known = sorted((int(found.version) for found in search(client, f"name = '{MODEL_NAME}'")), reverse=True)
     remedy = f"choose one of {', '.join(map(str, known[:10]))}" if known else "register a retraining first"
     raise BadInput(f"{MODEL_NAME} has no version {version}: {remedy}")
+
+
+def is_number(text: str) -> bool:
+    """Tells whether a text can be the number of a version, as MLflow writes it."""
+    # str.isdigit takes the digits of all scripts, and MLflow's tables hold 32 bits.
+    return re.fullmatch(r"[1-9][0-9]{0,8}", text) is not None
 
 
 def _described(version: "ModelVersion", named: Mapping[str, str]) -> dict[str, Any]:

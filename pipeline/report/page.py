@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from openmed.data.cache import FilmCache
-from openmed.files import read_json, sha256_file
+from openmed.files import read_json, read_table, sha256_file
 from openmed.models.spec import ModelSpec
 from pipeline.judgement import asked
 from pipeline.measured import curves
@@ -92,7 +92,7 @@ def build_report(params: Params, architecture: str, spec: ModelSpec, explanation
     """Builds the report of one architecture from the artefacts in the working folder."""
     evaluated, trained = folder("evaluate", architecture), folder("train", architecture)
     metrics, gates = read_json(evaluated / "metrics.json"), read_json(evaluated / "gates.json")
-    predictions = pd.read_parquet(evaluated / "predictions.parquet")
+    predictions = read_table(evaluated / "predictions.parquet")
     test = predictions[predictions["split"] == "test"]
     return render(
         "report.html",

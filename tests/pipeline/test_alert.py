@@ -8,6 +8,7 @@ import pytest
 
 from openmed.errors import BadInput, ResourceError
 from pipeline.alert import send_alert
+from pipeline.stage import guarded
 
 
 @pytest.fixture
@@ -60,3 +61,51 @@ def test_a_message_that_was_not_taken_is_an_error_without_the_address(webhook, m
     with pytest.raises(ResourceError, match="did not take the message") as refused:
         send_alert("anything")
     assert "secret" not in str(refused.value) and "127.0.0.1" not in str(refused.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_a_refusal_and_is_not_followed(webhook, monkeypatch, status):
+    asked = []
+
+    class Redirecting(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(status)
+            self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/elsewhere")
+            self.end_headers()
+
+        def do_GET(self):
+            asked.append(self.path)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("OPENMED_ALERT_URL", f"http://127.0.0.1:{server.server_port}/secret")
+        with pytest.raises(ResourceError, match=rf"did not take the message \({status}\)"):
+            send_alert("anything")
+        server.shutdown()
+    assert not asked
+    assert not webhook
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("https://h.example/SECRET x", "https://h.example/SECRET\n", "https://[SECRET", "https:///SECRET"),
+        *(
+            "https://h.example:99999/SECRET",
+            "https://h.example:x/SECRET",
+            "SECRET",
+            "https://h.example/SECRÉT",
+        ),
+        *("ftp://127.0.0.1/SECRET", "http://127.0.0.1@h.example/SECRET", "file:///etc/SECRET"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_without_repeating_it(monkeypatch, capsys, address):
+    monkeypatch.setenv("OPENMED_ALERT_URL", address)
+    assert guarded(lambda: send_alert("anything"), debug=True) == 2
+    shown = "".join(capsys.readouterr())
+    assert "must be an https address" in shown
+    assert "SECR" not in shown
+    assert "h.example" not in shown

@@ -110,7 +110,7 @@ def test_the_sample_remote_is_taken_off_and_the_rest_stays(tmp_path):
 
 
 def test_a_pointer_without_a_remote_is_not_written_again(tmp_path):
-    text = "outs:\n- {path: data}   # as the user wrote it\n"
+    text = "outs:\n- {md5: 0123.dir, path: data}   # as the user wrote it\n"
     (tmp_path / "data.dvc").write_text(text)
     own_remote(tmp_path)
     assert (tmp_path / "data.dvc").read_text() == text

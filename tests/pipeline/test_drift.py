@@ -272,7 +272,7 @@ def test_stored_films_that_were_changed_or_lost_are_refused(live, champion, vali
 def test_before_validate_there_is_nothing_to_compare(champion, validated):
     folder = validated(champion)
     (folder / MANIFEST).unlink()
-    with pytest.raises(BadInput, match="run `dvc repro validate` first"):
+    with pytest.raises(BadInput, match="run the pipeline in this workspace first"):
         check_drift(folder)
 
 

@@ -221,9 +221,9 @@ def test_a_file_without_stages_is_an_empty_graph(tmp_path):
         ("stages: {a: {cmd: 'run ${train}'}}", "one plain value"),
         ("stages: {a: {cmd: run, wdir: sub}}", "'wdir' inside a stage is not supported"),
         ("stages: {a: {foreach: '${train.lr}', do: {cmd: run}}}", "foreach needs a list"),
-        ("stages: [", "not valid YAML"),
+        ("stages: [", "cannot be read as YAML"),
         ("- a list", "must hold a mapping"),
-        ("vars: [absent.yaml]", "absent.yaml cannot be read"),
+        ("vars: [absent.yaml]", "absent.yaml does not exist"),
     ],
 )
 def test_what_is_not_understood_is_refused(tmp_path, dvc_yaml, said):

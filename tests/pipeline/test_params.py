@@ -231,3 +231,19 @@ def test_limits_of_drift_are_complete_and_in_order(tmp_path, params):
     del limits["intensity"]
     with pytest.raises(BadInput, match=r"drift.limits: "):
         load(tmp_path, params)
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**40, -1])
+def test_a_seed_that_no_library_takes_is_refused(tmp_path, params, seed):
+    with pytest.raises(BadInput, match=r"run\.seed: Input should be (less|greater)"):
+        load(tmp_path, changed(params, "run.seed", seed))
+
+
+def test_the_largest_seed_reaches_every_library(tmp_path, params):
+    import numpy as np
+    from sklearn.utils import check_random_state
+
+    seed = load(tmp_path, changed(params, "run.seed", 2**32 - 1)).run.seed
+    np.random.default_rng(seed).random()
+    check_random_state(seed).rand()
+    torch.manual_seed(seed)
