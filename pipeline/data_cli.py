@@ -56,6 +56,8 @@ def import_(
     print(f"{target}: {summary.films} films of {summary.patients} patients ({classes})")
     if summary.skipped:
         print(f"{summary.skipped} files were passed over: they are not films")
+    for reason, count in summary.withheld.items():
+        print(f"{count} of the films: nothing is kept but the reason, {reason}")
     if summary.merged_validation:
         print(
             f"{summary.merged_validation} films declared for validation are too few and went back to training"

@@ -49,6 +49,8 @@ def add(
         print(f"{done['skipped']} files were passed over: they are not films")
     if done["unmatched"]:
         print(f"{done['unmatched']} films name no patient: each counts as a patient of its own")
+    for reason, count in done["withheld"].items():
+        print(f"{count} of the films: nothing is kept but the reason, {reason}")
     if done["unusable"]:
         print(f"{done['unusable']} films are unusable and will not be scored")
     print(

@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from openmed.data.importing import append_films, import_films
+from openmed.data.appending import append_films
+from openmed.data.importing import import_films
 from openmed.data.manifest import FILMS_FILE, measure_films, read_films
 from openmed.data.store import FilmStore
 from openmed.errors import BadInput
@@ -87,6 +88,8 @@ def add_version(
         raise BadInput(f"{data} holds no films yet: get them with `dvc pull data.dvc`, or use `data import`")
     new, summary, bad = _add_films(root, home, source, params, source_name)
     say(f"{len(new)} new films ({_counts(new['label'])}), {summary.films - len(new)} were there already")
+    for reason, count in summary.withheld.items():
+        say(f"{count} of the films: nothing is kept but the reason, {reason}")
     if bad:
         say(f"{bad} of the new films are unusable and will be quarantined; see artifacts/validate")
     say("Making the data version")

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 _RLE = "1.2.840.10008.1.2.5"
-_LOSSY_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
+LOSSY_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 _JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
-_COMPRESSED = (_RLE, *_LOSSY_JPEG, *_JPEG_2000, *(f"1.2.840.10008.1.2.4.{n}" for n in (57, 70, 80, 81)))
+_COMPRESSED = (_RLE, *LOSSY_JPEG, *_JPEG_2000, *(f"1.2.840.10008.1.2.4.{n}" for n in (57, 70, 80, 81)))
 _KINDS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB")  # and YBR_ of several kinds
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation")
 _J2K_START = b"\xff\x4f\xff\x51"
@@ -47,9 +47,20 @@ def decode_dicom(data: bytes, name: str) -> tuple[np.ndarray, int]:
         BadInput: It holds no film, several frames, or more than a film can have.
         Exception: Whatever pydicom and its decoders raise on damaged content.
     """
+    film, _, grey = stored_and_grey(data, name)
+    return grey, int(film.BitsStored)
+
+
+def stored_and_grey(data: bytes, name: str) -> tuple["Dataset", np.ndarray, np.ndarray]:
+    """Decodes a film as `decode_dicom` does and returns all that it came from.
+
+    Returns:
+        The data set, completed; the values that it stores, (H, W) or (H, W, 3) red first; the grey levels.
+    """
     with quiet():  # of odd values in elements that are not looked at
         film = checked(data, name)
-        return _grey(film, _pixels(film, data, name), name), int(film.BitsStored)
+        pixels = _pixels(film, data, name)
+        return film, pixels, _grey(film, pixels, name)
 
 
 def checked(data: bytes, name: str) -> "Dataset":
@@ -80,7 +91,7 @@ def _check(film: "Dataset", name: str) -> None:
         raise BadInput(f"{name} has several frames; a film has one")
     check_shape((int(film.Rows), int(film.Columns)), name)
     _complete(film)
-    if syntax == _LOSSY_JPEG[1] and int(film.BitsStored) > 8:
+    if syntax == LOSSY_JPEG[1] and int(film.BitsStored) > 8:
         raise BadInput(f"{name} is a lossy JPEG of more than 8 bits: store it in another transfer syntax")
     if not 8 <= int(film.BitsStored) <= int(film.BitsAllocated) <= 16:
         raise BadInput(f"{name} stores {film.BitsStored} of {film.BitsAllocated} bits; films have 8 to 16")
@@ -112,7 +123,7 @@ def _pixels(film: "Dataset", data: bytes, name: str) -> np.ndarray:
         return _used_bits(film, pixel_array(film, correct_unused_bits=False))
     stream = get_frame(film.PixelData, 0, number_of_frames=1)
     _check_stream(stream, film, name)
-    if syntax in _LOSSY_JPEG and int(film.BitsAllocated) == 8:
+    if syntax in LOSSY_JPEG and int(film.BitsAllocated) == 8:
         return jpeg_grey(stream, name)
     if syntax in _JPEG_2000:
         return pixel_array(film, decoding_plugin="pylibjpeg")
@@ -143,22 +154,27 @@ def _used_bits(film: "Dataset", pixels: np.ndarray) -> np.ndarray:
 
 
 def _grey(film: "Dataset", pixels: np.ndarray, name: str) -> np.ndarray:
-    from pydicom.pixels import apply_color_lut
-
     kind = str(film.PhotometricInterpretation)
     if kind == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, film)
-        return to_grey(to_uint8(pixels, 0, np.iinfo(pixels.dtype).max)[:, :, ::-1])
+        return to_grey(through_palettes(film, pixels)[:, :, ::-1])
     if pixels.ndim == 3:
         # pydicom has turned YBR into RGB by now.
         return to_grey(to_uint8(pixels, 0, (1 << int(film.BitsStored)) - 1)[:, :, ::-1])
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
         return pixels  # the luma that a JPEG decoder gave
-    grey = _of_interest(film, *_of_modality(film, pixels, name), name)
+    grey = _of_interest(film, *after_modality(film, pixels, name), name)
     return 255 - grey if kind == "MONOCHROME1" else grey
 
 
-def _of_modality(film: "Dataset", pixels: np.ndarray, name: str) -> tuple[np.ndarray, float, float]:
+def through_palettes(film: "Dataset", pixels: np.ndarray) -> np.ndarray:
+    """Returns the colours that the values of a PALETTE COLOR film stand for: uint8 (H, W, 3), red first."""
+    from pydicom.pixels import apply_color_lut
+
+    colours = apply_color_lut(pixels, film)
+    return to_uint8(colours, 0, np.iinfo(colours.dtype).max)
+
+
+def after_modality(film: "Dataset", pixels: np.ndarray, name: str) -> tuple[np.ndarray, float, float]:
     """Returns the values after the modality table or rescaling, and the ends of their range.
 
     pydicom's own functions are not used: they take a slope only together with an intercept, mix up
@@ -166,8 +182,8 @@ def _of_modality(film: "Dataset", pixels: np.ndarray, name: str) -> tuple[np.nda
     """
     if film.get("ModalityLUTSequence"):
         return _looked_up(film.ModalityLUTSequence[0], pixels)
-    bits, slope = int(film.BitsStored), _number(film, "RescaleSlope", name, 1)
-    intercept = _number(film, "RescaleIntercept", name, 0)
+    bits, slope = int(film.BitsStored), number_in(film, "RescaleSlope", name, 1)
+    intercept = number_in(film, "RescaleIntercept", name, 0)
     first = -(1 << (bits - 1)) if film.PixelRepresentation else 0
     ends = first * slope + intercept, (first + (1 << bits) - 1) * slope + intercept
     if (slope, intercept) != (1, 0):
@@ -179,7 +195,7 @@ def _of_interest(film: "Dataset", values: np.ndarray, low: float, high: float, n
     """Applies the first table or window of interest (DICOM PS3.3 C.11.2) and returns 0 to 255."""
     if film.get("VOILUTSequence"):
         return to_uint8(*_looked_up(film.VOILUTSequence[0], values))
-    center, width = (_number(film, keyword, name, None) for keyword in ("WindowCenter", "WindowWidth"))
+    center, width = (number_in(film, keyword, name, None) for keyword in ("WindowCenter", "WindowWidth"))
     if center is None or width is None:
         return to_uint8(values, low, high)
     kind = str(film.get("VOILUTFunction") or "LINEAR").upper()
@@ -197,17 +213,22 @@ def _of_interest(film: "Dataset", values: np.ndarray, low: float, high: float, n
 
 def _looked_up(table: "Dataset", values: np.ndarray) -> tuple[np.ndarray, float, float]:
     """Looks values up in a table (DICOM PS3.3 C.11.1.1); what lies beside it takes its ends."""
+    entries, first, bits = table_in(table)
+    places = np.rint(values).astype(np.int64) - first
+    return entries[places.clip(0, len(entries) - 1)], 0, (1 << bits) - 1
+
+
+def table_in(table: "Dataset") -> tuple[np.ndarray, int, int]:
+    """Returns the entries of a table, uint16, the value that the first is for, and the bits of an entry."""
     count, first, bits = (int(part) for part in table.LUTDescriptor)
     entries = table.LUTData
     if isinstance(entries, bytes):
         words = ">u2" if table.original_encoding[1] is False else "<u2"
         entries = np.frombuffer(entries, np.uint8 if len(entries) < 2 * (count or 1 << 16) else words)
-    entries = np.atleast_1d(np.asarray(entries, np.uint16))[: count or 1 << 16]
-    places = np.rint(values).astype(np.int64) - first
-    return entries[places.clip(0, len(entries) - 1)], 0, (1 << bits) - 1
+    return np.atleast_1d(np.asarray(entries, np.uint16))[: count or 1 << 16], first, bits
 
 
-def _number(film: "Dataset", keyword: str, name: str, default: float | None) -> float | None:
+def number_in(film: "Dataset", keyword: str, name: str, default: float | None) -> float | None:
     """The first value of an element, `default` when it is missing or empty."""
     value = film.get(keyword)
     if value is not None and not isinstance(value, (str, float, int)):

@@ -38,6 +38,7 @@ class SetSummary:
         second_labels: Films with a second label.
         skipped: Files of the source that were passed over.
         unmatched: Films whose name says no patient, so that each counts as a patient of its own.
+        withheld: Why nothing of some films was kept but the reason, and of how many.
     """
 
     films: int
@@ -47,6 +48,7 @@ class SetSummary:
     second_labels: int
     skipped: int
     unmatched: int
+    withheld: dict[str, int]
 
     def to_json(self) -> dict:
         """Returns the plain content."""
@@ -89,12 +91,12 @@ def import_set(
     films = [film._replace(label=names[film.label], split="") for film in listing.films]
     about = _about(Path(source), listing, names, second_label)
     with new_folder(Path(target).absolute()) as folder:
-        rows = cleaned_films(films, [film.label for film in films], folder, pseudonyms)
+        rows, withheld = cleaned_films(films, [film.label for film in films], folder, pseudonyms)
         # What the list says goes before what the header of a film says.
         rows = [row | told for row, told in zip(rows, about, strict=True)]
         columns = (*ABOUT_COLUMNS, *_MORE_COLUMNS)
         write_list(folder / FILMS_FILE, sorted(rows, key=lambda row: row["path"]), columns)
-    return _summary(films, rows, listing, class_names)
+    return _summary(films, rows, listing, class_names, withheld)
 
 
 def read_set(folder: Path, class_names: Sequence[str]) -> pd.DataFrame:
@@ -208,6 +210,7 @@ def _summary(
     rows: Sequence[Mapping[str, str]],
     listing: Listing,
     class_names: Sequence[str],
+    withheld: Mapping[str, int],
 ) -> SetSummary:
     views = pd.Series([row.get("view") or "unknown" for row in rows]).value_counts().sort_index()
     return SetSummary(
@@ -218,4 +221,5 @@ def _summary(
         second_labels=sum(bool(row.get(SECOND_LABEL)) for row in rows),
         skipped=listing.skipped,
         unmatched=0 if listing.is_list else sum(film.patient == film.stem for film in films),
+        withheld=dict(sorted(withheld.items())),
     )

@@ -14,6 +14,7 @@ from openmed.data.dicom import decode_dicom, is_dicom
 from openmed.data.grey import check_shape, quiet, rightly_turned, to_grey, to_uint8
 from openmed.data.jpeg import jpeg_grey, jpeg_shape
 from openmed.data.tiff import check_parts
+from openmed.data.withheld import withheld_reason
 from openmed.errors import BadInput
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom")
@@ -80,6 +81,8 @@ def decode_with_depth(data: bytes, name: str = "the image") -> tuple[np.ndarray,
     if not data:
         raise BadInput(f"{name} is empty")
     check_file_size(data, name)
+    if reason := withheld_reason(data):
+        raise BadInput(f"{name} {reason}")
     decode = _decoder(data)
     if decode is None:
         raise BadInput(f"{name} is not a JPEG, PNG, TIFF or DICOM image")
@@ -175,7 +178,7 @@ def _decoder(data: bytes):
 
 def _decode_jpeg(data: bytes, name: str) -> tuple[np.ndarray, int]:
     check_shape(jpeg_shape(data), name)
-    return rightly_turned(jpeg_grey(data, name), _orientation(data)), 8
+    return rightly_turned(jpeg_grey(data, name), orientation_of(data)), 8
 
 
 def _decode_png(data: bytes, name: str) -> tuple[np.ndarray, int]:
@@ -189,7 +192,7 @@ def _decode_png(data: bytes, name: str) -> tuple[np.ndarray, int]:
         raise BadInput(f"{name} is not a whole PNG image")
     if image.dtype not in (np.uint8, np.uint16):
         raise BadInput(f"{name} stores {image.dtype} pixels; films have 8 to 16 bits")
-    return _scaled(rightly_turned(to_grey(image), _orientation(data)))
+    return _scaled(rightly_turned(to_grey(image), orientation_of(data)))
 
 
 def _png_chunks(data: bytes) -> list[bytes]:
@@ -246,7 +249,7 @@ def _by_opencv(data: bytes) -> np.ndarray | None:
         return None
 
 
-def _orientation(data: bytes) -> int:
+def orientation_of(data: bytes) -> int:
     """The Exif orientation of a JPEG or PNG, 1 (upright) to 8."""
     if b"Exif\0\0" not in data[:70_000] and b"eXIf" not in data[:70_000]:
         return 1

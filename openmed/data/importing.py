@@ -9,10 +9,8 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-
-import pandas as pd
 
 from openmed.data.manifest import (
     ABOUT_COLUMNS,
@@ -20,13 +18,12 @@ from openmed.data.manifest import (
     FILMS_FILE,
     SOURCE_NAME,
     ordered_map,
-    read_films,
 )
 from openmed.data.privacy import Pseudonyms, clean_film
 from openmed.data.sources import LabelledFilm, Listing, list_source
 from openmed.data.splits import LEAST_VALIDATION_SHARE
 from openmed.errors import BadInput, ResourceError
-from openmed.files import sha256_bytes, sha256_file, write_bytes, write_text
+from openmed.files import sha256_bytes, write_bytes, write_text
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ class ImportSummary:
         splits: Films of each declared split; those without one are "undeclared".
         merged_validation: Films declared for validation that were put back into training,
             because they were too few to validate on.
+        withheld: Why nothing of some films was kept but the reason, and of how many.
     """
 
     films: int
@@ -53,6 +51,7 @@ class ImportSummary:
     unmatched: int
     splits: dict[str, int]
     merged_validation: int = 0
+    withheld: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict:
         """Returns the plain content."""
@@ -113,11 +112,13 @@ def import_films(
     chosen = range(len(declared)) if limit is None else _subset(declared, limit, seed)
     films = [declared[index] for index in chosen]
     paths = [] if pseudonyms is not None else _stored_paths(listing, source)
+    withheld = Counter[str]()
     with new_folder(target) as folder:
         if pseudonyms is None:
             rows = [_copied(film, folder, paths[i]) for i, film in zip(chosen, films, strict=True)]
         else:
-            rows = cleaned_films(films, [_folder_of(listing.films[i]) for i in chosen], folder, pseudonyms)
+            folders = [_folder_of(listing.films[i]) for i in chosen]
+            rows, withheld = cleaned_films(films, folders, folder, pseudonyms)
         listed = [row | {"source": source_name} for row in sorted(rows, key=lambda row: row["path"])]
         write_list(folder / FILMS_FILE, listed)
     return ImportSummary(
@@ -128,51 +129,8 @@ def import_films(
         unmatched=0 if listing.is_list else sum(film.patient == film.stem for film in films),
         splits=dict(sorted(Counter(film.split or "undeclared" for film in films).items())),
         merged_validation=merged,
+        withheld=dict(sorted(withheld.items())),
     )
-
-
-def append_films(new: Path, data: Path, class_names: Sequence[str]) -> pd.DataFrame:
-    """Moves the films of one data folder into another one, behind those that are there.
-
-    Films whose content is there already are passed over, so that the same call can be made again
-    after a kill. The films that were there keep their place in films.csv.
-
-    Args:
-        new: A data folder on the same disk, which is used up.
-        data: The data folder to add to.
-        class_names: The known classes.
-
-    Returns:
-        The rows that were added, as in films.csv.
-
-    Raises:
-        BadInput: A film is there already under another label.
-    """
-    added, present = (_rows(folder, class_names) for folder in (new, data))
-    unhashed = present["sha256"] == ""
-    present.loc[unhashed, "sha256"] = [sha256_file(data / path) for path in present.loc[unhashed, "path"]]
-    label_of = dict(zip(present["sha256"], present["label"], strict=True))
-    known = added["sha256"].map(label_of).fillna("")
-    conflicting = (known != "") & (known != added["label"])
-    if conflicting.any():
-        first = present.loc[present["sha256"] == added.loc[conflicting, "sha256"].iloc[0], "path"].iloc[0]
-        raise BadInput(
-            f"{int(conflicting.sum())} of the new films are in the data already under another label, "
-            f"the first as {data / first}: correct the label on one side"
-        )
-    added = added[known == ""]
-    for path in added["path"]:
-        (data / path).parent.mkdir(parents=True, exist_ok=True)
-        (new / path).replace(data / path)
-    write_list(data / FILMS_FILE, pd.concat([present, added]).to_dict("records"))
-    return added.reset_index(drop=True)
-
-
-def _rows(data: Path, class_names: Sequence[str]) -> pd.DataFrame:
-    """The rows of films.csv as text, after a check; every column that a list may have is there."""
-    read_films(data, class_names)
-    films = pd.read_csv(data / FILMS_FILE, dtype=str, keep_default_na=False)
-    return films.reindex(columns=[*FILMS_COLUMNS, *ABOUT_COLUMNS], fill_value="")
 
 
 def _copied(film: LabelledFilm, folder: Path, path: str) -> dict[str, str]:
@@ -188,7 +146,7 @@ def _copied(film: LabelledFilm, folder: Path, path: str) -> dict[str, str]:
 
 def cleaned_films(
     films: Sequence[LabelledFilm], folders: Sequence[str], target: Path, pseudonyms: Pseudonyms
-) -> list[dict[str, str]]:
+) -> tuple[list[dict[str, str]], Counter[str]]:
     """Writes films without identifiers, named after their content.
 
     Args:
@@ -198,9 +156,10 @@ def cleaned_films(
         pseudonyms: Of the site.
 
     Returns:
-        A row of films.csv for each film, in order, with what its header tells.
+        A row of films.csv for each film, in order, with what its header tells; and why nothing of some
+        films was kept, with their number.
     """
-    rows, taken = [], Counter[str]()
+    rows, taken, withheld = [], Counter[str](), Counter[str]()
     clean = ordered_map(lambda film: clean_film(film.reader(), film.name, pseudonyms), films)
     for film, place, cleaned in zip(films, folders, clean, strict=True):
         digest = sha256_bytes(cleaned.content)
@@ -210,7 +169,9 @@ def cleaned_films(
         path = f"{stem}{copy}{cleaned.suffix}"
         write_bytes(target / path, cleaned.content)
         rows.append(_row(film, path, pseudonyms.patient(film.patient), digest, cleaned.about))
-    return rows
+        if cleaned.reason:
+            withheld[cleaned.reason] += 1
+    return rows, withheld
 
 
 def _row(
@@ -229,17 +190,15 @@ def _stored_paths(listing: Listing, source: Path) -> list[str]:
     taken: dict[str, str] = {}
     stored = []
     for film in listing.films:
-        name = PurePosixPath(film.name)
-        parts = [film.name] if listing.is_list else [film.split, film.label, name.name]
+        parts = [film.name] if listing.is_list else [film.split, film.label, PurePosixPath(film.name).name]
         stored.append("/".join(["films", *filter(None, parts)]))
         # Case is ignored, because a data folder must also fit on a disk that does so.
-        folder, other = name.parent.as_posix(), taken.get(stored[-1].casefold())
-        if other is not None:
+        other = taken.setdefault(stored[-1].casefold(), film.reader.place)
+        if other != film.reader.place:
             raise BadInput(
-                f"{source} has two films that would be stored under one name, from the folders {other!r} and "
-                f"{folder!r}: rename one or import one folder"
+                f"{source} has two films that would be stored under one name, {other} and "
+                f"{film.reader.place}: rename one or import one folder"
             )
-        taken[stored[-1].casefold()] = folder
     return stored
 
 

@@ -14,37 +14,25 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from openmed.data.confidentiality import NUMBERS, TABLES, WORDS, written_anew
 from openmed.data.dicom import is_dicom
 from openmed.data.elements import read_elements
+from openmed.data.images import SUFFIXES
 from openmed.data.scrub import scrub
+from openmed.data.withheld import withheld, withheld_reason
 from openmed.errors import BadInput
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-UNREADABLE = b"This file was no film that could be read, so nothing of it was kept.\n"
-"""Stands in for a file whose identifiers could not be told from its pixels; it is quarantined later."""
 OLDEST_AGE_YEARS = 90
 """Higher ages are recorded as this one: few people are older, so the age alone could name them."""
+_FILM = "the film"
 VIEWS = ("PA", "AP", "LL", "RL", "RLD", "LLD", "RLO", "LLO")
 _MANUFACTURERS = (
     *("agfa", "canon", "carestream", "delft", "fuji", "ge", "hologic", "kodak", "konica", "philips"),
     *("samsung", "sedecal", "shimadzu", "siemens", "swissray", "toshiba", "varex"),
 )
-# Needed to turn the stored numbers into grey levels; none of them says anything about a person.
-_PIXELS = (
-    *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames"),
-    *("SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue", "PixelAspectRatio"),
-    *("RedPaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData"),
-    *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
-    *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
-    *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction"),
-    *("PresentationLUTShape", "PixelIntensityRelationship", "PixelIntensityRelationshipSign"),
-    *("Modality", "SOPClassUID", "PixelData"),
-)
-_TABLES = {"ModalityLUTSequence", "VOILUTSequence"}
-_TABLE_PARTS = ("LUTDescriptor", "LUTData")
 
 
 @dataclass(frozen=True)
@@ -55,11 +43,13 @@ class CleanFilm:
         content: Bytes of the file to keep.
         suffix: Suffix of its name.
         about: sex, age_years, view, manufacturer and year as text, as far as they are known.
+        reason: Why nothing of the film was kept, a sentence; empty for a film that can be used.
     """
 
     content: bytes
     suffix: str
     about: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
 
 
 class Pseudonyms:
@@ -91,22 +81,31 @@ def clean_film(content: bytes, name: str, pseudonyms: Pseudonyms) -> CleanFilm:
 
     Args:
         content: Bytes of a JPEG, PNG, TIFF or DICOM file.
-        name: Its name, of which only the suffix is used.
+        name: Its name, of which only a known suffix is used.
         pseudonyms: Of the site.
 
     Returns:
-        The cleaned film. What cannot be taken apart is replaced by `UNREADABLE`.
+        The cleaned film. Of a file that cannot be used as a film, or that says that its pixels show whose
+        it is, nothing is kept but the reason, with which decoders refuse it.
     """
-    if is_dicom(content):
-        try:
-            return _clean_dicom(content, pseudonyms)
-        except (
-            Exception
-        ):  # pydicom raises many kinds on damaged files, and none may let an identifier through
-            return CleanFilm(UNREADABLE, ".dcm")
-    cleaned, suffix = scrub(content)
-    suffix = suffix or PurePosixPath(name).suffix.lower()
-    return CleanFilm(UNREADABLE if content and not cleaned else cleaned, suffix)
+    if not content:
+        return CleanFilm(content, _suffix(name))
+    try:
+        if withheld_reason(content):  # another's word is not repeated
+            raise BadInput(f"{_FILM} was not kept by an import before")
+        return _clean_dicom(content, pseudonyms) if is_dicom(content) else CleanFilm(*scrub(content, _FILM))
+    except MemoryError:
+        raise
+    except BadInput as error:
+        reason = str(error)
+    except Exception as error:  # pydicom raises many kinds on damaged files; none may let an identifier pass
+        reason = f"{_FILM} cannot be decoded: it is damaged ({type(error).__name__})"
+    return CleanFilm(withheld(content, reason.removeprefix(f"{_FILM} ")), _suffix(name), reason=reason)
+
+
+def _suffix(name: str) -> str:
+    suffix = PurePosixPath(name).suffix.lower()
+    return suffix if suffix in SUFFIXES else ".dcm"
 
 
 def dicom_patient(content: bytes) -> str | None:
@@ -131,39 +130,9 @@ def about_film(content: bytes) -> dict[str, str]:
 
 
 def _clean_dicom(content: bytes, pseudonyms: Pseudonyms) -> CleanFilm:
-    from pydicom import Dataset
-    from pydicom.dataset import FileMetaDataset
-
-    source = read_elements(content)
-    clean = Dataset()
-    for keyword in _PIXELS:
-        if keyword in source:
-            clean.add(source[keyword])
-    for keyword in _TABLES:
-        if keyword in source:
-            setattr(clean, keyword, [_parts(item) for item in source[keyword].value])
-    clean.SOPInstanceUID = pseudonyms.uid(str(source.get("SOPInstanceUID", "")))
-    clean.PatientIdentityRemoved = "YES"
-    clean.DeidentificationMethod = "Only pixels kept, after DICOM PS3.15 E"
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = source.file_meta.TransferSyntaxUID
-    meta.MediaStorageSOPClassUID = clean.get("SOPClassUID", "1.2.840.10008.5.1.4.1.1.7")
-    meta.MediaStorageSOPInstanceUID = clean.SOPInstanceUID
-    clean.file_meta = meta
-    stream = io.BytesIO()
-    clean.save_as(stream, enforce_file_format=True)
+    source, clean = written_anew(content, pseudonyms.uid, _FILM)
     about = {column: rule(source) for column, (_, rule) in ABOUT.items()}
-    return CleanFilm(stream.getvalue(), ".dcm", {key: value for key, value in about.items() if value})
-
-
-def _parts(item: "Dataset") -> "Dataset":
-    from pydicom import Dataset
-
-    kept = Dataset()
-    for keyword in _TABLE_PARTS:
-        if keyword in item:
-            kept.add(item[keyword])
-    return kept
+    return CleanFilm(clean, ".dcm", {key: value for key, value in about.items() if value})
 
 
 def _text(source: "Dataset", keyword: str) -> str:
@@ -215,11 +184,19 @@ ABOUT: dict[str, tuple[str, Callable[["Dataset"], str]]] = {
 }
 """Columns of the manifest that come from DICOM: what they hold and how it is read."""
 KEPT = {
-    "kept as it is": ", ".join((*_PIXELS, *sorted(_TABLES))),
+    "written anew": "Rows, Columns, SamplesPerPixel, PhotometricInterpretation, PlanarConfiguration, "
+    "BitsAllocated, BitsStored, HighBit, PixelRepresentation, PixelData: as the decoder understood them",
+    "the first number alone": ", ".join(NUMBERS),
+    "the entries that pixels reach": ", ".join(TABLES),
+    "kept if it is one of these words": "; ".join(
+        f"{keyword}: {', '.join(known)}" + (f", else {other}" if other else "")
+        for keyword, (known, other) in WORDS.items()
+    ),
     "replaced with the site's secret": "PatientID (the patient's pseudonym), SOPInstanceUID",
     "kept in part, as a column of the manifest": "; ".join(
         f"{name}: {what[0]}" for name, what in ABOUT.items()
     ),
-    "dropped": "everything else: other elements, private ones, sequences, overlays, comments, file names",
+    "dropped": "everything else: other elements, private ones, sequences, overlays, palettes, comments, "
+    "file names, bits beside the pixels and bytes behind them",
 }
 """What becomes of the elements of a DICOM file, for people to read."""

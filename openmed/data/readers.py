@@ -71,7 +71,8 @@ def folder_files(source: Path) -> list[tuple[str, FilmReader]]:
     """
 
     def refuse(error: OSError) -> None:
-        raise BadInput(f"{error.filename} cannot be read: {error.strerror}") from None
+        # Its name is not told: it may be a patient's.
+        raise BadInput(f"{source} or a folder in it cannot be read: {error.strerror}") from None
 
     paths = [Path(folder, name) for folder, _, names in os.walk(source, onerror=refuse) for name in names]
     return [

@@ -202,8 +202,8 @@ def _from_class_folders(
         elif is_image:
             # Taking it for a film would invent a label, passing it over would drop a class unseen.
             raise BadInput(
-                f"{source} has images in the folder {path.parent.as_posix()!r}, which is no class folder "
-                f"({', '.join(classes.values())}): rename it or take it away"
+                f"{paths[path][1].place} is an image in a folder that is no class folder "
+                f"({', '.join(classes.values())}): rename the folder or take it away"
             )
     return Listing(films, skipped)
 
@@ -212,7 +212,7 @@ def _film_in_folder(
     path: PurePosixPath, classes: dict[str, str], name: str, reader: FilmReader
 ) -> LabelledFilm:
     if not is_plain(name):
-        raise BadInput(f"a film in {path.parent.as_posix()!r} has unusable characters in its name: rename it")
+        raise BadInput(f"{reader.place} has unusable characters in its name: rename it")
     above = (ancestor.name.casefold() for ancestor in path.parent.parents)
     split = next((_SPLIT_FOLDERS[folder] for folder in above if folder in _SPLIT_FOLDERS), "")
     patient = _patient_in(reader) or patient_of(path.name)[0]

@@ -224,12 +224,12 @@ FOLDERS = {
     ),
     "images in a folder that is no class": (
         ["NORMAL/a.png", "PNEUMONIA/b.png", "x/c.png"],
-        "has images in the folder 'x', which is no class folder",
+        "is an image in a folder that is no class folder",
     ),
     "no class folders": (["x/a.png"], "has no folder named after a class (NORMAL, PNEUMONIA)"),
     "a line break in a name": (
         ["NORMAL/a\nb.png", "PNEUMONIA/b.png"],
-        "a film in 'NORMAL' has unusable characters in its name: rename it",
+        "has unusable characters in its name: rename it",
     ),
     "two names that differ in case": (
         ["NORMAL/a.png", "NORMAL/A.png", "PNEUMONIA/b.png"],

@@ -77,6 +77,7 @@ def refuse(source, target, problem, **options):
         import_films(source, target, **{"class_names": CLASSES} | options)
     assert "\n" not in str(refusal.value)
     assert sorted(target.parent.rglob("*")) == before
+    return str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,7 @@ def test_the_published_layout_comes_in_with_its_splits(tmp_path, kind):
         "unmatched": 0,
         "splits": {"test": 4, "train": 33, "validation": 2},
         "merged_validation": 0,
+        "withheld": {},
     }
     films = table(tmp_path / "data").set_index("path")
     assert list(films.index) == sorted(films.index)
@@ -204,7 +206,9 @@ def test_litter_is_ignored_and_other_files_in_class_folders_are_counted(tmp_path
 @pytest.mark.parametrize("folder", ["COVID", "NORMAL/masks", "other/deep"])
 def test_images_in_a_folder_of_no_known_class_are_refused(tmp_path, kind, folder):
     source = make_source(kind, tmp_path, ["x/NORMAL/a.png", "x/PNEUMONIA/b.png", f"x/{folder}/c.png"])
-    refuse(source, tmp_path / "data", f"images in the folder 'x/{folder}', which is no class folder")
+    what = "(file|entry) . of .* is an image in a folder that is no class folder"
+    error = refuse(source, tmp_path / "data", what)
+    assert folder not in error
 
 
 @pytest.mark.parametrize("paths", [["a.png"], ["x/COVID/a.png"], ["x/readme.txt"]])
@@ -252,7 +256,7 @@ def test_two_zip_entries_of_one_name_are_refused(tmp_path):
 
 def test_a_file_name_with_control_characters_is_refused(tmp_path):
     source = make_folder(tmp_path / "s", ["NORMAL/a\nb.png", "PNEUMONIA/b.png"])
-    refuse(source, tmp_path / "data", "a film in 'NORMAL' has unusable characters in its name")
+    refuse(source, tmp_path / "data", "has unusable characters in its name")
 
 
 def test_a_target_with_content_is_refused_and_an_empty_one_used(tmp_path):
