@@ -1,5 +1,6 @@
 """What all decoders share: limits of a film's size, grey from colour, bits to 0..255, orientation."""
 
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,16 +16,22 @@ MAX_PIXELS = 200_000_000
 _MAX_SIDE_PX = 65_535  # that of JPEG and DICOM
 # Exif orientation -> quarter turns to the left, then mirrored left to right.
 _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
+_pydicom_log = logging.getLogger("pydicom")
 _quiet_lock, _quiet_users, _quiet_state = threading.Lock(), [0], ExitStack()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences warnings. Unlike `warnings.catch_warnings` alone it may overlap in several threads."""
+    """Silences warnings, and pydicom's log, which repeats the values that it finds odd.
+
+    Unlike `warnings.catch_warnings` alone it may overlap in several threads.
+    """
     with _quiet_lock:
         if _quiet_users[0] == 0:
             _quiet_state.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
+            _quiet_state.callback(setattr, _pydicom_log, "disabled", _pydicom_log.disabled)
+            _pydicom_log.disabled = True
         _quiet_users[0] += 1
     try:
         yield

@@ -7,7 +7,6 @@ element that nobody thought of does not.
 
 import hashlib
 import hmac
-import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from openmed.data.confidentiality import NUMBERS, TABLES, WORDS, written_anew
 from openmed.data.dicom import is_dicom
 from openmed.data.elements import read_elements
+from openmed.data.grey import quiet
 from openmed.data.images import SUFFIXES
 from openmed.data.scrub import scrub
 from openmed.data.withheld import withheld, withheld_reason
@@ -93,7 +93,10 @@ def clean_film(content: bytes, name: str, pseudonyms: Pseudonyms) -> CleanFilm:
     try:
         if withheld_reason(content):  # another's word is not repeated
             raise BadInput(f"{_FILM} was not kept by an import before")
-        return _clean_dicom(content, pseudonyms) if is_dicom(content) else CleanFilm(*scrub(content, _FILM))
+        with quiet():
+            return (
+                _clean_dicom(content, pseudonyms) if is_dicom(content) else CleanFilm(*scrub(content, _FILM))
+            )
     except MemoryError:
         raise
     except BadInput as error:
@@ -111,8 +114,9 @@ def _suffix(name: str) -> str:
 def dicom_patient(content: bytes) -> str | None:
     """Returns the patient ID that a DICOM file carries, None when it has none or is not readable."""
     try:
-        dataset = read_elements(content, stop_before_pixels=True, specific_tags=["PatientID"])
-        return str(dataset.get("PatientID") or "").strip() or None
+        with quiet():
+            dataset = read_elements(content, stop_before_pixels=True, specific_tags=["PatientID"])
+            return str(dataset.get("PatientID") or "").strip() or None
     except Exception:  # what a damaged header raises is of no interest here: the film is quarantined later
         return None
 
@@ -122,8 +126,9 @@ def about_film(content: bytes) -> dict[str, str]:
     if not is_dicom(content):
         return {}
     try:
-        source = read_elements(content, stop_before_pixels=True)
-        about = {column: rule(source) for column, (_, rule) in ABOUT.items()}
+        with quiet():
+            source = read_elements(content, stop_before_pixels=True)
+            about = {column: rule(source) for column, (_, rule) in ABOUT.items()}
     except Exception:  # what a damaged header raises is of no interest here: the film is unusable
         return {}
     return {key: value for key, value in about.items() if value}
