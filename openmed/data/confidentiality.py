@@ -12,15 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from openmed.data.dicom import (
-    LOSSY_JPEG,
-    after_modality,
-    decode_dicom,
-    number_in,
-    stored_and_grey,
-    table_in,
-    through_palettes,
-)
+from openmed.data.dicom import decode_dicom, stored_and_grey
+from openmed.data.dicom_grey import after_modality, number_in, table_in, through_palettes
+from openmed.data.dicom_header import LOSSY_JPEG
 from openmed.data.scrub import cut_jpeg
 from openmed.errors import BadInput
 
@@ -133,7 +127,7 @@ def _reached(table: "Dataset", values: np.ndarray, name: str) -> "Dataset":
     """The part of a table that some value reaches; its highest entry stands for all others."""
     from pydicom import Dataset
 
-    entries, first, bits = table_in(table)
+    entries, first, bits = table_in(table, values)
     if not 0 < bits <= 16:
         raise BadInput(f"{name} is damaged: a table of it has entries of {bits} bits")
     places = np.rint(values).astype(np.int64).clip(first, first + len(entries) - 1) - first

@@ -31,7 +31,7 @@ class _CountedStream(io.BytesIO):
 
 
 def read_elements(data: bytes, name: str = "the film", **options: Any) -> "Dataset":
-    """Reads a DICOM file as `pydicom.dcmread` does.
+    """Reads a DICOM file as `pydicom.dcmread` does, also one without preamble or file meta information.
 
     Args:
         data: Content of the file.
@@ -47,10 +47,14 @@ def read_elements(data: bytes, name: str = "the film", **options: Any) -> "Datas
         Exception: Whatever pydicom raises on damaged content.
     """
     from pydicom import dcmread
+    from pydicom.dataset import FileMetaDataset
 
+    data = data.removeprefix(_DICM)
     if _transfer_syntax(data, name) == _DEFLATED:
         raise BadInput(f"{name} is a deflated DICOM file: store it in another transfer syntax")
-    film = dcmread(_CountedStream(data, name), **options)
+    film = dcmread(_CountedStream(data, name), force=True, **options)
+    if not hasattr(film, "file_meta"):
+        film.file_meta = FileMetaDataset()
     for tag in list(film.keys()):
         # Elements are turned into values, a hundred times their size, when they are asked for.
         if tag.group < _PIXELS and (getattr(film.get_item(tag), "length", 0) or 0) > _MOST_ELEMENT_BYTES:

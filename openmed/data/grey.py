@@ -13,6 +13,8 @@ from openmed.errors import BadInput
 
 MIN_SIDE_PX = 16
 MAX_PIXELS = 200_000_000
+FEW_SATURATED = 0.02
+"""Share of a film that a burned-in marker may take."""
 _MAX_SIDE_PX = 65_535  # that of JPEG and DICOM
 # Exif orientation -> quarter turns to the left, then mirrored left to right.
 _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
@@ -76,6 +78,31 @@ def to_uint8(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Maps low..high to 0..255, rounded; what lies outside is cut off."""
     scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(255 / max(high - low, 1e-9))
     return np.rint(scaled).clip(0, 255).astype(np.uint8)
+
+
+def depth(values: np.ndarray, *, least: int = 8) -> int:
+    """Tells how many bits the values of a film use, whatever its header says.
+
+    They are the fewest that hold all but a few saturated pixels, such as a burned-in marker: up to 2 % of
+    the film, or any number of one value, that lie two bits or more above what the film uses.
+
+    Args:
+        values: Whole numbers from 0 to 65,535, of any shape.
+        least: The fewest bits to tell.
+    """
+    brightest = int(values.max())
+    bits = brightest.bit_length()
+    if bits < least + 2:
+        return max(bits, least)
+    bright = values[values >= 1 << (bits - 2)]
+    if len(bright) > FEW_SATURATED * values.size and bright.min() < brightest:
+        return bits
+    counts = np.bincount(values.ravel().astype(np.uint16), minlength=1 << 16)
+    for fewer in range(bits - 2, least - 1, -1):
+        used = counts[(1 << fewer >> 1 if fewer > least else 0) : 1 << fewer].sum()
+        if used > counts[1 << fewer :].sum() / 4 or fewer == least:
+            return fewer if used else bits
+    return bits
 
 
 def rightly_turned(film: np.ndarray, orientation: int) -> np.ndarray:

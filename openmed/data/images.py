@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 
 from openmed.data.budgets import check_file_size, read_film_file
-from openmed.data.dicom import decode_dicom, is_dicom
-from openmed.data.grey import check_shape, quiet, rightly_turned, to_grey, to_uint8
+from openmed.data.dicom import decode_dicom
+from openmed.data.dicom_header import has_preamble, is_dicom
+from openmed.data.grey import check_shape, depth, quiet, rightly_turned, to_grey, to_uint8
 from openmed.data.jpeg import jpeg_grey, jpeg_shape
 from openmed.data.tiff import check_parts
 from openmed.data.withheld import withheld_reason
@@ -167,6 +168,8 @@ def resize_film(film: np.ndarray, size_px: int) -> np.ndarray:
 
 def _decoder(data: bytes):
     """Chooses by content; the decoders would take a dozen other formats too."""
+    if has_preamble(data):  # which may look like another format
+        return decode_dicom
     if data.startswith(_JPEG_START):
         return _decode_jpeg
     if data.startswith(_PNG_START):
@@ -238,7 +241,7 @@ def _scaled(grey: np.ndarray) -> tuple[np.ndarray, int]:
     """Brings grey values of unknown depth to 0..255; see `decode_film`."""
     if grey.dtype == np.uint8:
         return grey, 8
-    bits = max(8, int(grey.max()).bit_length())
+    bits = depth(grey)
     return to_uint8(grey, 0, (1 << bits) - 1), bits
 
 

@@ -103,12 +103,12 @@ def _receive(stream: BinaryIO, longest_s: float | None = None) -> bytes:
 def _decoded(data: bytes) -> bytes:
     from pydicom.pixels import pixel_array
 
-    from openmed.data.dicom import checked
+    from openmed.data.dicom_header import checked
 
     answer = io.BytesIO()
     try:
         film = checked(data, "the film")
-        np.save(answer, pixel_array(film, decoding_plugin="gdcm", correct_unused_bits=False))
+        np.save(answer, pixel_array(film, decoding_plugin="gdcm", correct_unused_bits=False, raw=True))
     except Exception:  # of any kind: the stream is damaged
         return b""
     return answer.getvalue() if _is_silent() else b""

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from openmed.data.confidentiality import NUMBERS, TABLES, WORDS, written_anew
-from openmed.data.dicom import is_dicom
+from openmed.data.dicom_header import is_dicom
 from openmed.data.elements import read_elements
 from openmed.data.grey import quiet
 from openmed.data.images import SUFFIXES

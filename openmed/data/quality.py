@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
+from openmed.data.chest import CHEST_PX, SIDES, likeness
 from openmed.data.images import resize_film
 
 REASONS = {
@@ -24,8 +25,7 @@ REASONS = {
 }
 """The scores, each with what a high one says; of equal ones the first is named first."""
 
-_TEXT_PX, _WORK_PX, _SMALL_PX = 512, 256, 32
-_SIDES = ("left", "right", "top", "bottom")
+_TEXT_PX, _WORK_PX = 512, 256
 
 
 def measure_quality(film: np.ndarray) -> dict[str, float]:
@@ -44,11 +44,11 @@ def measure_quality(film: np.ndarray) -> dict[str, float]:
     """
     fine = _shrink(film, _TEXT_PX)
     work = _shrink(fine, _WORK_PX)
-    small = resize_film(work, _SMALL_PX)
-    match = dict(zip(_NAMES, _TEMPLATES @ _ranks(small), strict=True))
+    small = resize_film(work, CHEST_PX)
+    match = likeness(small)
     upright = match["upright"]
     turned = max(match[name] for name in ("90", "180", "270"))
-    halved = max(match[side] for side in _SIDES)
+    halved = max(match[side] for side in SIDES)
     # Inverted chests resemble turned ones a little, and turned ones inverted ones.
     fit = abs(upright)
     seen = max(*match.values(), -min(match.values()))
@@ -106,43 +106,6 @@ def _shrink(film: np.ndarray, side_px: int) -> np.ndarray:
         film = cv2.resize(whole, (width // across, height // down), interpolation=cv2.INTER_AREA)
     size = (min(width // across, side_px), min(height // down, side_px))
     return film if film.shape == size[::-1] else cv2.resize(film, size, interpolation=cv2.INTER_LINEAR)
-
-
-def _ranks(image: np.ndarray) -> np.ndarray:
-    """Ranks of the pixels, of length 1: their product is Spearman's correlation, deaf to exposure."""
-    ranks = np.empty(image.size, np.float32)
-    ranks[image.ravel().argsort(kind="stable")] = np.arange(image.size)
-    ranks -= ranks.mean()
-    return ranks / np.linalg.norm(ranks)
-
-
-def _chest() -> np.ndarray:
-    """Draws a frontal chest of a few smooth parts, float32 (32, 32); bright is dense."""
-    grid = (np.arange(_SMALL_PX) + 0.5) / _SMALL_PX
-    down, across = np.meshgrid(grid, np.abs(2 * grid - 1), indexing="ij")
-    spine = 0.65 * np.exp(-((across / 0.6) ** 2)) * (0.6 + 0.6 * down)
-    abdomen = 1.6 * _step(down, 0.78, 0.05) * _step(-across, -0.85, 0.07)
-    lungs = 1.75 * np.exp(-(((across - 0.57) / 0.15) ** 2) - ((down - 0.7) / 0.2) ** 2)
-    air = 1.3 * _step(across, 0.91, 0.06) * (0.5 + 0.5 * down)
-    shoulders = 0.15 * np.exp(-(((across - 0.5) / 0.35) ** 2) - ((down - 0.15) / 0.1) ** 2)
-    return (spine + abdomen + shoulders - lungs - air).astype(np.float32)
-
-
-def _step(value: np.ndarray, place: float, width: float) -> np.ndarray:
-    return 1 / (1 + np.exp(-(value - place) / width))
-
-
-def _templates() -> dict[str, np.ndarray]:
-    """The chest upright, turned, and with two fifths cut off at each side."""
-    chest, cut = _chest(), round(_SMALL_PX * 0.4)
-    parts = {"upright": chest} | {str(90 * turns): np.rot90(chest, turns) for turns in (1, 2, 3)}
-    halves = (chest[:, cut:], chest[:, :-cut], chest[cut:], chest[:-cut])
-    size = (_SMALL_PX, _SMALL_PX)
-    parts |= {side: cv2.resize(half, size) for side, half in zip(_SIDES, halves, strict=True)}
-    return {name: _ranks(part) for name, part in parts.items()}
-
-
-_NAMES, _TEMPLATES = tuple(_templates()), np.stack(list(_templates().values()))
 
 
 def _border(film: np.ndarray) -> float:

@@ -8,7 +8,7 @@ from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from openmed.data.dicom import is_dicom
+from openmed.data.dicom_header import is_dicom
 from openmed.data.images import SUFFIXES
 from openmed.data.manifest import FILMS_COLUMNS
 from openmed.data.privacy import dicom_patient
