@@ -1,5 +1,6 @@
 """Every kind of file has one stated outcome; docs/films.md shows the same table to people."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom import uid
-from pydicom.dataset import Dataset
+from pydicom import dcmwrite, uid
+from pydicom.dataset import Dataset, FileMetaDataset
 
 from openmed.data.images import usable_squares
 from openmed.data.importing import import_films
@@ -16,7 +17,17 @@ from openmed.data.manifest import measure_films, read_films
 from openmed.data.store import FilmStore
 from openmed.errors import BadInput
 from tests.conftest import ROOT
-from tests.openmed.data.stored import compressed, dataset, deep, dicom, phantom, pil, transcoded, written
+from tests.openmed.data.stored import (
+    compressed,
+    dataset,
+    deep,
+    dicom,
+    phantom,
+    pil,
+    transcoded,
+    wrapped,
+    written,
+)
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 FILM = phantom(64)
@@ -84,9 +95,20 @@ FILMS = {
     "PNG with transparency": ("a.png", pil(np.dstack([COLOUR, FILM]), "PNG"), "accepted"),
     "PNG of 16 bits": ("a.png", pil(deep(FILM, 16), "PNG"), "accepted"),
     "PNG of 12 bits in 16": ("a.png", pil(deep(FILM, 12), "PNG"), "accepted"),
+    "PNG of 12 bits in 16 with a saturated marker": ("a.png", lambda folder: _with_marker(), "accepted"),
     "TIFF of 8 or 16 bits": ("a.tif", pil(deep(FILM, 16), "TIFF", compression="tiff_lzw"), "accepted"),
     "DICOM, MONOCHROME1": ("a.dcm", dicom(255 - FILM, PhotometricInterpretation="MONOCHROME1"), "accepted"),
     "DICOM of 12 bits, lossless JPEG": ("a.dcm", lossless_jpeg, "accepted"),
+    "DICOM without preamble, file header or transfer syntax": (
+        "a.dcm",
+        lambda folder: _headless(),
+        "accepted",
+    ),
+    "DICOM with a window that shows nothing, such as 0/1": (
+        "a.dcm",
+        dicom(FILM, WindowCenter=0, WindowWidth=1),
+        "accepted",
+    ),
     "DICOM, JPEG 2000": ("a.dcm", compressed(FILM, uid.JPEG2000Lossless), "accepted"),
     "wrong suffix: JPEG named .png": ("a.png", pil(FILM, "JPEG"), "accepted"),
     "wrong suffix: DICOM named .jpg": ("a.jpg", dicom(FILM), "accepted"),
@@ -96,9 +118,29 @@ FILMS = {
     "text": ("a.png", b"no film\n" * 99, NO_FILM),
     "GIF, BMP or WebP named .png": ("a.png", pil(FILM, "GIF"), NO_FILM),
     "truncated JPEG": ("a.jpg", pil(FILM, "JPEG")[:-300], "quarantined: the film is not a whole JPEG image"),
+    "half a JPEG with its end mark": (
+        "a.jpg",
+        pil(FILM, "JPEG")[:-700] + b"\xff\xd9",
+        "quarantined: the film is not a whole JPEG image",
+    ),
     "truncated PNG": ("a.png", pil(FILM, "PNG")[:-300], "quarantined: the film is not a whole PNG image"),
     "truncated TIFF": ("a.tif", pil(FILM, "TIFF")[:-300], DAMAGED),
+    "PNG with a wrong checksum": (
+        "a.png",
+        pil(FILM, "PNG").replace(b"IEND\xae", b"IEND\xaf"),
+        "quarantined: the film is not a whole PNG image",
+    ),
+    "TIFF with a damaged JPEG inside": (
+        "a.tif",
+        lambda folder: _damaged_jpeg_in_tiff(),
+        "quarantined: the film is not a whole JPEG image",
+    ),
     "truncated DICOM": ("a.dcm", dicom(FILM)[:-300], DAMAGED),
+    "DICOM with half a JPEG": (
+        "a.dcm",
+        wrapped(pil(FILM, "JPEG")[:-700] + b"\xff\xd9", FILM, uid.JPEGBaseline8Bit),
+        "quarantined: the film is not a whole JPEG image",
+    ),
     "header of 50,000 x 50,000 pixels": (
         "a.png",
         bare_png(50_000, 50_000),
@@ -136,6 +178,16 @@ FILMS = {
         "a.dcm",
         dicom(FILM, NumberOfFrames=2, PixelData=FILM.tobytes() * 2),
         "quarantined: the film has several frames; a film has one",
+    ),
+    "DICOM of several frames without NumberOfFrames": (
+        "a.dcm",
+        dicom(FILM, PixelData=FILM.tobytes() * 2),
+        "quarantined: the film has several frames; a film has one",
+    ),
+    "DICOM whose pixels do not fit Rows x Columns": (
+        "a.dcm",
+        dicom(FILM, Rows=40),
+        "quarantined: the film is damaged: its image has another size than its header says",
     ),
     "DICOMDIR, report or document in DICOM": (
         "a.dcm",
@@ -188,6 +240,24 @@ FILMS = {
 def _link(folder: Path, content: bytes) -> None:
     (folder / "other").write_bytes(content)
     (folder / "a.png").symlink_to("other")
+
+
+def _with_marker() -> bytes:
+    film = deep(FILM, 12)
+    film[4:10, 4:10] = 65_535
+    return pil(film, "PNG")
+
+
+def _headless() -> bytes:
+    film, stream = dataset(FILM), io.BytesIO()
+    film.file_meta = FileMetaDataset()
+    dcmwrite(stream, film, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    return stream.getvalue()
+
+
+def _damaged_jpeg_in_tiff() -> bytes:
+    content = pil(FILM, "TIFF", compression="jpeg")
+    return content[:500] + bytes(200) + content[700:]
 
 
 def _video() -> bytes:
