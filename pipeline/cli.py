@@ -12,7 +12,7 @@ from pipeline.external_cli import external
 from pipeline.live_cli import live
 from pipeline.project import environment, home, project_root
 from pipeline.registry_cli import registry
-from pipeline.terminal import Json, cell, number, print_json, print_table
+from pipeline.terminal import Json, PatientsFrom, cell, number, print_json, print_table
 from pipeline.weights_cli import weights
 
 app = typer.Typer(
@@ -106,14 +106,17 @@ def evaluate(
     others: With = None,
     tta: Tta = False,
     threshold: Threshold = None,
+    patients_from: PatientsFrom = "auto",
     as_json: Json = False,
 ) -> None:
     """Judges a model at its frozen threshold on films it has never seen."""
+    from openmed.data.identity import Recognised
     from pipeline.inference import assemble, evaluate_source
 
     models = [model, *(others or [])]
     warning = _warned(models)
-    result = evaluate_source(assemble(models, threshold=threshold, views=tta), films)
+    ensemble = assemble(models, threshold=threshold, views=tta)
+    result = evaluate_source(ensemble, films, patients_from=patients_from)
     if as_json:
         print_json(result | {"model": " + ".join(models), "warning": warning})
         return
@@ -127,6 +130,8 @@ def evaluate(
         print_table(("has, is called", *result["confusion"]), rows)
     if result["unusable"]:
         print(f"{result['unusable']} films could not be used and were left out")
+    for sentence in Recognised(**result["recognised"]).sentences():
+        print(sentence)
     for reason, films_ in (result["referred"] or {}).items():
         if films_:
             print(f"{films_} films referred to a radiologist: {reason}")

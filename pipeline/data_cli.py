@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.project import home, project_root
-from pipeline.terminal import Json, cell, print_json, print_table
+from pipeline.terminal import Json, PatientsFrom, cell, print_json, print_table
 
 data = typer.Typer(help="Films: import or add yours, list versions, draw the sample.", no_args_is_help=True)
 
@@ -25,9 +25,10 @@ def import_(
     ] = None,
     replace: Annotated[bool, typer.Option(help="Replace the films that are there.")] = False,
     source_name: SourceName = "",
+    patients_from: PatientsFrom = "auto",
     as_json: Json = False,
 ) -> None:
-    """Lays films out as a data folder, patients taken from the file names."""
+    """Lays films out as a data folder, and says what names their patients."""
     from openmed.data.importing import import_films
     from pipeline.dataset import new_folder, own_remote
     from pipeline.params import load_params
@@ -45,6 +46,7 @@ def import_(
             limit=limit,
             seed=params.run.seed,
             source_name=source_name,
+            patients_from=patients_from,
         )
     own = target.resolve() == (root / "data").resolve()
     if own:
@@ -62,8 +64,8 @@ def import_(
         print(
             f"{summary.merged_validation} films declared for validation are too few and went back to training"
         )
-    if summary.unmatched:
-        print(f"{summary.unmatched} films name no patient: each counts as a patient of its own")
+    for sentence in summary.recognised.sentences():
+        print(sentence)
     if own:
         print("Next: `dvc add data`, then commit data.dvc")
 
@@ -72,6 +74,7 @@ def import_(
 def add(
     source: Annotated[Path, typer.Argument(help="Folder or zip of class folders, or a CSV manifest.")],
     source_name: SourceName = "",
+    patients_from: PatientsFrom = "auto",
     as_json: Json = False,
 ) -> None:
     """Adds films, commits the new data version and starts a retraining."""
@@ -82,7 +85,11 @@ def add(
         print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
 
     root = project_root()
-    done = add_version(root, home(), source, load_params(root / "params.yaml"), say, source_name=source_name)
+    params, told = (
+        load_params(root / "params.yaml"),
+        {"source_name": source_name, "patients_from": patients_from},
+    )
+    done = add_version(root, home(), source, params, say, **told)
     if as_json:
         print_json(done)
 

@@ -8,7 +8,7 @@ import typer
 
 from openmed.errors import BadInput
 from pipeline.project import home, project_root
-from pipeline.terminal import Json, cell, print_json, print_table
+from pipeline.terminal import Json, PatientsFrom, cell, print_json, print_table
 
 external = typer.Typer(help="Films from elsewhere, which judge every candidate.", no_args_is_help=True)
 
@@ -25,6 +25,7 @@ def add(
         str | None,
         typer.Option(metavar="COLUMN", help="Column of the CSV with a second reader's label."),
     ] = None,
+    patients_from: PatientsFrom = "auto",
     as_json: Json = False,
 ) -> None:
     """Puts films from elsewhere under DVC as a set that never changes."""
@@ -37,7 +38,8 @@ def add(
     root = project_root()
     params = load_params(root / "params.yaml")
     aliases = dict(_alias(text) for text in classes or [])
-    done = add_set(root, home(), name, source, params, say, aliases=aliases, second_label=second_label)
+    told = {"second_label": second_label, "patients_from": patients_from}
+    done = add_set(root, home(), name, source, params, say, aliases=aliases, **told)
     if as_json:
         print_json(done)
         return
@@ -47,8 +49,6 @@ def add(
         print(f"{done['second_labels']} films have a second label")
     if done["skipped"]:
         print(f"{done['skipped']} files were passed over: they are not films")
-    if done["unmatched"]:
-        print(f"{done['unmatched']} films name no patient: each counts as a patient of its own")
     for reason, count in done["withheld"].items():
         print(f"{count} of the films: nothing is kept but the reason, {reason}")
     if done["unusable"]:

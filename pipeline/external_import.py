@@ -30,6 +30,7 @@ def add_set(
     *,
     aliases: dict[str, str],
     second_label: str | None,
+    patients_from: str = "auto",
 ) -> dict[str, Any]:
     """Puts films from elsewhere under DVC as an external set.
 
@@ -42,9 +43,11 @@ def add_set(
         say: Told what happens.
         aliases: What the source calls a class -> the class.
         second_label: Column of the list with the label of a second reader.
+        patients_from: One of `openmed.data.identity.PATIENTS_FROM`.
 
     Returns:
-        name; films, patients, classes, views, second_labels, skipped, unmatched and unusable; pushed (bool).
+        name; films, patients, classes, views, second_labels, skipped, unmatched, recognised and unusable;
+        pushed (bool).
 
     Raises:
         BadInput: The name is taken or is no name, or the source cannot be used.
@@ -63,7 +66,10 @@ def add_set(
         pseudonyms=pseudonyms(home),
         aliases=aliases,
         second_label=second_label,
+        patients_from=patients_from,
     )
+    for sentence in summary.recognised.sentences():
+        say(sentence)
     about = summary.to_json() | {"unusable": _unusable(folder, home, params)}
     dvc(root, "add", "--quiet", folder.relative_to(root).as_posix())
     content = read_pointer(pointer)

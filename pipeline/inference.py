@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from openmed.data.identity import Recognised
 from openmed.data.images import check_usable, read_film, read_squares, resize_film, usable_squares
 from openmed.data.manifest import ordered_map
-from openmed.data.sources import LabelledFilm, iter_labelled
+from openmed.data.sources import LabelledFilm, list_source
 from openmed.errors import BadInput
 from openmed.explain.heatmap import explain
 from openmed.explain.overlay import encode_jpeg, overlay
@@ -67,23 +68,39 @@ def predict_films(
 
 
 def evaluate_source(
-    ensemble: Ensemble, source: Path, *, replicates: int = 2000, confidence: float = 0.95, seed: int = 0
+    ensemble: Ensemble,
+    source: Path,
+    *,
+    replicates: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    patients_from: str = "auto",
 ) -> dict[str, Any]:
     """Judges one or more models at a frozen threshold on a folder or zip of class folders.
+
+    Args:
+        ensemble: The models.
+        source: Folder, zip or CSV list of labelled films.
+        replicates: Of the bootstrap.
+        confidence: Of the intervals.
+        seed: Of the bootstrap.
+        patients_from: One of `openmed.data.identity.PATIENTS_FROM`.
 
     Returns:
         n, patients, unusable (films that the validate stage would quarantine); of the first finding auc,
         sensitivity, specificity, accuracy, threshold, intervals (low and high of each, that know of patients)
         and counts (tp, fp, tn, fn); findings (the same of each further one); confusion (class that films have
         -> class that they are called -> films); referred (reason -> number of the n films, None when the
-        models refer none), runtime (what computed the probabilities of each model).
+        models refer none), runtime (what computed the probabilities of each model), recognised (what names
+        the patients, and how surely; see `openmed.data.identity.Recognised`).
 
     Raises:
-        BadInput: The source has no class folders or no usable film, or there is no threshold.
+        BadInput: The source has no class folders or no usable film, it has to be asked who its patients are,
+            or there is no threshold.
     """
     spec, threshold = ensemble.spec, _threshold(ensemble, needed=True)
     settings = {"replicates": replicates, "confidence": confidence, "seed": seed}
-    films = _score_source(ensemble, source)
+    films = _score_source(ensemble, source, patients_from)
     points = {spec.positive: threshold, **spec.further_thresholds}
     found = {name: _measured(films, spec, name, point, settings) for name, point in points.items()}
     return {
@@ -95,6 +112,7 @@ def evaluate_source(
         "confusion": count_called(spec, films.labels, films.probabilities, threshold),
         "referred": _by_reason(films.referred),
         "runtime": [runtime(member) for member in ensemble.members],
+        "recognised": films.recognised.to_json(),
     }
 
 
@@ -123,7 +141,7 @@ def threshold_on(ensemble: Ensemble, source: Path, target_sensitivity: float) ->
     Raises:
         BadInput: As `evaluate_source`, or no film has the finding.
     """
-    films = _score_source(ensemble, source)
+    films = _score_source(ensemble, source, "film")
     threshold = choose_threshold(*films.of(ensemble.spec, ensemble.spec.positive), target_sensitivity)
     return {
         "threshold": threshold,
@@ -192,6 +210,7 @@ class _Scored:
     probabilities: np.ndarray
     referred: list[Referral]
     unusable: int
+    recognised: Recognised
 
     def of(self, spec: ModelSpec, finding: str) -> tuple[np.ndarray, np.ndarray]:
         """Labels (1 for a finding) and its probabilities."""
@@ -199,9 +218,10 @@ class _Scored:
         return (self.labels == index).astype(int), self.probabilities[:, index].astype(np.float64)
 
 
-def _score_source(ensemble: Ensemble, source: Path) -> _Scored:
+def _score_source(ensemble: Ensemble, source: Path, patients_from: str) -> _Scored:
     spec = ensemble.spec
-    films = list(iter_labelled(source, spec.class_names))
+    listing = list_source(source, spec.class_names, patients_from=patients_from)
+    films = listing.films
     labels, patients, parts, referred = [], [], [], []
     with progress(len(films), "evaluate") as tick:
         for part in _batches(films):
@@ -219,7 +239,8 @@ def _score_source(ensemble: Ensemble, source: Path) -> _Scored:
     if not labels:
         raise BadInput(f"none of the {len(films)} films in {source} can be used")
     unusable = len(films) - len(labels)
-    return _Scored(np.array(labels), patients, np.concatenate(parts), referred, unusable)
+    every = np.concatenate(parts)
+    return _Scored(np.array(labels), patients, every, referred, unusable, listing.recognised)
 
 
 def _batches(items: Sequence) -> Iterator[Sequence]:

@@ -2,11 +2,22 @@
 
 import json
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from openmed.data.identity import PATIENTS_FROM
+
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable output only.")]
+
+
+PatientsFrom = Annotated[
+    Literal[PATIENTS_FROM],
+    typer.Option(
+        help="What names the patient of a film: its header, the folder below the class folder, its file "
+        "name, nothing (each film is a patient of its own), the list; auto: what is recognised."
+    ),
+]
 
 
 def print_json(content: Any) -> None:

@@ -61,6 +61,7 @@ def add_version(
     say: Callable[[str], None],
     *,
     source_name: str = "",
+    patients_from: str = "auto",
 ) -> dict[str, Any]:
     """Adds films to data/, and makes a data version of the result that starts a retraining.
 
@@ -74,6 +75,7 @@ def add_version(
         params: The settings.
         say: Told what happens.
         source_name: Name of the hospital or archive that the films come from; may be empty.
+        patients_from: One of `openmed.data.identity.PATIENTS_FROM`.
 
     Returns:
         added and known (films), revision (None when nothing changed), pushed and announced (bool).
@@ -86,10 +88,13 @@ def add_version(
     data = root / "data"
     if not (data / FILMS_FILE).is_file():
         raise BadInput(f"{data} holds no films yet: get them with `dvc pull data.dvc`, or use `data import`")
-    new, summary, bad = _add_films(root, home, source, params, source_name)
+    about = {"source_name": source_name, "patients_from": patients_from}
+    new, summary, bad = _add_films(root, home, source, params, about)
     say(f"{len(new)} new films ({_counts(new['label'])}), {summary.films - len(new)} were there already")
     for reason, count in summary.withheld.items():
         say(f"{count} of the films: nothing is kept but the reason, {reason}")
+    for sentence in summary.recognised.sentences():
+        say(sentence)
     if bad:
         say(f"{bad} of the new films are unusable and will be quarantined; see artifacts/validate")
     say("Making the data version")
@@ -109,7 +114,7 @@ def add_version(
 
 
 def _add_films(
-    root: Path, home: Path, source: Path, params: Params, source_name: str
+    root: Path, home: Path, source: Path, params: Params, about: dict[str, str]
 ) -> tuple[pd.DataFrame, Any, int]:
     """Appends the films; returns the new rows, the summary of the import and how many are unusable."""
     classes, data = params.task.classes, root / "data"
@@ -122,7 +127,7 @@ def _add_films(
             class_names=classes,
             pseudonyms=pseudonyms(home),
             every_class=False,
-            source_name=source_name,
+            **about,
         )
         bad = _unusable(staging, home, params)
         if bad > params.validate_.max_quarantined_share * summary.films:

@@ -1,6 +1,5 @@
 """External sets: labelled films from elsewhere, which judge models and teach none."""
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from openmed.data.duplicates import near_duplicates, same_film
+from openmed.data.identity import Recognised
 from openmed.data.importing import cleaned_films, new_folder, write_list
 from openmed.data.manifest import ABOUT_COLUMNS, FILMS_FILE, SOURCE_NAME, read_films
 from openmed.data.privacy import VIEWS, Pseudonyms
@@ -21,6 +21,7 @@ SET_NAME = r"[a-z][a-z0-9-]{0,31}"
 """A name of an external set: lower-case letters, digits and dashes."""
 SECOND_LABEL = "second_label"
 """Column of a list: the class that a second reader gave, empty where none did."""
+_TOLD = ("view", "sex", "age_band", "source")
 _MORE_COLUMNS = ("age_band", SECOND_LABEL)
 _AGE_BAND = rf"\d{{1,3}} ?(-|to) ?\d{{1,3}}|\d{{1,3}}\+|{'|'.join(map(re.escape, AGE_BANDS.values()))}"
 _SEXES = ("F", "M", "O")
@@ -37,7 +38,8 @@ class SetSummary:
         views: Films of each view, "unknown" among them.
         second_labels: Films with a second label.
         skipped: Files of the source that were passed over.
-        unmatched: Films whose name says no patient, so that each counts as a patient of its own.
+        unmatched: Films that name no patient, so that each counts as a patient of its own.
+        recognised: What names the patients, and how surely.
         withheld: Why nothing of some films was kept but the reason, and of how many.
     """
 
@@ -48,6 +50,7 @@ class SetSummary:
     second_labels: int
     skipped: int
     unmatched: int
+    recognised: Recognised
     withheld: dict[str, int]
 
     def to_json(self) -> dict:
@@ -63,6 +66,7 @@ def import_set(
     pseudonyms: Pseudonyms,
     aliases: Mapping[str, str] | None = None,
     second_label: str | None = None,
+    patients_from: str = "auto",
 ) -> SetSummary:
     """Lays an external set out as a data folder: patients by pseudonym, files named after their content.
 
@@ -78,6 +82,7 @@ def import_set(
         aliases: What the source calls a class -> its name here, for both labels.
         second_label: Column of the .csv with the label of a second reader. Values that are neither a class
             nor an alias are no second label.
+        patients_from: One of `openmed.data.identity.PATIENTS_FROM`.
 
     Raises:
         BadInput: The source cannot be used as it is, or an alias means an unknown class.
@@ -85,7 +90,9 @@ def import_set(
     """
     names = _class_of(class_names, aliases or {})
     # A name with a slash cannot be that of a folder, so it can only be a second label.
-    listing = list_source(source, [name for name in names if "/" not in name])
+    told = [*_TOLD, *filter(None, [(second_label or "").casefold()])]
+    known = [name for name in names if "/" not in name]
+    listing = list_source(source, known, patients_from=patients_from, told=told)
     if not listing.films:
         raise BadInput(f"{source} has no film of the classes {', '.join(class_names)}")
     films = [film._replace(label=names[film.label], split="") for film in listing.films]
@@ -177,22 +184,19 @@ def _about(
     source: Path, listing: Listing, names: Mapping[str, str], second_label: str | None
 ) -> list[dict[str, str]]:
     """What the list says of each film, nothing where the source is no list."""
-    if not listing.is_list:
-        if second_label is not None:
+    column = (second_label or "").casefold()
+    if listing.rows is None:
+        if column:
             raise BadInput(f"{source} is no .csv file, so it has no column {second_label}")
         return [{} for _ in listing.films]
-    with source.open(newline="", encoding="utf-8-sig") as stream:
-        rows = csv.DictReader(stream)
-        rows.fieldnames = [column.strip().casefold() for column in rows.fieldnames or ()]
-        if second_label is not None and second_label.casefold() not in rows.fieldnames:
-            raise BadInput(f"{source} has no column {second_label}")
-        folded = {alias.casefold(): name for alias, name in names.items()}
-        return [_told(row, folded, (second_label or "").casefold()) for row in rows]
+    if column and column not in listing.rows[0]:
+        raise BadInput(f"{source} has no column {second_label}")
+    folded = {alias.casefold(): name for alias, name in names.items()}
+    return [_told(row, folded, column) for row in listing.rows]
 
 
-def _told(row: Mapping[str, str | None], names: Mapping[str, str], second_label: str) -> dict[str, str]:
+def _told(cells: Mapping[str, str], names: Mapping[str, str], second_label: str) -> dict[str, str]:
     """The values of a line that are kept; free text never is, for it may name somebody."""
-    cells = {column: (text or "").strip() for column, text in row.items() if isinstance(text, str | None)}
     view, sex = cells.get("view", "").upper(), cells.get("sex", "").upper()
     band, site = cells.get("age_band", ""), cells.get("source", "")
     told = {
@@ -215,11 +219,12 @@ def _summary(
     views = pd.Series([row.get("view") or "unknown" for row in rows]).value_counts().sort_index()
     return SetSummary(
         films=len(films),
-        patients=len({film.patient for film in films}),
+        patients=len({row["patient"] for row in rows}),
         classes={name: sum(film.label == name for film in films) for name in class_names},
         views={str(view): int(count) for view, count in views.items()},
         second_labels=sum(bool(row.get(SECOND_LABEL)) for row in rows),
         skipped=listing.skipped,
-        unmatched=0 if listing.is_list else sum(film.patient == film.stem for film in films),
+        unmatched=sum(not film.is_named for film in films),
+        recognised=listing.recognised,
         withheld=dict(sorted(withheld.items())),
     )

@@ -6,12 +6,13 @@ import io
 import re
 import secrets
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
+from openmed.data.identity import Recognised, own_patient
 from openmed.data.manifest import (
     ABOUT_COLUMNS,
     FILMS_COLUMNS,
@@ -20,6 +21,7 @@ from openmed.data.manifest import (
     ordered_map,
 )
 from openmed.data.privacy import Pseudonyms, clean_film
+from openmed.data.sampling import whole_patients
 from openmed.data.sources import LabelledFilm, Listing, list_source
 from openmed.data.splits import LEAST_VALIDATION_SHARE
 from openmed.errors import BadInput, ResourceError
@@ -36,8 +38,8 @@ class ImportSummary:
         patients: Different patients.
         skipped: Files of the source that were passed over, because they are no images by their
             suffix or lie above the class folders.
-        unmatched: Imported films whose name matched no rule of `patient_of`, so that each counts
-            as a patient of its own.
+        unmatched: Imported films that name no patient, so that each counts as a patient of its own.
+        recognised: What names the patients of the source, and how surely.
         splits: Films of each declared split; those without one are "undeclared".
         merged_validation: Films declared for validation that were put back into training,
             because they were too few to validate on.
@@ -49,6 +51,7 @@ class ImportSummary:
     patients: int
     skipped: int
     unmatched: int
+    recognised: Recognised
     splits: dict[str, int]
     merged_validation: int = 0
     withheld: Mapping[str, int] = field(default_factory=dict)
@@ -68,6 +71,7 @@ def import_films(
     seed: int = 0,
     every_class: bool = True,
     source_name: str = "",
+    patients_from: str = "auto",
 ) -> ImportSummary:
     """Lays out a data folder: films.csv and films/<split as found>/<CLASS>/<file name>.
 
@@ -89,12 +93,14 @@ def import_films(
         every_class: Refuse a source that lacks films of some class.
         source_name: Name of the hospital or archive: up to 32 letters, digits, dots, dashes and
             underscores. Drift and subgroups tell films apart by it. Empty says nothing.
+        patients_from: One of `openmed.data.identity.PATIENTS_FROM`.
 
     Returns:
         What was imported.
 
     Raises:
-        BadInput: The source cannot be used as it is, its name is no such name, or the target is taken.
+        BadInput: The source cannot be used as it is, it has to be asked who the patients are, its name is no
+            such name, or the target is taken.
         ResourceError: The target cannot be written.
     """
     target = Path(target).absolute()
@@ -104,12 +110,12 @@ def import_films(
         )
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise BadInput(f"{target} exists and is not empty: choose another folder or move it away")
-    listing = list_source(source, class_names)
+    listing = list_source(source, class_names, patients_from=patients_from)
     missing = [name for name in class_names if name not in {film.label for film in listing.films}]
     if missing and (every_class or not listing.films):
         raise BadInput(f"{source} has no film of class {missing[0]}: every class needs films")
     declared, merged = _with_declared_splits(listing.films)
-    chosen = range(len(declared)) if limit is None else _subset(declared, limit, seed)
+    chosen = range(len(declared)) if limit is None else whole_patients(declared, limit, seed)
     films = [declared[index] for index in chosen]
     paths = [] if pseudonyms is not None else _stored_paths(listing, source)
     withheld = Counter[str]()
@@ -124,9 +130,10 @@ def import_films(
     return ImportSummary(
         films=len(films),
         per_class={name: sum(film.label == name for film in films) for name in class_names},
-        patients=len({film.patient for film in films}),
+        patients=len({row["patient"] for row in rows}),
         skipped=listing.skipped,
-        unmatched=0 if listing.is_list else sum(film.patient == film.stem for film in films),
+        unmatched=sum(not film.is_named for film in films),
+        recognised=listing.recognised,
         splits=dict(sorted(Counter(film.split or "undeclared" for film in films).items())),
         merged_validation=merged,
         withheld=dict(sorted(withheld.items())),
@@ -168,7 +175,8 @@ def cleaned_films(
         copy = f"-{taken[stem]}" if taken[stem] > 1 else ""
         path = f"{stem}{copy}{cleaned.suffix}"
         write_bytes(target / path, cleaned.content)
-        rows.append(_row(film, path, pseudonyms.patient(film.patient), digest, cleaned.about))
+        patient = film.patient if film.is_named else own_patient(digest)
+        rows.append(_row(film, path, pseudonyms.patient(patient), digest, cleaned.about))
         if cleaned.reason:
             withheld[cleaned.reason] += 1
     return rows, withheld
@@ -190,7 +198,11 @@ def _stored_paths(listing: Listing, source: Path) -> list[str]:
     taken: dict[str, str] = {}
     stored = []
     for film in listing.films:
-        parts = [film.name] if listing.is_list else [film.split, film.label, PurePosixPath(film.name).name]
+        parts = (
+            [film.name]
+            if listing.rows is not None
+            else [film.split, film.label, PurePosixPath(film.name).name]
+        )
         stored.append("/".join(["films", *filter(None, parts)]))
         # Case is ignored, because a data folder must also fit on a disk that does so.
         other = taken.setdefault(stored[-1].casefold(), film.reader.place)
@@ -212,25 +224,6 @@ def _with_declared_splits(films: list[LabelledFilm]) -> tuple[list[LabelledFilm]
         # A declared split of one part says nothing.
         becomes = {"train": "", "validation": ""}
     return [film._replace(split=becomes.get(film.split, film.split)) for film in films], merged
-
-
-def _subset(films: list[LabelledFilm], limit: int, seed: int) -> list[int]:
-    """Positions of whole patients until each class has its share of the limit."""
-    counts = Counter(film.label for film in films)
-    if limit < len(counts):
-        raise BadInput(f"a limit of {limit} films cannot hold {len(counts)} classes: give at least that many")
-    by_patient = defaultdict(list)
-    for index, film in enumerate(films):
-        by_patient[film.patient].append(index)
-    wanted = {label: max(1, round(limit * count / len(films))) for label, count in counts.items()}
-    chosen = []
-    for patient in sorted(by_patient, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest()):
-        labels = Counter(films[index].label for index in by_patient[patient])
-        # A patient of several classes comes in for the rarest, which has the fewest patients.
-        if wanted[min(labels, key=lambda label: (counts[label], label))] > 0:
-            chosen += by_patient[patient]
-            wanted = {label: want - labels[label] for label, want in wanted.items()}
-    return chosen
 
 
 @contextmanager

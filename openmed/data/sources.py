@@ -1,35 +1,26 @@
 """Sources of films: class folders, zips of them and lists, listed without unpacking anything."""
 
-import csv
+import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from openmed.data.dicom_header import is_dicom
+from openmed.data.film_list import SPLIT_NAMES, read_list
+from openmed.data.identity import Found, Recognised, identify
 from openmed.data.images import SUFFIXES
-from openmed.data.manifest import FILMS_COLUMNS
 from openmed.data.privacy import dicom_patient
 from openmed.data.readers import FilmReader, file_reader, folder_files, is_plain, zip_files
 from openmed.errors import BadInput
 
-_SPLIT_FOLDERS = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
-_PATIENT_RULES = (
-    (re.compile(r"person([A-Za-z0-9]+)_.+"), "person{}"),
-    (re.compile(r"IM-(\d+)-\d+(?:-\d+)*"), "IM-{}"),
-    (re.compile(r"NORMAL2-IM-(\d+)-\d+(?:-\d+)*"), "NORMAL2-IM-{}"),
-    (re.compile(r"patient-?([A-Za-z0-9]+)_.+"), "patient{}"),
-)
 _DICOM_START_BYTES = 132
 _IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
+_MASKS = {"mask", "masks", "segmentation", "segmentations", "annotation", "annotations"}
+_COPY_ENDING = re.compile(r" ?\(\d+\)$|( -)? copy( \d+| \(\d+\))?$", re.IGNORECASE)
 
 
 class LabelledFilm(NamedTuple):
@@ -41,6 +32,7 @@ class LabelledFilm(NamedTuple):
         split: train, validation or test as the source has it, empty for none.
         patient: The patient it is filed under.
         reader: Gives the bytes when called.
+        is_named: Whether something names the patient; otherwise the film is a patient of its own.
     """
 
     name: str
@@ -48,10 +40,11 @@ class LabelledFilm(NamedTuple):
     split: str
     patient: str
     reader: FilmReader
+    is_named: bool = True
 
     @property
     def stem(self) -> str:
-        """Its file name without the suffix, which stands for the patient when nothing else does."""
+        """Its file name without the suffix."""
         return PurePosixPath(self.name).stem
 
 
@@ -76,23 +69,27 @@ class Listing:
     Attributes:
         films: The labelled films.
         skipped: Files that were passed over.
-        is_list: Whether the source is a .csv, which names the patients itself.
+        recognised: What names the patients, and how surely.
+        rows: Of a .csv the rows of the films, in order, by column in lower case; None of class folders.
     """
 
     films: list[LabelledFilm]
-    skipped: int = 0
-    is_list: bool = False
+    skipped: int
+    recognised: Recognised
+    rows: list[dict[str, str]] | None = None
 
 
-def iter_labelled(source: Path, class_names: Sequence[str]) -> Iterator[LabelledFilm]:
-    """Iterates over a source's labelled films without reading them.
+def iter_labelled(
+    source: Path, class_names: Sequence[str], *, patients_from: str = "auto"
+) -> Iterator[LabelledFilm]:
+    """Iterates over a source's labelled films; see `list_source`.
 
     The source is checked at once, not at the first film. Readers stay good after the iteration.
 
     Raises:
         BadInput: The source cannot be used as it is.
     """
-    return iter(list_source(source, class_names).films)
+    return iter(list_source(source, class_names, patients_from=patients_from).films)
 
 
 def list_films(source: Path) -> list[Film]:
@@ -120,49 +117,29 @@ def list_films(source: Path) -> list[Film]:
     return films
 
 
-def patient_of(file_name: str) -> tuple[str, bool]:
-    """Reads the patient from a film's file name.
-
-    Rules: person<P>_... is person<P>; IM-<P>-<n>[-<m>] is IM-<P>; NORMAL2-IM-<P>-<n>[-<m>] is
-    NORMAL2-IM-<P>; patient<P>_... and patient-<P>_... are patient<P>. Any other film is a patient
-    of its own, named by the file's stem.
-
-    In the published Guangzhou set the numbers of the train and the test folder overlap. Nothing
-    tells whether equal numbers are one child, so they are taken for one: such patients' training
-    films are left out when the declared test set is used.
-
-    Args:
-        file_name: Name with its suffix; folders before it are ignored.
-
-    Returns:
-        The patient, and whether a rule matched.
-    """
-    stem = PurePosixPath(file_name).stem
-    for pattern, form in _PATIENT_RULES:
-        if match := pattern.fullmatch(stem):
-            return form.format(match[1]), True
-    return stem, False
-
-
-def list_source(source: Path, class_names: Sequence[str]) -> Listing:
-    """Lists a source's labelled films without reading them.
+def list_source(
+    source: Path, class_names: Sequence[str], *, patients_from: str = "auto", told: Sequence[str] = ()
+) -> Listing:
+    """Lists a source's labelled films; of DICOM files and of copies the content is read.
 
     Args:
         source: Folder, .zip or .csv, as `openmed.data.importing.import_films` takes it.
         class_names: The known classes; folders and labels may differ in case.
+        patients_from: One of `openmed.data.identity.PATIENTS_FROM`.
+        told: Further columns of a .csv in which rows of one film must agree.
 
     Raises:
-        BadInput: The source cannot be used as it is.
+        BadInput: The source cannot be used as it is, or it has to be asked who the patients are.
     """
     source, classes = Path(source), _by_folded_name(class_names)
     if source.is_dir():
-        return _from_class_folders(folder_files(source), classes, source)
+        return _from_class_folders(folder_files(source), classes, source, patients_from)
     if not source.is_file():
         raise BadInput(f"{source} does not exist: give a folder, a .zip or a .csv of films")
     if source.suffix.lower() == ".zip":
-        return _from_class_folders(zip_files(source), classes, source)
+        return _from_class_folders(zip_files(source), classes, source, patients_from)
     if source.suffix.lower() == ".csv":
-        return _from_list(source, classes)
+        return _from_list(source, classes, patients_from, told)
     raise BadInput(f"{source} is neither a folder nor a .zip or .csv file: give one of them")
 
 
@@ -177,46 +154,74 @@ def _by_folded_name(class_names: Sequence[str]) -> dict[str, str]:
 
 
 def _from_class_folders(
-    files: list[tuple[str, FilmReader]], classes: dict[str, str], source: Path
+    files: list[tuple[str, FilmReader]], classes: dict[str, str], source: Path, patients_from: str
 ) -> Listing:
     paths = {PurePosixPath(name): (name, reader) for name, reader in files}
     if len(paths) < len(files):
         raise BadInput(f"{source} holds two files under one name: pack it again")
     visible = sorted(path for path in paths if not any(_is_ignored(part) for part in path.parts))
-    folders = {path.parent for path in visible if path.parent.name.casefold() in classes}
-    if not folders:
+    class_folder = {path: _class_folder(path, classes) for path in visible}
+    above = {ancestor for folder in class_folder.values() if folder for ancestor in folder.parents}
+    if not any(class_folder.values()):
         raise BadInput(
             f"{source} has no folder named after a class ({', '.join(classes.values())}): "
             "give class folders, or a CSV with the columns path,label,patient"
         )
-    above = {ancestor for folder in folders for ancestor in folder.parents}
     films, skipped = [], 0
     for path in visible:
+        folder, (name, reader) = class_folder[path], paths[path]
         is_image = path.suffix.lower() in SUFFIXES or (
-            path.parent in folders and is_dicom(paths[path][1].start(_DICOM_START_BYTES))
+            folder is not None and is_dicom(reader.start(_DICOM_START_BYTES))
         )
-        if is_image and path.parent in folders:
-            films.append(_film_in_folder(path, classes, *paths[path]))
-        elif path.parent in folders or (is_image and path.parent in above):
+        if is_image and folder is not None and not _MASKS & {part.casefold() for part in path.parts}:
+            films.append(_film_in_folder(path, folder, classes, name, reader))
+        elif path.parent in above if is_image else folder is not None:
             skipped += 1
         elif is_image:
             # Taking it for a film would invent a label, passing it over would drop a class unseen.
             raise BadInput(
-                f"{paths[path][1].place} is an image in a folder that is no class folder "
+                f"{reader.place} is an image in a folder that is no class folder "
                 f"({', '.join(classes.values())}): rename the folder or take it away"
             )
-    return Listing(films, skipped)
+    kept, copies = without_copies(films)
+    films, recognised = _identified(kept, patients_from, source, class_folder)
+    return Listing(films, skipped, recognised=replace(recognised, copies=copies))
+
+
+def _class_folder(path: PurePosixPath, classes: dict[str, str]) -> PurePosixPath | None:
+    """The nearest folder above a file that is named after a class."""
+    return next((folder for folder in path.parents if folder.name.casefold() in classes), None)
 
 
 def _film_in_folder(
-    path: PurePosixPath, classes: dict[str, str], name: str, reader: FilmReader
+    path: PurePosixPath, folder: PurePosixPath, classes: dict[str, str], name: str, reader: FilmReader
 ) -> LabelledFilm:
     if not is_plain(name):
         raise BadInput(f"{reader.place} has unusable characters in its name: rename it")
-    above = (ancestor.name.casefold() for ancestor in path.parent.parents)
-    split = next((_SPLIT_FOLDERS[folder] for folder in above if folder in _SPLIT_FOLDERS), "")
-    patient = _patient_in(reader) or patient_of(path.name)[0]
-    return LabelledFilm(name, classes[path.parent.name.casefold()], split, patient, reader)
+    above = (ancestor.name.casefold() for ancestor in folder.parents)
+    split = next((SPLIT_NAMES[folder] for folder in above if folder in SPLIT_NAMES), "")
+    return LabelledFilm(name, classes[folder.name.casefold()], split, "", reader)
+
+
+def _identified(
+    films: list[LabelledFilm],
+    patients_from: str,
+    source: Path,
+    class_folder: Mapping[PurePosixPath, PurePosixPath | None],
+) -> tuple[list[LabelledFilm], Recognised]:
+    """Films with their patients."""
+    found = []
+    for film in films:
+        path = PurePosixPath(film.name)
+        folders = path.parent.relative_to(class_folder[path]).parts
+        stated = _patient_in(film.reader) if patients_from in ("auto", "header") else None
+        found.append(Found(film.name, folders, stated, film.reader.place))
+    identities, recognised = identify(found, patients_from, source)
+    named = [
+        film._replace(patient=one.patient, is_named=bool(one.by))
+        for film, one in zip(films, identities, strict=True)
+    ]
+    return named, recognised
 
 
 def _patient_in(reader: FilmReader) -> str | None:
@@ -224,49 +229,50 @@ def _patient_in(reader: FilmReader) -> str | None:
     return dicom_patient(reader()) if is_dicom(reader.start(_DICOM_START_BYTES)) else None
 
 
+def without_copies(films: list[LabelledFilm]) -> tuple[list[LabelledFilm], int]:
+    """Takes films once that lie in several folders, as in an archive that holds itself again.
+
+    A copy has the content, class, split and file name of another film; of file names the endings that file
+    managers give to copies do not count. Copies under other names stay: they tell which patients are one.
+
+    Returns:
+        The films without copies, in order, of copies the one nearest to the top; and how many went.
+    """
+    places = defaultdict(list)
+    for film in sorted(films, key=lambda film: (film.name.count("/"), len(film.name), film.name)):
+        name = _COPY_ENDING.sub("", film.stem).casefold()
+        places[film.split, film.label, name].append(film)
+    copies = set()
+    for alike in places.values():
+        digests = [_digest(film.reader) for film in alike] if len(alike) > 1 else [""]
+        copies |= {film.name for n, film in enumerate(alike) if digests[n] in digests[:n]}
+    return [film for film in films if film.name not in copies], len(copies)
+
+
+def _digest(reader: FilmReader) -> str:
+    digest = hashlib.sha256()
+    for chunk in reader.chunks():
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
 def _is_ignored(part: str) -> bool:
     return part.startswith(".") or part.casefold() in _IGNORED
 
 
-def _from_list(source: Path, classes: dict[str, str]) -> Listing:
-    root, films = source.parent.resolve(), []
-    try:
-        with source.open(newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream, strict=True)
-            rows.fieldnames = [column.strip().casefold() for column in rows.fieldnames or ()]
-            if missing := {"path", "label", "patient"} - set(rows.fieldnames):
-                raise BadInput(f"{source} has no column {min(missing)}: it needs path, label and patient")
-            for row in rows:
-                cells = {column: (row.get(column) or "").strip() for column in FILMS_COLUMNS}
-                if problem := _problem(cells, root, classes):
-                    raise BadInput(f"{source} has {problem} on line {rows.line_num}: correct or remove it")
-                films.append(
-                    _film_in_list(cells, root, classes, f"the film on line {rows.line_num} of {source}")
-                )
-    except (OSError, ValueError, csv.Error) as error:
-        raise BadInput(f"{source} cannot be read as CSV in UTF-8: {error}") from None
-    return Listing(films, is_list=True)
-
-
-def _problem(cells: dict[str, str], root: Path, classes: dict[str, str]) -> str:
-    """Says what is wrong with a line. Its content is not repeated: it may hold a patient's name."""
-    path = cells["path"]
-    if not path or not is_plain(path) or not (root / path).resolve().is_relative_to(root):
-        return "a path that leads out of the folder of the list"
-    if Path(path).suffix.lower() not in SUFFIXES:
-        return f"a file that is none of {', '.join(SUFFIXES)}"
-    if not (root / path).is_file():
-        return "a file that is not there"
-    if cells["label"].casefold() not in classes:
-        return f"a label other than {', '.join(classes.values())}"
-    if not cells["patient"]:
-        return "no patient"
-    if cells["split"] and cells["split"].casefold() not in _SPLIT_FOLDERS:
-        return "a split other than train, validation and test"
-    return ""
-
-
-def _film_in_list(cells: dict[str, str], root: Path, classes: dict[str, str], place: str) -> LabelledFilm:
-    path = PurePosixPath(cells["path"]).as_posix()
-    label, split = classes[cells["label"].casefold()], _SPLIT_FOLDERS.get(cells["split"].casefold(), "")
-    return LabelledFilm(path, label, split, cells["patient"], file_reader(root / path, place))
+def _from_list(source: Path, classes: dict[str, str], patients_from: str, told: Sequence[str]) -> Listing:
+    rows, repeated = read_list(source, classes, told)
+    found = [Found(row["path"], (), row["patient"], "") for row in rows]
+    identities, recognised = identify(found, patients_from, source, is_list=True)
+    films = [
+        LabelledFilm(
+            row["path"],
+            classes[row["label"].casefold()],
+            SPLIT_NAMES.get(row["split"].casefold(), ""),
+            one.patient,
+            file_reader(source.parent.resolve() / row["path"], row["place"]),
+            bool(one.by),
+        )
+        for row, one in zip(rows, identities, strict=True)
+    ]
+    return Listing(films, 0, replace(recognised, repeated_rows=repeated), rows)

@@ -137,7 +137,7 @@ def _labelled_films(source: Path, class_names: Sequence[str]) -> list[tuple[str,
     from openmed.data.manifest import ordered_map
     from openmed.data.sources import iter_labelled
 
-    films = list(iter_labelled(source, class_names))
+    films = list(iter_labelled(source, class_names, patients_from="film"))
     hashes = ordered_map(lambda film: sha256_bytes(film.reader()), films)
     return [(digest, film.label) for digest, film in zip(hashes, films, strict=True)]
 

@@ -168,19 +168,20 @@ def _read(
 
     No state of a film in a zip or of one that cannot be read; no square of one that cannot be decoded.
     """
+    from openmed.data.identity import patient_of_one
     from openmed.data.images import decode_with_depth, resize_film
     from openmed.data.measure import measurements
     from openmed.data.privacy import about_film, dicom_patient
     from openmed.data.profile import OPTIONAL_COLUMNS, age_band
-    from openmed.data.sources import patient_of
 
     row = dict.fromkeys((*_MEASURED, *OPTIONAL_COLUMNS, *_ANSWERED, "reason", "status"))
     try:
         state, content = film.path.stat() if film.path else None, film.reader()
     except (BadInput, OSError):
         return None, row | {"status": _UNREADABLE}, None
-    about, patient = about_film(content), dicom_patient(content) or patient_of(film.name)[0]
-    row |= {"sha256": sha256_bytes(content), "patient": secret.patient(patient), "reason": ""}
+    about, sha256 = about_film(content), sha256_bytes(content)
+    patient = secret.patient(patient_of_one(film.name, dicom_patient(content), sha256))
+    row |= {"sha256": sha256, "patient": patient, "reason": ""}
     row |= {name: about.get(name) for name in OPTIONAL_COLUMNS}
     if years := about.get("age_years"):
         row["age_band"] = age_band(int(years))

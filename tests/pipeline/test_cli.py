@@ -137,6 +137,7 @@ def test_a_published_zip_is_laid_out_with_its_patients_and_splits(openmed, proje
     assert table.groupby("label")["patient"].nunique().to_dict() == {"NORMAL": 9, "PNEUMONIA": 11}
     assert "26 films of 20 patients (NORMAL 9, PNEUMONIA 17)" in out
     assert "1 files were passed over" in out
+    assert "patients from file names by the pattern of person<P>_<any>: 17 of 26 films" in out
     assert "dvc add data" in out
 
 
@@ -355,6 +356,23 @@ def test_predict_averages_over_views(openmed, vit, films):
     row = json.loads(openmed("predict", vit, path, "--tta", "--threshold", 0.5, "--json")[1])
     assert row["probability"] == pytest.approx(expected, abs=1e-5)
     assert row["model"] == str(vit)
+
+
+def test_evaluate_takes_copies_once_and_asks_who_the_patients_are(openmed, vit, films, tmp_path):
+    chosen = films.groupby("label").head(6)
+    for place, (file, label) in enumerate(zip(chosen["file"], chosen["label"], strict=True)):
+        for folder in ("set", "set/set"):
+            target = tmp_path / folder / ("NORMAL", "PNEUMONIA")[label] / f"patient1_{place}{file.suffix}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    arguments = ("evaluate", vit, tmp_path / "set")
+    refused(openmed(*arguments), "one patient in 12 of 12 films by file names by the pattern of patient<P>")
+    for patients_from, patients in (("name", 1), ("film", 12)):
+        code, out, _ = openmed(*arguments, "--patients-from", patients_from)
+        assert code == 0 and out.startswith(f"12 films of {patients} patients")
+        assert "12 of 24 films are copies, taken once" in out
+    code, _, err = openmed(*arguments, "--patients-from", "guess")
+    assert code == 2 and "'guess'" in err
 
 
 def test_a_mean_without_a_threshold_of_its_own_is_refused(openmed, toy, vit, films, judged):

@@ -375,7 +375,7 @@ def test_each_bad_folder_is_refused_as_stated(tmp_path, kind):
         if target.stem == "loop":
             target.symlink_to(target.name)
         else:
-            target.write_bytes(pil(FILM, "PNG"))
+            target.write_bytes(pil(FILM + paths.index(path), "PNG"))
     with pytest.raises(BadInput) as refusal:
         import_films(tmp_path / "source", tmp_path / "data", class_names=CLASSES)
     assert sentence in str(refusal.value) and "\n" not in str(refusal.value)

@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openmed.data import importing, readers
+from openmed.data.identity import patient_of
 from openmed.data.images import decode_film
 from openmed.data.importing import import_films
 from openmed.data.manifest import ordered_map, read_films
-from openmed.data.sources import iter_labelled, patient_of
+from openmed.data.sources import iter_labelled
 from openmed.errors import BadInput, ResourceError
 
 CLASSES = ("NORMAL", "PNEUMONIA")
@@ -115,6 +116,19 @@ def test_the_published_layout_comes_in_with_its_splits(tmp_path, kind):
         "patients": 10 + 2 + 1 + 1 + 2 + 1,
         "skipped": 0,
         "unmatched": 0,
+        "recognised": {
+            "films": 39,
+            "by": {
+                "file names by the pattern of person<P>_<any>": 33,
+                "file names by the pattern of IM-<P>-<n>": 3,
+                "file names by the pattern of NORMAL2-IM-<P>-<n>": 3,
+            },
+            "unnamed": 0,
+            "returning": 0,
+            "nobody": 0,
+            "copies": 0,
+            "repeated_rows": 0,
+        },
         "splits": {"test": 4, "train": 33, "validation": 2},
         "merged_validation": 0,
         "withheld": {},
@@ -244,8 +258,10 @@ def test_unusable_class_names_are_refused(tmp_path, classes):
     ],
 )
 def test_two_films_for_one_place_are_refused(tmp_path, paths):
-    source = make_zip(tmp_path / "s.zip", [*paths, "PNEUMONIA/b.png"])
-    refuse(source, tmp_path / "data", "two films that would be stored under one name")
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        for path in (*paths, "PNEUMONIA/b.png"):
+            archive.writestr(path, content_of(path))
+    refuse(tmp_path / "s.zip", tmp_path / "data", "two films that would be stored under one name")
 
 
 def test_two_zip_entries_of_one_name_are_refused(tmp_path):
@@ -426,10 +442,11 @@ def test_a_list_keeps_its_paths_patients_and_splits(tmp_path):
     summary = import_films(make_list(tmp_path / "s", rows), tmp_path / "data", class_names=CLASSES)
     assert table(tmp_path / "data").values.tolist() == [
         ["films/a/1.png", "NORMAL", "P 7", "train"],
-        ["films/b/2.jpeg", "PNEUMONIA", "NA", "test"],
+        ["films/b/2.jpeg", "PNEUMONIA", "2", "test"],
         ["films/b/3.png", "NORMAL", "007", "validation"],
     ]
-    assert (summary.unmatched, summary.patients) == (0, 3)
+    # NA stands for nobody.
+    assert (summary.unmatched, summary.patients) == (1, 3)
     assert (tmp_path / "data/films/b/2.jpeg").read_bytes() == content_of("2.jpeg")
 
 
@@ -452,7 +469,10 @@ def test_a_list_with_quotes_and_commas_survives(tmp_path):
     ("row", "problem"),
     [
         ("../secret.png,NORMAL,p,", "a path that leads out of the folder"),
-        ("/etc/x.png,NORMAL,p,", "a path that leads out of the folder"),
+        ("/etc/x.png,NORMAL,p,", "an absolute path that leads out of the folder"),
+        (r"C:\films\x.png,NORMAL,p,", "an absolute path that leads out of the folder"),
+        (r"\\\\nas\films\x.png,NORMAL,p,", "an absolute path that leads out of the folder"),
+        (r"..\secret.png,NORMAL,p,", "a path that leads out of the folder"),
         ("link.png,NORMAL,p,", "a path that leads out of the folder"),
         ("a\0.png,NORMAL,p,", "a path that leads out of the folder"),
         (",NORMAL,p,", "a path that leads out of the folder"),
@@ -472,9 +492,31 @@ def test_a_bad_line_is_refused_by_its_number(tmp_path, row, problem):
     refuse(good, tmp_path / "data", f"{problem}.* on line 4: correct or remove it")
 
 
-def test_a_film_listed_twice_is_refused(tmp_path):
-    source = make_list(tmp_path / "s", ["1.png,NORMAL,p,", "2.png,PNEUMONIA,p,", "./1.png,NORMAL,p,"])
-    refuse(source, tmp_path / "data", "two films that would be stored under one name")
+def test_rows_that_repeat_a_film_are_taken_once_and_counted(tmp_path):
+    boxes = ["2.png,PNEUMONIA,q,,264,152", "2.png,PNEUMONIA,q,,562,98", "./2.png,pneumonia,q,,,"]
+    source = make_list(tmp_path / "s", ["1.png,NORMAL,p,,,", *boxes], "path,label,patient,split,x,width")
+    summary = import_films(source, tmp_path / "data", class_names=CLASSES)
+    assert summary.per_class == {"NORMAL": 1, "PNEUMONIA": 1} and summary.recognised.repeated_rows == 2
+    assert "2 rows of the list repeat another one: each film was taken once" in summary.recognised.sentences()
+
+
+@pytest.mark.parametrize(
+    ("again", "column"),
+    [("1.png,PNEUMONIA,p,", "label"), ("./1.png,NORMAL,r,", "patient"), (r".\1.png,NORMAL,p,test", "split")],
+)
+def test_rows_of_a_film_that_contradict_each_other_are_refused(tmp_path, again, column):
+    source = make_list(tmp_path / "s", ["1.png,NORMAL,p,", "2.png,PNEUMONIA,q,"])
+    source.write_text(source.read_text() + again + "\n")
+    problem = f"says two things of one film in the column {column}, on lines 2 and 4: correct or remove one"
+    refuse(source, tmp_path / "data", problem)
+
+
+def test_backslashes_and_absolute_paths_below_the_list_are_understood(tmp_path):
+    make_folder(tmp_path / "s", ["a/1.png", "b/c/2.png", "3.png"])
+    root = tmp_path / "s"
+    rows = [r"a\1.png,NORMAL,p,", f"{root / 'b/c/2.png'},PNEUMONIA,q,", r".\3.png,NORMAL,r,"]
+    import_films(write_list(root, rows), tmp_path / "data", class_names=CLASSES)
+    assert list(table(tmp_path / "data")["path"]) == ["films/3.png", "films/a/1.png", "films/b/c/2.png"]
 
 
 @pytest.mark.parametrize(
@@ -544,7 +586,7 @@ def test_labelled_films_are_listed_as_found_and_read_when_asked(tmp_path, kind):
     source = make_source(kind, tmp_path, paths_of(PUBLISHED))
     films = {name: rest for name, *rest in iter_labelled(source, CLASSES)}
     assert sorted(films) == sorted(paths_of(PUBLISHED))
-    label, split, patient, reader = films["chest_xray/val/PNEUMONIA/person1946_bacteria_4874.jpeg"]
+    label, split, patient, reader, _ = films["chest_xray/val/PNEUMONIA/person1946_bacteria_4874.jpeg"]
     assert (label, split, patient) == ("PNEUMONIA", "validation", "person1946")
     assert reader() == reader() == content_of("person1946_bacteria_4874.jpeg")
 

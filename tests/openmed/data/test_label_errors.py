@@ -8,8 +8,8 @@ from scipy.stats import multivariate_normal
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from openmed.data.identity import patient_of
 from openmed.data.label_errors import cross_fitted_probabilities, label_errors, pixel_features
-from openmed.data.sources import patient_of
 
 REAL = Path(__file__).parents[4] / "shared/data/chest_xray_train_224.zip"
 
