@@ -227,7 +227,7 @@ def test_headers_say_whose_the_films_of_folders_below_class_folders_are(tmp_path
 def test_masks_are_never_films(tmp_path):
     source = write(tmp_path / "s", ["NORMAL/a.png", "PNEUMONIA/b.png", "PNEUMONIA/masks/b.png"])
     for patients_from in ("auto", "film", "folder"):
-        with pytest.raises(BadInput, match="images in a folder that is no class folder"):
+        with pytest.raises(BadInput, match="is an image in a folder that is no class folder"):
             taken(source, tmp_path / "data", patients_from=patients_from)
 
 
