@@ -12,7 +12,7 @@ import numpy as np
 from openmed.data.budgets import check_file_size, read_film_file
 from openmed.data.dicom import decode_dicom
 from openmed.data.dicom_header import has_preamble, is_dicom
-from openmed.data.grey import check_shape, depth, quiet, rightly_turned, to_grey, to_uint8
+from openmed.data.grey import FEW_SATURATED, check_shape, depth, quiet, rightly_turned, to_grey, to_uint8
 from openmed.data.jpeg import jpeg_grey, jpeg_shape
 from openmed.data.tiff import check_parts
 from openmed.data.withheld import withheld_reason
@@ -23,7 +23,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom")
 
 MIN_SIDE_PX = 32
 """Films with a shorter side cannot be used, unless the settings say otherwise."""
-_BLANK_STD = 1.0
+_BLANK, _BLANK_STD, _BLANK_PX, _BLANK_LEVELS = "the film is blank", 1.0, 64, 8
 
 _PNG_START, _JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -132,7 +132,8 @@ def usable_squares(
 def check_usable(film: np.ndarray, name: str = "the image", min_side_px: int = MIN_SIDE_PX) -> None:
     """Refuses a decoded film, uint8 (H, W), that is too small or blank, with BadInput."""
     height, width = film.shape
-    if reason := unusable_reason(width, height, float(cv2.meanStdDev(film)[1].item()), min_side_px):
+    std = float(cv2.meanStdDev(film)[1].item())
+    if reason := unusable_reason(width, height, std, min_side_px) or blank_reason(film):
         raise BadInput(f"{name} cannot be used: {reason}")
 
 
@@ -147,7 +148,17 @@ def unusable_reason(width: int, height: int, std: float, min_side_px: int = MIN_
     """
     if min(width, height) < min_side_px:
         return f"only {width} x {height} pixels"
-    return "the film is blank" if std < _BLANK_STD else ""
+    return _BLANK if std < _BLANK_STD else ""
+
+
+def blank_reason(film: np.ndarray) -> str:
+    """Says that a film shows nothing: black, white or noise, with or without a small marker; else empty.
+
+    Its copy of 64 x 64 pixels, a few dark and bright ones apart, then has fewer than 8 grey levels; the
+    flattest of 5,216 films of children has 79.
+    """
+    low, high = np.quantile(resize_film(film, _BLANK_PX), (FEW_SATURATED, 1 - FEW_SATURATED))
+    return _BLANK if high - low < _BLANK_LEVELS else ""
 
 
 def resize_film(film: np.ndarray, size_px: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from openmed.data.budgets import read_film_file
 from openmed.data.embedding import embed_film
-from openmed.data.images import decode_with_depth
+from openmed.data.images import blank_reason, decode_with_depth
 from openmed.data.perceptual import perceptual_hash
 from openmed.data.quality import REASONS, quality_columns
 from openmed.errors import BadInput
@@ -41,7 +41,7 @@ def measure_film(path: str) -> tuple[os.stat_result | None, dict]:
 
     Returns:
         The state of the file before it was read, None when it cannot be, and a row of `MEASURED`, whose
-        reason is empty when the film could be decoded.
+        reason is empty when the film could be decoded and is not blank.
     """
     row = dict.fromkeys(MEASURED.names) | {"sha256": "", "perceptual_hash": "", "reason": ""}
     try:
@@ -64,11 +64,11 @@ def measurements(film: np.ndarray, bits: int) -> dict:
         bits: What a pixel was stored with.
 
     Returns:
-        The columns of `MEASURED` but sha256 and reason.
+        The columns of `MEASURED` but sha256; the reason says whether the film is blank.
     """
     height, width = film.shape
     mean, std = (float(value.item()) for value in cv2.meanStdDev(film))
     row = {"width": width, "height": height, "bits": bits, "mean": mean, "std": std}
     row |= {"sharpness": float(cv2.Laplacian(film, cv2.CV_32F).var())}
     row |= {"perceptual_hash": perceptual_hash(film), **quality_columns(film)}
-    return row | {"embedding": embed_film(film)}
+    return row | {"embedding": embed_film(film), "reason": blank_reason(film)}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from openmed.models.session import Predictor
 
 # What a film is compared by with those that the champion was trained on.
-_MEASURED = ("width", "height", "bits", "mean", "std", "embedding")
+_MEASURED = ("width", "height", "bits", "mean", "std", "embedding", "reason")
 _ANSWERED = ("score", "label", "threshold", "refer")
 _UNREADABLE = "unreadable"
 _PART_FILMS, _BATCH_FILMS = 1024, 32
@@ -174,7 +174,7 @@ def _read(
     from openmed.data.privacy import about_film, dicom_patient
     from openmed.data.profile import OPTIONAL_COLUMNS, age_band
 
-    row = dict.fromkeys((*_MEASURED, *OPTIONAL_COLUMNS, *_ANSWERED, "reason", "status"))
+    row = dict.fromkeys((*_MEASURED, *OPTIONAL_COLUMNS, *_ANSWERED, "status"))
     try:
         state, content = film.path.stat() if film.path else None, film.reader()
     except (BadInput, OSError):

@@ -163,6 +163,11 @@ FILMS = {
         "quarantined: the film is 70000 x 64 pixels; a film has at most 65535 a side",
     ),
     "one grey value": ("a.png", pil(np.full_like(FILM, 90), "PNG"), "quarantined: the film is blank"),
+    "nothing but black, white or noise, with or without a marker": (
+        "a.png",
+        lambda folder: _black_with_marker(),
+        "quarantined: the film is blank",
+    ),
     "animated PNG": ("a.png", pages("PNG"), "quarantined: the film has several frames; a film has one"),
     "TIFF of several pages": (
         "a.tif",
@@ -245,6 +250,12 @@ def _link(folder: Path, content: bytes) -> None:
 def _with_marker() -> bytes:
     film = deep(FILM, 12)
     film[4:10, 4:10] = 65_535
+    return pil(film, "PNG")
+
+
+def _black_with_marker() -> bytes:
+    film = np.zeros_like(FILM)
+    film[4:10, 4:10] = 255
     return pil(film, "PNG")
 
 
