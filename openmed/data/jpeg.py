@@ -4,12 +4,17 @@ libjpeg fills the missing half of a film with grey, warns, and ends well. Pillow
 warning; simplejpeg, which holds the same library, can take it for an error.
 """
 
+import re
+from collections.abc import Iterator
+
 import numpy as np
 
 from openmed.errors import BadInput
 
 _FRAMES = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}  # the last is JPEG-LS
 _BARE = {0x01, *range(0xD0, 0xD9)}
+_PROGRESSIVE, _SCAN = 0xC2, 0xDA
+_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.S)
 
 
 def jpeg_grey(stream: bytes, name: str) -> np.ndarray:
@@ -28,9 +33,38 @@ def jpeg_grey(stream: bytes, name: str) -> np.ndarray:
     from simplejpeg import decode_jpeg
 
     try:
-        return decode_jpeg(stream, "GRAY", strict=True)[:, :, 0]
-    except ValueError:
-        raise BadInput(f"{name} is not a whole JPEG image") from None
+        grey = decode_jpeg(stream, "GRAY", strict=True)[:, :, 0]
+        whole = _has_all_scans(stream)
+    except (ValueError, IndexError):
+        whole = False
+    if not whole:
+        raise BadInput(f"{name} is not a whole JPEG image")
+    return grey
+
+
+def _has_all_scans(stream: bytes) -> bool:
+    """Tells whether the scans of a progressive JPEG refine its luma to the last bit.
+
+    Where a stream is cut between two scans, libjpeg does not even warn: the film is only coarser.
+    """
+    luma, missing_bits = -1, [1] * 64
+    for marker, body in _segments(stream):
+        if marker in _FRAMES:
+            if marker != _PROGRESSIVE:
+                return True
+            luma = body[6]
+        elif marker == _SCAN and luma in body[1 : 1 + 2 * body[0] : 2]:
+            first, last, bits = body[-3:]
+            missing_bits[first : last + 1] = [bits & 15] * (last + 1 - first)
+    return not any(missing_bits)
+
+
+def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yields marker and content of each segment, without the coded pixels behind it, up to the end mark."""
+    place = 2
+    while (mark := _SEGMENT.search(stream, place)) and mark[1] != b"\xd9":
+        place = mark.end() + int.from_bytes(stream[mark.end() : mark.end() + 2])
+        yield mark[1][0], stream[mark.end() + 2 : place]
 
 
 def jpeg_frame(data: bytes) -> tuple[int, int, int, int] | None:

@@ -1,4 +1,4 @@
-"""Seeded fuzz of the decoders: every mutant of a film is an image or one refusal.
+"""Seeded fuzz of the decoders: every mutant of a film is an image or one refusal, every cut one a refusal.
 
 Mutants are decoded in a child process that says which one it is at. When it dies or hangs, the parent
 records that mutant as unexpected and goes on with a new child behind it.
@@ -114,6 +114,12 @@ def mutant(content: bytes, seed: str) -> bytes:
     return _with_checksums(changed) if draw.random() < 0.7 else bytes(changed)
 
 
+def cut(content: bytes, seed: str) -> bytes:
+    """Ends content early, now and then with the end mark of JPEG and JPEG 2000, which decoders trust."""
+    draw = random.Random(seed)
+    return content[: int(len(content) * draw.uniform(0.3, 0.97))] + draw.choice([b"", b"\xff\xd9"])
+
+
 def _with_checksums(changed: bytearray) -> bytes:
     """Mends the checksums of a PNG, without which most mutants would be turned away at once."""
     place = 8
@@ -127,7 +133,7 @@ def _with_checksums(changed: bytearray) -> bytes:
 
 
 def fuzz(mutants: int, *, seed: int = 0, only: str = "") -> Outcome:
-    """Decodes mutants of all seeds, as many of each, in a process of its own.
+    """Decodes mutants of all seeds, as many of each and one in ten cut, in a process of its own.
 
     Args:
         mutants: How many in all.
@@ -135,7 +141,8 @@ def fuzz(mutants: int, *, seed: int = 0, only: str = "") -> Outcome:
         only: Kind of seed to take alone, empty for all.
     """
     kinds = [name for name in seeds() if only in ("", name)]
-    tasks = [(kinds[index % len(kinds)], f"{seed}-{index}") for index in range(mutants)]
+    names = [f"cut-{seed}-{index}" if index % 10 == 9 else f"{seed}-{index}" for index in range(mutants)]
+    tasks = [(kinds[index % len(kinds)], name) for index, name in enumerate(names)]
     outcome, done = Outcome(), 0
     while done < len(tasks):
         for what in _child(tasks[done:]):
@@ -173,7 +180,9 @@ def _work(pipe: Connection, tasks: list[tuple[str, str]]) -> None:
     faulthandler.enable()
     kinds = seeds()
     for kind, number in tasks:
-        pipe.send(_decoded(mutant(kinds[kind], f"{kind}-{number}")))
+        is_cut = number.startswith("cut-")
+        said = _decoded((cut if is_cut else mutant)(kinds[kind], f"{kind}-{number}"))
+        pipe.send("is completed" if is_cut and said == "images" else said)
 
 
 def _decoded(content: bytes) -> str:

@@ -63,6 +63,16 @@ def test_a_jpeg_that_ends_early_is_refused_though_its_end_is_marked(kind, share)
     assert refused(cut(JPEGS[kind], share)) == "x is not a whole JPEG image"
 
 
+@pytest.mark.parametrize("kind", ["progressive", "progressive in colour"])
+def test_a_progressive_jpeg_that_ends_between_two_scans_is_refused(kind):
+    content = pil(FILM if kind == "progressive" else COLOUR, "JPEG", progressive=True)
+    decode_film(content)
+    scans = [at for at in range(len(content)) if content[at : at + 2] == b"\xff\xda"]
+    luma = [at for at in scans if 1 in content[at + 5 : at + 5 + 2 * content[at + 4] : 2]]
+    for last in luma[1:]:
+        assert refused(content[:last] + END) == "x is not a whole JPEG image"
+
+
 @pytest.mark.parametrize("kind", ["baseline", "with restart marks"])
 def test_a_jpeg_with_a_hole_is_refused(kind):
     assert refused(emptied(JPEGS[kind])) == "x is not a whole JPEG image"

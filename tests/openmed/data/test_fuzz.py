@@ -36,6 +36,12 @@ def test_the_same_seed_gives_the_same_mutant():
     assert first == again != other
 
 
+def test_no_film_that_was_cut_is_an_image():
+    for kind, content in fuzzing.seeds().items():
+        said = {fuzzing._decoded(fuzzing.cut(content, f"{kind}-{seed}")) for seed in range(20)}
+        assert said == {"refused"}, kind
+
+
 def test_a_wrong_error_and_a_wrong_result_are_seen(monkeypatch):
     def raise_wrongly(content, name):
         raise KeyError(name)
