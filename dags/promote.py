@@ -12,7 +12,7 @@ from typing import Any
 from airflow.sdk import DAG, Asset, Param, TaskGroup, task
 from airflow.sdk.exceptions import AirflowFailException
 from question_operator import QuestionOperator, comment_of, named_people, person
-from stage_operator import enter_project, one_sentence
+from stage_operator import HOME, enter_project, one_sentence
 
 from openmed.errors import BadInput
 from pipeline.yaml_file import read_mapping
@@ -114,7 +114,8 @@ def gate(*, params: dict[str, Any], triggering_asset_events: Any) -> dict[str, A
     from pipeline import promotion
 
     candidate = asked_candidate(params, dict(triggering_asset_events or {}))
-    folder = Path(candidate.get("workspace") or "absent")
+    # In a copy of a state folder that of the original stays alone.
+    folder = HOME / "runs" / Path(candidate.get("workspace") or "absent").name
     enter_project()
     versions = [str(version) for version in candidate.get("order") or [candidate["version"]]]
     with one_sentence():

@@ -21,7 +21,15 @@ from airflow.sdk import (
     task,
 )
 from airflow.sdk.exceptions import AirflowFailException
-from stage_operator import HOME, PROJECT, DvcStageOperator, enter_project, one_sentence
+from stage_operator import (
+    HOME,
+    PROJECT,
+    TIMEZONE,
+    DvcStageOperator,
+    enter_project,
+    one_sentence,
+    own_workspace,
+)
 
 from pipeline.graph import load_graph
 
@@ -77,7 +85,7 @@ def schedule() -> Any:
     # By default a DAG without a start date makes up for the last slot when less than a tenth of
     # the period has passed since: 17 hours for a weekly one. So merely starting the services on a
     # Sunday would start a training. Five minutes are enough for the scheduler never to miss a slot.
-    timetable = CronTriggerTimetable(cron, timezone="UTC", run_immediately=timedelta(minutes=5))
+    timetable = CronTriggerTimetable(cron, timezone=TIMEZONE, run_immediately=timedelta(minutes=5))
     return AssetOrTimeSchedule(timetable=timetable, assets=[DATASET])
 
 
@@ -143,7 +151,7 @@ def drift(*, params: dict[str, Any], ti: Any) -> dict[str, Any]:
     """Returns the verdict and its sentence, which name no film and no patient."""
     from pipeline.drift import check_drift
 
-    path = Path(ti.xcom_pull(task_ids="prepare")["path"])
+    path = own_workspace(ti.xcom_pull(task_ids="prepare")["path"])
     enter_project()
     with one_sentence():
         result = check_drift(path, accept=params["accept_drift"])
@@ -165,7 +173,7 @@ def register(*, run_id: str, dag_run: Any, ti: Any) -> Any:
     enter_project()
     with one_sentence():
         result = registry.register_candidates(
-            Path(prepared["path"]),
+            own_workspace(prepared["path"]),
             run_key=run_id,
             revision=prepared["revision"],
             started_by=dag_run.triggering_user_name,
@@ -191,7 +199,7 @@ def cleanup(*, ti: Any) -> str:
     if not ti.xcom_pull(task_ids="register", key="candidate"):
         return f"The run is not complete: {path} is kept for {KEEP_WORKSPACES_DAYS:g} days."
     with one_sentence():
-        removed = workspace.retire(PROJECT, Path(path))
+        removed = workspace.retire(PROJECT, own_workspace(path))
     return f"{path} is kept for the gate; {len(removed)} earlier ones are removed."
 
 

@@ -6,9 +6,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, Asset, Metadata, Param, task
+from airflow.sdk import DAG, Asset, CronTriggerTimetable, Metadata, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
-from stage_operator import HOME, enter_project, one_sentence
+from stage_operator import HOME, TIMEZONE, enter_project, one_sentence
 
 HOLD = Asset("openmed_hold")
 
@@ -27,6 +27,12 @@ Runs by hand, or by the cron expression in OPENMED_SCORE_SCHEDULE.
 def incoming() -> str:
     """Returns the folder whose films are scored: OPENMED_INCOMING, or `incoming` of the state folder."""
     return os.environ.get("OPENMED_INCOMING") or str(HOME / "incoming")
+
+
+def schedule() -> CronTriggerTimetable | None:
+    """Returns when to score: by the cron expression in OPENMED_SCORE_SCHEDULE, if there is one."""
+    cron = os.environ.get("OPENMED_SCORE_SCHEDULE")
+    return CronTriggerTimetable(cron, timezone=TIMEZONE) if cron else None
 
 
 @task(
@@ -105,7 +111,7 @@ with DAG(
     dag_id="score",
     description="Score new films with the champion and watch it",
     doc_md=ABOUT,
-    schedule=os.environ.get("OPENMED_SCORE_SCHEDULE") or None,
+    schedule=schedule(),
     catchup=False,
     max_active_runs=1,
     params={

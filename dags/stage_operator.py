@@ -25,6 +25,8 @@ from pipeline.yaml_file import read_mapping
 
 PROJECT = Path(os.environ.get("OPENMED_PROJECT") or Path(__file__).resolve().parents[1]).resolve()
 HOME = Path(os.environ.get("OPENMED_HOME") or PROJECT / ".openmed").resolve()
+# The time zone of the schedules, such as Europe/Vienna.
+TIMEZONE = os.environ.get("OPENMED_TIMEZONE") or "UTC"
 
 # DVC ends with 255 whatever the stage ended with; only its text has the stage's own exit code.
 _STAGE_EXIT = re.compile(r"exited with (-?\d+)")
@@ -44,6 +46,21 @@ def one_sentence() -> Iterator[None]:
         raise AirflowException(str(error)) from None
     except OpenMedError as error:
         raise AirflowFailException(str(error)) from None
+
+
+def own_workspace(path: str) -> Path:
+    """Returns the workspace of a run.
+
+    Raises:
+        AirflowFailException: It belongs to another state folder: this one was copied or moved since.
+    """
+    workspace = Path(path)
+    if workspace.parent.name == "runs" and workspace.parent != HOME / "runs":
+        raise AirflowFailException(
+            f"workspace {workspace} is not of the state folder {HOME}, which was copied or moved since: "
+            "start the run again from 'prepare'"
+        )
+    return workspace
 
 
 def enter_project() -> None:
@@ -94,7 +111,7 @@ class DvcStageOperator(BaseOperator):
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Runs the stage and returns what it wrote down."""
-        workspace = Path(self.workspace)
+        workspace = own_workspace(self.workspace)
         started = time.monotonic()
         code, said = self._run(workspace)
         seconds = round(time.monotonic() - started, 3)

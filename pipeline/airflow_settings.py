@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from openmed.errors import ResourceError
+from openmed.errors import BadInput, ResourceError
 from openmed.files import read_json, write_bytes, write_json
+from pipeline.project import sqlite_address, without_proxy
 
 LOOPBACK = "127.0.0.1"
 ADMIN, REVIEWER, ENGINEER = "admin", "reviewer", "engineer"
@@ -70,13 +72,17 @@ class AirflowSettings:
         }
         if self.schedule is not None:
             own["OPENMED_SCHEDULE"] = self.schedule
-        return {**inherited, **_OFFLINE, **own}
+        return {**inherited, **_OFFLINE, **without_proxy(inherited), **own}
 
     def write(self) -> None:
         """Writes airflow.cfg, the passwords and the secrets, all for the owner's eyes alone.
 
         Passwords and secrets that exist are kept.
+
+        Raises:
+            BadInput: OPENMED_TIMEZONE is no time zone.
         """
+        _check_time_zone(os.environ.get("OPENMED_TIMEZONE") or "UTC")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         known = read_json(self.password_file) if self.password_file.exists() else {}
@@ -129,7 +135,7 @@ class AirflowSettings:
                 "simple_auth_manager_passwords_file": self.password_file,
                 "execution_api_server_url": f"{self.url}/execution/",
             },
-            "database": {"sql_alchemy_conn": f"sqlite:///{self.folder}/airflow.db"},
+            "database": {"sql_alchemy_conn": sqlite_address(self.folder / "airflow.db")},
             "logging": {"base_log_folder": self.home / "logs" / "tasks"},
             "api": {
                 "host": LOOPBACK,
@@ -150,3 +156,12 @@ class AirflowSettings:
                 "parsing_processes": 1,
             },
         }
+
+
+def _check_time_zone(name: str) -> None:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise BadInput(
+            f"OPENMED_TIMEZONE is {name}, which is no time zone: name one as Europe/Vienna"
+        ) from None

@@ -1,5 +1,6 @@
 """The project's checkout: git and DVC as commands whose failure is one sentence."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,23 +8,77 @@ from pathlib import Path
 
 from openmed.errors import BadInput, ResourceError
 
+# What git sets for a hook and what leads to another repository; identity and settings stay.
+_OF_A_HOOK = frozenset(
+    f"GIT_{name}"
+    for name in (
+        *("ALTERNATE_OBJECT_DIRECTORIES", "COMMON_DIR", "DIR", "GRAFT_FILE", "IMPLICIT_WORK_TREE"),
+        *("INDEX_FILE", "NAMESPACE", "OBJECT_DIRECTORY", "PREFIX", "QUARANTINE_PATH", "SHALLOW_FILE"),
+        "WORK_TREE",
+    )
+)
 
-def git(root: Path, *arguments: str) -> str:
+
+def git(root: Path, *arguments: str, error: type[BadInput | ResourceError] = BadInput) -> str:
     """Runs git in a checkout and returns what it printed.
 
     Raises:
-        BadInput: git refuses.
+        BadInput: git refuses; another error where it is named.
+        ResourceError: git is not installed.
     """
-    return _run(root, BadInput, "git", *arguments)
+    try:
+        return _run(root, error, "git", *arguments)
+    except FileNotFoundError:
+        raise ResourceError("git was not found on this machine; install it") from None
 
 
 def dvc(root: Path, *arguments: str) -> str:
-    """Runs DVC in a checkout and returns what it printed.
+    """Runs DVC in a checkout and returns what it printed. With --quiet it would hide its errors too.
 
     Raises:
         ResourceError: DVC refuses.
     """
     return _run(root, ResourceError, sys.executable, "-m", "dvc", *arguments)
+
+
+def has_commit(root: Path) -> bool:
+    """Tells whether anything was ever committed in a checkout."""
+    return bool(git(root, "rev-list", "--all", "--max-count=1"))
+
+
+def check_branch(root: Path) -> None:
+    """Makes sure that a commit in a checkout would be kept.
+
+    Raises:
+        BadInput: The checkout stands on no branch, or nothing was ever committed in it.
+    """
+    if not has_commit(root):
+        raise BadInput(f"{root} has no commit yet: commit the project first")
+    if git(root, "rev-parse", "--abbrev-ref", "HEAD") == "HEAD":
+        raise BadInput(
+            f"{root} stands on no branch (detached HEAD), where commits get lost: `git switch -c NAME`"
+        )
+
+
+def git_folder(checkout: Path) -> Path:
+    """Returns the folder in which git keeps what all worktrees of a repository share."""
+    return (checkout / git(checkout, "rev-parse", "--git-common-dir")).resolve()
+
+
+def own_worktree_setting(root: Path) -> None:
+    """Makes the setting core.worktree, which a submodule has, one of its main checkout alone.
+
+    Git keeps it from other worktrees by itself, the libraries that DVC uses do not. This is the way that
+    `git help worktree` tells for it, under CONFIGURATION FILE.
+    """
+    config = git_folder(root) / "config"
+    try:
+        place = git(root, "config", "--file", str(config), "core.worktree")
+    except BadInput:
+        return
+    git(root, "config", "extensions.worktreeConfig", "true")
+    git(root, "config", "--file", f"{config}.worktree", "core.worktree", place)
+    git(root, "config", "--file", str(config), "--unset", "core.worktree")
 
 
 def push(root: Path, pointer: str, what: str, say: Callable[[str], None]) -> bool:
@@ -45,13 +100,18 @@ def push(root: Path, pointer: str, what: str, say: Callable[[str], None]) -> boo
         say(f"No DVC remote is set: {what} stay on this machine (`dvc remote add --default NAME URL`)")
         return False
     say(f"Pushing to the DVC remote {remote}")
-    dvc(root, "push", "--quiet", pointer)
+    dvc(root, "push", pointer)
     return True
 
 
 def _run(root: Path, error: type[BadInput | ResourceError], *command: str) -> str:
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    # Inside a git hook GIT_DIR and its like name another repository than `root`.
+    environment = {key: value for key, value in os.environ.items() if key not in _OF_A_HOOK}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        detail = " ".join((done.stderr.strip() or done.stdout.strip()).split())[:300]
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        # DVC says more than its errors: progress, hints and where to ask for help.
+        errors = [line for line in lines if line.startswith("ERROR: ")] or lines
+        detail = " ".join(" ".join(errors).split())[:300] or f"it ended with {done.returncode}"
         raise error(f"`{' '.join(command[-3:])}` failed in {root}: {detail}")
     return done.stdout.strip()

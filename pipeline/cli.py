@@ -211,10 +211,19 @@ def up(
     mlflow_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 5000,
     gpu_slots: Annotated[int, typer.Option(min=1, help="Trainings that may run at once.")] = 1,
 ) -> None:
-    """Starts Airflow and MLflow on this machine, until Ctrl-C."""
+    """Starts Airflow and MLflow on this machine, until Ctrl-C or `openmed down`."""
     from pipeline.services import up as start
 
     start(project_root(), home(), airflow_port=airflow_port, mlflow_port=mlflow_port, gpu_slots=gpu_slots)
+
+
+@app.command()
+def down() -> None:
+    """Stops what `openmed up` started for this state folder, from any terminal."""
+    from pipeline.running import down as stop
+
+    ended = stop(home())
+    print(f"{ended} processes were ended" if ended else f"no services of {home()} are running")
 
 
 @app.command()

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from openmed.errors import OpenMedError, ResourceError
+from openmed.errors import BadInput, OpenMedError, ResourceError
 from pipeline import registry, workspace
 from pipeline.airflow_client import AirflowClient
+from pipeline.checkout import has_commit
+from pipeline.running import ending_signals
 from pipeline.services import ENGINEER, REVIEWER, Services
 
 _DATA_RUN = "demo-data"
@@ -40,8 +42,9 @@ def run_demo(project: Path, home: Path, films: Path | None, limit: int | None) -
         DemoFailed: A run failed.
     """
     started = time.monotonic()
-    # Without this a SIGTERM would end the demo and leave the services running.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # Without this the demo would end at a signal and leave the services running.
+    for number in {*ending_signals()} - {signal.SIGINT}:
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
     def say(text: str) -> None:
         print(f"[{time.monotonic() - started:5.0f} s] {text}", flush=True)
@@ -63,6 +66,8 @@ def run_demo(project: Path, home: Path, films: Path | None, limit: int | None) -
 
 
 def _head(project: Path) -> str:
+    if not has_commit(project):
+        raise BadInput(f"{project} has no commit yet: commit the project first")
     if _git(project, "status", "--porcelain"):
         print("Note: the demo runs the last commit; your uncommitted changes take no part.")
     return _git(project, "rev-parse", "HEAD")
@@ -83,7 +88,7 @@ def _commit_films(
         environment = {**os.environ, "OPENMED_HOME": str(home)}
         command = (sys.executable, "-m", "pipeline.cli", "data", "import", str(films), *options)
         _run(folder, *command, environment=environment)
-        _run(folder, sys.executable, "-m", "dvc", "add", "--quiet", "data")
+        _run(folder, sys.executable, "-m", "dvc", "add", "data")
         author = (
             "-c",
             "user.name=openmed demo",

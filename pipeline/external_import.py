@@ -71,7 +71,7 @@ def add_set(
     for sentence in summary.recognised.sentences():
         say(sentence)
     about = summary.to_json() | {"unusable": _unusable(folder, home, params)}
-    dvc(root, "add", "--quiet", folder.relative_to(root).as_posix())
+    dvc(root, "add", folder.relative_to(root).as_posix())
     content = read_pointer(pointer)
     described = {key: about[key] for key in ("films", "patients", "classes", "views", "second_labels")}
     write_text(pointer, yaml.safe_dump(content | {"meta": described}, sort_keys=False))

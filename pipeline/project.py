@@ -2,13 +2,18 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from openmed.errors import BadInput
 
 _GRAPH_FILE = "dvc.yaml"
+_OWNER_ALONE = 0o077
+# Programs differ in which of the two they read.
+_NO_PROXY = ("NO_PROXY", "no_proxy")
+_THIS_MACHINE = ("127.0.0.1", "localhost")
 
 _DEFAULTS = {
     # Nothing phones home.
@@ -58,22 +63,65 @@ def home() -> Path:
     return Path(named).expanduser().resolve() if named else project_root() / ".openmed"
 
 
+def state_folder(folder: Path | None = None) -> Path:
+    """Returns a state folder, `home()` by default, and lets its owner alone read what is written from now on.
+
+    Films, scores and secrets lie in it, whatever the umask of a shell says.
+    """
+    folder = folder or home()
+    os.umask(_OWNER_ALONE)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Somebody else's folder stays as it is, and so does a project that is its own state folder.
+    if folder.stat().st_uid == os.geteuid() and not (folder / _GRAPH_FILE).exists():
+        with suppress(OSError):  # a file system may know no owners
+            folder.chmod(0o700)
+    return folder
+
+
 def tracking_uri() -> str:
     """Returns the address of the MLflow store: MLFLOW_TRACKING_URI or an SQLite file in `home()`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_address(home() / "mlflow.db", "+pysqlite")
+
+
+def sqlite_address(file: Path, driver: str = "") -> str:
+    """Returns the address of an SQLite file as SQLAlchemy reads it, whatever characters its path has.
+
+    Args:
+        file: Absolute path.
+        driver: Named in an address with escapes alone. MLflow makes the folder of an address that names no
+            driver, and takes escapes for characters of the folder's name.
+    """
+    if set("?%") & set(str(file)):
+        return f"sqlite{driver}:///{quote(str(file))}"
+    return f"sqlite:///{file}"
 
 
 def environment() -> None:
-    """Sets, where nothing else is set, how the tools behave: no telemetry, no pickle, short waits."""
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    """Sets how the tools behave: no telemetry, no pickle, short waits, no proxy for this machine itself.
+
+    What somebody has set stays; to NO_PROXY this machine is added.
+    """
+    os.umask(_OWNER_ALONE)
+    for name, value in (_DEFAULTS | without_proxy(os.environ)).items():
+        if name in _NO_PROXY:
+            os.environ[name] = value
+        else:
+            os.environ.setdefault(name, value)
+
+
+def without_proxy(variables: Mapping[str, str]) -> dict[str, str]:
+    """Returns NO_PROXY and no_proxy with this machine added to the hosts that some variables name.
+
+    A proxy would get the tokens of calls that never leave this machine, and cannot reach it.
+    """
+    named = [host for name in _NO_PROXY for host in variables.get(name, "").split(",")]
+    hosts = ",".join(dict.fromkeys(filter(None, [*map(str.strip, named), *_THIS_MACHINE])))
+    return dict.fromkeys(_NO_PROXY, hosts)
 
 
 @contextmanager
 def locked(what: str) -> Iterator[None]:
     """Lets one process or thread of this state folder do `what` at a time; a killed holder lets go."""
-    folder = home()
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{what}.lock").open("w") as stream:
+    with (state_folder() / f"{what}.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -3,7 +3,6 @@
 `airflow standalone` is not used, because it opens its log servers on every interface.
 """
 
-import fcntl
 import io
 import os
 import signal
@@ -21,6 +20,8 @@ from openmed.errors import ResourceError
 from openmed.files import read_json
 from pipeline.airflow_client import AirflowClient, open_local
 from pipeline.airflow_settings import ADMIN, ENGINEER, LOOPBACK, REVIEWER, AirflowSettings
+from pipeline.project import state_folder
+from pipeline.running import descendants, ending_signals, record, take_lock
 
 _STOP_WITHIN_S = 15.0
 _KILLED_WITHIN_S = 5.0
@@ -95,7 +96,8 @@ class Services:
         Raises:
             ResourceError: They are running already, a port is taken, or the database cannot be made.
         """
-        self.logs.mkdir(parents=True, exist_ok=True)
+        state_folder(self.home)
+        self.logs.mkdir(exist_ok=True)
         self._take_lock()
         try:
             for port in filter(None, (self._settings.port, self._mlflow_port)):
@@ -155,8 +157,8 @@ class Services:
         """Ends every process, those of running tasks and stages too, by force when time is up."""
         import psutil
 
-        # A stage has a session of its own, so its processes are found by descent, not by group.
-        family = self._descendants()
+        pids = [process.pid for process in self._processes.values()]
+        family = descendants(pids)
         for process in self._processes.values():
             _signal_group(process.pid, signal.SIGTERM)
         deadline = time.monotonic() + within_s
@@ -166,7 +168,7 @@ class Services:
                 if name == "triggerer":
                     continue
                 process.wait(max(0.0, deadline - time.monotonic()))
-        left = family | self._descendants()
+        left = family | descendants(pids)
         for process in left:
             with suppress(Exception):
                 process.kill()
@@ -185,23 +187,10 @@ class Services:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _descendants(self) -> set[Any]:
-        import psutil
-
-        found = set()
-        for process in self._processes.values():
-            with suppress(psutil.Error):
-                found.update(psutil.Process(process.pid).children(recursive=True))
-        return found
-
     def _take_lock(self) -> None:
-        lock = (self.home / "services.lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise ResourceError(f"the services of {self.home} are running already; stop them first") from None
-        self._lock = lock
+        self._lock = take_lock(self.home)
+        if self._lock is None:
+            raise ResourceError(f"the services of {self.home} are running already: `openmed down` stops them")
 
     def _spawn(self, name: str, module: str, *arguments: str) -> None:
         # A review links to the report in MLflow, as a browser on this machine reaches it.
@@ -221,6 +210,7 @@ class Services:
                 # The lock lives as long as any component, also when this process was killed.
                 pass_fds=[self._lock.fileno()] if self._lock else [],
             )
+        record(self.home, {name: process.pid for name, process in self._processes.items()})
 
     def _unhealthy(self) -> list[str]:
         missing = []
@@ -250,7 +240,7 @@ class Services:
 
 
 def up(project: Path, home: Path, **options: Any) -> None:
-    """Starts the services, says where they are, and stops them on Ctrl-C or SIGTERM.
+    """Starts the services, says where they are, and stops them on Ctrl-C, SIGTERM or a closed terminal.
 
     Args:
         project: The folder that holds dvc.yaml and dags/.
@@ -258,9 +248,7 @@ def up(project: Path, home: Path, **options: Any) -> None:
         **options: Those of `Services`.
     """
     stopped = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in ending_signals()}
     try:
         with Services(project, home, **options) as services:
             waited_s = _wait_unless(stopped, services)
@@ -269,9 +257,10 @@ def up(project: Path, home: Path, **options: Any) -> None:
                 if services.mlflow_url:
                     print(f"MLflow   {services.mlflow_url}")
                 print(f"The passwords are in {services.password_file}, logs in {services.logs}.")
-                print(f"Ready after {waited_s:.0f} s. Ctrl-C stops everything.", flush=True)
+                print(f"Ready after {waited_s:.0f} s. Ctrl-C or `openmed down` stops everything.", flush=True)
                 stopped.wait()
-            print("Stopping ...", flush=True)
+            with suppress(OSError):  # the terminal may be gone
+                print("Stopping ...", flush=True)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

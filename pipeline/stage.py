@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from openmed.errors import OpenMedError
 from pipeline.params import Params
-from pipeline.project import home
+from pipeline.project import state_folder
 
 if TYPE_CHECKING:
     from openmed.data.store import FilmStore
@@ -40,7 +40,7 @@ def film_store() -> "FilmStore":
     """The films that this machine has read before, whatever the run; in the state folder."""
     from openmed.data.store import FilmStore
 
-    return FilmStore(home() / "films")
+    return FilmStore(state_folder() / "films")
 
 
 def guarded(action: Callable[[], None], *, debug: bool = False) -> int:

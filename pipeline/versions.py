@@ -20,7 +20,7 @@ from openmed.data.store import FilmStore
 from openmed.errors import BadInput
 from openmed.files import write_text
 from pipeline.airflow_client import DATASET, running_airflow
-from pipeline.checkout import dvc, git, push
+from pipeline.checkout import check_branch, dvc, git, push
 from pipeline.dataset import own_remote
 from pipeline.lockfile import parse_pointer, read_pointer
 from pipeline.params import Params
@@ -82,12 +82,13 @@ def add_version(
 
     Raises:
         BadInput: The source cannot be used, too many of its films are unusable, data/ is not as
-            committed, or git refuses.
+            committed, the checkout is on no branch, or git refuses.
         ResourceError: The remote or Airflow does not answer.
     """
     data = root / "data"
     if not (data / FILMS_FILE).is_file():
         raise BadInput(f"{data} holds no films yet: get them with `dvc pull data.dvc`, or use `data import`")
+    check_branch(root)
     about = {"source_name": source_name, "patients_from": patients_from}
     new, summary, bad = _add_films(root, home, source, params, about)
     say(f"{len(new)} new films ({_counts(new['label'])}), {summary.films - len(new)} were there already")
@@ -98,7 +99,7 @@ def add_version(
     if bad:
         say(f"{bad} of the new films are unusable and will be quarantined; see artifacts/validate")
     say("Making the data version")
-    dvc(root, "add", "--quiet", "data")
+    dvc(root, "add", "data")
     own_remote(root)
     _describe(root, params)
     done = {"added": len(new), "known": summary.films - len(new), "unusable": bad, "revision": None}

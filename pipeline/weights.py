@@ -16,7 +16,7 @@ import yaml
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import write_text
 from openmed.models.vault import CHAMPION, UNKNOWN_LICENCE, VaultEntry, put_in_vault, read_vault
-from pipeline.checkout import dvc, git, push
+from pipeline.checkout import check_branch, dvc, git, push
 from pipeline.lockfile import read_pointer
 from pipeline.params import Params, Train, load_params
 from pipeline.stage import VAULT
@@ -207,6 +207,7 @@ def _open(root: Path, params_file: Path, say: Say) -> list[str]:
     """
     if not (root / ".dvc").is_dir():
         raise BadInput(f"{root} is no DVC project: `dvc init` makes it one")
+    check_branch(root)
     beside = [path.resolve() for path in (root / ".gitignore", params_file)]
     beside = [str(path) for path in beside if path.is_relative_to(root.resolve())]
     clean = [path for path in beside if not git(root, "status", "--porcelain", "--", path)]
@@ -247,7 +248,7 @@ def _add(root: Path, params_file: Path) -> None:
     about = {key: _about(held[key]) for key in sorted(held)}
     if _pointed(root) == about:
         return
-    dvc(root, "add", "--quiet", str(VAULT))
+    dvc(root, "add", str(VAULT))
     for entry in held.values():
         entry.path_in(root / VAULT)  # DVC may have put a damaged file of its cache in the place of a good one
     pointer = root / WEIGHTS_FILE

@@ -19,13 +19,16 @@ from typing import Any
 import yaml
 
 from openmed.errors import BadInput, OpenMedError, ResourceError
-from openmed.files import read_json, write_json, write_text
+from openmed.files import atomic_path, read_json, write_json, write_text
+from pipeline.checkout import git, git_folder, has_commit, own_worktree_setting
 from pipeline.external_sets import pointers
 from pipeline.yaml_file import read_yaml
 
 DATA_FILE = "data.dvc"
 WEIGHTS_FILE = "weights.dvc"
 _SECONDS_PER_DAY = 86_400
+# Sections of DVC's settings of which there may be several.
+_NAMED = ("remote", "machine", "db")
 
 
 def create(repo: Path, revision: str, run_id: str, home: Path) -> Path:
@@ -50,8 +53,9 @@ def create(repo: Path, revision: str, run_id: str, home: Path) -> Path:
     """
     repo, path = Path(repo).resolve(), path_of(run_id, home)
     commit = _pinned_commit(repo, revision, path)
+    own_worktree_setting(repo)
     _git(repo, "worktree", "prune")
-    if not _is_at(path, commit):
+    if not _is_at(repo, path, commit):
         shutil.rmtree(path, ignore_errors=True)
         _git(repo, "worktree", "prune")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,17 +225,20 @@ def _pinned_commit(repo: Path, revision: str, path: Path) -> str:
             raise BadInput(f"{repo} is not a git checkout; scheduled runs need one") from None
         if "not found on this machine" in str(error):
             raise
+        if not has_commit(repo):
+            raise BadInput(f"{repo} has no commit yet: commit the project first") from None
         raise BadInput(f"revision '{revision}' is not in {repo}; fetch it or choose another") from None
     write_json(record, {"revision": revision, "commit": commit})
     return commit
 
 
-def _is_at(path: Path, commit: str) -> bool:
+def _is_at(repo: Path, path: Path, commit: str) -> bool:
     # A worktree has a file named .git; without it git would answer for the main checkout.
     if not (path / ".git").is_file():
         return False
     try:
-        return commit_of(path) == commit
+        # The worktree in a copied state folder still belongs to the original checkout.
+        return commit_of(path) == commit and git_folder(path) == git_folder(repo)
     except OpenMedError:
         return False
 
@@ -241,16 +248,28 @@ def _share_cache(repo: Path, path: Path) -> None:
     from dvc.config import Config, merge
 
     main = Config(dvc_dir=str(repo / ".dvc"))
-    own = Config(dvc_dir=str(path / ".dvc"))
-    with own.edit("local", validate=False) as local:
-        # Credentials and remotes that stand in the checkout's local settings are not in git.
-        merge(local, main.load_one("local"))
-        for name, remote in main["remote"].items():
-            # A relative path in .dvc/config would mean another folder from here.
-            local["remote"].setdefault(name, {})["url"] = remote["url"]
-        local["cache"]["dir"] = str(Path(main["cache"].get("dir") or repo / ".dvc" / "cache").resolve())
-        local["cache"]["type"] = ",".join(link_types())
-    (path / ".dvc" / "config.local").chmod(0o600)
+    local = Config(dvc_dir=str(path / ".dvc")).load_one("local")
+    # Credentials and remotes that stand in the checkout's local settings are not in git.
+    merge(local, main.load_one("local"))
+    for name, remote in main["remote"].items():
+        # A relative path in .dvc/config would mean another folder from here.
+        local["remote"].setdefault(name, {})["url"] = remote["url"]
+    local["cache"]["dir"] = str(Path(main["cache"].get("dir") or repo / ".dvc" / "cache").resolve())
+    local["cache"]["type"] = ",".join(link_types())
+    _write_settings(path / ".dvc" / "config.local", local)
+
+
+def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes settings as DVC reads them; DVC itself writes ASCII alone and fails on a path with an umlaut."""
+    from configobj import ConfigObj
+
+    sections = {name: values for name, values in settings.items() if values and name not in _NAMED}
+    for kind in _NAMED:
+        sections |= {f'{kind} "{name}"': values for name, values in settings[kind].items()}
+    content = ConfigObj(sections, encoding="utf-8")
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        temporary.chmod(0o600)
+        content.write(stream)
 
 
 def _dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -265,15 +284,4 @@ def _last_error(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    # Inside a git hook GIT_DIR and its like name another repository than `folder`.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        raise ResourceError("git was not found on this machine; install it") from None
-    if done.returncode != 0:
-        detail = " ".join(done.stderr.split()) or f"it ended with {done.returncode}"
-        raise ResourceError(f"'git {arguments[0]}' failed in {folder}: {detail}")
-    return done.stdout.strip()
+    return git(folder, *arguments, error=ResourceError)

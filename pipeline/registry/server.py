@@ -7,6 +7,7 @@ import os
 import sys
 
 from pipeline import project
+from pipeline.registry.relocation import ARTIFACTS
 from pipeline.registry.store import connect
 
 LOOPBACK = "127.0.0.1"
@@ -15,7 +16,7 @@ LOOPBACK = "127.0.0.1"
 def command(port: int) -> list[str]:
     """Returns the command of the server; the address of the store is in its environment."""
     # Artifacts logged past the server lie in this folder too, and the server reads them there.
-    artifacts = ["--artifacts-destination", str(project.home() / "mlartifacts")]
+    artifacts = ["--artifacts-destination", (project.home() / ARTIFACTS).as_uri()]
     place = ["--host", LOOPBACK, "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", *artifacts, *place]
 

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+from urllib.request import url2pathname
 
 from openmed.errors import ResourceError
 from pipeline import project
 from pipeline.project import locked
+from pipeline.registry.relocation import ARTIFACTS, relocate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -66,14 +69,16 @@ def _client(mlflow: Any, uri: str) -> "MlflowClient":
     if named is None:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     # A file of tables may have been taken away in the meantime.
-    if uri in _READY and (not uri.startswith("sqlite:") or Path(uri.removeprefix("sqlite:///")).exists()):
+    local = uri.startswith("sqlite")
+    if uri in _READY and (not local or Path(unquote(uri.partition(":///")[2])).exists()):
         return mlflow.MlflowClient(uri, uri)
     # The first use of a fresh SQLite file builds its tables, which breaks when two processes do it at once.
     with locked("store"):
+        if named is None:
+            relocate(project.home(), EXPERIMENT)
         client = mlflow.MlflowClient(uri, uri)
         if client.get_experiment_by_name(EXPERIMENT) is None:
-            local = uri.startswith("sqlite:")
-            client.create_experiment(EXPERIMENT, (project.home() / "mlartifacts").as_uri() if local else None)
+            client.create_experiment(EXPERIMENT, (project.home() / ARTIFACTS).as_uri() if local else None)
     _READY.add(uri)
     return client
 
@@ -104,6 +109,11 @@ def registered_model(client: "MlflowClient") -> "RegisteredModel | None":
 def is_local(uri: str) -> bool:
     """Tells whether artifacts lie in a folder of this machine."""
     return uri.startswith(("file:", "/"))
+
+
+def local_path(uri: str) -> Path:
+    """Returns where artifacts of this machine lie."""
+    return Path(url2pathname(uri.removeprefix("file://")))
 
 
 def without_password(uri: str) -> str:

@@ -21,6 +21,7 @@ from pipeline.registry.store import (
     MODEL_NAME,
     connect,
     is_local,
+    local_path,
     registered_model,
     search,
     without_password,
@@ -130,7 +131,7 @@ def address_of(version: str, path: str) -> str:
     """
     run, server = _shown_at(version)
     if server is None:
-        return f"{run.artifact_uri.removeprefix('file://')}/{path}"
+        return str(local_path(run.artifact_uri) / path)
     return f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/{path}"
 
 

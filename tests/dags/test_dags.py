@@ -103,6 +103,9 @@ def test_the_schedule_can_be_changed_or_switched_off(monkeypatch):
     assert retrain.schedule() == [retrain.DATASET]
     monkeypatch.setenv("OPENMED_SCHEDULE", "30 4 * * *")
     assert retrain.schedule().timetable.expression == "30 4 * * *"
+    assert str(retrain.schedule().timetable.timezone) == "UTC"
+    monkeypatch.setattr(retrain, "TIMEZONE", "Europe/Vienna")
+    assert str(retrain.schedule().timetable.timezone) == "Europe/Vienna"
 
 
 def test_defaults_of_the_forms_are_valid(dags):

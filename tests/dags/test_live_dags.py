@@ -27,7 +27,8 @@ def test_scoring_runs_by_hand_or_by_the_schedule_that_is_set(dags, monkeypatch):
     monkeypatch.setenv("OPENMED_SCORE_SCHEDULE", "0 * * * *")
     monkeypatch.setenv("OPENMED_INCOMING", "/archive/today")
     again = importlib.reload(score)
-    assert again.dag.schedule == "0 * * * *" and again.dag.params.dump() == {"films": "/archive/today"}
+    assert again.dag.schedule.expression == "0 * * * *"
+    assert again.dag.params.dump() == {"films": "/archive/today"}
 
 
 def test_a_hold_is_announced_and_starts_the_question(dags):  # noqa: F811

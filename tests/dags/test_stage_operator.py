@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import stage_operator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from stage_operator import HOME, PROJECT, DvcStageOperator, enter_project, one_sentence
 
@@ -107,6 +108,17 @@ def test_only_errors_that_may_pass_are_tried_again(project, monkeypatch, code, e
 def test_files_in_use_by_another_stage_are_waited_for(project):
     failure = operator(project)._failure(255, "ERROR: 'out' is busy, it is being blocked by: (PID 1)")
     assert type(failure) is AirflowException and "another stage" in str(failure)
+
+
+def test_a_copied_state_folder_never_works_in_the_workspaces_of_the_original(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage_operator, "HOME", tmp_path / "copy")
+    original = tmp_path / "original/runs/run"
+    original.mkdir(parents=True)
+    with pytest.raises(AirflowFailException, match="copied or moved since"):
+        operator(original).execute({})
+    assert not list(original.iterdir())
+    own = tmp_path / "copy/runs/run"
+    assert stage_operator.own_workspace(str(own)) == own
 
 
 def test_a_workspace_that_is_gone_is_not_tried_again(tmp_path):

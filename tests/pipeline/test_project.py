@@ -1,9 +1,14 @@
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
+import requests
+import sqlalchemy
 
 from openmed.errors import BadInput
 from pipeline import project
@@ -67,6 +72,66 @@ def test_tools_neither_phone_home_nor_unpickle_unless_someone_said_so(monkeypatc
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "5"
+
+
+@pytest.mark.parametrize(
+    "named", [{}, {"no_proxy": "pacs.hospital, 127.0.0.1"}, {"NO_PROXY": "pacs.hospital"}]
+)
+def test_no_proxy_sees_calls_to_this_machine_and_other_exceptions_stay(named, monkeypatch):
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.setenv(name, named.get(name, ""))
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://proxy.hospital:3128")
+    project.environment()
+    # What the standard library, requests and httpx make of it.
+    local = ("http://127.0.0.1:8080/execution/", "http://localhost:5000", "https://localhost:5000")
+    for address in local:
+        assert urllib.request.proxy_bypass(urlsplit(address).hostname)
+        assert requests.utils.get_environ_proxies(address) == {}
+        with httpx.Client() as client:
+            assert client._transport_for_url(httpx.URL(address)) is client._transport
+            assert client._transport_for_url(httpx.URL("http://pypi.org")) is not client._transport
+    assert requests.utils.get_environ_proxies("http://pypi.org")["http"] == "http://proxy.hospital:3128"
+    assert bool(urllib.request.proxy_bypass("pacs.hospital")) == bool(named)
+    before = os.environ["NO_PROXY"]
+    project.environment()
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == before
+
+
+def test_the_state_folder_and_what_is_written_are_for_the_owner_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENMED_HOME", str(tmp_path / "a/state"))
+    before = os.umask(0o022)
+    try:
+        with project.locked("store"):
+            (tmp_path / "a/state/mlflow.db").write_text("films")
+        assert os.umask(0o022) == 0o077
+        for name in ("a/state", "a/state/mlflow.db", "a/state/store.lock"):
+            assert (tmp_path / name).stat().st_mode & 0o077 == 0
+        # A state folder of before is closed too; a project that is its own state folder stays open.
+        (tmp_path / "a/state").chmod(0o755)
+        (tmp_path / "checkout").mkdir(mode=0o755)
+        (tmp_path / "checkout/dvc.yaml").touch()
+        project.state_folder()
+        monkeypatch.setenv("OPENMED_HOME", str(tmp_path / "checkout"))
+        project.state_folder()
+        modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a/state", "checkout")]
+        assert modes == [0o700, 0o755]
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("name", ["plain", "ü é", "a#b", "a?b=c", "100%", "%20"])
+def test_the_address_of_a_database_leads_to_its_file(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    for driver in ("", "+pysqlite"):
+        engine = sqlalchemy.create_engine(project.sqlite_address(folder / f"{driver}.db", driver))
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.text("CREATE TABLE t (x)"))
+        engine.dispose()
+    assert sorted(path.name for path in folder.iterdir()) == ["+pysqlite.db", ".db"]
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_importing_it_loads_nothing_beyond_the_standard_library():

@@ -471,14 +471,14 @@ def test_the_page_of_the_store_serves_the_store_and_its_command_shows_no_passwor
     assert environment["MLFLOW_BACKEND_STORE_URI"] == project.tracking_uri()
     assert project.tracking_uri() not in " ".join(command) and "127.0.0.1" in command
     place = client(store).get_experiment_by_name(registry.EXPERIMENT).artifact_location
-    assert place == Path(command[command.index("--artifacts-destination") + 1]).as_uri()
+    assert place == command[command.index("--artifacts-destination") + 1]
 
 
 @pytest.mark.slow
 def test_tasks_and_the_page_may_use_a_fresh_store_at_once_and_the_page_shows_what_they_log(
     tmp_path, monkeypatch
 ):
-    home = tmp_path / "home"
+    home = tmp_path / "a home é #1 100%20?x=y"
     monkeypatch.setenv("OPENMED_HOME", str(home))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     first = [sys.executable, "-c", "from pipeline import registry; print(registry.list_versions())"]

@@ -162,6 +162,14 @@ def test_a_film_that_changed_since_its_import_never_becomes_a_version(project, t
         add(project, new_films(tmp_path / "more", 50, 1))
 
 
+def test_a_version_is_made_on_a_branch_alone(project, tmp_path):
+    run(project, "git", "checkout", "--quiet", "--detach")
+    before = (project / "data/films.csv").read_bytes()
+    with pytest.raises(BadInput, match="stands on no branch"):
+        add(project, new_films(tmp_path / "new", 0, 6))
+    assert (project / "data/films.csv").read_bytes() == before
+
+
 def test_the_films_are_pushed_to_the_default_remote(project, tmp_path):
     run(
         project,

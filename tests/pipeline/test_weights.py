@@ -352,8 +352,7 @@ def with_champion(project, shared, monkeypatch):
     """The project without a remote but with a champion, a resnet50, and that model's folder."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     home = project.parent / "home"
-    home.mkdir()
-    shutil.copy(shared[0] / "mlflow.db", home)
+    shutil.copytree(shared[0], home)
     crown("1")
     (project / ".dvc/config").write_text("")
     return project, shared[1] / "artifacts/evaluate/resnet50/model"

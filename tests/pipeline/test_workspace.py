@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dulwich import porcelain
 
 from openmed.errors import BadInput, ResourceError
 from pipeline import workspace
@@ -139,6 +140,60 @@ def test_data_that_is_nowhere_is_one_clear_sentence(unpushed, tmp_path):
         if storage.exists():
             subprocess.run(["rm", "-rf", str(storage)], check=True)
         storage.with_name("gone").rename(storage)
+
+
+def test_the_project_may_be_a_submodule(project, tmp_path):
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    git(whole, "init", "--quiet")
+    git(whole, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", f"file://{project}", "part")
+    part = whole / "part"
+    # Relative in the project, the address leads elsewhere from here.
+    remote = f"['remote \"store\"']\n    url = {project.parent}/storage\n"
+    (part / ".dvc/config.local").write_text(remote)
+    for run in ("first", "second"):
+        path = workspace.create(part, "HEAD", run, tmp_path / "home")
+        assert (path / "data/a").read_text() == "a"
+        assert git(path, "rev-parse", "--show-toplevel") == str(path)
+        assert git(path, "status", "--porcelain") == ""
+    # Everything that reads the submodule still finds its files: git here, in the whole, and DVC's libraries.
+    assert git(part, "rev-parse", "--show-toplevel") == str(part)
+    assert git(part, "status", "--porcelain") == ""
+    assert git(whole, "submodule", "status").split()[0].lstrip("+") == git(part, "rev-parse", "HEAD")
+    assert porcelain.status(str(part)).unstaged == []
+
+
+def test_a_copied_project_makes_its_own_workspace_and_leaves_that_of_the_original(project, tmp_path):
+    home = project / ".openmed"
+    path = workspace.create(project, "HEAD", "run", home)
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy, symlinks=True)
+    before = {file: file.read_bytes() for file in (project / ".git/worktrees").rglob("*") if file.is_file()}
+    own = workspace.create(copy, "HEAD", "run", copy / ".openmed")
+    assert own == copy / ".openmed/runs/run"
+    assert git(own, "rev-parse", "--absolute-git-dir").startswith(str(copy))
+    assert str(copy / ".dvc/cache") in (own / ".dvc/config.local").read_text()
+    after = {file: file.read_bytes() for file in (project / ".git/worktrees").rglob("*") if file.is_file()}
+    assert after == before
+    workspace.remove(copy, own)
+    assert path.is_dir() and workspace.commit_of(path) == git(project, "rev-parse", "HEAD")
+    workspace.remove(project, path)
+    shutil.rmtree(home)
+
+
+def test_a_project_of_any_name_has_workspaces(project, tmp_path):
+    strange = tmp_path / "my project é #1 100%20?x=y"
+    shutil.copytree(project, strange, symlinks=True)
+    path = workspace.create(strange, "HEAD", "run", strange / ".openmed")
+    assert (path / "data/a").read_text() == "a" and git(path, "status", "--porcelain") == ""
+
+
+def test_a_project_without_a_commit_is_one_clear_sentence(tmp_path):
+    repo = tmp_path / "fresh"
+    repo.mkdir()
+    git(repo, "init", "--quiet")
+    with pytest.raises(BadInput, match="has no commit yet: commit the project first"):
+        workspace.create(repo, "HEAD", "run", tmp_path / "home")
 
 
 def test_an_unknown_revision_is_refused(project, tmp_path):

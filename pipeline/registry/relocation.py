@@ -1,0 +1,72 @@
+"""A state folder that was moved or copied: its store is told where its files are now.
+
+MLflow writes absolute addresses into its tables. Those of a copy would lead into the original.
+"""
+
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from openmed.errors import ResourceError
+
+STORE_FILE = "mlflow.db"
+ARTIFACTS = "mlartifacts"
+_LOCK_WAIT_S = 120
+_ADDRESSES = {
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "logged_models": ("artifact_location",),
+    "model_versions": ("source", "storage_location"),
+}
+
+
+def relocate(home: Path, experiment: str) -> None:
+    """Rewrites, in one transaction, the addresses in the store of a state folder that is elsewhere now.
+
+    Args:
+        home: The state folder, as it is named now.
+        experiment: The experiment whose address says where the folder was.
+
+    Raises:
+        ResourceError: The files of the store did not come along, or it cannot be written.
+    """
+    file, here = home / STORE_FILE, home / ARTIFACTS
+    if not file.is_file():
+        return
+    try:
+        with closing(sqlite3.connect(file, timeout=_LOCK_WAIT_S)) as store, store:
+            before = _recorded(store, experiment)
+            if before is None or before == here.as_uri():
+                return
+            if not here.is_dir() and store.execute("SELECT count(*) FROM runs").fetchone()[0]:
+                raise ResourceError(
+                    f"{file} came without its files, which were at {before}: put that folder at {here}"
+                )
+            _rewrite(store, before, here.as_uri())
+    except sqlite3.Error as error:
+        raise ResourceError(f"{file} cannot be told that it was moved ({error})") from None
+    print(
+        f"openmed: the state folder was moved or copied to {home}; its registry uses the files there",
+        file=sys.stderr,
+    )
+
+
+def _recorded(store: sqlite3.Connection, experiment: str) -> str | None:
+    """Where the files were; None in an empty store and in one that keeps its files elsewhere."""
+    if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
+        return None
+    query = "SELECT artifact_location FROM experiments WHERE name = ?"
+    found = store.execute(query, (experiment,)).fetchone()
+    return found[0] if found and found[0].startswith("file:") and found[0].endswith(f"/{ARTIFACTS}") else None
+
+
+def _rewrite(store: sqlite3.Connection, before: str, now: str) -> None:
+    for table, columns in _ADDRESSES.items():
+        known = {row[1] for row in store.execute(f"PRAGMA table_info({table})")}
+        for column in known.intersection(columns):
+            store.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                (now, len(before) + 1, before, len(before) + 1, f"{before}/"),
+            )
