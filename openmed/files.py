@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _CHUNK_BYTES = 1 << 20
+_MOST_JSON_BYTES = 256 << 20
 
 
 @contextmanager
@@ -84,9 +85,11 @@ def read_json(path: Path) -> Any:
         BadInput: The file is missing, is not JSON, or is nested too deeply.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_regular(path, _MOST_JSON_BYTES).decode("utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path} does not exist") from None
+    except RecursionError:
+        raise BadInput(f"{path} cannot be read as JSON: it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read as JSON: {error}") from None
     except RecursionError:

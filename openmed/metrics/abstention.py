@@ -18,6 +18,7 @@ from openmed.errors import BadInput
 from openmed.metrics.clustered import clustered_share
 from openmed.metrics.resampling import cohort
 from openmed.metrics.score_intervals import Interval
+from openmed.metrics.stored_numbers import stored_count, stored_list, stored_number, stored_numbers
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,14 @@ class Abstention:
             BadInput: It is not an abstention.
         """
         try:
-            lowest = tuple(map(float, content["lowest"]))
-            return cls(float(content["coverage"]), lowest, tuple(map(int, content["patients"])))
+            lowest = stored_numbers(content["lowest"], "the abstention's lowest", 0, 1)
+            listed = stored_list(content["patients"], "the abstention's patients")
+            patients = tuple(
+                stored_count(each, "each number of the abstention's patients") for each in listed
+            )
+            return cls(
+                stored_number(content["coverage"], "the abstention's coverage", 0, 1), lowest, patients
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"this is not an abstention: {error}") from None
 

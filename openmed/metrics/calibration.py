@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from openmed.errors import BadInput
+from openmed.metrics.stored_numbers import stored_count, stored_list, stored_number, stored_numbers
 
 FEWEST_FILMS = {"platt": 5, "temperature": 5, "isotonic": 50, "none": 0}
 """Methods, with the calibration films of each class below which they are refused.
@@ -97,10 +98,18 @@ class Calibration:
             BadInput: It is not a calibration.
         """
         try:
-            lists = {name: tuple(map(float, content[name])) for name in ("prior_correction", "bias")}
-            curves = tuple(tuple(tuple(map(float, knots)) for knots in pair) for pair in content["curves"])
-            return cls(**{**content, **lists, "curves": curves, "scale": float(content["scale"])})
-        except (KeyError, TypeError, ValueError) as error:
+            lists = {
+                name: stored_numbers(content[name], f"the calibration's {name}")
+                for name in ("prior_correction", "bias")
+            }
+            curves = tuple(
+                tuple(stored_numbers(knots, "a curve of the calibration") for knots in pair)
+                for pair in stored_list(content["curves"], "the calibration's curves")
+            )
+            scale = stored_number(content["scale"], "the calibration's scale", 0)
+            films = stored_count(content.get("films", 0), "the calibration's films")
+            return cls(**{**content, **lists, "curves": curves, "scale": scale, "films": films})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BadInput(f"this is not a calibration: {error}") from None
 
 

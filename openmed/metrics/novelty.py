@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from openmed.errors import BadInput
 from openmed.metrics.resampling import cohort
+from openmed.metrics.stored_numbers import stored_count, stored_number
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ class Novelty:
             BadInput: It is not a limit of novelty.
         """
         try:
-            numbers = float(content["share"]), float(content["limit"]), int(content["patients"])
-            return cls(*numbers, str(content["statistics_sha256"]))
+            share = stored_number(content["share"], "the novelty's share", 0, 1)
+            limit = stored_number(content["limit"], "the novelty's limit")
+            patients = stored_count(content["patients"], "the novelty's patients", 1)
+            return cls(share, limit, patients, str(content["statistics_sha256"]))
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"this is not a limit of novelty: {error}") from None
 

@@ -199,20 +199,26 @@ class BaseModel(nn.Module, ABC):
                 features.append([part.cpu().numpy() for part in profiles])
         return np.concatenate(logits), [np.concatenate(parts) for parts in zip(*features, strict=True)]
 
-    def assess(
+    def outputs(
         self, films: np.ndarray | Tensor, *, batch_films: int = 32
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Class probabilities of grey films as `predict` gives them, and how far films lie from the known.
+        """Logits of grey films, and how far the films lie from the known.
 
         Returns:
             float32 (N, classes), and the distances, float64 (N,), None without statistics.
         """
         if self.statistics is None:
-            return self.predict(films, batch_films=batch_films), None
+            return self.logits(films, batch_films=batch_films), None
         if not len(films):
-            return self.predict(films), np.zeros(0)
+            return self.logits(films), np.zeros(0)
         logits, features = self.examine(films, batch_films=batch_films)
-        distances = self.statistics.distances(np.concatenate(features, axis=1))
+        return logits, self.statistics.distances(np.concatenate(features, axis=1))
+
+    def assess(
+        self, films: np.ndarray | Tensor, *, batch_films: int = 32
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Class probabilities of grey films as `predict` gives them, and the distances of `outputs`."""
+        logits, distances = self.outputs(films, batch_films=batch_films)
         return self.spec.probabilities(logits), distances
 
 

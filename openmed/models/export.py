@@ -12,6 +12,7 @@ from openmed.errors import IntegrityError
 from openmed.files import sha256_bytes, write_bytes
 from openmed.models.base import BaseModel, evaluation_mode
 from openmed.models.checkpoint import EXPORT_FILE, load_model, read_spec, write_spec
+from openmed.models.control import CONTROL_FILE, answered_phantoms, check_answers
 from openmed.models.session import FEATURES, FILMS, LOGITS, ExportedModel, called_classes
 
 TOLERANCE = 1e-4
@@ -60,7 +61,7 @@ def finish_export(folder: Path, films: np.ndarray) -> str:
 
 
 def export_onnx(model: BaseModel, folder: Path, films: np.ndarray) -> Path:
-    """Writes `model.onnx` beside a model's weights and names it in the description.
+    """Writes `model.onnx` beside a model's weights, with phantoms that the model answered, and names both.
 
     The graph takes any number of films, uint8 (N, S, S), prepares them itself and gives logits, and features
     where the model has statistics of them; it holds the weights. The same model gives the same bytes. Nothing
@@ -77,12 +78,15 @@ def export_onnx(model: BaseModel, folder: Path, films: np.ndarray) -> Path:
     Raises:
         IntegrityError: The model cannot be exported, or the export differs from it.
     """
-    graph = graph_bytes(model)
-    check_parity(model, ExportedModel(model.spec, graph, model.statistics), films)
+    graph, control = graph_bytes(model), answered_phantoms(model)
+    exported = ExportedModel(model.spec, graph, model.statistics)
+    check_parity(model, exported, films)
+    check_answers(control, exported, EXPORT_FILE)
     path = Path(folder) / EXPORT_FILE
     write_bytes(path, graph)
+    write_bytes(Path(folder) / CONTROL_FILE, control)
     spec, weights_sha256 = read_spec(folder)
-    write_spec(folder, spec, weights_sha256, sha256_bytes(graph))
+    write_spec(folder, spec, weights_sha256, sha256_bytes(graph), sha256_bytes(control))
     return path
 
 

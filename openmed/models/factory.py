@@ -169,7 +169,7 @@ def _network(
         }
     try:
         network = timm.create_model(name, **arguments)
-    except (RuntimeError, TypeError, KeyError, AssertionError) as error:
+    except Exception as error:  # options that a network cannot use end in errors of any kind
         raise BadInput(f"timm cannot build {name!r} with {options or 'no options'}: {error}") from None
     if not isinstance(network, family.network_type):
         raise BadInput(f"{name!r} is a {type(network).__name__}, not a {family.network_type.__name__}")

@@ -85,10 +85,13 @@ class FeatureStatistics:
 
         Raises:
             ValueError: The vectors have another length.
+            IntegrityError: A feature is not finite.
         """
         features = np.asarray(vectors, dtype=np.float32)
         if features.ndim != 2 or features.shape[1] != self.width:
             raise ValueError(f"expected vectors (N, {self.width}), found {features.shape}")
+        if not np.isfinite(features).all():
+            raise IntegrityError("the model's features are not finite: restore the model, or train it again")
         ends = np.cumsum([len(depth.scale) for depth in self.depths])[:-1]
         parts = zip(self.depths, np.split(features, ends, axis=1), strict=True)
         return np.mean([depth.log_deviations(part) for depth, part in parts], axis=0).min(axis=1)
@@ -115,10 +118,25 @@ class FeatureStatistics:
             depths = [
                 DepthStatistics(*(held[f"{number}.{name}"] for name in _PARTS)) for number in range(count)
             ]
+            usable = count > 0 and len(held) == count * len(_PARTS) and all(map(_is_usable, depths))
         except (KeyError, SafetensorError, ValueError) as error:
             kind = type(error).__name__
             raise IntegrityError(f"{STATISTICS_FILE} holds no feature statistics ({kind})") from None
+        if not usable:
+            raise IntegrityError(f"{STATISTICS_FILE} holds impossible numbers: restore it, or train again")
         return cls(depths)
+
+
+def _is_usable(depth: DepthStatistics) -> bool:
+    """Tells whether the parts fit one another and hold numbers that distances can be made of."""
+    classes, wide, leading = len(depth.means), depth.scale.size, depth.variances.size
+    shapes = {"means": (classes, wide), "scale": (wide,), "directions": (wide, leading)}
+    shapes |= {"variances": (leading,), "rest": (1,)}
+    parts = {name: getattr(depth, name) for name in _PARTS}
+    fits = all(part.shape == shapes[name] and part.dtype.kind == "f" for name, part in parts.items())
+    finite = fits and all(np.isfinite(part).all() for part in parts.values())
+    above = finite and all((parts[name] > 0).all() for name in ("scale", "variances", "rest"))
+    return bool(above and classes > 0 and 0 < leading < wide)
 
 
 def fit_statistics(features: Sequence[ArrayLike], labels: ArrayLike) -> FeatureStatistics:

@@ -12,12 +12,15 @@ from openmed.models.checkpoint import (
     EXPORT_FILE,
     SPEC_FILE,
     check_weights,
+    control_hash,
     export_hash,
     load_model,
+    read_control,
     read_export,
     read_spec,
     read_statistics,
 )
+from openmed.models.control import check_answers
 from openmed.models.feature_statistics import FeatureStatistics
 from openmed.models.spec import ModelSpec
 
@@ -38,6 +41,9 @@ class Predictor(Protocol):
 
     def predict(self, films: np.ndarray, *, batch_films: int = 32) -> np.ndarray:
         """Class probabilities, float32 (N, classes), of films, uint8 (N, S, S)."""
+
+    def outputs(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits, float32 (N, classes), and the films' distances from those that it learnt from, or None."""
 
     def assess(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
         """Those probabilities, and the films' distances from those that it learnt from, (N,) or None."""
@@ -68,6 +74,12 @@ class ExportedModel:
             raise IntegrityError(f"{EXPORT_FILE} does not hold a graph that {SPEC_FILE} describes") from None
         if statistics is not None and FEATURES not in {each.name for each in self._session.get_outputs()}:
             raise IntegrityError(f"{EXPORT_FILE} gives no features, of which {SPEC_FILE} names statistics")
+        size = spec.image_size_px
+        films = {each.name: (each.type, each.shape[1:]) for each in self._session.get_inputs()}
+        if films != {FILMS: ("tensor(uint8)", [size, size])}:
+            raise IntegrityError(
+                f"{EXPORT_FILE} does not take films of {size} px, of which {SPEC_FILE} speaks"
+            )
 
     def logits(self, films: np.ndarray, *, batch_films: int = 32) -> np.ndarray:
         """Logits, float32 (N, classes), of films, uint8 (N, S, S)."""
@@ -83,11 +95,24 @@ class ExportedModel:
             raise ValueError(f"films must be uint8 (N, {size}, {size}), not {films.dtype} {films.shape}")
         if not len(films):
             return [np.zeros((0, width), np.float32) for width in widths]
-        parts = (
-            self._session.run(names, {FILMS: films[start : start + batch_films]})
-            for start in range(0, len(films), batch_films)
-        )
-        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+        try:
+            parts = [
+                self._session.run(names, {FILMS: films[start : start + batch_films]})
+                for start in range(0, len(films), batch_films)
+            ]
+        except Exception as error:  # see above
+            kind = type(error).__name__
+            raise IntegrityError(f"{EXPORT_FILE} cannot be computed ({kind}): restore the model") from None
+        found = [
+            np.concatenate([np.atleast_1d(part) for part in outputs]) for outputs in zip(*parts, strict=True)
+        ]
+        for name, width, output in zip(names, widths, found, strict=True):
+            if output.shape != (len(films), width) or output.dtype != np.float32:
+                raise IntegrityError(
+                    f"{EXPORT_FILE} gives {output.dtype} {output.shape} as {name}, not float32 "
+                    f"{(len(films), width)}: restore the model"
+                )
+        return found
 
     def predict(self, films: np.ndarray, *, batch_films: int = 32) -> np.ndarray:
         """Class probabilities of grey films, calibrated where the spec holds a calibration.
@@ -104,42 +129,55 @@ class ExportedModel:
         """
         return self.spec.probabilities(self.logits(films, batch_films=batch_films))
 
-    def assess(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
-        """Class probabilities as `predict` gives them, and how far the films lie from the known.
+    def outputs(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits, and how far the films lie from the known.
 
         Returns:
             float32 (N, classes), and the distances, float64 (N,), None without statistics.
         """
         if self.statistics is None:
-            return self.predict(films, batch_films=batch_films), None
+            return self.logits(films, batch_films=batch_films), None
         widths = [len(self.spec.class_names), self.statistics.width]
         logits, vectors = self._run([LOGITS, FEATURES], widths, films, batch_films)
-        return self.spec.probabilities(logits), self.statistics.distances(vectors)
+        return logits, self.statistics.distances(vectors)
+
+    def assess(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
+        """Class probabilities as `predict` gives them, and the distances of `outputs`."""
+        logits, distances = self.outputs(films, batch_films=batch_films)
+        return self.spec.probabilities(logits), distances
 
 
 def load_exported(folder: Path) -> ExportedModel:
     """Loads a folder's exported graph; the weights beside it are checked too, though not read.
 
+    The graph is asked the phantoms of the folder, whose answers came from the weights.
+
     Raises:
         BadInput: The folder is not a model folder, or was never exported.
-        IntegrityError: Graph, weights or statistics are not those that the description names.
+        IntegrityError: Graph, weights or statistics are not those that the description names, or the graph
+            answers otherwise.
     """
     check_weights(folder)
     spec = read_spec(folder)[0]
-    return ExportedModel(spec, read_export(folder), read_statistics(folder, spec))
+    exported = ExportedModel(spec, read_export(folder), read_statistics(folder, spec))
+    if (control := read_control(folder)) is not None:
+        check_answers(control, exported, EXPORT_FILE)
+    return exported
 
 
 def load_predictor(folder: Path, device: torch.device | str = "cpu") -> Predictor:
     """Loads a model folder in the fastest way to predict on a device.
 
-    On a CPU that is the exported graph when the folder has one. On any other device, and for a folder
-    that was never exported, it is the model in PyTorch; explanations need that one in any case.
+    On a CPU that is the exported graph when the folder has one and phantoms to hold it against. On any other
+    device, and for a folder that was never exported or in a time before it got phantoms, it is the model in
+    PyTorch; explanations need that one in any case.
 
     Raises:
         BadInput: The folder is not a model folder.
         IntegrityError: A file is not the one that the description names.
     """
-    if torch.device(device).type == "cpu" and export_hash(folder) is not None:
+    exported = export_hash(folder) is not None and control_hash(folder) is not None
+    if torch.device(device).type == "cpu" and exported:
         return load_exported(folder)
     return load_model(folder).to(device)
 

@@ -1,5 +1,6 @@
 """What a model carries besides its weights: preprocessing, labels, calibration, threshold and origin."""
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -8,10 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from openmed.data.images import MIN_SIDE_PX
-from openmed.errors import BadInput
+from openmed.errors import BadInput, IntegrityError
 from openmed.metrics.abstention import Abstention
 from openmed.metrics.calibration import Calibration
 from openmed.metrics.novelty import Novelty
+from openmed.metrics.stored_numbers import stored_count, stored_list, stored_number, stored_numbers
+
+_SIZES_PX = (16, 2048)
+_LARGEST_OPTION = 10_000  # of layers, channels and the like; more would take any machine's memory
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class ModelSpec:
     min_side_px: int = MIN_SIDE_PX
 
     def __post_init__(self) -> None:
+        self._check_fields()
         if len(self.class_names) < 2 or len(set(self.class_names)) < len(self.class_names):
             raise BadInput(f"a model needs two or more different classes, not {list(self.class_names)}")
         if self.positive not in self.class_names:
@@ -69,6 +75,30 @@ class ModelSpec:
             raise BadInput(f"the calibration is not one of {len(self.class_names)} classes")
         if self.abstention and len(self.abstention.lowest) != len(self.class_names):
             raise BadInput(f"the abstention is not one of {len(self.class_names)} classes")
+
+    def _check_fields(self) -> None:
+        """Refuses fields of the wrong type or out of range: the description may come from another house."""
+        for name in ("architecture", "timm_name", "positive", "explanation_layer"):
+            if not isinstance(getattr(self, name), str):
+                raise BadInput(f"{name} must be a text, not {reprlib.repr(getattr(self, name))}")
+        for name in ("model_options", "weights", "further_thresholds"):
+            if not isinstance(getattr(self, name), dict):
+                raise BadInput(f"{name} must be a dictionary, not {reprlib.repr(getattr(self, name))}")
+        if not all(isinstance(name, str) and name for name in self.class_names):
+            raise BadInput(f"class_names must be texts, not {reprlib.repr(list(self.class_names))}")
+        stored_count(self.image_size_px, "image_size_px", *_SIZES_PX)
+        stored_count(self.min_side_px, "min_side_px", 1, 100_000)
+        for name, low in (("mean", 0.0), ("std", 0.001)):
+            if len(stored_numbers(getattr(self, name), name, low, 1)) != 3:
+                raise BadInput(f"{name} must be three numbers, not {reprlib.repr(getattr(self, name))}")
+        if self.threshold is not None:
+            stored_number(self.threshold, "the threshold", 0, 1)
+        for name, point in self.further_thresholds.items():
+            stored_number(point, f"the threshold of {name}", 0, 1)
+        if self.further_thresholds and self.threshold is None:
+            raise BadInput(f"there are further thresholds, but none of {self.positive}")
+        for name, option in self.model_options.items():
+            _check_option(name, option)
 
     @property
     def positive_index(self) -> int:
@@ -103,9 +133,18 @@ class ModelSpec:
 
         Raises:
             ValueError: The logits are of another number of classes.
+            IntegrityError: A logit or a probability is not finite.
         """
         calibration = self.calibration or Calibration.of_prior((0.0,) * len(self.class_names))
-        return calibration.apply(logits).astype(np.float32)
+        # What is not finite ends in NaN; a warning beside the error would say no more.
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = calibration.apply(logits).astype(np.float32)
+        if not np.isfinite(found).all() or not np.isfinite(np.asarray(logits)).all():
+            raise IntegrityError(
+                f"the {self.architecture} answers with numbers that are not finite: restore the model, or "
+                "train it again"
+            )
+        return found
 
     def with_calibration(self, calibration: Calibration) -> "ModelSpec":
         """Returns a copy with a calibration; what was chosen on other probabilities is taken off."""
@@ -133,10 +172,11 @@ class ModelSpec:
         """Builds a spec from JSON content.
 
         Raises:
-            BadInput: A field is missing or unknown.
+            BadInput: A field is missing, unknown, of another type or out of range.
         """
         try:
-            parts = {name: tuple(content[name]) for name in ("mean", "std", "class_names") if name in content}
+            lists = [name for name in ("mean", "std", "class_names") if name in content]
+            parts: dict[str, Any] = {name: tuple(stored_list(content[name], name)) for name in lists}
             if content.get("calibration") is not None:
                 parts["calibration"] = Calibration.from_json(content["calibration"])
             if content.get("abstention") is not None:
@@ -146,3 +186,12 @@ class ModelSpec:
             return cls(**{**content, **parts})
         except (AttributeError, TypeError) as error:
             raise BadInput(f"this is not a model description: {error}") from None
+
+
+def _check_option(name: str, option: Any) -> None:
+    """Refuses what would make a network too large to build, and what is no plain value."""
+    for value in option if isinstance(option, list | tuple) else [option]:
+        if isinstance(value, float | int) and not isinstance(value, bool):
+            stored_number(value, f"the model option {name}", -_LARGEST_OPTION, _LARGEST_OPTION)
+        elif not isinstance(value, bool | str | type(None)):
+            raise BadInput(f"the model option {name} must be a plain value, not {reprlib.repr(value)}")

@@ -164,13 +164,21 @@ def _check_version(folder: Path, version: "ModelVersion") -> None:
 
 
 def _check_hashes(folder: Path, weights_sha256: str | None, spec_sha256: str | None, what: str) -> None:
-    from openmed.models.checkpoint import EXPORT_FILE, SPEC_FILE, WEIGHTS_FILE, export_hash, read_spec
+    from openmed.models.checkpoint import (
+        EXPORT_FILE,
+        SPEC_FILE,
+        WEIGHTS_FILE,
+        export_hash,
+        read_control,
+        read_spec,
+    )
     from openmed.models.feature_statistics import STATISTICS_FILE
 
     _check_hash(folder / WEIGHTS_FILE, weights_sha256, what)
     _check_hash(folder / SPEC_FILE, spec_sha256, what)
     if (export_sha256 := export_hash(folder)) is not None:
         _check_hash(folder / EXPORT_FILE, export_sha256, what)
+    read_control(folder)
     if (novelty := read_spec(folder)[0].novelty) is not None:
         _check_hash(folder / STATISTICS_FILE, novelty.statistics_sha256, what)
 

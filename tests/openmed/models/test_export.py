@@ -15,6 +15,7 @@ import torch
 from openmed.errors import BadInput, IntegrityError
 from openmed.models import export
 from openmed.models.checkpoint import load_model, read_spec, save_model, write_spec
+from openmed.models.control import CONTROL_FILE
 from openmed.models.export import check_parity, export_onnx, finish_export, graph_bytes
 from openmed.models.factory import ModelFactory
 from openmed.models.session import (
@@ -118,7 +119,8 @@ def test_the_graph_takes_grey_bytes_and_holds_its_weights(folder):
     assert [dim.dim_param or dim.dim_value for dim in films.type.tensor_type.shape.dim] == ["n", size, size]
     assert (logits.name, logits.type.tensor_type.elem_type) == ("logits", onnx.TensorProto.FLOAT)
     assert {tensor.data_location for tensor in graph.graph.initializer} == {onnx.TensorProto.DEFAULT}
-    assert {path.name for path in folder.iterdir()} == {"model.json", "model.onnx", "weights.safetensors"}
+    files = {"control.safetensors", "model.json", "model.onnx", "weights.safetensors"}
+    assert {path.name for path in folder.iterdir()} == files
 
 
 def test_the_file_tells_nothing_of_the_machine_that_made_it(folder):
@@ -136,14 +138,14 @@ def test_the_file_tells_nothing_of_the_machine_that_made_it(folder):
 
 def test_exporting_again_writes_the_same_bytes(copy):
     """Other processes do too: test_whole_road.py holds the DAGs' models against those of `dvc repro`."""
-    before = {name: (copy / name).read_bytes() for name in ("model.json", "model.onnx")}
+    before = {name: (copy / name).read_bytes() for name in ("model.json", "model.onnx", CONTROL_FILE)}
     model = load_model(copy)
     (copy / "model.onnx").unlink()
     export_onnx(model, copy, films_of(model.spec))
     assert before == {name: (copy / name).read_bytes() for name in before}
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "weights.safetensors"])
+@pytest.mark.parametrize("name", ["model.onnx", "weights.safetensors", CONTROL_FILE])
 @pytest.mark.parametrize("place", [0.0, 0.5, 0.999])
 def test_one_flipped_byte_is_found_before_use(copy, name, place):
     content = bytearray((copy / name).read_bytes())
@@ -242,7 +244,7 @@ def test_answers_that_are_no_numbers_are_refused(copy):
     model, exported = load_model(copy), load_exported(copy)
     with torch.no_grad():
         model.classifier().bias[0] = np.nan
-    with pytest.raises(IntegrityError, match="differ by up to nan"):
+    with pytest.raises(IntegrityError, match="numbers that are not finite"):
         check_parity(model, exported, films_of(model.spec))
 
 
