@@ -92,8 +92,6 @@ def read_json(path: Path) -> Any:
         raise BadInput(f"{path} cannot be read as JSON: it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read as JSON: {error}") from None
-    except RecursionError:
-        raise BadInput(f"{path} cannot be read as JSON: it is nested too deeply") from None
 
 
 def read_table(

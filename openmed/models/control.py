@@ -31,7 +31,7 @@ DISTANCE_TOLERANCE = 1e-2
 LOGIT_TOLERANCE = 5e-3
 """Most that a logit may differ, beside a thousandth of it; PyTorch and ONNX Runtime are some 1e-5 apart."""
 
-_PHANTOMS = 4
+_PHANTOMS = 2
 
 
 def write_control(path: Path, predictor: "Predictor", films: NDArray[np.uint8]) -> None:
