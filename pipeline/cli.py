@@ -230,11 +230,12 @@ def down() -> None:
 def demo(
     films: Annotated[Path | None, typer.Option("--data", help="Your films instead of the sample.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take about this many films.")] = None,
+    patients_from: PatientsFrom = "auto",
 ) -> None:
     """Runs both DAGs once under a local Airflow and approves the model on your behalf."""
     from pipeline.demo import run_demo
 
-    run_demo(project_root(), home(), films, limit)
+    run_demo(project_root(), home(), films, limit, patients_from)
 
 
 if __name__ == "__main__":

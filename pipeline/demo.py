@@ -29,7 +29,9 @@ class DemoFailed(OpenMedError):
     """A DAG run of the demo did not end well."""
 
 
-def run_demo(project: Path, home: Path, films: Path | None, limit: int | None) -> None:
+def run_demo(
+    project: Path, home: Path, films: Path | None, limit: int | None, patients_from: str = "auto"
+) -> None:
     """Retrains on the sample, or on the given films, and promotes what passes.
 
     Args:
@@ -37,6 +39,7 @@ def run_demo(project: Path, home: Path, films: Path | None, limit: int | None) -
         home: The state folder.
         films: Folder, zip or CSV manifest of films; None takes the bundled sample.
         limit: Take about this many of the films.
+        patients_from: One of `openmed.data.identity.PATIENTS_FROM`.
 
     Raises:
         DemoFailed: A run failed.
@@ -49,7 +52,8 @@ def run_demo(project: Path, home: Path, films: Path | None, limit: int | None) -
     def say(text: str) -> None:
         print(f"[{time.monotonic() - started:5.0f} s] {text}", flush=True)
 
-    revision = _head(project) if films is None else _commit_films(project, home, films, limit, say)
+    options = ["--patients-from", patients_from] + ([] if limit is None else ["--limit", str(limit)])
+    revision = _head(project) if films is None else _commit_films(project, home, films, options, say)
     say("Starting Airflow (API server, scheduler, DAG processor, triggerer) and MLflow on loopback")
     # The demo's networks are small: three side by side keep the cores busier than one after another.
     with Services(project, home, schedule="off", gpu_slots=3) as services:
@@ -74,7 +78,7 @@ def _head(project: Path) -> str:
 
 
 def _commit_films(
-    project: Path, home: Path, films: Path, limit: int | None, say: Callable[[str], None]
+    project: Path, home: Path, films: Path, options: list[str], say: Callable[[str], None]
 ) -> str:
     """Makes a data version of the films as a commit of its own, beside all branches."""
     films = films.absolute()
@@ -83,7 +87,6 @@ def _commit_films(
     try:
         # The workspace is this run's own; what it got from the cache makes room.
         shutil.rmtree(folder / "data")
-        options = [] if limit is None else ["--limit", str(limit)]
         # The site's secret is the project's, not that of the folder of this run.
         environment = {**os.environ, "OPENMED_HOME": str(home)}
         command = (sys.executable, "-m", "pipeline.cli", "data", "import", str(films), *options)

@@ -38,6 +38,7 @@ _NOBODY = re.compile(
 )
 _LEAST_FILMS = 10
 """Fewer films of one patient are believed, whatever their share."""
+_FEWEST_PATIENTS = 4
 _GO_ON = "say --patients-from film to count each film as a patient of its own"
 
 
@@ -129,8 +130,8 @@ def identify(
         An identity a film, and what was recognised.
 
     Raises:
-        BadInput: It is to be found out, and most films would be of one patient, or have an identifier that
-            stands for nobody, or nothing says what the folders below the class folders are.
+        BadInput: It is to be found out, and most films would be of a few patients, or have an identifier
+            that stands for nobody, or nothing says what the folders below the class folders are.
     """
     known = ("auto", "film", "list") if is_list else tuple(set(PATIENTS_FROM) - {"list"})
     if patients_from not in known:
@@ -235,19 +236,23 @@ def _ask_about_folders(films: Sequence[Found], named: Sequence[Identity | None],
 def _ask_about_patients(
     named: Sequence[Identity | None], nobody: Sequence[bool], source: Path, stated: str
 ) -> None:
-    """Refuses identifiers that cannot be those of patients: one covers most films, or most name nobody."""
+    """Refuses identifiers that are hardly those of patients: few cover most films, or most name nobody."""
     go_on = f"{_GO_ON}, or give a CSV with the columns path,label,patient"
     if sum(nobody) >= _LEAST_FILMS and 2 * sum(nobody) > len(named):
         raise BadInput(
             f"{source} does not say who the patients are: in {sum(nobody)} of {len(named)} films "
             f"{_LIST if stated == 'list' else _HEADER} stands for nobody, as ANONYMOUS does: {go_on}"
         )
-    (most, count), *_ = Counter(one for one in named if one).most_common(1) or [(Identity(""), 0)]
-    if count >= _LEAST_FILMS and 2 * count > len(named):
+    films = Counter(one for one in named if one)
+    (most, count), *_ = films.most_common(1) or [(Identity(""), 0)]
+    alone = len(named) - films.total()
+    # What equally large patients would be worth as much (Kish): two that share all films are 2, one is 1.
+    worth = len(named) ** 2 / max(1, alone + sum(number**2 for number in films.values()))
+    if count >= _LEAST_FILMS and worth < _FEWEST_PATIENTS:
         kind = {_LIST: "list", _HEADER: "header"}.get(
             most.by, "name" if most.by.startswith(_NAMES) else "folder"
         )
         raise BadInput(
-            f"{source} has one patient in {count} of {len(named)} films by {most.by}: {go_on}, or "
-            f"--patients-from {kind} if they are of one patient"
+            f"{source} has hardly any patients: {len(films)} in {films.total()} of {len(named)} films, one "
+            f"of them in {count} by {most.by}: {go_on}, or --patients-from {kind} if it is so"
         )

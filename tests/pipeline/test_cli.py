@@ -366,7 +366,10 @@ def test_evaluate_takes_copies_once_and_asks_who_the_patients_are(openmed, vit, 
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
     arguments = ("evaluate", vit, tmp_path / "set")
-    refused(openmed(*arguments), "one patient in 12 of 12 films by file names by the pattern of patient<P>")
+    refused(
+        openmed(*arguments),
+        "1 in 12 of 12 films, one of them in 12 by file names by the pattern of patient<P>",
+    )
     for patients_from, patients in (("name", 1), ("film", 12)):
         code, out, _ = openmed(*arguments, "--patients-from", patients_from)
         assert code == 0 and out.startswith(f"12 films of {patients} patients")
@@ -588,7 +591,7 @@ def test_up_and_demo_hand_their_options_on(openmed, project, monkeypatch):
     monkeypatch.setattr(services, "up", lambda *places, **options: calls.append((places, options)))
     monkeypatch.setattr(demo, "run_demo", lambda *arguments: calls.append(arguments))
     assert openmed("up", "--airflow-port", 0, "--gpu-slots", 2)[0] == 0
-    assert openmed("demo", "--data", "films.zip", "--limit", 60)[0] == 0
+    assert openmed("demo", "--data", "films.zip", "--limit", 60, "--patients-from", "name")[0] == 0
     places = (project, project / "home")
     assert calls[0] == (places, {"airflow_port": 0, "mlflow_port": 5000, "gpu_slots": 2})
-    assert calls[1] == (*places, Path("films.zip"), 60)
+    assert calls[1] == (*places, Path("films.zip"), 60, "name")

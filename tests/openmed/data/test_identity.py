@@ -144,7 +144,9 @@ def test_an_export_without_names_is_asked_about_and_may_be_taken_film_by_film(tm
 
 def test_one_patient_in_most_films_is_asked_about_and_believed_when_said(tmp_path):
     source = write(tmp_path / "s", headers(lambda place: "Amadeus" if place > 1 else f"P{place}"))
-    sentence = r"has one patient in 10 of 12 films by the PatientID in .*--patients-from film.*from header if"
+    sentence = (
+        r"3 in 12 of 12 films, one of them in 10 by the PatientID in .*from film.*from header if it is so"
+    )
     with pytest.raises(BadInput, match=sentence) as refusal:
         taken(source, tmp_path / "data")
     assert "Amadeus" not in str(refusal.value)
@@ -162,6 +164,16 @@ def test_patients_of_headers_are_believed_and_the_few_without_are_said(tmp_path)
     ]
 
 
+@pytest.mark.parametrize(("patients", "asked"), [(2, True), (3, True), (4, False), (6, False)])
+def test_an_identifier_for_each_class_or_site_is_asked_about(tmp_path, patients, asked):
+    source = write(tmp_path / "s", headers(lambda place: f"SITE{place % patients}", 12 * patients))
+    if asked:
+        with pytest.raises(BadInput, match=f"hardly any patients: {patients} in .*, one of them in 12 by"):
+            taken(source, tmp_path / "data")
+    else:
+        assert taken(source, tmp_path / "data")[0].patients == patients
+
+
 def test_nine_films_of_one_patient_are_no_question(tmp_path):
     source = write(tmp_path / "s", headers(lambda place: "P1", 8))
     assert taken(source, tmp_path / "data")[0].patients == 1
@@ -169,7 +181,10 @@ def test_nine_films_of_one_patient_are_no_question(tmp_path):
 
 def test_a_column_of_a_list_is_held_to_the_same(tmp_path):
     write(tmp_path / "s", [f"{n}.png" for n in range(12)])
-    for value, sentence in (("unknown", "stands for nobody"), ("Amadeus", "one patient in 12 of 12 films")):
+    for value, sentence in (
+        ("unknown", "stands for nobody"),
+        ("Amadeus", "hardly any patients: 1 in 12 of 12 films"),
+    ):
         rows = [f"{n}.png,{CLASSES[n % 2]},{value}" for n in range(12)]
         (tmp_path / "s/films.csv").write_text("\n".join(["path,label,patient", *rows]))
         with pytest.raises(BadInput, match=f"{sentence}.*--patients-from film"):
