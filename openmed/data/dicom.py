@@ -10,7 +10,7 @@ import numpy as np
 from openmed.data.dicom_grey import grey_levels, true_colours
 from openmed.data.dicom_header import JPEG_2000, LOSSY_JPEG, NATIVE, RLE, checked, streams
 from openmed.data.grey import depth, quiet
-from openmed.data.isolated import pixels_by_gdcm
+from openmed.data.isolated import decode_isolated
 from openmed.data.jpeg import jpeg_frame, jpeg_grey
 from openmed.errors import BadInput
 
@@ -63,11 +63,13 @@ def _pixels(film: "Dataset", data: bytes, name: str) -> np.ndarray:
     if syntax in LOSSY_JPEG:
         return _lossy(streams(film)[0], name)
     if syntax in JPEG_2000:
-        pixels = pixel_array(film, decoding_plugin="pylibjpeg", raw=True)
-    elif syntax in (*NATIVE, RLE):
+        pixels, _ = decode_isolated("pylibjpeg", data, name)
+    elif syntax == RLE:
+        pixels, _ = decode_isolated("rle", data, name)
+    elif syntax in NATIVE:
         pixels = pixel_array(film, correct_unused_bits=False, raw=True)
     else:
-        pixels = pixels_by_gdcm(data, name)
+        pixels, _ = decode_isolated("gdcm", data, name)
     if pixels.ndim == 3:
         return true_colours(film, pixels)
     if syntax not in JPEG_2000:

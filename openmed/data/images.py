@@ -4,6 +4,8 @@ import io
 import struct
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,6 +15,7 @@ from openmed.data.budgets import check_file_size, read_film_file
 from openmed.data.dicom import decode_dicom
 from openmed.data.dicom_header import has_preamble, is_dicom
 from openmed.data.grey import FEW_SATURATED, check_shape, depth, quiet, rightly_turned, to_grey, to_uint8
+from openmed.data.isolated import decode_isolated
 from openmed.data.jpeg import jpeg_grey, jpeg_shape
 from openmed.data.tiff import check_parts
 from openmed.data.withheld import withheld_reason
@@ -186,7 +189,7 @@ def _decoder(data: bytes):
     if data.startswith(_PNG_START):
         return _decode_png
     if data[:4] in _TIFF_STARTS:
-        return _decode_tiff
+        return partial(decode_isolated, "tiff")
     return decode_dicom if is_dicom(data) else None
 
 
@@ -225,13 +228,15 @@ def _png_chunks(data: bytes) -> list[bytes]:
     return kinds
 
 
-def _decode_tiff(data: bytes, name: str) -> tuple[np.ndarray, int]:
+def decode_tiff(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    """Decodes a TIFF as `decode_with_depth`, which gives it a process of its own."""
     from PIL import Image
 
     # Quiet, for the size is checked here and odd tags are of no interest.
     with quiet(), Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
         check_shape((image.height, image.width), name)
-        if getattr(image, "n_frames", 1) > 1:
+        with suppress(EOFError):  # not n_frames, which reads every page
+            image.seek(1)
             raise BadInput(f"{name} has several pages; a film has one")
         inverted = image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         check_parts(data, image.tag_v2, name)

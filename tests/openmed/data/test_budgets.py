@@ -1,5 +1,6 @@
 """Bombs: small inputs that would take gigabytes, minutes or for ever, held against the operating system."""
 
+import io
 import os
 import struct
 import subprocess
@@ -8,32 +9,45 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import pydicom
 import pytest
 from pydicom import uid
+from pydicom.encaps import get_frame
 
 from openmed.data.images import decode_film, read_film
 from openmed.data.importing import import_films
 from openmed.data.measure import measure_film
 from openmed.data.readers import folder_files, zip_files
 from openmed.errors import BadInput
-from tests.openmed.data.stored import dataset, dicom, phantom, pil, written
+from tests.openmed.data.stored import compressed, dataset, dicom, phantom, pil, wrapped, written
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 
 
 MEASURED = """
-import resource, sys
+import os, resource, sys
+from openmed.data import isolated
 usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(int(peak.split()[1]) >> 10, sum(each.ru_utime + each.ru_stime for each in usage), file=sys.stderr)
+seconds, peaks = sum(each.ru_utime + each.ru_stime for each in usage), []
+for process in ("self", *(decoder.pid for decoder in isolated._idle)):
+    status = dict(line.split(":", 1) for line in open(f"/proc/{process}/status"))
+    peaks.append(int(status["VmHWM"].split()[0]) >> 10)
+    if process != "self":
+        ticks = open(f"/proc/{process}/stat").read().rsplit(")", 1)[1].split()[11:13]
+        seconds += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+print(max(peaks), seconds, file=sys.stderr)
 """  # not ru_maxrss, which begins with what the parent had when it forked
 
 
 def taken(code: str, *arguments: object) -> tuple[str, int, float]:
-    """Runs code in a process of its own: what it printed, its peak memory in MiB, its CPU time in s."""
+    """Runs code in a process of its own, and tells what it and its decoders took.
+
+    Returns:
+        What it printed, the peak memory of the largest process in MiB, the CPU time of all in seconds.
+    """
     command = [sys.executable, "-c", code + MEASURED, *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    mib, seconds = ended.stderr.split()
+    mib, seconds = ended.stderr.splitlines()[-1].split()  # OpenCV prints what it finds wrong
     return ended.stdout, int(mib), float(seconds)
 
 
@@ -194,3 +208,56 @@ def test_a_dicom_header_unfolds_to_little(tmp_path, kind):
     (tmp_path / "a.dcm").write_bytes(make())
     printed, mib, seconds = taken(DECODE, tmp_path / "a.dcm")
     assert printed == f"{outcome}\n" and mib < 300 and seconds < 8
+
+
+# --- decoders that no header holds, in processes of their own
+
+
+def many_pages(count: int) -> bytes:
+    content = bytearray(pil(phantom(), "TIFF"))
+    start = int.from_bytes(content[4:8], "little")
+    end = start + 2 + 12 * int.from_bytes(content[start : start + 2], "little")
+    page = bytes(content[start:end])
+    for _ in range(count):
+        content[end : end + 4] = len(content).to_bytes(4, "little")
+        content += page + bytes(4)
+        end = len(content) - 4
+    return bytes(content)
+
+
+def endless_runs() -> bytes:
+    segment = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * (3 << 20)
+    return wrapped(segment, phantom(), uid.RLELossless)
+
+
+def decoy(side_px: int) -> bytes:
+    """A JP2 whose stream is far larger than the header and than a stream that no decoder looks at."""
+
+    def box(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I4s", len(content) + 8, kind) + content
+
+    film = pydicom.dcmread(io.BytesIO(compressed(phantom(), uid.JPEG2000Lossless)))
+    small = get_frame(film.PixelData, 0, number_of_frames=1)
+    large = bytearray(small)
+    for at in (8, 12, 24, 28):  # of the image, then of its only tile
+        large[at : at + 4] = side_px.to_bytes(4)
+    image = struct.pack(">IIHBBBB", side_px, side_px, 1, 7, 7, 0, 0)
+    header = box(b"ihdr", image) + box(b"colr", struct.pack(">BBBI", 1, 0, 0, 17))
+    boxes = box(b"jP  ", b"\r\n\x87\n") + box(b"ftyp", b"jp2 \0\0\0\0jp2 ") + box(b"free", small[:200])
+    content = boxes + box(b"jp2h", header) + box(b"jp2c", bytes(large))
+    return wrapped(content, phantom(), uid.JPEG2000Lossless)
+
+
+DECODER_BOMBS = {
+    "TIFF of 60,000 pages": (lambda: many_pages(60_000), "the film has several pages; a film has one"),
+    "runs without end": (endless_runs, "(64, 64)"),
+    "JPEG 2000 behind a decoy": (lambda: decoy(30_000), "the film cannot be decoded: it is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", DECODER_BOMBS)
+def test_a_decoder_takes_no_more_than_a_film_may(tmp_path, kind):
+    make, outcome = DECODER_BOMBS[kind]
+    (tmp_path / "a.dcm").write_bytes(make())
+    printed, mib, seconds = taken(DECODE, tmp_path / "a.dcm")
+    assert printed.startswith(outcome) and mib < 1430 and seconds < 10

@@ -12,7 +12,7 @@ from pydicom import uid
 
 from openmed.data import isolated
 from openmed.data.images import decode_film
-from openmed.data.isolated import pixels_by_gdcm
+from openmed.data.isolated import decode_isolated
 from openmed.errors import BadInput
 from tests.openmed.data import fuzzing
 from tests.openmed.data.stored import deep, dicom, phantom, transcoded
@@ -83,5 +83,5 @@ def test_gdcm_ending_its_process_is_a_refusal_and_the_next_film_is_read(lossless
     victim = isolated._idle[-1]
     threading.Timer(0.2, victim.kill).start()
     with pytest.raises(BadInput, match=r"^x cannot be decoded: it is damaged$"):
-        pixels_by_gdcm(lossless, "x")
+        decode_isolated("gdcm", lossless, "x")
     np.testing.assert_array_equal(decode_film(lossless), FILM)
