@@ -63,14 +63,13 @@ def _check_replaceable(target: Path, kept: Iterable[Path]) -> None:
         raise BadInput(
             f"{target} is no data folder with a {FILMS_FILE}, so nothing replaces it: move it away"
         )
-    for folder, _, names in os.walk(target):
-        for name in names:
-            path = Path(folder, name).relative_to(target).as_posix()
-            if path not in listed:
-                raise BadInput(
-                    f"{target} holds {path}, which its {FILMS_FILE} does not name, so nothing replaces it: "
-                    "move that file away"
-                )
+    files = {Path(folder, name) for folder, _, names in os.walk(target) for name in names}
+    # Their names are not told: they may be patients'.
+    if others := len({path.relative_to(target).as_posix() for path in files} - listed):
+        raise BadInput(
+            f"{target} holds {others} file(s) that its {FILMS_FILE} does not name, so nothing replaces it: "
+            "move them away"
+        )
 
 
 def _listed(folder: Path) -> set[str] | None:

@@ -38,6 +38,7 @@ NUMBERS = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth")
 TABLES = ("ModalityLUTSequence", "VOILUTSequence")
 """Tables of which the entries are kept that pixels reach."""
 _NAMING = ("BurnedInAnnotation", "RecognizableVisualFeatures")
+_OF_GREYS = ("VOILUTFunction", "PresentationLUTShape")
 _LARGEST_NUMBER = 1_000_000
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_PARTIAL_422")
@@ -87,8 +88,9 @@ def _described(source: "Dataset", pixels: np.ndarray, sop_instance_uid: str, nam
     film = Dataset()
     film.PatientIdentityRemoved = "YES"
     film.DeidentificationMethod = "Written anew from the pixels, after DICOM PS3.15 E"
+    is_grey = str(source.PhotometricInterpretation) in _GREYS
     for keyword, (known, other) in WORDS.items():
-        word = _word(source, keyword)
+        word = "" if keyword in _OF_GREYS and not is_grey else _word(source, keyword)
         if word and (kept := word if word in known else other):
             setattr(film, keyword, kept)
     film.SOPClassUID = film.get("SOPClassUID", _SECONDARY_CAPTURE)
@@ -97,7 +99,7 @@ def _described(source: "Dataset", pixels: np.ndarray, sop_instance_uid: str, nam
     film.file_meta.MediaStorageSOPClassUID = film.SOPClassUID
     film.file_meta.MediaStorageSOPInstanceUID = sop_instance_uid
     film.Rows, film.Columns = pixels.shape[:2]
-    if str(source.PhotometricInterpretation) in _GREYS:
+    if is_grey:
         _keep_greys(source, film, pixels, name)
     return film
 
@@ -175,6 +177,8 @@ def _store(source: "Dataset", film: "Dataset", pixels: np.ndarray) -> str:
         signed = bool(source.PixelRepresentation)
     else:  # colours are decoded by now, or luma already
         kind = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
+    else:
+        bits = max(bits, int(pixels.max()).bit_length())
     first = -(1 << (bits - 1)) if signed else 0
     dtype = np.dtype(f"<{'i' if signed else 'u'}{1 if bits <= 8 else 2}")
     _describe_pixels(film, dtype, bits, kind, 3 if pixels.ndim == 3 else 1)

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from openmed.data.images import SUFFIXES
 from openmed.data.manifest import FILMS_COLUMNS
-from openmed.data.readers import is_plain
+from openmed.data.readers import is_plain, reason_of
 from openmed.errors import BadInput
 
 SPLIT_NAMES = {
@@ -62,8 +62,8 @@ def read_list(
                         f"{source} says two things of one film in the column {odd}, on lines "
                         f"{line_of[path]} and {rows.line_num}: correct or remove one"
                     )
-    except (OSError, ValueError, csv.Error) as error:
-        raise BadInput(f"{source} cannot be read as CSV in UTF-8: {error}") from None
+    except (OSError, RuntimeError, ValueError, csv.Error) as error:
+        raise BadInput(f"{source} cannot be read as CSV in UTF-8: {reason_of(error)}") from None
     return list(films.values()), repeated
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
@@ -59,8 +60,7 @@ class FilmReader:
                         raise BadInput(f"{self.place} is larger than {MAX_FILE_BYTES >> 20} MiB; no film is")
                     yield chunk
         except (OSError, *ARCHIVE_ERRORS) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise BadInput(f"{self.place} cannot be read ({reason}): get a whole copy") from None
+            raise BadInput(f"{self.place} cannot be read ({reason_of(error)}): get a whole copy") from None
 
 
 def folder_files(source: Path) -> list[tuple[str, FilmReader]]:
@@ -81,6 +81,12 @@ def folder_files(source: Path) -> list[tuple[str, FilmReader]]:
     ]
 
 
+def reason_of(error: Exception) -> str:
+    """Says why something cannot be read, without the names that errors quote: they may be a patient's."""
+    said = getattr(error, "strerror", None) or re.split("b?[\"']", str(error))[0].strip()
+    return said or type(error).__name__
+
+
 def file_reader(path: Path, place: str) -> FilmReader:
     """Returns the reader of one file. Its name is not used in errors: it may hold a patient's."""
     return FilmReader(place, partial(open_regular, path))
@@ -96,7 +102,7 @@ def zip_files(source: Path) -> list[tuple[str, FilmReader]]:
         # Left open: the readers hold it, and it is closed with the last of them.
         archive = zipfile.ZipFile(source)
     except (OSError, *ARCHIVE_ERRORS) as error:
-        raise BadInput(f"{source} is not a whole zip archive ({error}): get it again") from None
+        raise BadInput(f"{source} is not a whole zip archive ({reason_of(error)}): get it again") from None
     entries = archive.infolist()
     for number, entry in enumerate(entries, 1):
         if danger := _danger(entry):

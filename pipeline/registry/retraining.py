@@ -3,6 +3,8 @@
 Hides the layout of the artefacts, their agreement with each other, and who the patients are.
 """
 
+import html
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -133,9 +135,13 @@ class Retraining:
         return {patient: f"e{number:06d}" for number, patient in enumerate(first.index, start=1)}
 
     def names_a_patient(self, text: str) -> bool:
-        """Tells whether an identifier of a patient stands in a text, embedded images aside."""
-        text = re.sub(r"data:[\w/+.-]+;base64,[\w+/=]+", "", text)
-        known = {str(name) for films in (self.films, self.external) for name in films["patient"].unique()}
+        """Tells whether an identifier of a patient stands in a text or page, embedded images aside.
+
+        Letters may be large or small, and written as HTML or JSON write them.
+        """
+        text = html.unescape(re.sub(r"data:[\w/+.-]+;base64,[\w+/=]+", "", text)).casefold()
+        names = {str(name) for films in (self.films, self.external) for name in films["patient"].unique()}
+        known = {form.casefold() for name in names for form in (name, json.dumps(name)[1:-1])}
         return any(
             re.search(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", text)
             for name in known

@@ -8,10 +8,22 @@ import cv2
 import pandas as pd
 import pytest
 
+from openmed.data.grey import quiet
 from openmed.data.phantom import draw
 from pipeline.drift import check_drift
 from tests.conftest import ROOT, run_stages, toy_params, write_params
-from tests.openmed.data.planted import dicom, jpeg, planted_in, png
+from tests.openmed.data.planted import (
+    NAME,
+    compressed_dicoms,
+    dicom,
+    dicoms,
+    jpeg,
+    jpegs,
+    planted_in,
+    png,
+    pngs,
+    tiffs,
+)
 from tests.pipeline.conftest import register
 
 pytestmark = pytest.mark.slow
@@ -90,6 +102,57 @@ def test_no_identifier_is_in_anything_that_a_run_writes_or_says(source, project,
     kept = b"\n".join([written(project), written(store), output])
     assert b"Grad-CAM" in kept and b"artifact_uri" in kept
     assert planted_in(kept) == []
+
+
+def everywhere(folder: Path) -> dict[str, bytes]:
+    """Films with a name in one place each, by the place."""
+    with quiet():  # pydicom warns of what is planted
+        return dict([*jpegs(), *pngs(), *tiffs(), *dicoms(), *compressed_dicoms(folder)])
+
+
+def test_a_name_in_any_place_of_any_kind_of_film_is_in_nothing_that_an_import_writes_or_says(
+    project, store, tmp_path
+):
+    films = everywhere(tmp_path) | {
+        "burned in": dicom(BurnedInAnnotation="YES"),
+        "no film": NAME * 9,
+        "half": jpeg()[:900],
+    }
+    folder = tmp_path / "source" / "DOE^JANE 19610203"
+    for number, content in enumerate(films.values()):
+        path = (
+            folder
+            / ("NORMAL", "PNEUMONIA")[number % 2]
+            / f"DOE^JANE {number}.{'dcm' if number % 3 else 'png'}"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    said = imported(folder.parent)
+    assert said.returncode == 0, said.stderr
+    assert b"1 of the films: nothing is kept but the reason, the film may show who it is of" in said.stdout
+    params = toy_params()
+    params["validate"]["max_quarantined_share"] = 0.5
+    write_params(project, params)
+    run_stages(project, ["validate"])
+    manifest = pd.read_parquet(project / "artifacts/validate/manifest.parquet")
+    unread = manifest["status"] == "quarantined"
+    assert len(manifest) == len(films) and 3 <= unread.sum() < len(films) / 3
+    assert manifest["reason"].str.contains("BurnedInAnnotation is YES").sum() == 1
+    for path in [*project.rglob("*"), *store.rglob("*")]:
+        name = str(path.relative_to(tmp_path)).encode()
+        assert planted_in(name) == [] and (path.is_dir() or planted_in(path.read_bytes()) == []), path
+    assert planted_in(written(project) + said.stdout + said.stderr) == []
+
+
+@pytest.mark.parametrize(
+    "film", ["DOE^JANE/a.png", "x/DOE^JANE/NORMAL/masks/a.png", "NORMAL/DOE^JANE\nb.png"]
+)
+def test_errors_name_no_folder(source, project, film):
+    (source / film).parent.mkdir(parents=True, exist_ok=True)
+    (source / film).write_bytes(jpeg())
+    refused = imported(source)
+    assert refused.returncode == 2 and b"rename" in refused.stderr
+    assert planted_in(refused.stdout + refused.stderr) == []
 
 
 def test_errors_name_no_film(source, project):

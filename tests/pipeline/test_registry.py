@@ -221,6 +221,19 @@ def test_an_image_inside_a_page_is_not_taken_for_a_name(tmp_path):
     assert done.names_a_patient("patient 12345.")
 
 
+def test_a_name_is_found_however_it_is_written(tmp_path):
+    done = Retraining.read(make_workspace(tmp_path / "ws"))
+    object.__setattr__(done, "films", done.films.assign(patient="O'Brien & Müller"))
+    texts = [
+        "O'Brien & Müller",
+        "O&#39;Brien &amp; Müller",
+        json.dumps("O'Brien & Müller"),
+        "O'BRIEN & MÜLLER",
+    ]
+    assert all(done.names_a_patient(f"seen: {text}.") for text in texts)
+    assert not done.names_a_patient("O'Brien and Müller")
+
+
 def test_load_gives_the_model_of_a_folder_version_or_alias(registered):
     _, workspace = registered
     films = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)

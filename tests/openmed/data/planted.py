@@ -78,6 +78,7 @@ def tiff() -> bytes:
 
 
 NAME = b"DOE^JANE"
+_PACKED_BYTES = 1 << 16  # of what may be a compressed part, so that large files are searched in time
 _WORDS = ("Modality", "VOILUTFunction", "PresentationLUTShape", "PhotometricInterpretation", "SOPClassUID")
 _OTHERS = (
     *("PixelIntensityRelationship", "Manufacturer", "PatientSex", "PatientAge", "ViewPosition", "StudyDate"),
@@ -281,6 +282,6 @@ def _layers(content: bytes) -> Iterator[bytes]:
         while (at := content.find(start, at + 1)) >= 0:
             try:
                 window = 31 if start == b"\x1f\x8b" else 15
-                yield zlib.decompressobj(window).decompress(content[at:], 1 << 24)
+                yield zlib.decompressobj(window).decompress(content[at : at + _PACKED_BYTES], 1 << 20)
             except zlib.error:
                 continue

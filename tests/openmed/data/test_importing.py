@@ -610,3 +610,23 @@ def test_large_films_are_copied_in_pieces(tmp_path):
     assert [len(chunk) for chunk in film.reader.chunks()] == [1 << 20, 1 << 20, 5]
     import_films(source, tmp_path / "data", class_names=CLASSES)
     assert (tmp_path / "data/films/NORMAL/a.png").read_bytes() == (source / "NORMAL/a.png").read_bytes()
+
+
+@pytest.mark.parametrize("place", [7, 30])
+def test_a_damaged_zip_is_refused_without_the_name_of_a_film(tmp_path, place):
+    name = b"NORMAL/DOE^JANE.png"  # zipfile quotes it, be it the name or the content that is damaged
+    source = make_source("zip", tmp_path, [name.decode(), "PNEUMONIA/b.png"])
+    content = bytearray(source.read_bytes())
+    content[content.index(name) + place] ^= 1
+    source.write_bytes(content)
+    assert "DOE" not in refuse(source, tmp_path / "data", "entry 1 of .* cannot be read")
+
+
+@pytest.mark.parametrize("name", ["DOE^JANE" * 99 + ".png", "DOE^JANE.png"])
+def test_a_list_is_refused_without_the_name_of_a_film(tmp_path, name):
+    if len(name) < 255:
+        (tmp_path / name).symlink_to(tmp_path / name)
+    (tmp_path / "films.csv").write_text(f"path,label,patient\n{name},NORMAL,DOE^JANE\n")
+    with pytest.raises(BadInput) as refusal:
+        import_films(tmp_path / "films.csv", tmp_path / "data", class_names=CLASSES)
+    assert "DOE" not in str(refusal.value) and "films.csv" in str(refusal.value)
