@@ -170,19 +170,18 @@ def _keep_scans(source: "Dataset", film: "Dataset") -> str:
 
 def _store(source: "Dataset", film: "Dataset", pixels: np.ndarray) -> str:
     """Stores the pixels uncompressed, nothing beside their bits, and returns the transfer syntax."""
-    kind, bits, signed = str(source.PhotometricInterpretation), int(source.BitsStored), False
+    kind, bits = str(source.PhotometricInterpretation), int(source.BitsStored)
     if kind == "PALETTE COLOR":
         pixels, bits = through_palettes(source, pixels), 8
-    if kind in _GREYS:
-        signed = bool(source.PixelRepresentation)
-    else:  # colours are decoded by now, or luma already
+    if kind not in _GREYS:  # colours are decoded by now, or luma already
         kind = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
-    else:
-        bits = max(bits, int(pixels.max()).bit_length())
-    first = -(1 << (bits - 1)) if signed else 0
+    signed = pixels.dtype.kind == "i"
+    # The decoder may have found more bits in use than the header says.
+    used = max(int(pixels.max()), -1 - int(pixels.min())).bit_length() + signed
+    bits = max(bits, used)
     dtype = np.dtype(f"<{'i' if signed else 'u'}{1 if bits <= 8 else 2}")
     _describe_pixels(film, dtype, bits, kind, 3 if pixels.ndim == 3 else 1)
-    stored = pixels.clip(first, first + (1 << bits) - 1).astype(dtype).tobytes()
+    stored = pixels.astype(dtype).tobytes()
     film.add_new("PixelData", "OB" if dtype.itemsize == 1 else "OW", stored + b"\0" * (len(stored) % 2))
     return _EXPLICIT_LITTLE_ENDIAN
 
