@@ -7,14 +7,18 @@ READY := $(VENV)/.ready
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-long test-fast fuzz chaos lint format up lock clean help
+# Scripts and packages in an environment name its folder: one that was moved or copied would run the code there.
+MOVED := $(shell test ! -e $(BIN)/openmed -o -L $(VENV) || head -n 3 $(BIN)/openmed | grep -qF "$(CURDIR)/$(BIN)/" || echo moved)
+
+.PHONY: $(MOVED) demo test test-long test-fast fuzz chaos lint format up down lock clean help
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml $(MOVED)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "OpenMed needs Python 3.11 to 3.13; choose one with make PYTHON=python3.12 ..."; exit 2; }
+	@$(if $(MOVED),rm -rf $(VENV))
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@echo "Installing the locked environment"
@@ -23,7 +27,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 data/films.csv: | $(READY)
-	@$(BIN)/dvc pull --quiet data.dvc
+	@$(BIN)/dvc pull data.dvc
 
 demo: $(READY) data/films.csv  ## Run both DAGs once (DATA=films.zip LIMIT=600 for your own films)
 	@$(BIN)/openmed demo $(if $(DATA),--data "$(DATA)") $(if $(LIMIT),--limit $(LIMIT))
@@ -56,6 +60,9 @@ format: $(READY)  ## Format the code
 
 up: $(READY) data/films.csv  ## Start Airflow and MLflow for daily use
 	@$(BIN)/openmed up
+
+down: $(READY)  ## Stop them, from any terminal
+	@$(BIN)/openmed down
 
 lock:  ## Write requirements.lock anew
 	@uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras --no-emit-index-url pyproject.toml -o requirements.lock

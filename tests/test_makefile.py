@@ -1,0 +1,56 @@
+"""The Makefile notices that an environment belongs to another folder."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FRESH = "-m venv .venv"
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout whose environment was set up at a given folder, films included."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not on this machine")
+
+    def make(name: str, at: Path | None = None) -> Path:
+        folder = tmp_path / name
+        (folder / ".venv/bin").mkdir(parents=True)
+        (folder / "data").mkdir()
+        for file in ("Makefile", "pyproject.toml", "requirements.lock"):
+            shutil.copy(ROOT / file, folder)
+        (folder / ".venv/bin/python").symlink_to(sys.executable)
+        script = f"#!/bin/sh\n'''exec' \"{at or folder}/.venv/bin/python\" \"$0\" \"$@\"\n' '''\n"
+        (folder / ".venv/bin/openmed").write_text(script)
+        for file in ("data/films.csv", ".venv/.ready"):
+            (folder / file).touch()
+        return folder
+
+    return make
+
+
+def plan(folder: Path) -> str:
+    done = subprocess.run(["make", "-n", "up"], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["project", "my films é"])
+def test_an_environment_in_its_place_is_used_as_it_is(checkout, name):
+    assert plan(checkout(name)).splitlines() == [".venv/bin/openmed up"]
+
+
+def test_an_environment_that_was_moved_or_copied_is_made_anew(checkout):
+    steps = plan(checkout("project", Path("/home/old/project"))).splitlines()
+    assert "rm -rf .venv" in steps and any(FRESH in step for step in steps)
+    assert steps[-1] == ".venv/bin/openmed up"
+
+
+def test_a_linked_environment_is_left_to_its_owner(checkout, tmp_path):
+    folder = checkout("project", Path("/home/old/project"))
+    (folder / ".venv").rename(tmp_path / "shared")
+    (folder / ".venv").symlink_to(tmp_path / "shared")
+    assert "rm -rf .venv" not in plan(folder)
