@@ -204,6 +204,9 @@ def running_airflow(home: Path) -> AirflowClient | None:
         return None
     config = configparser.ConfigParser()
     config.read(settings, encoding="utf-8")
+    # In a copied state folder the settings are those of the original, and its passwords would fit.
+    if Path(config["logging"]["base_log_folder"]) != home.resolve() / "logs" / "tasks":
+        return None
     client = AirflowClient(config["api"]["base_url"], "admin", read_json(passwords)["admin"])
     try:
         client.health()

@@ -59,7 +59,9 @@ def create(repo: Path, revision: str, run_id: str, home: Path) -> Path:
         shutil.rmtree(path, ignore_errors=True)
         _git(repo, "worktree", "prune")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _git(repo, "worktree", "add", "--quiet", "--detach", str(path), commit)
+        # Twice forced it takes the place of one whose making was cut off.
+        force = ("--force", "--force")
+        _git(repo, "worktree", "add", *force, "--quiet", "--detach", str(path), commit)
     for needed in (".dvc", "dvc.yaml", DATA_FILE):
         if not (path / needed).exists():
             raise BadInput(f"revision {revision} holds no {needed}; commit it or choose another revision")
@@ -238,7 +240,9 @@ def _is_at(repo: Path, path: Path, commit: str) -> bool:
         return False
     try:
         # The worktree in a copied state folder still belongs to the original checkout.
-        return commit_of(path) == commit and git_folder(path) == git_folder(repo)
+        ours = commit_of(path) == commit and git_folder(path) == git_folder(repo)
+        # Git locks a worktree while it makes it: after a power cut files may be missing.
+        return ours and not Path(_git(path, "rev-parse", "--absolute-git-dir"), "locked").exists()
     except OpenMedError:
         return False
 

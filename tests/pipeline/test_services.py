@@ -179,6 +179,32 @@ def test_settings_stay_on_loopback_and_secrets_are_for_the_owner_alone(tmp_path)
     assert first not in environment.values()
 
 
+def test_a_copied_state_folder_does_not_speak_to_the_airflow_of_the_original(server, tmp_path):
+    home = tmp_path / "home é 100%"
+    Services(ROOT, home, airflow_port=server.server_port, mlflow_port=None)._settings.write()
+    Answers.table["GET", "/api/v2/monitor/health"] = (200, {})
+    assert running_airflow(home).health() == {}
+    shutil.copytree(home, tmp_path / "copy")
+    asked = len(Answers.asked)
+    assert running_airflow(tmp_path / "copy") is None
+    assert len(Answers.asked) == asked
+
+
+@pytest.mark.parametrize("name", ["Europe/Viena", "../etc", "/etc/passwd"])
+def test_a_time_zone_that_is_none_is_one_sentence(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("OPENMED_TIMEZONE", name)
+    with pytest.raises(BadInput, match=f"OPENMED_TIMEZONE is {name}, which is no time zone"):
+        Services(ROOT, tmp_path)._settings.write()
+
+
+def test_the_environment_of_a_component_keeps_its_calls_from_a_proxy(tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.hospital:3128")
+    monkeypatch.setenv("NO_PROXY", "pacs.hospital")
+    environment = Services(ROOT, tmp_path)._settings.environment()
+    assert environment["NO_PROXY"] == environment["no_proxy"] == "pacs.hospital,127.0.0.1,localhost"
+    assert environment["HTTP_PROXY"] == "http://proxy.hospital:3128"
+
+
 def test_another_airflow_in_the_environment_does_not_reach_ours(tmp_path, monkeypatch):
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "postgresql://production")
     environment = Services(ROOT, tmp_path)._settings.environment()

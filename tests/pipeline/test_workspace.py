@@ -124,6 +124,17 @@ def test_a_half_made_workspace_is_made_again(project, tmp_path):
     assert (workspace.create(project, "HEAD", "run", tmp_path) / "data" / "a").read_text() == "a"
 
 
+def test_a_workspace_whose_making_was_cut_off_is_made_again(project, tmp_path):
+    path = workspace.create(project, "HEAD", "run", tmp_path)
+    # As a power cut leaves it: git's own lock of a worktree that it is making, and files not written yet.
+    Path(git(path, "rev-parse", "--absolute-git-dir"), "locked").write_text("initializing\n")
+    (path / "params.yaml").unlink()
+    workspace.create(project, "HEAD", "run", tmp_path)
+    assert (path / "params.yaml").read_text() == PARAMS and git(path, "status", "--porcelain") == ""
+    workspace.remove(project, path)
+    assert str(path) not in git(project, "worktree", "list")
+
+
 def test_data_that_is_not_cached_is_pulled(unpushed, tmp_path):
     path = workspace.create(unpushed, "HEAD", "run", tmp_path)
     assert (path / "data" / "b").read_text() == "b"
