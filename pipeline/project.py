@@ -60,7 +60,7 @@ def home() -> Path:
         BadInput: OPENMED_HOME is not set and there is no project.
     """
     named = os.environ.get("OPENMED_HOME")
-    return Path(named).expanduser().resolve() if named else project_root() / ".openmed"
+    return (Path(named).expanduser() if named else project_root() / ".openmed").resolve()
 
 
 def state_folder(folder: Path | None = None) -> Path:

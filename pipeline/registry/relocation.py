@@ -7,6 +7,7 @@ import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
+from urllib.request import url2pathname
 
 from openmed.errors import ResourceError
 
@@ -37,7 +38,7 @@ def relocate(home: Path, experiment: str) -> None:
     try:
         with closing(sqlite3.connect(file, timeout=_LOCK_WAIT_S)) as store, store:
             before = _recorded(store, experiment)
-            if before is None or before == here.as_uri():
+            if before is None or before == here.as_uri() or _is_same(before, here):
                 return
             if not here.is_dir() and store.execute("SELECT count(*) FROM runs").fetchone()[0]:
                 raise ResourceError(
@@ -50,6 +51,12 @@ def relocate(home: Path, experiment: str) -> None:
         f"openmed: the state folder was moved or copied to {home}; its registry uses the files there",
         file=sys.stderr,
     )
+
+
+def _is_same(address: str, folder: Path) -> bool:
+    """Tells whether an address is another name of a folder, by a link or a mount."""
+    recorded = Path(url2pathname(address.removeprefix("file://")))
+    return recorded.is_dir() and folder.is_dir() and recorded.samefile(folder)
 
 
 def _recorded(store: sqlite3.Connection, experiment: str) -> str | None:

@@ -11,6 +11,7 @@ from openmed.errors import ResourceError
 from openmed.files import sha256_file
 from pipeline import registry
 from pipeline.inference import assemble, predict_films
+from pipeline.registry.relocation import relocate
 from pipeline.registry.store import connect
 from pipeline.registry.versions import address_of
 from tests.pipeline.conftest import make_workspace, register
@@ -88,6 +89,22 @@ def test_a_store_that_came_without_its_files_is_refused(copied):
     with pytest.raises(ResourceError, match="came without its files"):
         registry.list_versions()
     assert hashlib.sha256((copied / "mlflow.db").read_bytes()).digest() == before
+
+
+def test_another_name_of_the_same_folder_is_no_move(copied, tmp_path, monkeypatch, capsys):
+    registry.list_versions()
+    before = addresses(copied)
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "dvc.yaml").touch()
+    (project / ".openmed").symlink_to(copied)
+    monkeypatch.delenv("OPENMED_HOME")
+    monkeypatch.chdir(project)
+    capsys.readouterr()
+    registry.list_versions()
+    # As under a second mount: the name differs, the folder does not.
+    relocate(project / ".openmed", "openmed-cxr")
+    assert addresses(copied) == before and capsys.readouterr().err == ""
 
 
 def test_a_store_that_is_named_is_never_rewritten(copied, tmp_path, monkeypatch):
