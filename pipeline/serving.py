@@ -161,15 +161,37 @@ def _hold(name: str, version: str) -> tuple[str | None, list[str]]:
 def _asked_for() -> str:
     """The address that MLflow was asked to load.
 
-    MLflow tells a model only the folder that it fetched, which is the same for an alias and for a number. Its
-    server fetches in another process, so a folder is then all that stands here too.
+    MLflow tells a model only the folder that it fetched, which is the same for an alias and for a number. In
+    one process its `load_model` knows the address; its server fetches in a process of its own, the parent of
+    the one that answers. Where neither shows it, as with several workers, this is a folder or nothing.
     """
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "mlflow.pyfunc" and frame.f_code.co_name == "load_model":
-            return str(frame.f_locals.get("model_uri", ""))
+            asked = str(frame.f_locals.get("model_uri", ""))
+            return asked if asked.startswith("models:/") else served_address(_parent()) or asked
         frame = frame.f_back
     return ""
+
+
+def _parent() -> list[str]:
+    """The command line of the parent process, nothing where the system does not show it."""
+    try:
+        return Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def served_address(command: list[str]) -> str | None:
+    """The address in a command line `mlflow models serve -m ADDRESS`; None in any other."""
+    if "models" not in command or "serve" not in command:
+        return None
+    for name, value in zip(command, [*command[1:], ""], strict=True):
+        if name in ("-m", "--model-uri") and value.startswith("models:/"):
+            return value
+        if name.startswith(("--model-uri=models:/", "-mmodels:/")):
+            return name[name.index("models:/") :]
+    return None
 
 
 mlflow.models.set_model(FilmClassifier())

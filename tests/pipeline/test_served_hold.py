@@ -126,6 +126,25 @@ def test_a_version_that_was_served_from_the_store_is_still_whole(store, tmp_path
     assert not [link for link in registry.verify("1") if link.problem]
 
 
+@pytest.mark.parametrize(
+    ("command", "address"),
+    [
+        ("python mlflow models serve -m models:/openmed-cxr@champion --env-manager local", ALIAS),
+        ("mlflow models serve --port 1 --model-uri models:/openmed-cxr/1", NUMBER),
+        ("mlflow models serve --model-uri=models:/openmed-cxr/1", NUMBER),
+        ("mlflow models serve -mmodels:/openmed-cxr@champion", ALIAS),
+        ("mlflow models serve -m /a/folder", None),
+        ("python -m models:/openmed-cxr/1", None),
+        ("mlflow models serve -m", None),
+        ("", None),
+    ],
+)
+def test_the_address_that_is_served_is_read_from_mlflows_command(command, address):
+    from pipeline.serving import served_address
+
+    assert served_address(command.split(" ")) == address
+
+
 def test_other_files_than_mlflows_own_cannot_be_put_beside_a_stored_version(champion):
     folder = stored_files(champion)
     said = folder / "registered_model_meta"
