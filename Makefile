@@ -27,7 +27,7 @@ $(READY): requirements.lock pyproject.toml $(MOVED)
 	@touch $@
 
 data/films.csv: | $(READY)
-	@$(BIN)/dvc pull data.dvc
+	@said=$$($(BIN)/dvc pull data.dvc 2>&1) || { echo "$$said"; exit 4; }
 
 demo: $(READY) data/films.csv  ## Run both DAGs once (DATA=films.zip LIMIT=600 for your own films)
 	@$(BIN)/openmed demo $(if $(DATA),--data "$(DATA)") $(if $(LIMIT),--limit $(LIMIT))

@@ -54,3 +54,15 @@ def test_a_linked_environment_is_left_to_its_owner(checkout, tmp_path):
     (folder / ".venv").rename(tmp_path / "shared")
     (folder / ".venv").symlink_to(tmp_path / "shared")
     assert "rm -rf .venv" not in plan(folder)
+
+
+def test_why_the_sample_cannot_be_pulled_is_shown(checkout):
+    folder = checkout("project")
+    (folder / "data/films.csv").unlink()
+    dvc = folder / ".venv/bin/dvc"
+    dvc.write_text(
+        "#!/bin/sh\ncase \" $* \" in *--quiet*) ;; *) echo 'ERROR: no such remote' >&2;; esac\nexit 255\n"
+    )
+    dvc.chmod(0o755)
+    done = subprocess.run(["make", "data/films.csv"], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "ERROR: no such remote" in done.stdout
