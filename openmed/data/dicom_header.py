@@ -14,6 +14,8 @@ NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 RLE = "1.2.840.10008.1.2.5"
 LOSSY_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
+START_BYTES = 132
+"""Of a file that tell whether it is DICOM."""
 _LOSSLESS_JPEG = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 _JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 _COMPRESSED = (RLE, *LOSSY_JPEG, *JPEG_2000, *_LOSSLESS_JPEG, *_JPEG_LS)
@@ -32,7 +34,7 @@ def is_dicom(data: bytes) -> bool:
     """Tells whether content is a DICOM file, with or without preamble and file meta information.
 
     Args:
-        data: The content, or its first 132 bytes or more.
+        data: The content, or its first `START_BYTES`.
     """
     if has_preamble(data) or data[:4] == _MARK:
         return True

@@ -4,9 +4,10 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from openmed.data.dicom_header import START_BYTES, is_dicom
 from openmed.data.images import SUFFIXES
 from openmed.data.manifest import FILMS_COLUMNS
-from openmed.data.readers import is_plain, reason_of
+from openmed.data.readers import file_reader, is_plain, reason_of
 from openmed.errors import BadInput
 
 SPLIT_NAMES = {
@@ -88,10 +89,11 @@ def _problem(cells: dict[str, str], root: Path, classes: Mapping[str, str]) -> s
         return "an absolute path that leads out of the folder of the list, below which all films must lie,"
     if not path or not is_plain(path) or not (root / path).resolve().is_relative_to(root):
         return "a path that leads out of the folder of the list"
-    if Path(path).suffix.lower() not in SUFFIXES:
-        return f"a file that is none of {', '.join(SUFFIXES)}"
     if not (root / path).is_file():
         return "a file that is not there"
+    start = file_reader(root / path, "a film of the list").start(START_BYTES)
+    if Path(path).suffix.lower() not in SUFFIXES and not is_dicom(start):
+        return f"a file that is none of {', '.join(SUFFIXES)}"
     if cells["label"].casefold() not in classes:
         return f"a label other than {', '.join(classes.values())}"
     if not cells["patient"]:

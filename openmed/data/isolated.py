@@ -133,6 +133,16 @@ def _stored(data: bytes, name: str, **options: str | bool) -> np.ndarray:
     return pixel_array(checked(data, name), raw=True, **options)
 
 
+def _rle(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    from openmed.data.dicom_header import checked, streams
+    from openmed.data.rle import decode_rle
+
+    film = checked(data, name)
+    dtype = np.dtype(f"{'i' if film.PixelRepresentation else 'u'}{int(film.BitsAllocated) // 8}")
+    shape = int(film.Rows), int(film.Columns)
+    return decode_rle(streams(film)[0], shape, int(film.SamplesPerPixel), dtype), 0
+
+
 def _tiff(data: bytes, name: str) -> tuple[np.ndarray, int]:
     from openmed.data.images import decode_tiff
 
@@ -142,7 +152,7 @@ def _tiff(data: bytes, name: str) -> tuple[np.ndarray, int]:
 _DECODERS = {
     "gdcm": _gdcm,
     "pylibjpeg": lambda data, name: (_stored(data, name, decoding_plugin="pylibjpeg"), 0),
-    "rle": lambda data, name: (_stored(data, name, correct_unused_bits=False), 0),
+    "rle": _rle,
     "tiff": _tiff,
 }
 

@@ -9,7 +9,7 @@ from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from openmed.data.dicom_header import is_dicom
+from openmed.data.dicom_header import START_BYTES, is_dicom
 from openmed.data.film_list import SPLIT_NAMES, read_list
 from openmed.data.identity import Found, Recognised, identify
 from openmed.data.images import SUFFIXES
@@ -17,7 +17,6 @@ from openmed.data.privacy import dicom_patient
 from openmed.data.readers import FilmReader, file_reader, folder_files, is_plain, zip_files
 from openmed.errors import BadInput
 
-_DICOM_START_BYTES = 132
 _IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
 _MASKS = {"mask", "masks", "segmentation", "segmentations", "annotation", "annotations"}
 _COPY_ENDING = re.compile(r" ?\(\d+\)$|( -)? copy( \d+| \(\d+\))?$", re.IGNORECASE)
@@ -110,7 +109,7 @@ def list_films(source: Path) -> list[Film]:
         Film(name, reader, source / name if is_folder else None)
         for name, reader in sorted(files, key=itemgetter(0))
         if not any(_is_ignored(part) for part in PurePosixPath(name).parts)
-        and (PurePosixPath(name).suffix.lower() in SUFFIXES or is_dicom(reader.start(_DICOM_START_BYTES)))
+        and (PurePosixPath(name).suffix.lower() in SUFFIXES or is_dicom(reader.start(START_BYTES)))
     ]
     if not films:
         raise BadInput(f"{source} holds no film: give a folder or zip of JPEG, PNG, TIFF or DICOM files")
@@ -171,7 +170,7 @@ def _from_class_folders(
     for path in visible:
         folder, (name, reader) = class_folder[path], paths[path]
         is_image = path.suffix.lower() in SUFFIXES or (
-            folder is not None and is_dicom(reader.start(_DICOM_START_BYTES))
+            folder is not None and is_dicom(reader.start(START_BYTES))
         )
         if is_image and folder is not None and not _MASKS & {part.casefold() for part in path.parts}:
             films.append(_film_in_folder(path, folder, classes, name, reader))
@@ -226,7 +225,7 @@ def _identified(
 
 def _patient_in(reader: FilmReader) -> str | None:
     """The patient that the film's own header names, if it is DICOM."""
-    return dicom_patient(reader()) if is_dicom(reader.start(_DICOM_START_BYTES)) else None
+    return dicom_patient(reader()) if is_dicom(reader.start(START_BYTES)) else None
 
 
 def without_copies(films: list[LabelledFilm]) -> tuple[list[LabelledFilm], int]:
