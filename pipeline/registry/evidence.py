@@ -8,7 +8,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 EXTERNAL_METRICS, EXTERNAL_PREDICTIONS = "external.json", "external_predictions.parquet"
 _METRICS_PER_CALL = 1000
+# MLflow takes 250 signs, which must hold the name of a metric or setting too.
+_LONGEST_NAME = 100
+# What the names of other numbers begin with.
+_LOGGED = ("test", "train", "validation", "best_validation")
 
 
 def stage_parent(done: Retraining, folder: Path) -> list[str]:
@@ -140,6 +144,9 @@ def log_numbers(client: "MlflowClient", run_id: str, done: Retraining, candidate
 def settings(params: Mapping[str, Any], architecture: str) -> dict[str, str]:
     """Returns the settings that shaped a candidate, flat, as text."""
     sections = {key: params.get(key) for key in ("run", "resample", "evaluate", "promotion")}
+    if findings := (sections["evaluate"] or {}).get("findings"):
+        named = {plain: findings[name] for name, plain in _plain_names(findings).items()}
+        sections["evaluate"] = sections["evaluate"] | {"findings": named}
     sections["train"] = (params.get("train") or {}).get(architecture)
     return {key: str(value) for key, value in _flat(sections).items()}
 
@@ -147,11 +154,23 @@ def settings(params: Mapping[str, Any], architecture: str) -> dict[str, str]:
 def numbers(metrics: Mapping[str, Any], history: Path) -> list[tuple[str, int, float]]:
     """Returns name, step and value of everything measured on a candidate and during its training."""
     found = {"best_validation_auc": metrics["validation"]["auc"]} | dict(_measured("test", metrics["test"]))
-    for place, (name, further) in enumerate(metrics.get("findings", {}).items(), start=1):
-        # MLflow takes few signs in a name; a number tells apart what is alike without the others.
-        plain = re.sub(r"[^\w\-. :]", "_", name)
-        found |= dict(_measured(plain if plain == name else f"{plain} {place}", further["test"]))
+    further = metrics.get("findings", {})
+    for name, plain in _plain_names(further).items():
+        found |= dict(_measured(plain, further[name]["test"]))
     return [(key, 0, float(value)) for key, value in found.items() if value is not None] + _course(history)
+
+
+def _plain_names(findings: Iterable[str]) -> dict[str, str]:
+    """Gives further findings names that MLflow takes: short ones of few signs, each another.
+
+    A number tells apart what would be alike otherwise, or be taken for something else that is logged.
+    """
+    found = {}
+    for place, name in enumerate(findings, start=1):
+        plain = re.sub(r"^\.|[^\w\-. :]", "_", name)[:_LONGEST_NAME]
+        alone = plain == name and name not in _LOGGED and not re.search(r" \d+$", name)
+        found[name] = plain if alone else f"{plain} {place}"
+    return found
 
 
 def _measured(prefix: str, test: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
