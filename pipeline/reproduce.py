@@ -13,6 +13,7 @@ from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, sha256_file
 from pipeline import registry, workspace
 from pipeline.lockfile import read_pointer
+from pipeline.registry.retraining import of_each_finding
 
 SAME_BITS, SAME_METRICS, DIFFERENT = "same bits", "same metrics", "different"
 # What another processor or version of a library may change in a metric (0 to 1) of the same training.
@@ -72,15 +73,12 @@ def _run(folder: Path, stage: str) -> None:
 
 
 def _compared(folder: Path, version: str, tags: dict[str, str]) -> dict[str, Any]:
-    metrics = read_json(folder / "metrics.json")["test"]
-    found = {name: metrics[name]["value"] for name in _COMPARED}
-    recorded = {name: float(tags[name]) for name in _COMPARED}
+    found = _values(folder / "metrics.json")
+    recorded = _values(registry.artifact(version, "metrics.json"))
     weights = sha256_file(folder / "model" / "weights.safetensors")
     if weights == tags["weights_sha256"]:
         agreement = SAME_BITS
-    elif all(
-        found[name] is not None and abs(found[name] - recorded[name]) <= TOLERANCE for name in _COMPARED
-    ):
+    elif found.keys() == recorded.keys() and all(_near(found[name], recorded[name]) for name in recorded):
         agreement = SAME_METRICS
     else:
         agreement = DIFFERENT
@@ -88,5 +86,21 @@ def _compared(folder: Path, version: str, tags: dict[str, str]) -> dict[str, Any
         "version": version,
         "agreement": agreement,
         "weights_sha256": {"recorded": tags["weights_sha256"], "found": weights},
-        "metrics": {name: {"recorded": recorded[name], "found": found[name]} for name in _COMPARED},
+        "metrics": {name: {"recorded": recorded[name], "found": found.get(name)} for name in recorded},
     }
+
+
+def _values(path: Path) -> dict[str, float | None]:
+    """What is compared of each finding, with its name where there are several."""
+    found = of_each_finding(read_json(path))
+    return {
+        name if len(found) == 1 else f"{own['positive']}: {name}": own["test"][name]["value"]
+        for own in found
+        for name in _COMPARED
+    }
+
+
+def _near(found: float | None, recorded: float | None) -> bool:
+    if found is None or recorded is None:
+        return found is recorded
+    return abs(found - recorded) <= TOLERANCE

@@ -113,9 +113,10 @@ def build_review(
     models, findings = _models(evidence, compared), []
     for asked in evidence.each_finding():
         name = asked.spec.positive
+        further = name if name != evidence.spec.positive else None
         findings.append(
             _finding(asked, compared[name], models, Path(workspace))
-            | {"elsewhere": sets_of(sets, name), "maps_trusted": _maps_trusted(checks, name)}
+            | {"elsewhere": sets_of(sets, name), "maps_trusted": _maps_trusted(checks, further)}
         )
     confusion = evidence.metrics.get("confusion") if len(evidence.spec.class_names) > 2 else None
     page = render(
@@ -140,10 +141,10 @@ def _models(evidence: Evidence, compared: Mapping[str, Comparison]) -> "dict[str
     }
 
 
-def _maps_trusted(checks: Mapping[str, Any], finding: str) -> bool:
-    """Whether the maps of a finding passed their checks; those of the first stand at the top."""
-    own = checks | checks.get("findings", {}).get(finding, {})
-    return bool(own) and own["faithfulness"][own["primary_method"]]["trusted"]
+def _maps_trusted(checks: Mapping[str, Any], finding: str | None) -> bool:
+    """Whether the maps of a finding passed their checks; those of the first, None, stand at the top."""
+    own = checks if finding is None else checks.get("findings", {}).get(finding, {})
+    return bool(own) and own["faithfulness"][checks["primary_method"]]["trusted"]
 
 
 def _finding(

@@ -49,10 +49,10 @@ class Rules:
                 None if own.get("target_specificity") is None else float(own["target_specificity"]),
                 float(own["confidence"]),
                 int(own["replicates"]),
-                dict(own["floors"]),
+                {name: float(floor) for name, floor in own["floors"].items()},
                 int(params["run"]["seed"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{what} lacks settings of the judgement: {error}") from None
 
     @classmethod

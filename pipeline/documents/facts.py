@@ -103,8 +103,13 @@ class Facts:
         method = self.explained["primary_method"]
         further = self.explained.get("findings", {})
 
-        def said(asked: Evidence) -> str:
-            check = (self.explained | further.get(asked.spec.positive, {}))["faithfulness"][method]
+        def said(asked: Evidence) -> str | None:
+            name = asked.spec.positive
+            # A page of before may know the first finding alone.
+            own = self.explained if name == self.evidence.spec.positive else further.get(name)
+            if own is None:
+                return None
+            check = own["faithfulness"][method]
             trusted = "passed" if check["trusted"] else "did not pass"
             return f"{method.replace('_', ' ')}; the maps {trusted} their checks: {check['reason']}"
 

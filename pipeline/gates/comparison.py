@@ -95,6 +95,7 @@ def _compare_finding(evidence: Evidence, scored: "registry.Scored", role: _Role)
     if problem is not None:
         return Comparison(None, _sentence(f"{problem}."))
     other = about["version"]
+    scores = scores[["id", "sha256", "score"]]
     both = evidence.test.merge(scores, on="id", suffixes=("", "_other"), validate="one_to_one")
     if missing := len(evidence.test) - len(both):
         note = (

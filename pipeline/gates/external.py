@@ -10,10 +10,12 @@ from openmed.metrics.gates import INSUFFICIENT, OUTSIDE_PLAN, PASS, judge
 from openmed.metrics.intervals import judged_intervals
 from pipeline.gates.evidence import Evidence, confidence_of_look, verdict_gate
 from pipeline.gates.soundness import versions_judged
-from pipeline.judgement import patient_numbers, set_digest
+from pipeline.judgement import named_gate, patient_numbers, set_digest
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from pipeline.plan import External
 
 NOTHING_KNOWN = "Nothing is known about films from elsewhere"
 _NEEDS = {"auc": (0, 1), "sensitivity": (1,), "specificity": (0,)}
@@ -41,15 +43,17 @@ def external_gates(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def external_looks(evidence: Evidence) -> list[dict[str, Any]]:
-    """Returns how often each external set judged, or that the plan names none."""
-    wanted = evidence.plan.protocol.evaluation.external
-    if wanted is None:
-        said = f"{NOTHING_KNOWN}: the change plan has no section `external`: add it and retrain."
-        return [verdict_gate("external", INSUFFICIENT, said)]
-    if not wanted.sets:
-        return [_none_named(evidence, required=wanted.required)]
-    scored = {name: external_films(evidence, name) for name in wanted.sets}
-    return [
+    """Returns how often each external set judged that the plan names, or that it names none."""
+    asked = {each.spec.positive: each.plan.protocol.evaluation.external for each in evidence.each_finding()}
+    first = asked[evidence.spec.positive]
+    alike = all(wanted == first for wanted in asked.values())
+    gates = []
+    for finding, wanted in ({evidence.spec.positive: first} if alike else asked).items():
+        if (gate := _none_named(evidence, wanted)) is not None:
+            gates.append(gate if alike else named_gate(evidence.spec, finding, gate))
+    sets = dict.fromkeys(name for wanted in asked.values() if wanted for name in wanted.sets)
+    scored = {name: external_films(evidence, name) for name in sets}
+    return gates + [
         _looks_gate(evidence, name, _looks(evidence, films))
         for name, films in scored.items()
         if not films.empty
@@ -68,10 +72,16 @@ def measurable(films: "pd.DataFrame", metric: str) -> bool:
     return all((films["has"] == value).any() for value in _NEEDS[metric])
 
 
-def _none_named(evidence: Evidence, *, required: bool) -> dict[str, Any]:
+def _none_named(evidence: Evidence, wanted: "External | None") -> dict[str, Any] | None:
+    """The gate on a plan that names no set for a finding; None where it names one."""
+    if wanted is None:
+        said = f"{NOTHING_KNOWN}: the change plan has no section `external`: add it and retrain."
+        return verdict_gate("external", INSUFFICIENT, said)
+    if wanted.sets:
+        return None
     scored = sorted(evidence.external["set"].unique())
     also = f" It was scored on {', '.join(scored)}, which no plan holds it to." if scored else ""
-    if required:
+    if wanted.required:
         said = f"{NOTHING_KNOWN}: the change plan asks for external sets and names none.{also}"
         return verdict_gate("external", INSUFFICIENT, said)
     said = f"{NOTHING_KNOWN}, and the change plan does not ask for it.{also}"

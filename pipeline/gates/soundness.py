@@ -9,7 +9,7 @@ from openmed.files import read_table
 from openmed.metrics.gates import FAIL, OUTSIDE_PLAN, PASS
 from pipeline import registry
 from pipeline.gates.evidence import Evidence, verdict_gate
-from pipeline.plan import lax_limits, unplanned_changes
+from pipeline.plan import lax_limits, load_plan, unplanned_changes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,12 +30,15 @@ def soundness_gates(evidence: Evidence, champion: Evidence | None) -> list[dict[
 
 def _leakage(evidence: Evidence) -> dict[str, Any]:
     """Splits that share a patient, films judged that are not those of the split, films judged twice."""
-    split, judged = evidence.split, evidence.predictions
+    from openmed.data.splits import LEFT_OUT
+
+    # Films under two labels are left out of every split.
+    split, judged = evidence.split[evidence.split["split"] != LEFT_OUT], evidence.predictions
     found = []
     crossing = int((split.groupby("patient")["split"].nunique() > 1).sum())
     if crossing:
         found.append(f"{crossing} patients are in more than one split")
-    twice = int(judged["id"].duplicated().sum() + split["id"].duplicated().sum())
+    twice = int(judged["id"].duplicated().sum() + evidence.split["id"].duplicated().sum())
     if twice:
         found.append(f"{twice} films are there twice")
     else:
@@ -53,7 +56,9 @@ def _plan(evidence: Evidence, champion: Evidence | None) -> dict[str, Any]:
         about = f"of {asked.spec.positive}, " if len(asked.spec.findings) > 1 else ""
         lax = lax_limits(asked.plan, asked.rules.floors, evidence.margins)
         found += [f"{about}{each}" for each in lax]
-    unasked = evidence.plan.protocol.evaluation.findings.keys() - set(evidence.spec.findings)
+    # Asked for one finding, a plan names no others.
+    asked_for = load_plan(evidence.plan_file).protocol.evaluation.findings
+    unasked = asked_for.keys() - set(evidence.spec.findings)
     found += [f"the plan asks for the finding {each}, which was not looked for" for each in sorted(unasked)]
     if champion is not None:
         if evidence.plan_sha256 not in _adopted(champion):

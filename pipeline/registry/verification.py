@@ -215,10 +215,10 @@ def _verdict(chain: _Chain) -> None:
     if not np.allclose(scores, predictions["score"], atol=1e-6, rtol=0):
         raise IntegrityError(f"the scores of {chain.what} are not those of its logits and its calibration")
     rules = Rules.of_each(params, f"params.yaml of {chain.what}")
-    found = with_thresholds(predictions, spec, rules)
-    if found.findings != spec.findings:
-        looked_for = ", ".join(found.findings)
+    if tuple(rules) != spec.findings:
+        looked_for = ", ".join(rules)
         raise IntegrityError(f"params.yaml of {chain.what} looks for {looked_for}, but its model does not")
+    found = with_thresholds(predictions, spec, rules)
     for each in of_each_finding(metrics):
         name = each["positive"]
         frozen, chosen = spec.of_finding(name).threshold, found.of_finding(name).threshold

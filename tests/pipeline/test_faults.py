@@ -229,6 +229,18 @@ def test_patients_in_training_and_test_are_refused(home, tmp_path, request):
     assert "1 patients are in more than one split" in refused(workspace, request, "leakage", FAIL)
 
 
+def test_films_under_two_labels_that_were_left_out_are_no_leak(home, tmp_path, request):
+    workspace = make_workspace(tmp_path / "ws", ("vit",), seed=10)
+    path = workspace / "artifacts/split/split.parquet"
+    split = pd.read_parquet(path)
+    # Each of a patient who has a film in training too.
+    split.loc[[0, 2], "split"] = "left_out"
+    split.to_parquet(path)
+    judged = promotion.gate(register(workspace, request.node.name)["version"])
+    (found,) = [gate for gate in judged["gates"] if gate["name"] == "leakage"]
+    assert found["verdict"] == PASS, found
+
+
 def test_too_many_looks_at_one_test_set_are_outside_the_plan(home, tmp_path, request):
     workspace = make_workspace(tmp_path / "ws", ("vit",), seed=11)
     plan = yaml.safe_load((workspace / "change_plan.yaml").read_text())
