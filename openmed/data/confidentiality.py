@@ -58,7 +58,7 @@ def written_anew(
         name: What to call the film in an error.
 
     Returns:
-        The film as it was read, to look facts up in, and the new file.
+        The film as it was read but for its pixels, to look facts up in, and the new file.
 
     Raises:
         BadInput: As `decode_dicom`; or it says that its pixels name somebody, or it cannot be written anew.
@@ -74,10 +74,12 @@ def written_anew(
     film.file_meta.TransferSyntaxUID = syntax
     stream = io.BytesIO()
     film.save_as(stream, enforce_file_format=True)
+    clean = stream.getvalue()
+    del stream, film, pixels, source.PixelData  # a large film is several hundred megabytes each time
     # Never silently another film: whatever is wrong above, this finds it.
-    if not np.array_equal(decode_dicom(stream.getvalue(), name)[0], grey):
+    if not np.array_equal(decode_dicom(clean, name)[0], grey):
         raise BadInput(f"{name} looks otherwise without what may name somebody: store it in a simpler form")
-    return source, stream.getvalue()
+    return source, clean
 
 
 def _described(source: "Dataset", pixels: np.ndarray, sop_instance_uid: str, name: str) -> "Dataset":

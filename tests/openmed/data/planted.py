@@ -216,6 +216,7 @@ def jpegs() -> Iterator[tuple[str, bytes]]:
     ):
         yield name, plain[:2] + segment(marker, body) + plain[2:]
     yield "hidden table", plain[:2] + segment(0xDB, b"\0" + NAME * 8) + plain[2:]
+    yield "behind the last block", plain[:-2] + NAME + plain[-2:]
     yield "between segments", plain[:2] + NAME + plain[2:]
     yield "second image", plain + stored.pil(FILM, "JPEG", comment=NAME)
     yield "second image before the end", plain[:-2] + stored.pil(FILM, "JPEG", comment=NAME)[2:]
