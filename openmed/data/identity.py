@@ -82,6 +82,7 @@ class Recognised:
         nobody: Those of them with an identifier that stands for nobody, such as ANONYMOUS.
         copies: Further copies of these films, which were passed over.
         repeated_rows: Rows of a list that say the same again.
+        mixed: Named patients with films of several classes: clinically possible, or numbers that begin anew.
     """
 
     films: int
@@ -91,6 +92,7 @@ class Recognised:
     nobody: int = 0
     copies: int = 0
     repeated_rows: int = 0
+    mixed: int = 0
 
     def to_json(self) -> dict:
         """Returns the plain content."""
@@ -99,6 +101,11 @@ class Recognised:
     def sentences(self) -> list[str]:
         """Tells people of it; nothing that names a patient is repeated."""
         told = [f"patients from {by}: {count} of {self.films} films" for by, count in self.by.items()]
+        if self.mixed:
+            told.append(
+                f"{self.mixed} of these patients have films of several classes: where that cannot be, their "
+                "numbers begin anew in each folder"
+            )
         if self.unnamed:
             why = [f"{self.returning} have a name that returns in another folder"] * bool(self.returning)
             why += [f"{self.nobody} an identifier that stands for nobody"] * bool(self.nobody)

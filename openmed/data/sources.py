@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -184,7 +184,7 @@ def _from_class_folders(
             )
     kept, copies = without_copies(films)
     films, recognised = _identified(kept, patients_from, source, class_folder)
-    return Listing(films, skipped, recognised=replace(recognised, copies=copies))
+    return Listing(films, skipped, recognised=replace(recognised, copies=copies, mixed=_mixed(films)))
 
 
 def _class_folder(path: PurePosixPath, classes: dict[str, str]) -> PurePosixPath | None:
@@ -221,6 +221,12 @@ def _identified(
         for film, one in zip(films, identities, strict=True)
     ]
     return named, recognised
+
+
+def _mixed(films: Sequence[LabelledFilm]) -> int:
+    """Counts the named patients with films of several classes."""
+    seen = {(film.patient, film.label) for film in films if film.is_named}
+    return sum(count > 1 for count in Counter(patient for patient, _ in seen).values())
 
 
 def _patient_in(reader: FilmReader) -> str | None:
@@ -274,4 +280,4 @@ def _from_list(source: Path, classes: dict[str, str], patients_from: str, told: 
         )
         for row, one in zip(rows, identities, strict=True)
     ]
-    return Listing(films, 0, replace(recognised, repeated_rows=repeated), rows)
+    return Listing(films, 0, replace(recognised, repeated_rows=repeated, mixed=_mixed(films)), rows)

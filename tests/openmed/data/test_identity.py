@@ -232,6 +232,16 @@ def test_unclear_folders_below_class_folders_are_asked_about(tmp_path):
         assert taken(source, target, patients_from=patients_from)[0].patients == patients
 
 
+def test_numbers_that_return_under_another_class_are_one_patient_and_it_is_said(tmp_path):
+    names = ["NORMAL/001/1.png", "NORMAL/002/1.png", "PNEUMONIA/001/1.png", "PNEUMONIA/003/1.png"]
+    summary, _ = taken(write(tmp_path / "s", names), tmp_path / "data", patients_from="folder")
+    assert (summary.patients, summary.recognised.mixed) == (3, 1)
+    assert summary.recognised.sentences()[1] == (
+        "1 of these patients have films of several classes: where that cannot be, their numbers begin anew "
+        "in each folder"
+    )
+
+
 def test_headers_say_whose_the_films_of_folders_below_class_folders_are(tmp_path):
     source = write(
         tmp_path / "s", {f"{label}/{n}/series/1.dcm": f"P{n}" for label in CLASSES for n in range(3)}

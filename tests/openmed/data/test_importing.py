@@ -128,6 +128,7 @@ def test_the_published_layout_comes_in_with_its_splits(tmp_path, kind):
             "nobody": 0,
             "copies": 0,
             "repeated_rows": 0,
+            "mixed": 0,
         },
         "splits": {"test": 4, "train": 33, "validation": 2},
         "merged_validation": 0,
