@@ -22,7 +22,7 @@ MAX_PIXELS = 64_000_000
 MAX_DECODED_BYTES = 256 << 20
 """What the decoder may lay out for the pixels of a film, its channels and coefficients included."""
 MAX_JPEG_SCANS = 100
-MAX_SCANNED_PIXELS = 1_000_000_000
+MAX_SCANNED_PIXELS = 500_000_000
 """Pixels times scans of a JPEG: each scan is a pass over the whole film. Usual ones have 1 to 12."""
 MAX_PNG_CHUNKS = 100_000
 _LARGE_PIXELS = 12_000_000

@@ -9,10 +9,11 @@ from contextlib import ExitStack, contextmanager
 import cv2
 import numpy as np
 
+from openmed.data.budgets import MAX_PIXELS
 from openmed.errors import BadInput
 
 MIN_SIDE_PX = 16
-MAX_PIXELS = 200_000_000
+_CHUNK_VALUES = 1 << 20
 FEW_SATURATED = 0.02
 """Share of a film that a burned-in marker may take."""
 _MAX_SIDE_PX = 65_535  # that of JPEG and DICOM
@@ -76,8 +77,13 @@ def to_grey(image: np.ndarray) -> np.ndarray:
 
 def to_uint8(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Maps low..high to 0..255, rounded; what lies outside is cut off."""
-    scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(255 / max(high - low, 1e-9))
-    return np.rint(scaled).clip(0, 255).astype(np.uint8)
+    result = np.empty(values.shape, np.uint8)
+    rows = max(1, _CHUNK_VALUES // max(1, values[:1].size))
+    for start in range(0, len(values), rows):  # a part at a time: films can be large
+        part = values[start : start + rows].astype(np.float32)
+        part = (part - np.float32(low)) * np.float32(255 / max(high - low, 1e-9))
+        result[start : start + rows] = np.rint(part).clip(0, 255)
+    return result
 
 
 def depth(values: np.ndarray, *, least: int = 8) -> int:

@@ -1,6 +1,7 @@
 """Decoding: any supported film file becomes the same standard grey image."""
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from openmed.data.budgets import check_file_size, read_film_file
+from openmed.data.budgets import MAX_PNG_CHUNKS, check_file_size, check_layout, read_film_file, room_for
 from openmed.data.dicom import decode_dicom
 from openmed.data.dicom_header import has_preamble, is_dicom
 from openmed.data.grey import FEW_SATURATED, check_shape, depth, quiet, rightly_turned, to_grey, to_uint8
@@ -28,6 +29,7 @@ MIN_SIDE_PX = 32
 """Films with a shorter side cannot be used, unless the settings say otherwise."""
 _BLANK, _BLANK_STD, _BLANK_PX, _BLANK_LEVELS = "the film is blank", 1.0, 64, 8
 
+_PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 _PNG_START, _JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION, _PHOTOMETRIC, _WHITE_IS_ZERO = 0x0112, 262, 0
@@ -194,38 +196,51 @@ def _decoder(data: bytes):
 
 
 def _decode_jpeg(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    check_shape(jpeg_shape(data), name)
-    return rightly_turned(jpeg_grey(data, name), orientation_of(data)), 8
+    shape = jpeg_shape(data)
+    check_shape(shape, name)
+    with room_for(math.prod(shape)):
+        return rightly_turned(jpeg_grey(data, name), orientation_of(data)), 8
 
 
 def _decode_png(data: bytes, name: str) -> tuple[np.ndarray, int]:
     width, height = struct.unpack_from(">II", data.ljust(24, b"\0"), 16)
     check_shape((height, width), name)
-    kinds = _png_chunks(data)
+    chunks, orientation = _png_chunks(data, name), orientation_of(data)
+    kinds = {kind for kind, _ in chunks}
     if b"acTL" in kinds:
         raise BadInput(f"{name} has several frames; a film has one")
-    image = _by_opencv(data) if b"IEND" in kinds else None
-    if image is None:
+    if [kind for kind, _ in chunks[:1]] != [b"IHDR"] or b"IEND" not in kinds:
         raise BadInput(f"{name} is not a whole PNG image")
-    if image.dtype not in (np.uint8, np.uint16):
-        raise BadInput(f"{name} stores {image.dtype} pixels; films have 8 to 16 bits")
-    return _scaled(rightly_turned(to_grey(image), orientation_of(data)))
+    depth_bits, colour = data[24:26]
+    channels = 1 if colour == 0 and b"tRNS" not in kinds else 4
+    check_layout(width * height, channels * (2 if depth_bits > 8 else 1), name)
+    if not kinds <= _PNG_KEPT:  # libpng unpacks a thousand texts of 8 MB
+        data = b"".join([_PNG_START, *(chunk for kind, chunk in chunks if kind in _PNG_KEPT)])
+    with room_for(width * height):
+        image = _by_opencv(data)
+        if image is None:
+            raise BadInput(f"{name} is not a whole PNG image")
+        if image.dtype not in (np.uint8, np.uint16):
+            raise BadInput(f"{name} stores {image.dtype} pixels; films have 8 to 16 bits")
+        return _scaled(rightly_turned(to_grey(image), orientation))
 
 
-def _png_chunks(data: bytes) -> list[bytes]:
-    """Lists the kinds of the whole chunks up to the first damaged one.
+def _png_chunks(data: bytes, name: str) -> list[tuple[bytes, memoryview]]:
+    """Lists kind and bytes of the whole chunks up to the first damaged one.
 
     OpenCV allocates what a chunk claims, gigabytes of it, and passes over wrong checksums beside the pixels.
     """
-    kinds, place, content = [], len(_PNG_START), memoryview(data)
-    while place + 12 <= len(data) and b"IEND" not in kinds:
+    chunks, place, content = [], len(_PNG_START), memoryview(data)
+    while place + 12 <= len(data) and (not chunks or chunks[-1][0] != b"IEND"):
         length, kind = struct.unpack_from(">I4s", data, place)
         end = place + 8 + length
         if data[end : end + 4] != zlib.crc32(content[place + 4 : end]).to_bytes(4):
             break
-        kinds.append(kind)
+        chunks.append((kind, content[place : end + 4]))
+        if len(chunks) > MAX_PNG_CHUNKS:
+            raise BadInput(f"{name} has more than {MAX_PNG_CHUNKS} chunks; no film has")
         place = end + 4
-    return kinds
+    return chunks
 
 
 def decode_tiff(data: bytes, name: str) -> tuple[np.ndarray, int]:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from openmed.data.budgets import MAX_JPEG_SCANS, MAX_SCANNED_PIXELS, check_layout
 from openmed.errors import BadInput
 
 _FRAMES = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}  # the last is JPEG-LS
-_BARE = {0x01, *range(0xD0, 0xD9)}
-_PROGRESSIVE, _SCAN = 0xC2, 0xDA
+_PROGRESSIVE, _SCAN, _START_OF_SCAN, _USUAL_SCANS = 0xC2, 0xDA, b"\xff\xda", 16
 _SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.S)
 
 
@@ -28,10 +28,11 @@ def jpeg_grey(stream: bytes, name: str) -> np.ndarray:
         uint8 (H, W).
 
     Raises:
-        BadInput: It is cut, damaged or of another kind.
+        BadInput: It is cut, damaged or of another kind, or takes more work than a film may.
     """
     from simplejpeg import decode_jpeg
 
+    _check_work(stream, name)
     try:
         grey = decode_jpeg(stream, "GRAY", strict=True)[:, :, 0]
         whole = _has_all_scans(stream)
@@ -40,6 +41,24 @@ def jpeg_grey(stream: bytes, name: str) -> np.ndarray:
     if not whole:
         raise BadInput(f"{name} is not a whole JPEG image")
     return grey
+
+
+def _check_work(stream: bytes, name: str) -> None:
+    """Refuses by the frame that libjpeg will find, and the passes over it: each scan is one."""
+    frame = jpeg_frame(stream)
+    if frame is None:
+        raise BadInput(f"{name} is not a whole JPEG image")
+    pixels, scans = frame[2] * frame[3], stream.count(_START_OF_SCAN)
+    if scans > _USUAL_SCANS:  # perhaps in a thumbnail or behind the end
+        scans = sum(marker == _SCAN for marker, _ in _segments(stream))
+    if scans > MAX_JPEG_SCANS or scans * pixels > MAX_SCANNED_PIXELS:
+        raise BadInput(f"{name} has {scans} scans, more than a film of its size can have")
+    # What comes in several scans is kept whole until the last of them: two bytes a channel.
+    check_layout(pixels, 1 if scans < 2 else 2 * _channels(stream), name)
+
+
+def _channels(stream: bytes) -> int:
+    return next(body[5] for marker, body in _segments(stream) if marker in _FRAMES and len(body) > 5)
 
 
 def _has_all_scans(stream: bytes) -> bool:
@@ -74,17 +93,11 @@ def jpeg_frame(data: bytes) -> tuple[int, int, int, int] | None:
         Marker (0xC0 baseline, 0xC3 lossless, 0xF7 JPEG-LS, ...), bits a value, height, width; None
         when there is none.
     """
-    place = data.find(b"\xff", 2)
-    while 0 <= place < len(data) - 8:
-        marker = data[place + 1]
-        if marker in _FRAMES:
-            height, width = (int.from_bytes(data[place + at : place + at + 2]) for at in (5, 7))
-            return marker, data[place + 4], height, width
-        if marker in _BARE or marker == 0xFF:
-            step = 2 if marker in _BARE else 1
-        else:
-            step = 2 + int.from_bytes(data[place + 2 : place + 4])
-        place = data.find(b"\xff", place + step)
+    for marker, body in _segments(data):
+        if marker in _FRAMES and len(body) > 5:
+            return marker, body[0], int.from_bytes(body[1:3]), int.from_bytes(body[3:5])
+        if marker == _SCAN:
+            break
     return None
 
 

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 from pydicom import uid
@@ -155,6 +156,18 @@ except BadInput as error:
 """
 
 
+DECODE_FILE = """
+import sys
+from pathlib import Path
+from openmed.data.images import decode_film
+from openmed.errors import BadInput
+try:
+    print(decode_film(Path(sys.argv[1]).read_bytes(), "the film").shape)
+except BadInput as error:
+    print(error)
+"""
+
+
 def element(group: int, number: int, kind: bytes, value: bytes, length: int | None = None) -> bytes:
     """An element of explicit type, little endian."""
     return struct.pack("<HH2sHI", group, number, kind, 0, len(value) if length is None else length) + value
@@ -261,3 +274,77 @@ def test_a_decoder_takes_no_more_than_a_film_may(tmp_path, kind):
     (tmp_path / "a.dcm").write_bytes(make())
     printed, mib, seconds = taken(DECODE, tmp_path / "a.dcm")
     assert printed.startswith(outcome) and mib < 1430 and seconds < 10
+
+
+# --- JPEG and PNG: what the decoder will find, not what a first look finds
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def texts() -> bytes:
+    film = pil(phantom(), "PNG")
+    text = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(7_000_000), 9))
+    return film[:33] + text * 100 + film[33:]
+
+
+def wide_png(side_px: int) -> bytes:
+    """Black in four channels of 16 bits."""
+    packer = zlib.compressobj(1)
+    rows = b"".join([*(packer.compress(bytes(8 * side_px + 1)) for _ in range(side_px)), packer.flush()])
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side_px, side_px, 16, 6, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
+
+
+def scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    film = pil(phantom(500), "JPEG", progressive=True)
+    last = film[film.rindex(b"\xff\xda") : -2]
+    return film[:-2] + last * count + film[-2:]
+
+
+def jpeg_behind_decoy(height: int, width: int) -> bytes:
+    """A JPEG with a frame where libjpeg, which skips a stuffed zero, finds none."""
+    film = bytearray(pil(phantom(), "JPEG"))
+    frame = film.index(b"\xff\xc0")
+    small = bytes(film[frame : frame + 2 + int.from_bytes(film[frame + 2 : frame + 4])])
+    film[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    # Read as a segment, the zero hides all up to the small frame.
+    return bytes(film[:2]) + b"\xff\0" + struct.pack(">H", len(film) - 2) + bytes(film[2:]) + small
+
+
+FILE_BOMBS = {
+    "PNG with texts": (texts, "(64, 64)", 300),
+    "PNG of many channels": (
+        lambda: wide_png(6000),
+        "the film would take 275 MiB to decode; a film takes at most 256",
+        200,
+    ),
+    "JPEG of many scans": (lambda: scans(300), "the film has 3", 200),
+    "JPEG behind a decoy": (
+        lambda: jpeg_behind_decoy(60_000, 60_000),
+        "the film claims 3600000000 pixels; a film has at most 64000000",
+        200,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FILE_BOMBS)
+def test_a_picture_takes_no_more_than_a_film_may(tmp_path, kind):
+    make, outcome, most_mib = FILE_BOMBS[kind]
+    (tmp_path / "a").write_bytes(make())
+    printed, mib, seconds = taken(DECODE_FILE, tmp_path / "a")
+    assert printed.startswith(outcome) and mib < most_mib and seconds < 5
+
+
+def test_a_progressive_film_of_usual_scans_is_read():
+    film = phantom(1000)
+    assert decode_film(pil(film, "JPEG", progressive=True)).shape == film.shape
+
+
+def test_a_thumbnail_is_no_scan():
+    film = pil(phantom(), "JPEG")
+    thumbnails = b"\xff\xe1\x10\x02" + film[:4096].ljust(4096, b"\0")
+    many = film[:2] + thumbnails * 150 + film[2:]
+    assert np.array_equal(decode_film(many), decode_film(film))
