@@ -95,7 +95,7 @@ def _used_bits(film: "Dataset", pixels: np.ndarray) -> np.ndarray:
         return pixels
     # Shifting up and down again drops the bits above and, for signed values, extends the sign.
     used = (pixels << (allocated - 1 - high)).astype(pixels.dtype) >> (allocated - stored)
-    if high > stored - 1 or pixels.dtype.kind == "i" or not (pixels >> stored).any():
+    if high > stored - 1 or pixels.dtype.kind == "i" or not int(pixels.max()) >> stored:
         return used
     # Without their upper bits such values leap from white to black; overlays make leaps themselves.
     if _roughness(used) <= _roughness(pixels):
