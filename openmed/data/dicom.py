@@ -72,7 +72,8 @@ def _pixels(film: "Dataset", data: bytes, name: str) -> np.ndarray:
         pixels, _ = decode_isolated("gdcm", data, name)
     if pixels.ndim == 3:
         return true_colours(film, pixels)
-    if syntax not in JPEG_2000:
+    deeper = int(pixels.max()).bit_length() > int(film.BitsStored)
+    if syntax not in JPEG_2000 or (deeper and 8 * pixels.itemsize == film.BitsAllocated):
         return _used_bits(film, pixels)
     film.BitsStored = max(int(film.BitsStored), int(pixels.max()).bit_length())
     return pixels

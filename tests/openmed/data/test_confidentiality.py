@@ -3,6 +3,7 @@
 import io
 import warnings
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
@@ -64,7 +65,7 @@ def test_a_name_is_gone_wherever_it_was(place, content):
 # Decoders refuse these, before the cleaning as after it.
 UNREAD = {f"{kind}, another fragment" for kind in ("JPEG", "JPEG lossless", "JPEG-LS", "JPEG 2000", "RLE")}
 UNREAD |= {place.replace("another fragment", "behind the fragments") for place in UNREAD}
-UNREAD |= {"JPEG-LS, segment e1", "JPEG-LS, segment ef"}
+UNREAD |= {"JPEG-LS, segment e1", "JPEG-LS, segment ef", "RLE, behind the stream"}
 
 
 def test_a_name_in_a_compressed_stream_or_beside_it_is_gone(tmp_path):
@@ -197,3 +198,20 @@ def test_the_scans_of_a_lossy_film_stay_and_cost_no_more_room():
     film = pydicom.dcmread(io.BytesIO(kept(HONEST["JPEG"])))
     assert film.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit
     assert stored.pil(FILM, "JPEG") in film.PixelData
+
+
+@pytest.mark.parametrize(
+    "syntax", [uid.RLELossless, uid.JPEG2000Lossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless]
+)
+def test_a_name_drawn_above_the_pixels_of_a_compressed_film_is_gone(syntax, tmp_path):
+    film, drawn = stored.deep(stored.phantom(256), 12), np.zeros((256, 256), np.uint8)
+    cv2.putText(drawn, "DOE JOHN", (20, 60), cv2.FONT_HERSHEY_SIMPLEX, 1.2, 1, 3)
+    content = stored.dicom(film | drawn.astype(np.uint16) << 12)
+    if syntax in (uid.RLELossless, uid.JPEG2000Lossless):
+        named = pydicom.dcmread(io.BytesIO(content))
+        named.compress(syntax, generate_instance_uid=False)
+    else:
+        named = pydicom.dcmread(io.BytesIO(stored.transcoded(content, syntax, tmp_path)))
+    named.BitsStored, named.HighBit = 12, 11
+    clean = pydicom.dcmread(io.BytesIO(kept(stored.written(named))))
+    np.testing.assert_array_equal(clean.pixel_array, film)
