@@ -30,7 +30,12 @@ TIMEZONE = os.environ.get("OPENMED_TIMEZONE") or "UTC"
 
 # DVC ends with 255 whatever the stage ended with; only its text has the stage's own exit code.
 _STAGE_EXIT = re.compile(r"exited with (-?\d+)")
-_PERMANENT = {BadInput.exit_code: "bad input", IntegrityError.exit_code: "damaged content"}
+# 5 is that of openmed.training.loop.TrainingDiverged, which would load PyTorch.
+_PERMANENT = {
+    BadInput.exit_code: "bad input",
+    IntegrityError.exit_code: "damaged content",
+    5: "the training diverged",
+}
 _LONGEST_METRICS_BYTES = 64 * 1024
 # Airflow sends SIGTERM to the task and kills it 5 s later, so on_kill must be done before that.
 _GRACE_ON_KILL_S = 3.0
@@ -85,8 +90,8 @@ class DvcStageOperator(BaseOperator):
         grace_s: Seconds between SIGTERM and SIGKILL when the task itself gives up.
 
     Raises:
-        AirflowFailException: The stage refused its input or found damaged content (exit 2 or 3);
-            trying again would not help.
+        AirflowFailException: The stage refused its input, found damaged content or diverged (exit 2, 3 or
+            5); trying again would not help.
         AirflowException: Anything else, so that Airflow tries again.
     """
 

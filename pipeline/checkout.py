@@ -19,6 +19,11 @@ _OF_A_HOOK = frozenset(
 )
 
 
+def environment() -> dict[str, str]:
+    """Returns the environment without what a git hook tells of another repository: GIT_DIR and its like."""
+    return {key: value for key, value in os.environ.items() if key not in _OF_A_HOOK}
+
+
 def git(root: Path, *arguments: str, error: type[BadInput | ResourceError] = BadInput) -> str:
     """Runs git in a checkout and returns what it printed.
 
@@ -105,9 +110,9 @@ def push(root: Path, pointer: str, what: str, say: Callable[[str], None]) -> boo
 
 
 def _run(root: Path, error: type[BadInput | ResourceError], *command: str) -> str:
-    # Inside a git hook GIT_DIR and its like name another repository than `root`.
-    environment = {key: value for key, value in os.environ.items() if key not in _OF_A_HOOK}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=root, env=environment(), capture_output=True, text=True, errors="replace", check=False
+    )
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
         # DVC says more than its errors: progress, hints and where to ask for help.

@@ -1,13 +1,17 @@
 """Where the project and its state are, and the settings its tools need. Standard library only."""
 
 import fcntl
+import hashlib
+import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import quote
 
-from openmed.errors import BadInput
+from openmed.errors import BadInput, ResourceError
 
 _GRAPH_FILE = "dvc.yaml"
 _OWNER_ALONE = 0o077
@@ -78,6 +82,15 @@ def state_folder(folder: Path | None = None) -> Path:
     return folder
 
 
+def checkpoint_folder(state: Path, workspace: Path, architecture: str) -> Path:
+    """Returns where a training keeps its state, given the state folder; apart for every workspace.
+
+    It lies outside the outputs, which DVC deletes before a stage runs. With "*" it is a pattern for all.
+    """
+    mark = hashlib.sha256(str((workspace / "artifacts").resolve()).encode()).hexdigest()[:12]
+    return state / "checkpoints" / f"{mark}-{architecture}"
+
+
 def tracking_uri() -> str:
     """Returns the address of the MLflow store: MLFLOW_TRACKING_URI or an SQLite file in `home()`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_address(home() / "mlflow.db", "+pysqlite")
@@ -120,8 +133,28 @@ def without_proxy(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def locked(what: str) -> Iterator[None]:
-    """Lets one process or thread of this state folder do `what` at a time; a killed holder lets go."""
+def locked(what: str, *, wait_s: float = math.inf) -> Iterator[None]:
+    """Lets one process or thread of this state folder do `what` at a time; a killed holder lets go.
+
+    Raises:
+        ResourceError: Another one holds it for longer than `wait_s` seconds.
+    """
     with (state_folder() / f"{what}.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        if math.isinf(wait_s):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        else:
+            _wait_for(stream, what, wait_s)
         yield
+
+
+def _wait_for(stream: TextIO, what: str, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while True:
+        with suppress(BlockingIOError):
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        if time.monotonic() > deadline:
+            raise ResourceError(
+                f"another command works on the {what}, for {wait_s:g} s by now: try again when it has ended"
+            )
+        time.sleep(0.05)

@@ -11,6 +11,7 @@ from openmed.errors import BadInput, IntegrityError
 from openmed.metrics.gates import PASS
 from pipeline import registry
 from pipeline.gates import Comparison, Evidence, judge_version
+from pipeline.plain_text import one_line
 from pipeline.report.markdown import film_tables, gate_tables
 from pipeline.review import build_review
 
@@ -135,6 +136,7 @@ def promote(
         IntegrityError: The stored model, its evidence or the record of decisions was changed.
     """
     approvals = {role: _name(name, f"{role} reviewer") for role, name in sorted(approved_by.items())}
+    comment = one_line(comment or "", "the comment")
     registry.get_version(version)
     registry.finish()
     decided = registry.last_decision(version)
@@ -149,7 +151,7 @@ def promote(
     content = {
         "by": ", ".join(f"{name} ({role})" for role, name in approvals.items()),
         "approvals": approvals,
-        "comment": comment or "",
+        "comment": comment,
         "verdict": judged["verdict"],
         "model_sha256": judged["model_sha256"],
     }
@@ -218,7 +220,7 @@ def adopt(version: str, *, by: str, reason: str) -> dict[str, Any]:
     Raises:
         BadInput: There is no such version, or nobody or no reason is named.
     """
-    _check_reason(reason, "adopting a change plan needs a reason: say why it may change")
+    reason = _reason(reason, "adopting a change plan needs a reason: say why it may change")
     digest = Evidence.of(version).plan_sha256
     entry = registry.adopt(version, by=_name(by, "person who adopts"), reason=reason, plan_sha256=digest)
     return {"version": version, "at": entry.at, **entry.content}
@@ -233,7 +235,7 @@ def reject(version: str, *, by: str, reason: str) -> dict[str, Any]:
     Raises:
         BadInput: There is no such version, it is the champion, or nobody or no reason is named.
     """
-    _check_reason(reason, "a rejection needs a reason: say what is wrong with the version")
+    reason = _reason(reason, "a rejection needs a reason: say what is wrong with the version")
     entry = registry.reject(version, by=_name(by, "reviewer"), reason=reason)
     return {
         "decision": entry.event,
@@ -253,7 +255,7 @@ def hold(version: str, *, by: str, reason: str) -> dict[str, Any]:
     Raises:
         BadInput: There is no such version, or nobody or no reason is named.
     """
-    _check_reason(reason, "a hold needs a reason: say what is wrong with the version")
+    reason = _reason(reason, "a hold needs a reason: say what is wrong with the version")
     entry = registry.hold(version, by=_name(by, "person who holds"), reason=reason)
     return {"version": version, "at": entry.at, **entry.content}
 
@@ -267,7 +269,7 @@ def release(version: str, *, by: str, reason: str) -> dict[str, Any]:
     Raises:
         BadInput: It is not on hold, or nobody or no reason is named.
     """
-    _check_reason(reason, "a release needs a reason: say why the version may answer again")
+    reason = _reason(reason, "a release needs a reason: say why the version may answer again")
     entry = registry.release(version, by=_name(by, "person who releases"), reason=reason)
     return {"version": version, "at": entry.at, **entry.content}
 
@@ -283,15 +285,21 @@ def rollback(reason: str, by: str) -> dict[str, Any]:
         The record: decision, version (the champion from now on), replaced, by, at, reason.
 
     Raises:
-        BadInput: No reason, nobody named, or no previous champion.
+        BadInput: No reason, nobody named, no previous champion, or one that was rejected since.
         IntegrityError: The previous champion's model or the record of decisions was changed.
     """
     by = _name(by, "person who rolls back")
-    _check_reason(reason, "a rollback needs a reason: say why the champion is taken back")
+    reason = _reason(reason, "a rollback needs a reason: say why the champion is taken back")
     registry.finish()
     now, previous = registry.champion(), registry.aliases().get(registry.PREVIOUS)
     if previous is None or previous == now:
         raise BadInput("there is no previous champion to roll back to: promote another version instead")
+    decided = registry.last_decision(previous)
+    if decided.event == registry.REJECTED:
+        raise BadInput(
+            f"version {previous}, the previous champion, was rejected by {decided.content['by']}: "
+            "promote another version instead"
+        )
     registry.check(previous)
     entry = registry.move_champion(
         previous,
@@ -299,7 +307,7 @@ def rollback(reason: str, by: str) -> dict[str, Any]:
         content={"by": by, "reason": reason},
         expected=now,
         # A second rollback goes one step further back, never forward to the model just taken off.
-        previous=registry.last_decision(previous).content["previous"],
+        previous=decided.content["previous"],
     )
     return {
         "decision": entry.event,
@@ -328,9 +336,10 @@ def _promotion(entry: registry.Entry) -> dict[str, Any]:
 def _name(name: str | None, role: str) -> str:
     if not (name or "").strip():
         raise BadInput(f"the {role} must be named: a decision without a person cannot be recorded")
-    return name.strip()
+    return one_line(name, f"the name of the {role}")
 
 
-def _check_reason(reason: str, otherwise: str) -> None:
+def _reason(reason: str, otherwise: str) -> str:
     if not reason.strip():
         raise BadInput(otherwise)
+    return one_line(reason, "the reason")

@@ -1,7 +1,7 @@
 """`openmed registry`: the versions, what is known about them, and decisions on them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,14 +19,23 @@ Reason = Annotated[str, typer.Option(help="Why.")]
 
 @registry.command("list")
 def list_(as_json: Json = False) -> None:
-    """Lists the registered versions, newest first."""
+    """Lists the registered versions, newest first; ends with exit code 3 when the record is broken."""
+    from openmed.errors import IntegrityError
     from pipeline.registry import list_versions, on_hold
 
-    held = on_hold()
-    versions = [
-        version | {"hold": held[version["version"]].content["reason"] if version["version"] in held else None}
-        for version in list_versions()
-    ]
+    versions, broken = list_versions(), None
+    try:
+        held = {version: entry.content["reason"] for version, entry in on_hold().items()}
+    except IntegrityError as error:
+        held, broken = {}, error
+    versions = [version | {"hold": held.get(version["version"])} for version in versions]
+    _print_versions(versions, as_json, "unknown" if broken else None)
+    if broken:
+        raise broken
+
+
+def _print_versions(versions: list[dict[str, Any]], as_json: bool, hold: str | None) -> None:
+    """Prints versions; `hold` is shown of those of which no reason is known."""
     if as_json:
         print_json(versions)
         return
@@ -42,7 +51,7 @@ def list_(as_json: Json = False) -> None:
         "hold",
     )
     # The reason is a long sentence; `show` tells it.
-    rows = [version | {"hold": "on hold" if version["hold"] else None} for version in versions]
+    rows = [version | {"hold": "on hold" if version["hold"] else hold} for version in versions]
     print_table(columns, [[cell(version.get(column)) for column in columns] for version in rows])
 
 

@@ -3,7 +3,6 @@
 Hides the workspace it runs in: the recorded commit with the recorded settings and data, every stage run anew.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, sha256_file
 from pipeline import registry, workspace
+from pipeline.checkout import environment
 from pipeline.lockfile import read_pointer
 from pipeline.registry.retraining import of_each_finding
 
@@ -65,9 +65,9 @@ def _prepare(folder: Path, version: str, tags: dict[str, str]) -> None:
 def _run(folder: Path, stage: str) -> None:
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", stage]
     # The workspace has a state of its own: measurements of films from earlier runs are not taken over.
-    environment = {**os.environ, "OPENMED_HOME": str(folder / ".openmed"), "OPENMED_PROJECT": str(folder)}
+    own = {**environment(), "OPENMED_HOME": str(folder / ".openmed"), "OPENMED_PROJECT": str(folder)}
     # What the stages say goes to stderr: stdout is for the result alone.
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=_STDERR, check=False)
+    done = subprocess.run(command, cwd=folder, env=own, stdout=_STDERR, check=False)
     if done.returncode:
         raise BadInput(f"the pipeline did not run to its end again: stage {stage} is above")
 

@@ -51,7 +51,7 @@ def guarded(action: Callable[[], None], *, debug: bool = False) -> int:
         debug: Show the traceback too.
 
     Returns:
-        0 done, 2 bad input, 3 integrity, 4 resource, 130 or 143 interrupted, 1 a bug.
+        0 done, 2 bad input, 3 integrity, 4 resource, 5 a diverged training, 130 or 143 interrupted, 1 a bug.
     """
     try:
         action()

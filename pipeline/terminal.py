@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from openmed.data.identity import PATIENTS_FROM
+from pipeline.plain_text import plain
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable output only.")]
 
@@ -31,10 +32,10 @@ def number(value: float | None) -> str:
 
 
 def cell(value: Any) -> str:
-    """Returns a value as a cell of a table; None is empty."""
+    """Returns a value as a cell of a table, on one line; None is empty."""
     if isinstance(value, list | tuple):
-        return ", ".join(value)
-    return f"{value:.3f}" if isinstance(value, float) else str(value if value is not None else "")
+        return plain(", ".join(value))
+    return f"{value:.3f}" if isinstance(value, float) else plain(str(value if value is not None else ""))
 
 
 def print_table(columns: tuple[str, ...], rows: list[list[str]], say: Callable[[str], None] = print) -> None:

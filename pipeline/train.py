@@ -1,10 +1,10 @@
 """Fine-tunes one architecture in two steps: its head, then its backbone. Resumes after a kill."""
 
-import hashlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -20,11 +20,11 @@ from openmed.training.loop import Progress, Trainer
 from openmed.training.parallel import Workers, joined, started_by_torchrun
 from openmed.training.settings import Augmentation, Phase, TrainSettings
 from openmed.training.source import Films
-from openmed.training.state import Position
+from openmed.training.state import Position, delete_state
 from pipeline.device import pick_device, use_device
 from pipeline.launch import end_with_parent, run_processes
 from pipeline.params import Params, Train
-from pipeline.project import home
+from pipeline.project import checkpoint_folder, home
 from pipeline.stage import CACHE, ROWS, SPLIT, SPLIT_COLUMNS, VAULT, folder, progress
 
 
@@ -42,8 +42,11 @@ def run(params: Params, architecture: str) -> None:
     device = pick_device(params.run.device)
     with joined(device) as workers, _stop_on_sigterm() as stopped:
         model, position = _train(params, architecture, device, workers, stopped)
+        workers.wait()  # until each has read the best weights
         if workers.leads:
             _write(architecture, model, position)
+            # What is finished starts from nothing when it is run again.
+            delete_state(checkpoint_folder(home(), Path.cwd(), architecture))
 
 
 def _train(
@@ -60,7 +63,7 @@ def _train(
             _films(cache, rows),
             _films(cache, split[split["split"] == "validation"]),
             settings,
-            _state_folder(architecture),
+            checkpoint_folder(home(), Path.cwd(), architecture),
             fingerprint=sha256_file(CACHE / "cache.json") + sha256_file(ROWS) + device.type,
             workers=workers,
             report=report,
@@ -125,12 +128,6 @@ def section_of(params: Params, architecture: str) -> Train:
 
 def _films(cache: FilmCache, rows: pd.DataFrame) -> Films:
     return Films(cache.films, cache.rows(rows["id"]), rows["label"].to_numpy())
-
-
-def _state_folder(architecture: str):
-    """Outside the outputs, which DVC deletes before a stage runs; apart for every workspace."""
-    workspace = hashlib.sha256(str(folder("").resolve()).encode()).hexdigest()[:12]
-    return home() / "checkpoints" / f"{workspace}-{architecture}"
 
 
 def _write(architecture: str, model: BaseModel, position: Position) -> None:

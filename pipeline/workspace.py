@@ -20,8 +20,9 @@ import yaml
 
 from openmed.errors import BadInput, OpenMedError, ResourceError
 from openmed.files import atomic_path, read_json, write_json, write_text
-from pipeline.checkout import git, git_folder, has_commit, own_worktree_setting
+from pipeline.checkout import environment, git, git_folder, has_commit, own_worktree_setting
 from pipeline.external_sets import pointers
+from pipeline.project import checkpoint_folder
 from pipeline.yaml_file import read_yaml
 
 DATA_FILE = "data.dvc"
@@ -88,7 +89,10 @@ def commit_of(workspace: Path) -> str:
 
 
 def remove(repo: Path, path: Path) -> None:
-    """Removes a workspace; one that is gone already is no error."""
+    """Removes a workspace and what its trainings keep to go on from; one that is gone is no error."""
+    pattern = checkpoint_folder(Path(path).parents[1], Path(path), "*")
+    for kept in pattern.parent.glob(pattern.name):
+        shutil.rmtree(kept, ignore_errors=True)
     # rmtree follows no links, so links into the shared cache lose their name and nothing else.
     shutil.rmtree(path, ignore_errors=True)
     _git(Path(repo), "worktree", "prune")
@@ -278,8 +282,8 @@ def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 def _dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dvc", *arguments]
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    own = {**environment(), "DVC_NO_ANALYTICS": "1"}
+    return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, check=False)
 
 
 def _last_error(done: subprocess.CompletedProcess[str]) -> str:

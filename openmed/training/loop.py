@@ -38,7 +38,9 @@ _LEAST_BETWEEN_SAVES_S, _MOST_SAVING = 60.0, 0.02
 
 
 class TrainingDiverged(OpenMedError):
-    """The loss became infinite or not a number."""
+    """The loss became infinite or not a number; the same settings would end so again."""
+
+    exit_code = 5
 
 
 class TrainingStopped(OpenMedError):

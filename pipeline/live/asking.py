@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from openmed.errors import BadInput
 from openmed.files import atomic_path, sha256_bytes
 from pipeline import registry
-from pipeline.live.log import ScoreLog, labels, read_asks
+from pipeline.live.log import WAIT_S, ScoreLog, labels, read_asks
 from pipeline.live.subject import Subject
 from pipeline.live.windows import Eligible, latest, released
 from pipeline.project import locked
@@ -42,6 +42,7 @@ def ask(home: Path, films: int, source: Path | None = None) -> dict[str, Any]:
 
     Raises:
         BadInput: There is no champion, or fewer films are left.
+        ResourceError: Films are being scored, for a minute or more.
     """
     from pipeline.gates import Evidence
 
@@ -49,7 +50,7 @@ def ask(home: Path, films: int, source: Path | None = None) -> dict[str, Any]:
     if version is None:
         raise BadInput("there is no champion: promote a version first")
     evidence = Evidence.of(version)
-    with locked("scores"):
+    with locked("scores", wait_s=WAIT_S):
         log, asked = ScoreLog(home, version), read_asks(home, version)
         eligible = Eligible(released(version))
         frame = latest(log, evidence.plan.protocol.monitoring.films, eligible, ("sha256", "patient", "score"))

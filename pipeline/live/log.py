@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SCORED, UNUSABLE = "scored", "unusable"
 # Logs of before batches do not tell their runs apart; two parts of one run are far less than this apart.
 _SAME_RUN = timedelta(minutes=30)
+# A command of seconds does not wait for long behind another.
+WAIT_S = 60.0
 
 
 class ScoreLog:
@@ -114,6 +116,7 @@ def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str
 
     Raises:
         BadInput: The source cannot be used, or holds one film under two labels.
+        ResourceError: Other labels are being kept, for a minute or more.
     """
     films = _answered_list(source, class_names)
     if films is None:
@@ -125,7 +128,8 @@ def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str
                 f"{source} holds one film as {told[digest]} and as {label} (SHA-256 {digest[:16]}): "
                 "take one of them away"
             )
-    with locked("scores"):
+    # Not the lock of the scores, which a scoring holds for as long as it lasts.
+    with locked("labels", wait_s=WAIT_S):
         before = labels(home)
         _write_labels(home, before | told)
     new = len(told.keys() - before.keys())

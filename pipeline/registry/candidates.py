@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from openmed.errors import BadInput
 from openmed.files import hashes_below, sha256_file
 from pipeline.judgement import METHODS
+from pipeline.plain_text import one_line
 from pipeline.project import locked
 from pipeline.registry.decisions import record_registration
 from pipeline.registry.evidence import log_numbers, stage_candidate, stage_parent
@@ -58,8 +59,9 @@ def register_candidates(
         IntegrityError: A stored model is not the one that was evaluated.
         ResourceError: The MLflow store does not answer.
     """
-    if not re.fullmatch(r"[^'\"`\\\s]{1,250}", run_key):
+    if not re.fullmatch(r"[^'\"`\\\s]{1,250}", run_key) or not run_key.isprintable():
         raise BadInput(f"the run key {run_key!r} holds quotes or spaces, or is too long: choose another")
+    started_by = one_line(started_by or "", "the name of who started it")
     done = Retraining.read(Path(workspace))
     with locked("register"), connect() as client:
         parent = _parent_run(client, done, run_key, revision, started_by)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import hashes_below, sha256_bytes, write_bytes, write_text
+from pipeline.plain_text import one_line
 from pipeline.project import locked
 from pipeline.registry import audit
 from pipeline.registry.audit import Entry
@@ -225,6 +226,7 @@ def repair(*, by: str, reason: str) -> Entry:
         BadInput: Nothing is wrong, or there was never a champion.
         IntegrityError: The record itself was changed.
     """
+    by, reason = one_line(by, "the name"), one_line(reason, "the reason")
     with locked("record"), connect() as client:
         entries = audit.read(client)
         wanted = next((entry for entry in reversed(entries) if entry.event in _MOVES), None)

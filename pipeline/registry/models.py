@@ -18,7 +18,7 @@ from pipeline.registry.audit import Entry
 from pipeline.registry.contents import names_version
 from pipeline.registry.decisions import champion, on_hold
 from pipeline.registry.retraining import Candidate
-from pipeline.registry.store import CHAMPION, MODEL_NAME, connect
+from pipeline.registry.store import CHAMPION, MODEL_NAME, connect, fetch
 from pipeline.registry.versions import aliases, find, is_number
 
 if TYPE_CHECKING:
@@ -143,19 +143,9 @@ def _stored_model(client: "MlflowClient", model_id: str, what: str) -> Iterator[
 @contextmanager
 def _stored_files(client: "MlflowClient", model_id: str, what: str, below: str = "") -> Iterator[Path]:
     """Fetches what MLflow stored of a model, or a folder of it, for as long as the block lasts."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
     uri = f"{client.get_logged_model(model_id).artifact_location}/{below}".rstrip("/")
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
-        except (OSError, MlflowException) as error:
-            kind = type(error).__name__
-            raise IntegrityError(
-                f"the stored model of {what} cannot be fetched ({kind}): restore it"
-            ) from error
-        yield found
+        yield fetch(uri, folder, f"the stored model of {what}")
 
 
 def _check_version(folder: Path, version: "ModelVersion") -> None:

@@ -3,6 +3,7 @@
 Hides MLflow's global state and the races of a fresh SQLite file.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 from urllib.request import url2pathname
 
-from openmed.errors import ResourceError
+from openmed.errors import IntegrityError, ResourceError
 from pipeline import project
 from pipeline.project import locked
 from pipeline.registry.relocation import ARTIFACTS, relocate
@@ -104,6 +105,40 @@ def registered_model(client: "MlflowClient") -> "RegisteredModel | None":
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
+
+
+def fetch(uri: str, folder: str | None, what: str) -> Path:
+    """Downloads a file or folder of the artifact store; None leaves a local one where it is.
+
+    Raises:
+        IntegrityError: It is lost.
+        ResourceError: The store does not answer, or the disk is full: it may be there when asked again.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
+    except (OSError, MlflowException) as error:
+        kind = type(error).__name__
+        if _is_lost(error, uri):
+            raise IntegrityError(
+                f"{what} cannot be fetched ({kind}): restore it, or register it again"
+            ) from error
+        raise ResourceError(f"{what} cannot be fetched now ({kind}): check the artifact store") from error
+
+
+def _is_lost(error: Exception, uri: str) -> bool:
+    """Tells a part that is not there from a store that cannot be asked."""
+    if is_local(uri):
+        # MLflow's own OSError for a missing file has no number.
+        missing = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+        unanswered = isinstance(error, ConnectionError | TimeoutError)
+        return not (unanswered or (isinstance(error, OSError) and error.errno not in missing))
+    code = getattr(error, "error_code", "")
+    answer = getattr(getattr(error, "response", None), "status_code", None)
+    # MLflow repeats the answers of a server in its own error as text.
+    return code == "RESOURCE_DOES_NOT_EXIST" or answer == 404 or "404 Client Error" in str(error)
 
 
 def is_local(uri: str) -> bool:

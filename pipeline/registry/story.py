@@ -1,7 +1,8 @@
-"""The story of a version in sentences, as the record of decisions tells it."""
+"""The story of a version in sentences, a line each, as the record of decisions tells it."""
 
 from collections.abc import Callable
 
+from pipeline.plain_text import plain
 from pipeline.registry import audit
 from pipeline.registry.audit import Entry
 from pipeline.registry.decisions import history
@@ -19,9 +20,11 @@ def story(version: str) -> list[tuple[str, str]]:
     told = []
     for entry in history():
         if entry.version == version and entry.event in _SENTENCES:
-            told.append((entry.at, _SENTENCES[entry.event](entry)))
+            told.append((entry.at, plain(_SENTENCES[entry.event](entry))))
         elif entry.content.get("replaced") == version:
-            told.append((entry.at, f"version {entry.version} took its place, by {entry.content['by']}"))
+            told.append(
+                (entry.at, plain(f"version {entry.version} took its place, by {entry.content['by']}"))
+            )
     return told
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openmed.errors import IntegrityError, OpenMedError
+from openmed.errors import IntegrityError, OpenMedError, ResourceError
 from openmed.files import check_hashes, hashes_below, read_json, read_table, sha256_bytes
 from pipeline.project import locked
 from pipeline.registry import audit
@@ -23,7 +23,7 @@ from pipeline.registry.decisions import REVIEWS, alias_problem, tags_of
 from pipeline.registry.evidence import EXTERNAL_METRICS, EXTERNAL_PREDICTIONS, numbers, settings
 from pipeline.registry.models import check_files, load_predictor, stored
 from pipeline.registry.retraining import of_each_finding
-from pipeline.registry.store import MODEL_NAME, connect
+from pipeline.registry.store import MODEL_NAME, connect, fetch
 from pipeline.registry.versions import artifact, find
 from pipeline.yaml_file import read_yaml
 
@@ -58,6 +58,7 @@ class _Chain:
     client: "MlflowClient"
     entries: list[Entry]
     version: "ModelVersion"
+    alias_problem: str | None
 
     @property
     def number(self) -> str:
@@ -88,13 +89,16 @@ def verify(version: str) -> list[Link]:
         BadInput: There is no such version.
         ResourceError: The store does not answer.
     """
-    # No decision is made while it is checked.
-    with locked("record"), connect() as client:
-        found = find(client, version)
-        try:
-            chain = _Chain(client, audit.read(client), found)
-        except IntegrityError as error:
-            return [Link("record of decisions", str(error))]
+    with connect() as client:
+        # No decision is made while record, tags and aliases are read. What takes long is checked without the
+        # lock: whoever asks for the champion would wait for it.
+        with locked("record"):
+            found = find(client, version)
+            try:
+                entries = audit.read(client)
+            except IntegrityError as error:
+                return [Link("record of decisions", str(error))]
+            chain = _Chain(client, entries, found, alias_problem(entries))
         links = [Link("record of decisions", None)]
         for name, check in _LINKS.items():
             links.append(Link(name, _problem(check, chain)))
@@ -118,6 +122,8 @@ def check(version: str) -> None:
 def _problem(check: Callable[[_Chain], None], chain: _Chain) -> str | None:
     try:
         check(chain)
+    except ResourceError:
+        raise
     except OpenMedError as error:
         return str(error)
     except (KeyError, TypeError, ValueError) as error:
@@ -305,8 +311,8 @@ def _decisions(chain: _Chain) -> None:
 
 
 def _alias(chain: _Chain) -> None:
-    if problem := alias_problem(chain.entries):
-        raise IntegrityError(problem)
+    if chain.alias_problem:
+        raise IntegrityError(chain.alias_problem)
 
 
 _LINKS: dict[str, Callable[[_Chain], None]] = {
@@ -325,15 +331,6 @@ _LINKS: dict[str, Callable[[_Chain], None]] = {
 @contextmanager
 def _files_of(client: "MlflowClient", run_id: str) -> Iterator[Path]:
     """Fetches all files of a run for as long as the block lasts."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
     root = client.get_run(run_id).info.artifact_uri
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            found = Path(mlflow.artifacts.download_artifacts(artifact_uri=root, dst_path=folder))
-        except (OSError, MlflowException) as error:
-            raise IntegrityError(
-                f"the evidence of {MODEL_NAME} cannot be fetched ({type(error).__name__}): restore it"
-            ) from error
-        yield found
+        yield fetch(root, folder, f"the evidence of {MODEL_NAME}")

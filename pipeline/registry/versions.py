@@ -20,6 +20,7 @@ from pipeline.registry.audit import is_entry
 from pipeline.registry.store import (
     MODEL_NAME,
     connect,
+    fetch,
     is_local,
     local_path,
     registered_model,
@@ -80,11 +81,9 @@ def artifact(version: str, path: str) -> Path:
 
     Raises:
         BadInput: There is no such version, or no such file was logged with it.
-        IntegrityError: The file is not the one that was logged.
+        IntegrityError: The file is lost, or is not the one that was logged.
+        ResourceError: The store does not answer.
     """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
     with connect() as client:
         found = find(client, version)
         own, shared = (json.loads(found.tags.get(key, "{}")) for key in ("evidence", "shared_evidence"))
@@ -94,15 +93,8 @@ def artifact(version: str, path: str) -> Path:
         # What lies in a local store is used in place; anything else is fetched into the state folder.
         root = _roots(project.tracking_uri(), found.run_id)[path not in own]
         target = None if is_local(root) else str(project.home() / "downloads" / str(version))
-        try:
-            file = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{root}/{path}", dst_path=target))
-            digest = sha256_file(file)
-        except (OSError, MlflowException) as error:
-            kind = type(error).__name__
-            raise IntegrityError(
-                f"{path} of version {version} cannot be fetched ({kind}): restore it, or register it again"
-            ) from error
-    if digest != expected:
+        file = fetch(f"{root}/{path}", target, f"{path} of version {version}")
+    if not file.is_file() or sha256_file(file) != expected:
         raise IntegrityError(f"{path} of version {version} was changed: restore it, or register it again")
     return file
 

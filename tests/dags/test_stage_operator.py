@@ -94,6 +94,7 @@ def test_an_unchanged_stage_runs_again_only_when_forced(project, logged):
     [
         (2, AirflowFailException, "refused: bad input"),
         (3, AirflowFailException, "refused: damaged content"),
+        (5, AirflowFailException, "refused: the training diverged"),
         (4, AirflowException, "failed with exit 4"),
         (1, AirflowException, "failed with exit 1"),
     ],

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 
+import pandas as pd
 import pytest
 
 from openmed import files
@@ -97,3 +98,28 @@ def test_an_output_that_is_an_input_is_refused_whatever_leads_to_it(tmp_path):
         with pytest.raises(BadInput, match="which is read"):
             files.check_not_input([tmp_path / "new", tmp_path / name], [tmp_path / "gone", film])
     files.check_not_input([tmp_path / "new", tmp_path / "other"], [film])
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1garbage", b"PAR1" + bytes(100) + b"PAR1", b"a,b\n1,2\n"])
+def test_a_damaged_table_is_refused_by_name(tmp_path, content):
+    (tmp_path / "t.parquet").write_bytes(content)
+    for path in (tmp_path / "t.parquet", tmp_path / "absent.parquet"):
+        with pytest.raises(BadInput, match=f"{path.name} is missing or unreadable"):
+            files.read_table(path)
+
+
+def test_a_table_that_lacks_a_column_is_refused(tmp_path):
+    path = tmp_path / "t.parquet"
+    pd.DataFrame({"id": ["a"], "n": [1]}).to_parquet(path)
+    assert files.read_table(path, needed=("id",)).to_dict("list") == {"id": ["a"], "n": [1]}
+    assert list(files.read_table(path, ["n"]).columns) == ["n"]
+    for more in ({"needed": ("id", "label")}, {"columns": ["label"]}):
+        with pytest.raises(BadInput, match="unreadable"):
+            files.read_table(path, **more)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"", b'{"a": 1', b"9" * 5000])
+def test_damaged_json_is_refused_by_name(tmp_path, content):
+    (tmp_path / "t.json").write_bytes(content)
+    with pytest.raises(BadInput, match=r"t\.json cannot be read as JSON"):
+        files.read_json(tmp_path / "t.json")

@@ -16,7 +16,8 @@ from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_bytes
 from openmed.models.referral import REASONS
 from pipeline import cli, live, promotion, registry
-from pipeline.live import ScoreLog, scoring
+from pipeline.live import ScoreLog, add_labels, scoring
+from pipeline.project import locked
 from tests.conftest import ROOT, write_plan
 from tests.openmed.data.stored import dicom
 from tests.pipeline.conftest import SPLITS, crown, make_workspace, register
@@ -445,3 +446,10 @@ def test_the_commands_score_label_watch_hold_and_release(home, incoming, tmp_pat
     assert (code, out) == (0, "version 1 is off hold, by ada\n")
     code, out, _ = run(monkeypatch, capsys, "registry", "hold", "1", "--by", "ada", "--reason", "no")
     assert code == 0 and out.startswith("version 1 is on hold since ")
+
+
+def test_labels_are_kept_while_films_are_being_scored(home, tmp_path):
+    listed = tmp_path / "labels.csv"
+    listed.write_text(f"sha256,label\n{'a' * 64},PNEUMONIA\n")
+    with locked("scores"):
+        assert add_labels(home, listed, ("NORMAL", "PNEUMONIA"))["new"] == 1

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,8 +11,9 @@ import pytest
 import requests
 import sqlalchemy
 
-from openmed.errors import BadInput
+from openmed.errors import BadInput, ResourceError
 from pipeline import project
+from pipeline.project import locked
 
 
 @pytest.fixture(autouse=True)
@@ -143,3 +145,14 @@ def test_importing_it_loads_nothing_beyond_the_standard_library():
     root = Path(project.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_lock_that_another_holds_is_waited_for_no_longer_than_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENMED_HOME", str(tmp_path))
+    started = time.monotonic()
+    refused = pytest.raises(ResourceError, match=r"works on the labels, for 0\.2 s by now")
+    with locked("labels"), refused, locked("labels", wait_s=0.2):
+        pass
+    assert 0.2 <= time.monotonic() - started < 5
+    with locked("labels", wait_s=0.2):
+        pass

@@ -1,14 +1,17 @@
 """Every part of a version, changed by a byte behind the registry's back, is found and named."""
 
+import fcntl
 import json
 import shutil
 import sqlite3
 
 import pytest
 
-from openmed.errors import BadInput, IntegrityError
+from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import sha256_bytes
 from pipeline import cli, promotion, registry
+from pipeline.registry import verification
+from pipeline.registry.store import fetch
 from tests.pipeline.conftest import make_workspace, register
 
 LINKS = [
@@ -256,3 +259,146 @@ def test_the_commands_tell_the_story_and_end_with_3_when_a_link_is_broken(home, 
     assert "its alias was put back by Dr Adams" in run("show", "2")[1]
     with pytest.raises(BadInput, match="is no model address"):
         registry.version_at("champion")
+
+
+def test_whoever_asks_for_the_champion_does_not_wait_for_a_verification(home, monkeypatch):
+    asked = []
+
+    def model(chain):
+        with (home / "record.lock").open("w") as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        asked.append(registry.champion())
+
+    monkeypatch.setitem(verification._LINKS, "model", model)
+    assert broken().problem is None
+    assert asked == ["2"]
+
+
+def test_a_decision_that_is_made_meanwhile_breaks_no_link(home, monkeypatch):
+    def model(chain):
+        promotion.reject("1", by="Dr Adams", reason="misses apical opacities")
+        promotion.hold("2", by="Dr Adams", reason="more false alarms")
+
+    monkeypatch.setitem(verification._LINKS, "model", model)
+    assert broken("1").problem is None
+    monkeypatch.undo()
+
+
+def test_a_lost_connection_is_no_damage_and_may_be_tried_again(home, monkeypatch):
+    import mlflow
+
+    def unreachable(**_):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", unreachable)
+    for ask in (registry.verify, registry.check, registry.check_model):
+        with pytest.raises(ResourceError, match=r"cannot be fetched now \(ConnectionError\)"):
+            ask("2")
+    with pytest.raises(ResourceError, match=r"metrics.json of version 2 cannot be fetched now"):
+        registry.artifact("2", "metrics.json")
+
+
+def test_a_server_that_breaks_off_is_told_from_a_lost_file(home, tmp_path):
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from threading import Thread
+
+    class Broken(BaseHTTPRequestHandler):
+        def do_GET(self):
+            listed = "?" in self.path
+            if not listed and not self.path.endswith("/cut"):
+                self.send_error(404 if self.path.endswith("/lost") else 403)
+                return
+            body = b'{"files": []}' if listed else b"half"
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body) if listed else 1000))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Broken) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/api/2.0/mlflow-artifacts/artifacts"
+        for path, expected in (("cut", ResourceError), ("refused", ResourceError), ("lost", IntegrityError)):
+            with pytest.raises(expected, match="the file cannot be fetched"):
+                fetch(f"{address}/{path}", str(tmp_path), "the file")
+        server.shutdown()
+    with pytest.raises(IntegrityError, match="the file cannot be fetched"):
+        fetch((home / "absent").as_uri(), str(tmp_path), "the file")
+
+
+def test_versions_are_listed_although_the_record_is_broken(home, capsys, monkeypatch):
+    change(
+        home,
+        "UPDATE model_version_tags SET value = replace(value, 'run-1', 'run-9') WHERE key = 'audit.000001'",
+    )
+    for more in ((), ("--json",)):
+        monkeypatch.setattr("sys.argv", ["openmed", "registry", "list", *more])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, error = capsys.readouterr()
+        assert ended.value.code == 3
+        assert "of the record" in error and "was changed" in error
+        if more:
+            assert [version["version"] for version in json.loads(out)] == ["2", "1"]
+        else:
+            assert [line.split()[0] for line in out.splitlines()[1:]] == ["2", "1"]
+            assert out.count("unknown") == 2
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b"", b"SQLite format 3\0" + bytes(4096)])
+def test_a_damaged_database_is_one_sentence(tmp_path, monkeypatch, capsys, content):
+    monkeypatch.setenv("OPENMED_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow.db").write_bytes(content)
+    monkeypatch.setattr("sys.argv", ["openmed", "registry", "list"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    if content:
+        assert ended.value.code == 4
+        assert "cannot be used" in capsys.readouterr().err
+    else:
+        assert ended.value.code == 0  # an empty file is a fresh database
+
+
+def test_a_previous_champion_that_was_rejected_since_is_not_rolled_back_to(home):
+    promotion.reject("1", by="Dr Adams", reason="misses apical opacities")
+    with pytest.raises(
+        BadInput, match=r"version 1, the previous champion, was rejected by Dr Adams: promote"
+    ):
+        promotion.rollback("more false alarms", "Dr Brown")
+    assert registry.champion() == "2"
+
+
+FORGED = "checked\n2026-12-01T00:00:00Z  released by Prof. Real: all\tchecked"
+
+
+def test_what_people_write_is_recorded_as_one_line(home):
+    record = promotion.hold("2", by=" Dr\u2028Adams ", reason=FORGED)
+    assert record["by"] == "Dr Adams"
+    assert record["reason"] == "checked 2026-12-01T00:00:00Z released by Prof. Real: all checked"
+    assert not [what for _, what in registry.story("2") if not what.isprintable()]
+    for odd in ("x\x1b[2K", "x\u202etxt", "x\x00", "x\u200b", "a" * 2001):
+        for by, reason in ((odd, "a reason"), ("Dr Adams", odd)):
+            with pytest.raises(BadInput, match=r"cannot be shown|longer than 2000") as refused:
+                promotion.reject("1", by=by, reason=reason)
+            assert odd not in str(refused.value)
+    with pytest.raises(BadInput, match="the comment holds characters"):
+        promotion.promote("1", approved_by={"clinical": "Dr A"}, comment="\x1b[2K", expected_champion="2")
+
+
+def test_an_entry_of_before_is_shown_on_one_line(home):
+    registry.hold("2", by="x\x1b[2K", reason=FORGED)
+    (line,) = [what for _, what in registry.story("2") if "hold" in what]
+    assert line.isprintable()
+    assert "x\\x1b[2K: checked\\n2026-12-01" in line
+
+
+@pytest.mark.parametrize("number", ["٣", "²", "01", "-1", "1.0", "1e0", "9" * 30, "", " 1", "1\n", "⑦"])
+def test_a_version_is_a_number_in_plain_digits(home, number):
+    with pytest.raises(BadInput, match=r"has no version|is no model address"):
+        registry.get_version(number)
+    for address in (number, f"models:/openmed-cxr/{number}"):
+        with pytest.raises(BadInput):
+            registry.get_version(registry.version_at(address))

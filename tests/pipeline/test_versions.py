@@ -14,8 +14,9 @@ import yaml
 from openmed.data.manifest import read_films
 from openmed.data.phantom import write_sample
 from openmed.errors import BadInput, IntegrityError, ResourceError
+from pipeline.checkout import git
 from pipeline.params import load_params
-from pipeline.versions import add_version, log_versions
+from pipeline.versions import POINTER, add_version, log_versions
 from tests.conftest import toy_params, write_params
 
 CLASSES = ("NORMAL", "PNEUMONIA")
@@ -226,3 +227,29 @@ def test_the_commands_speak_json(project, tmp_path):
     shown = run(project, sys.executable, "-m", "pipeline.cli", "data", "log").splitlines()
     assert shown[0].split()[:3] == ["revision", "date", "films"] and added["revision"][:10] in shown[1]
     assert yaml.safe_load((project / "data.dvc").read_text())["meta"]["films"] == 43
+
+
+def test_variables_of_a_git_hook_do_not_lead_elsewhere(project, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    run(tmp_path, "git", "init", "--quiet", str(other))
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git" / "index"))
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "Ms Engineer")
+    done, _ = add(project, new_films(tmp_path / "new", 600, 1))
+    monkeypatch.delenv("GIT_DIR")
+    monkeypatch.delenv("GIT_WORK_TREE")
+    monkeypatch.delenv("GIT_INDEX_FILE")
+    assert git(project, "log", "-1", "--format=%H %an") == f"{done['revision']} Ms Engineer"
+    assert sorted(path.name for path in other.iterdir()) == [".git"]
+
+
+def test_a_commit_with_a_damaged_pointer_is_listed_as_damaged(project):
+    before = log_versions(project)
+    for text in ("outs: 5\n", "outs: [{md5: a.dir, md5: b.dir}]\n", "\x00", "- " * 100_000):
+        (project / POINTER).write_text(text)
+        git(project, "commit", "--quiet", "--all", "--message", "damaged")
+    after = log_versions(project)
+    assert [version.md5 for version in after[:4]] == [None] * 4
+    assert after[4:] == before
+    assert all(version.films is None and version.classes == {} for version in after[:4])

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file, save
 
 from openmed.errors import BadInput, IntegrityError, ResourceError
-from openmed.files import sha256_bytes, sha256_file
+from openmed.files import sha256_bytes, sha256_file, write_json
 from openmed.models.checkpoint import load_model
 from openmed.models.vault import read_vault
 from pipeline import workspace as workspaces
@@ -405,3 +405,23 @@ def test_pinning_changes_nothing_else_in_the_shipped_settings(tmp_path, name):
     assert [load_params(path).train[key].weights_sha256 for key in ("resnet50", "vit")] == [digest] * 2
     expected = (ROOT / name).read_text().replace("weights_sha256: null", f'weights_sha256: "{digest}"', 2)
     assert path.read_text() == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", 5),
+        ("timm_name", None),
+        ("file", 7),
+        ("file", ""),
+        ("file", "a\x1b[2K"),
+        ("bytes", "x"),
+        ("spec", []),
+    ],
+)
+def test_a_record_of_the_wrong_types_is_refused(tmp_path, field, value):
+    entry = dict.fromkeys(("kind", "timm_name", "file", "source", "licence", "sha256", "added_at"), "x")
+    entry |= {"revision": None, "bytes": 1, field: value}
+    write_json(tmp_path / "vault.json", {"weights": [entry]})
+    with pytest.raises(BadInput, match=r"vault.json is no record of a weights vault|names a file outside"):
+        read_vault(tmp_path)

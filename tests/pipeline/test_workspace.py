@@ -13,6 +13,7 @@ from dulwich import porcelain
 
 from openmed.errors import BadInput, ResourceError
 from pipeline import workspace
+from pipeline.project import checkpoint_folder
 
 PARAMS = """\
 # kept
@@ -250,10 +251,14 @@ def test_ids_that_differ_in_replaced_characters_get_two_folders(tmp_path):
 def test_old_workspaces_are_pruned_and_young_ones_kept(project, tmp_path):
     old = workspace.create(project, "HEAD", "old", tmp_path)
     young = workspace.create(project, "HEAD", "young", tmp_path)
+    kept = [checkpoint_folder(tmp_path, path, "vit") for path in (old, young)]
+    for folder in kept:
+        folder.mkdir(parents=True)
     long_ago = time.time() - 20 * 86_400
     os.utime(old.with_name("old.json"), (long_ago, long_ago))
     assert workspace.prune(project, tmp_path, keep_days=14) == [old]
     assert not old.exists() and young.exists()
+    assert [folder.exists() for folder in kept] == [False, True]
     assert workspace.prune(project, tmp_path / "nothing", keep_days=14) == []
 
 

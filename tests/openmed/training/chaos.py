@@ -7,7 +7,6 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import os
 import random
 import signal
 import sys
@@ -74,7 +73,7 @@ def kill(architecture: str, folder: Path, reports: int, delay_s: float) -> bool:
         if reader.recv_bytes() != b".":
             break
     time.sleep(delay_s)
-    os.kill(child.pid, signal.SIGKILL)
+    child.kill()  # no error when it has ended by now
     child.join()
     return child.exitcode == -signal.SIGKILL
 

@@ -436,6 +436,7 @@ def test_the_recorded_results_are_those_of_the_model_that_is_returned(trainer, u
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_a_sentence(trainer, tmp_path):
+    assert TrainingDiverged.exit_code == 5
     with pytest.raises(TrainingDiverged, match="not finite in epoch 1 of all: lower its learning rate"):
         trainer(phases=(Phase("all", 2, 1e25, None),)).run()
     assert not (tmp_path / "state" / BEST_FILE).exists()
