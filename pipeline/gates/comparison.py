@@ -85,16 +85,25 @@ def _compare(
         said = "This version is the champion." if role is CHAMPION else ""
         return dict.fromkeys(findings, Comparison([], said))
     scored, problem = _scores(evidence.version, other, workspace, role)
+    if problem is None and (dropped := sorted(_looked_for(scored[0]).difference(findings))):
+        problem = (
+            f"{role.title} {other} looks for {', '.join(dropped)}, which this version does not: "
+            "they cannot be compared"
+        )
     if problem is not None:
         return dict.fromkeys(findings, Comparison(None, _sentence(f"{problem}.")))
     return {asked.spec.positive: _compare_finding(asked, scored, role) for asked in evidence.each_finding()}
 
 
+def _looked_for(about: Mapping[str, Any]) -> set[str]:
+    return {about["positive"], *about.get("further_thresholds", {})}
+
+
 def _compare_finding(evidence: Evidence, scored: "registry.Scored", role: _Role) -> Comparison:
-    (about, scores, elsewhere), problem = _of_finding(evidence, scored, role)
-    if problem is not None:
-        return Comparison(None, _sentence(f"{problem}."))
-    other = about["version"]
+    finding, other = evidence.spec.positive, scored[0]["version"]
+    if finding not in _looked_for(scored[0]):
+        return Comparison([], _sentence(f"{role.title} {other} does not look for {finding}."))
+    threshold, scores, elsewhere = _of_finding(finding, scored)
     scores = scores[["id", "sha256", "score"]]
     both = evidence.test.merge(scores, on="id", suffixes=("", "_other"), validate="one_to_one")
     if missing := len(evidence.test) - len(both):
@@ -102,26 +111,20 @@ def _compare_finding(evidence: Evidence, scored: "registry.Scored", role: _Role)
             f"{role.title} {other} has no scores for {missing} of {len(evidence.test)} test films: register "
         )
         return Comparison(None, _sentence(f"{note}them again."))
-    compared = _on_fresh_films(evidence, other, both, about["threshold"], role)
+    compared = _on_fresh_films(evidence, other, both, threshold, role)
     return _with_external(compared, evidence, other, elsewhere, role)
 
 
-def _of_finding(
-    evidence: Evidence, scored: "registry.Scored", role: _Role
-) -> "tuple[registry.Scored, str | None]":
-    """Takes what an earlier version says of the finding; the problem where it does not look for that."""
-    about, *tables = scored
-    positive, further = evidence.spec.positive, about.get("further_thresholds", {})
-    if about["positive"] == positive:
-        return scored, None
-    if positive not in further:
-        looked_for = ", ".join((about["positive"], *further))
-        title = f"{role.title} {about['version']}"
-        return scored, f"{title} looks for {looked_for}, not {positive}: they cannot be compared"
+def _of_finding(finding: str, scored: "registry.Scored") -> "tuple[float, pd.DataFrame, pd.DataFrame | None]":
+    """The threshold of an earlier version for a finding, and its scores of test and external films."""
+    about, test, elsewhere = scored
+    if about["positive"] == finding:
+        return about["threshold"], test, elsewhere
     own = [
-        None if table is None else table.assign(score=table[f"probability_{positive}"]) for table in tables
+        None if table is None else table.assign(score=table[f"probability_{finding}"])
+        for table in (test, elsewhere)
     ]
-    return (about | {"positive": positive, "threshold": further[positive]}, *own), None
+    return about["further_thresholds"][finding], *own
 
 
 def _on_fresh_films(

@@ -16,7 +16,7 @@ from openmed.files import write_json, write_text
 from openmed.metrics.gates import INSUFFICIENT, OUTSIDE_PLAN, PASS
 from pipeline import promotion, registry, reproduce
 from pipeline.documents import write_documents
-from pipeline.gates import Evidence
+from pipeline.gates import Evidence, comparison
 from pipeline.gates.external import external_looks
 from pipeline.gates.soundness import soundness_gates
 from pipeline.inference import assemble, evaluate_source, predict_films
@@ -249,6 +249,25 @@ def test_a_challenger_is_compared_with_the_champion_on_each_finding(within, vers
     assert f"{VIRAL} against all other classes" in page and "Which class is called" in page
     titles = [line for line in judged["films_markdown"].splitlines() if line.startswith(f"**{VIRAL}: ")]
     assert len(titles) == 4
+
+
+def test_a_finding_that_the_champion_does_not_look_for_is_judged_by_its_floors_alone(
+    within, version, monkeypatch
+):
+    real = comparison.read_json
+
+    def edited(changes):
+        monkeypatch.setattr(comparison, "read_json", lambda path: real(path) | changes)
+
+    second = register(within, "second", "def")["version"]
+    edited({"further_thresholds": {}})
+    judged = promotion.gate(second)
+    assert {gate["finding"] for gate in judged["comparison"]} == {"COVID"}
+    assert f"Champion 1 does not look for {VIRAL}." in judged["note"]
+    edited({"further_thresholds": {VIRAL: 0.5, "EFFUSION": 0.5}})
+    judged = promotion.gate(second)
+    assert judged["comparison"] == [] and judged["verdict"] != PASS
+    assert "looks for EFFUSION, which this version does not" in judged["note"]
 
 
 def test_documents_state_each_finding(within, version, tmp_path):
