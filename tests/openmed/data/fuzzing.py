@@ -7,9 +7,14 @@ records that mutant as unexpected and goes on with a new child behind it.
 import argparse
 import faulthandler
 import multiprocessing
+import os
 import random
+import re
+import resource
+import struct
 import sys
 import tempfile
+import time
 import traceback
 import zlib
 from collections.abc import Iterator
@@ -21,6 +26,7 @@ import numpy as np
 from PIL import Image
 from pydicom import uid
 
+from openmed.data import isolated
 from openmed.data.images import decode_film
 from openmed.data.privacy import Pseudonyms, clean_film
 from openmed.errors import BadInput
@@ -29,6 +35,20 @@ from tests.openmed.data.stored import compressed, deep, dicom, phantom, pil, tra
 LONGEST_S, _START_S = 70, 60  # decoding itself gives up after 60 s
 NAMES = Pseudonyms(b"a secret of the fuzz")
 _WORDS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF)
+_DAMAGES = {**dict.fromkeys(range(9, 100, 10), "cut-"), 4: "swollen-"}
+"""What becomes of some of each hundred mutants."""
+_SIDES = (17, 3000, 8000, 20_000, 65_535)
+# Where sizes stand: what is before them, how far, and as what.
+_SIZES = (
+    (rb"IHDR.{17}", 4, ">II"),  # PNG
+    (rb"\xff[\xc0-\xc3\xf7].{17}", 5, ">HH"),  # JPEG, JPEG-LS
+    (rb"\xff\x4f\xff\x51.{40}", 8, ">II"),  # JPEG 2000: the image
+    (rb"\xff\x4f\xff\x51.{40}", 24, ">II"),  # and its tiles
+    (rb"\x28\x00[\x10\x11]\x00US\x02\x00..", 8, "<H"),  # DICOM
+    (rb"[\x00\x01]\x01[\x03\x04]\x00\x01\x00\x00\x00....", 8, "<I"),  # TIFF
+)
+MOST_MIB, MOST_S = 1430, 10
+"""What a film may take of a process, 1.5 GB and 10 s of CPU time."""
 
 
 @dataclass
@@ -120,6 +140,17 @@ def cut(content: bytes, seed: str) -> bytes:
     return content[: int(len(content) * draw.uniform(0.3, 0.97))] + draw.choice([b"", b"\xff\xd9"])
 
 
+def swollen(content: bytes, seed: str) -> bytes:
+    """Lets headers and streams claim other sides, wherever a decoder may look for them."""
+    draw, changed = random.Random(seed), bytearray(content)
+    sides = [draw.choice(_SIDES) for _ in range(2)]
+    for mark, offset, form in _SIZES:
+        for found in re.finditer(mark, content, re.S):
+            if draw.random() < 0.7:
+                struct.pack_into(form, changed, found.start() + offset, *sides[: 1 + (form[-1] == form[-2])])
+    return _with_checksums(changed)
+
+
 def _with_checksums(changed: bytearray) -> bytes:
     """Mends the checksums of a PNG, without which most mutants would be turned away at once."""
     place = 8
@@ -133,7 +164,10 @@ def _with_checksums(changed: bytearray) -> bytes:
 
 
 def fuzz(mutants: int, *, seed: int = 0, only: str = "") -> Outcome:
-    """Decodes mutants of all seeds, as many of each and one in ten cut, in a process of its own.
+    """Decodes mutants of all seeds, as many of each, in a process of its own.
+
+    One in ten is cut and one in a hundred claims other sides. What takes more memory or time than a film
+    may is unexpected, whatever became of it.
 
     Args:
         mutants: How many in all.
@@ -141,7 +175,7 @@ def fuzz(mutants: int, *, seed: int = 0, only: str = "") -> Outcome:
         only: Kind of seed to take alone, empty for all.
     """
     kinds = [name for name in seeds() if only in ("", name)]
-    names = [f"cut-{seed}-{index}" if index % 10 == 9 else f"{seed}-{index}" for index in range(mutants)]
+    names = [f"{_DAMAGES.get(index % 100, '')}{seed}-{index}" for index in range(mutants)]
     tasks = [(kinds[index % len(kinds)], name) for index, name in enumerate(names)]
     outcome, done = Outcome(), 0
     while done < len(tasks):
@@ -180,9 +214,34 @@ def _work(pipe: Connection, tasks: list[tuple[str, str]]) -> None:
     faulthandler.enable()
     kinds = seeds()
     for kind, number in tasks:
-        is_cut = number.startswith("cut-")
-        said = _decoded((cut if is_cut else mutant)(kinds[kind], f"{kind}-{number}"))
-        pipe.send("is completed" if is_cut and said == "images" else said)
+        before = time.process_time(), _of_decoders()[1]
+        is_cut, is_swollen = number.startswith("cut-"), number.startswith("swollen-")
+        damage = cut if is_cut else swollen if is_swollen else mutant
+        said = _decoded(damage(kinds[kind], f"{kind}-{number}"))
+        pipe.send(_excess(*before) or ("is completed" if is_cut and said == "images" else said))
+
+
+def _excess(own_s: float, decoders_s: float) -> str:
+    """Says what this process or one of its decoders took too much of since it had used so much CPU time."""
+    mib, seconds = _of_decoders()
+    mib, seconds = max(mib, _peak_mib("self")), max(seconds - decoders_s, time.process_time() - own_s)
+    return f"takes {mib} MiB and {seconds:.0f} s" if mib > MOST_MIB or seconds > MOST_S else ""
+
+
+def _of_decoders() -> tuple[int, float]:
+    """Peak memory of the largest in MiB, and the CPU time of all in seconds, of those that ended too."""
+    peak, ended = 0, resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = ended.ru_utime + ended.ru_stime
+    for process in isolated._idle:
+        peak = max(peak, _peak_mib(str(process.pid)))
+        ticks = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+        seconds += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    return peak, seconds
+
+
+def _peak_mib(process: str) -> int:
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) >> 10
 
 
 def _decoded(content: bytes) -> str:

@@ -52,6 +52,20 @@ def test_a_wrong_error_and_a_wrong_result_are_seen(monkeypatch):
     assert fuzzing._decoded(b"") == "gives uint16 (64, 64)"
 
 
+def test_too_much_memory_and_time_are_seen(monkeypatch):
+    assert fuzzing._excess(time.process_time(), fuzzing._of_decoders()[1]) == ""
+    monkeypatch.setattr(fuzzing, "MOST_MIB", 10)
+    assert fuzzing._excess(0, 0).startswith("takes ")
+    monkeypatch.setattr(fuzzing, "MOST_MIB", 1 << 20)
+    assert fuzzing._excess(time.process_time() - 11, 0) in {f"takes {fuzzing._peak_mib('self')} MiB and 11 s"}
+
+
+def test_a_swollen_film_claims_other_sides():
+    film = fuzzing.pil(FILM, "PNG")
+    claimed = {fuzzing.swollen(film, str(seed))[16:24] for seed in range(20)}
+    assert film[16:24] in claimed and len(claimed) > 5
+
+
 def _crash(pipe, tasks):
     pipe.send("images")
     os.kill(os.getpid(), signal.SIGKILL)
