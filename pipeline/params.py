@@ -4,12 +4,27 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from openmed.errors import BadInput
 from pipeline.yaml_file import read_yaml
 
-Share = Annotated[float, Field(ge=0, le=1)]
+
+def _refuse_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed: true and false would count as 1 and 0")
+    return value
+
+
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_refuse_truth_value)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 # NumPy, scikit-learn and PyTorch take no larger one in common.

@@ -8,11 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from openmed.errors import BadInput
-from pipeline.params import first_problem
+from pipeline.params import Share, first_problem
 from pipeline.yaml_file import read_yaml
 
 PLAN_FILE = "change_plan.yaml"
-Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 
@@ -79,3 +81,13 @@ def test_a_plan_that_is_missing_or_no_yaml_is_named(tmp_path):
     (tmp_path / "plan.yaml").write_text("a: [")
     with pytest.raises(BadInput, match="cannot be read"):
         load_plan(tmp_path / "plan.yaml")
+
+
+@pytest.mark.parametrize("value", ["true", "false", "off"])
+def test_a_floor_that_is_a_truth_value_is_refused(tmp_path, value):
+    text = (ROOT / "change_plan.yaml").read_text()
+    path = tmp_path / "change_plan.yaml"
+    path.write_text(re.sub(r"(max_calibration_error:) [\d.]+", rf"\1 {value}", text))
+    assert path.read_text() != text
+    with pytest.raises(BadInput, match=r"max_calibration_error: .* a number is needed"):
+        load_plan(path)
