@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from openmed.data.budgets import read_film_file
+from openmed.data.budgets import read_film_file, room_for
 from openmed.data.embedding import embed_film
 from openmed.data.images import blank_reason, decode_with_depth
 from openmed.data.perceptual import perceptual_hash
@@ -53,7 +53,8 @@ def measure_film(path: str) -> tuple[os.stat_result | None, dict]:
         film, bits = decode_with_depth(data, "the film")
     except BadInput as error:
         return state, row | {"reason": str(error)}
-    return state, row | measurements(film, bits)
+    with room_for(film.size):
+        return state, row | measurements(film, bits)
 
 
 def measurements(film: np.ndarray, bits: int) -> dict:

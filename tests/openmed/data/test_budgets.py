@@ -15,11 +15,13 @@ import pytest
 from pydicom import uid
 from pydicom.encaps import get_frame
 
+from openmed.data import budgets, isolated
 from openmed.data.images import decode_film, read_film
 from openmed.data.importing import import_films
 from openmed.data.measure import measure_film
 from openmed.data.readers import folder_files, zip_files
 from openmed.errors import BadInput
+from tests.conftest import ROOT
 from tests.openmed.data.stored import compressed, dataset, dicom, phantom, pil, wrapped, written
 
 CLASSES = ("NORMAL", "PNEUMONIA")
@@ -348,3 +350,16 @@ def test_a_thumbnail_is_no_scan():
     thumbnails = b"\xff\xe1\x10\x02" + film[:4096].ljust(4096, b"\0")
     many = film[:2] + thumbnails * 150 + film[2:]
     assert np.array_equal(decode_film(many), decode_film(film))
+
+
+def test_the_limits_are_those_of_the_documentation():
+    documented = (ROOT / "docs/films.md").read_text(encoding="utf-8")
+    for row in (
+        f"| {budgets.MAX_FILE_BYTES >> 20} MiB | counted while it is read or unpacked |",
+        f"| pixels | {budgets.MAX_PIXELS // 1_000_000} million |",
+        f"| {budgets.MAX_DECODED_BYTES >> 20} MiB | of the same frame |",
+        f"| {budgets.MAX_JPEG_SCANS}, and {budgets.MAX_SCANNED_PIXELS // 1_000_000} million pixels times",
+        f"| {budgets.MAX_PNG_CHUNKS:,} | counted; texts",
+        f"| {isolated.MEMORY_BYTES >> 20:,} MiB and {isolated.CPU_S} s of CPU time |",
+    ):
+        assert row in documented
