@@ -63,7 +63,7 @@ def register_candidates(
         raise BadInput(f"the run key {run_key!r} holds quotes or spaces, or is too long: choose another")
     started_by = one_line(started_by or "", "the name of who started it")
     done = Retraining.read(Path(workspace))
-    with locked("register"), connect() as client:
+    with locked("register"), connect(adds_files=True) as client:
         parent = _parent_run(client, done, run_key, revision, started_by)
         versions, added = _versions(client, parent, done)
         ranked = done.ranked

@@ -122,7 +122,7 @@ def keep_review(
         for key, data in pictures.items():
             write_bytes(Path(folder) / names[key], data)
         hashes = {f"{REVIEWS}/{name}": digest for name, digest in hashes_below(Path(folder)).items()}
-        with connect() as client:
+        with connect(adds_files=True) as client:
             client.log_artifacts(find(client, version).run_id, folder, REVIEWS)
     path = f"{REVIEWS}/{page_name}"
     said = {**content, "path": path, "sha256": hashes.pop(path), "pictures": hashes}

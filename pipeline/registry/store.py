@@ -16,7 +16,7 @@ from urllib.request import url2pathname
 from openmed.errors import IntegrityError, ResourceError
 from pipeline import project
 from pipeline.project import locked
-from pipeline.registry.relocation import ARTIFACTS, relocate
+from pipeline.registry.relocation import ARTIFACTS, check_own_files, relocate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,15 +30,23 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
 
 @contextmanager
-def connect() -> Iterator["MlflowClient"]:
-    """Gives a client of the store and turns MLflow's errors into one sentence."""
+def connect(*, adds_files: bool = False) -> Iterator["MlflowClient"]:
+    """Gives a client of the store and turns MLflow's errors into one sentence.
+
+    Args:
+        adds_files: Whether files are to be logged, which a store without files of its own refuses.
+    """
     project.environment()
     import mlflow
     from mlflow.exceptions import MlflowException
 
     uri = project.tracking_uri()
+    own = "MLFLOW_TRACKING_URI" not in os.environ
     try:
-        yield _client(mlflow, uri)
+        client = _client(mlflow, uri)
+        if adds_files and own:
+            check_own_files(project.home(), EXPERIMENT)
+        yield client
     except MlflowException as error:
         first = str(error).strip().splitlines()[0].replace(uri, without_password(uri))[:300]
         raise ResourceError(

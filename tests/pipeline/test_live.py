@@ -386,7 +386,8 @@ def test_a_damaged_log_is_found(home):
         live.watch(home)
 
 
-def test_a_version_on_hold_cannot_become_the_champion(home, tmp_path):
+def test_a_version_on_hold_cannot_become_the_champion(home, crowned, tmp_path):
+    shutil.copytree(crowned / "mlartifacts", home / "mlartifacts")
     second = register(make_workspace(tmp_path / "second", seed=3), run_key="run-2")["version"]
     held = promotion.hold(second, by="Dr Adams", reason="wrong scanner")
     assert (held["version"], held["reason"]) == (second, "wrong scanner")

@@ -385,8 +385,8 @@ def test_films_that_changed_after_validation_are_not_scored(store, tmp_path):
 
 def test_a_workspace_that_lacks_something_is_refused_before_anything_is_logged(store, tmp_path):
     cases = {
-        "params.yaml": "is missing or is not YAML",
-        "data.dvc": "is missing or is not YAML",
+        "params.yaml": "does not exist",
+        "data.dvc": "does not exist",
         "artifacts/split/split.parquet": "missing or unreadable",
         "artifacts/evaluate/resnet50/gates.json": "does not exist",
     }

@@ -83,12 +83,26 @@ def test_a_folder_of_any_name_keeps_a_registry_and_nothing_lies_beside_it(tmp_pa
     assert (home / "mlflow.db").is_file() and (home / "mlartifacts").is_dir()
 
 
-def test_a_store_that_came_without_its_files_is_refused(copied):
-    (copied / "mlartifacts").rename(copied / "gone")
-    before = hashlib.sha256((copied / "mlflow.db").read_bytes()).digest()
+def test_tables_that_came_without_their_files_are_read_and_add_none_to_the_original(copied, shared, tmp_path):
+    shutil.rmtree(copied / "mlartifacts")
+    before = contents(shared[0])
+    assert broken() == []
+    with pytest.raises(ResourceError, match="came without its files"):
+        register(make_workspace(tmp_path / "more"), "another")
+    with pytest.raises(ResourceError, match="came without its files"):
+        registry.keep_review("1", "<p>Page</p>", {}, {})
+    assert contents(shared[0]) == before
+
+
+def test_tables_whose_files_are_nowhere_are_refused(copied, tmp_path, monkeypatch):
+    registry.list_versions()  # they are told that they are here now
+    (copied / "mlartifacts").rename(tmp_path / "gone")
+    alone = copied.rename(tmp_path / "alone")
+    monkeypatch.setenv("OPENMED_HOME", str(alone))
+    before = hashlib.sha256((alone / "mlflow.db").read_bytes()).digest()
     with pytest.raises(ResourceError, match="came without its files"):
         registry.list_versions()
-    assert hashlib.sha256((copied / "mlflow.db").read_bytes()).digest() == before
+    assert hashlib.sha256((alone / "mlflow.db").read_bytes()).digest() == before
 
 
 def test_another_name_of_the_same_folder_is_no_move(copied, tmp_path, monkeypatch, capsys):
