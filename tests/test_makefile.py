@@ -1,5 +1,6 @@
 """The Makefile notices that an environment belongs to another folder."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FRESH = "-m venv .venv"
+# The tests themselves may be run by make.
+OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
 
 
 @pytest.fixture
@@ -34,7 +37,8 @@ def checkout(tmp_path):
 
 
 def plan(folder: Path) -> str:
-    done = subprocess.run(["make", "-n", "up"], cwd=folder, capture_output=True, text=True, check=True)
+    command = ["make", "-n", "up"]
+    done = subprocess.run(command, cwd=folder, env=OUTSIDE, capture_output=True, text=True, check=True)
     return done.stdout
 
 
@@ -64,5 +68,6 @@ def test_why_the_sample_cannot_be_pulled_is_shown(checkout):
         "#!/bin/sh\ncase \" $* \" in *--quiet*) ;; *) echo 'ERROR: no such remote' >&2;; esac\nexit 255\n"
     )
     dvc.chmod(0o755)
-    done = subprocess.run(["make", "data/films.csv"], cwd=folder, capture_output=True, text=True, check=False)
+    command = ["make", "data/films.csv"]
+    done = subprocess.run(command, cwd=folder, env=OUTSIDE, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "ERROR: no such remote" in done.stdout

@@ -33,23 +33,21 @@ def relocate(home: Path, experiment: str) -> None:
         experiment: The experiment whose address says where the folder was.
 
     Raises:
-        ResourceError: The files of the store are nowhere, or it cannot be written.
+        ResourceError: The files of the store are nowhere.
+        sqlite3.Error: It cannot be read or written.
     """
     file, here = home / STORE_FILE, home / ARTIFACTS
     if not file.is_file():
         return
-    try:
-        with closing(sqlite3.connect(file, timeout=_LOCK_WAIT_S)) as store, store:
-            before = _recorded(store, experiment)
-            if before is None or before == here.as_uri() or _is_same(before, here):
+    with closing(sqlite3.connect(file, timeout=_LOCK_WAIT_S)) as store, store:
+        before = _recorded(store, experiment)
+        if before is None or before == here.as_uri() or _is_same(before, here):
+            return
+        if not here.is_dir() and store.execute("SELECT count(*) FROM runs").fetchone()[0]:
+            if _folder(before).is_dir():
                 return
-            if not here.is_dir() and store.execute("SELECT count(*) FROM runs").fetchone()[0]:
-                if _folder(before).is_dir():
-                    return
-                raise _without_files(file, before, here)
-            _rewrite(store, before, here.as_uri())
-    except sqlite3.Error as error:
-        raise ResourceError(f"{file} cannot be told that it was moved ({error})") from None
+            raise _without_files(file, before, here)
+        _rewrite(store, before, here.as_uri())
     print(
         f"openmed: the state folder was moved or copied to {home}; its registry uses the files there",
         file=sys.stderr,

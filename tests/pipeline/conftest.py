@@ -181,7 +181,7 @@ def _write_candidate(folder, name, films, params, *, seed, good, change, validat
     from pipeline.rules import Rules
 
     target, rules = folder / "artifacts/evaluate" / name, Rules.of(params, "params.yaml")
-    rows = films[films["split"] != "train"].drop(columns=["path", "sha256"])
+    rows = films[~films["split"].isin(("train", "left_out"))].drop(columns=["path", "sha256"])
     noise = np.random.default_rng(seed).uniform(0, 0.2, len(rows))
     right = (rows["label"] == 1) == good
     rows = rows.assign(score=np.where(right, 0.7 + noise, 0.1 + noise))

@@ -43,6 +43,12 @@ time.sleep(120)
 ROOT = Path(__file__).parents[2]
 
 
+def usual_signals():
+    """The tests themselves may run under nohup or in the background of a shell, which ignores these."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def is_alive(process):
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -59,7 +65,14 @@ def started(tmp_path):
 
     def start(*before):
         command = [*before, sys.executable, "-c", UP, str(ROOT), str(home)]
-        up = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True, text=True)
+        up = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=usual_signals,
+            text=True,
+        )
         while "Ready" not in up.stdout.readline():
             assert up.poll() is None
         while len(family := psutil.Process(up.pid).children(recursive=True)) < 4:
