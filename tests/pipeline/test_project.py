@@ -93,8 +93,8 @@ def test_no_proxy_sees_calls_to_this_machine_and_other_exceptions_stay(named, mo
         assert requests.utils.get_environ_proxies(address) == {}
         with httpx.Client() as client:
             assert client._transport_for_url(httpx.URL(address)) is client._transport
-            assert client._transport_for_url(httpx.URL("http://pypi.org")) is not client._transport
-    assert requests.utils.get_environ_proxies("http://pypi.org")["http"] == "http://proxy.hospital:3128"
+            assert client._transport_for_url(httpx.URL("http://example.org")) is not client._transport
+    assert requests.utils.get_environ_proxies("http://example.org")["http"] == "http://proxy.hospital:3128"
     assert bool(urllib.request.proxy_bypass("pacs.hospital")) == bool(named)
     before = os.environ["NO_PROXY"]
     project.environment()
