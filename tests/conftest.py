@@ -12,6 +12,7 @@ import fcntl
 import gc
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,15 @@ gc.set_threshold(200_000, 50, 100)
 
 ROOT = Path(__file__).parents[1]
 FILMS = 160
+
+
+@pytest.fixture(autouse=True)
+def _restored_environment() -> Iterator[None]:
+    """Lets no test find the variables that another one, or what it called, has set."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def toy_params() -> dict:

@@ -183,8 +183,6 @@ def test_tasks_know_the_project_and_its_state(monkeypatch):
     enter_project()
     assert os.environ["OPENMED_PROJECT"] == str(PROJECT)
     assert os.environ["OPENMED_HOME"] == str(HOME)
-    monkeypatch.delenv("OPENMED_PROJECT")
-    monkeypatch.delenv("OPENMED_HOME")
 
 
 def test_the_dag_files_import_nothing_heavy():
