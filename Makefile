@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Scripts and packages in an environment name its folder: one that was moved or copied would run the code there.
 MOVED := $(shell test ! -e $(BIN)/openmed -o -L $(VENV) || head -n 3 $(BIN)/openmed | grep -qF "$(CURDIR)/$(BIN)/" || echo moved)
 
-.PHONY: $(MOVED) demo test test-long test-fast fuzz chaos lint format up down lock clean help
+.PHONY: $(MOVED) demo test test-long test-fast fuzz chaos lint format deps up down lock clean help
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -44,7 +44,7 @@ test-fast: $(READY)  ## Run the tests that need no services and no whole pipelin
 	@$(BIN)/python -m pytest -m "not slow and not long"
 
 fuzz: $(READY)  ## Decode 20,000 damaged films: each must be an image or one refusal
-	@$(BIN)/python -m tests.openmed.data.fuzzing --mutants 20000
+	@$(BIN)/python -m tests.openmed.films.fuzzing --mutants 20000
 
 chaos: $(READY)  ## Kill trainings 200 times: each must end bit for bit as an undisturbed one
 	@$(BIN)/python -m tests.openmed.training.chaos --kills 200
@@ -53,6 +53,9 @@ lint: $(READY)  ## Check style, imports and layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
+
+deps: $(READY)  ## Write the code that each stage runs into dvc.yaml
+	@$(BIN)/python -m tests.stage_deps
 
 format: $(READY)  ## Format the code
 	@$(BIN)/ruff format .

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from pairs import verdict
 
-from openmed.data.phantom import draw
+from openmed.phantoms.phantom import draw
 
 ROOT = Path(__file__).parents[1]
 SIDE_PX, DRAWN = 320, 200
@@ -77,8 +77,8 @@ def _grow(project: Path, films: int) -> dict:
 
 def _measure(project: Path) -> int:
     """Runs both stages once on other films and then, timed, on the project; prints JSON."""
-    from pipeline import preprocess, validate
-    from pipeline.params import load_params
+    from pipeline.settings.params import load_params
+    from pipeline.stages import preprocess, validate
 
     def run(folder: Path) -> float:
         os.chdir(folder)

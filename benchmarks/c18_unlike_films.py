@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from pairs import ratios, verdict
 
-from openmed.data.images import resize_film
-from openmed.data.phantom import draw
-from openmed.metrics.novelty import Novelty
-from openmed.models.checkpoint import save_model, write_statistics
-from openmed.models.export import export_onnx
+from openmed.films.images import resize_film
+from openmed.fitted.novelty import Novelty
+from openmed.inference.checkpoint import save_model, write_statistics
+from openmed.inference.export import export_onnx
+from openmed.inference.referral import unlike_reasons
+from openmed.inference.session import ExportedModel, load_exported
 from openmed.models.factory import ModelFactory
 from openmed.models.feature_statistics import fit_statistics
-from openmed.models.referral import unlike_reasons
-from openmed.models.session import ExportedModel, load_exported
+from openmed.phantoms.phantom import draw
 
 TARGET = 1 / 1.10
 """The check may make a prediction take 1.10 times as long."""

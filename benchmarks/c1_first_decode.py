@@ -22,10 +22,10 @@ from pairs import ratios, verdict
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from openmed.data.images import decode_squares
-from openmed.data.manifest import ordered_map
-from openmed.data.phantom import draw
-from openmed.data.readers import folder_files, zip_files
+from openmed.dataset.manifest import ordered_map
+from openmed.films.images import decode_squares
+from openmed.intake.readers import folder_files, zip_files
+from openmed.phantoms.phantom import draw
 
 SIZE_PX, LEAST_PX = 224, 1000
 TARGETS = {"jpeg": 3.5, "png": 1.25}

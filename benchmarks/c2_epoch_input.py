@@ -20,14 +20,14 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from openmed.data.cache import FilmCache, write_cache
-from openmed.data.phantom import draw
-from openmed.data.store import FilmStore
+from openmed.cache.film_cache import FilmCache, write_cache
+from openmed.cache.film_store import FilmStore
 from openmed.files import sha256_file
+from openmed.phantoms.phantom import draw
 from openmed.training.augment import augment
 from openmed.training.settings import Augmentation
-from pipeline.params import load_params
-from pipeline.train import train_settings
+from pipeline.settings.params import load_params
+from pipeline.stages.train import train_settings
 
 SIZE_PX, BATCH = 224, 32
 SETTINGS = train_settings(

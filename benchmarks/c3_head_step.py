@@ -14,11 +14,11 @@ import torch
 from pairs import ratios, verdict
 from torch.nn.functional import cross_entropy
 
-from openmed.data.images import resize_film
-from openmed.data.phantom import draw
+from openmed.films.images import resize_film
 from openmed.metrics.classification import auc
 from openmed.models.base import BaseModel
 from openmed.models.factory import ModelFactory
+from openmed.phantoms.phantom import draw
 from openmed.training.loop import Trainer
 from openmed.training.phases import learning_rate_share
 from openmed.training.settings import Phase, TrainSettings

@@ -18,12 +18,12 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from openmed.data.images import resize_film
-from openmed.data.phantom import draw
 from openmed.explain.gradcam import grad_cam, grad_cam_with_logits
 from openmed.explain.heatmap import enlarge
+from openmed.films.images import resize_film
 from openmed.models.base import BaseModel
 from openmed.models.factory import ModelFactory
+from openmed.phantoms.phantom import draw
 
 CLASS, SIZE_PX = 1, 224
 

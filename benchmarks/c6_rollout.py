@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from pairs import ratios, verdict
 
-from openmed.data.images import resize_film
-from openmed.data.phantom import draw
 from openmed.explain.attention import rollout_with_logits
+from openmed.films.images import resize_film
 from openmed.models.factory import ModelFactory
 from openmed.models.vit import ViT
+from openmed.phantoms.phantom import draw
 
 TARGET = 1.10
 SIZE_PX = 224

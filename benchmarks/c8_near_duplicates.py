@@ -24,9 +24,9 @@ from pairs import verdict
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from openmed.data.duplicates import near_duplicates
-from openmed.data.perceptual import HASH_BITS, HASHED_PX, LOWEST, low_frequencies
-from openmed.data.phantom import draw
+from openmed.dataset.duplicates import near_duplicates
+from openmed.measurement.perceptual import HASH_BITS, HASHED_PX, LOWEST, low_frequencies
+from openmed.phantoms.phantom import draw
 
 cv2.setNumThreads(1)  # numpy compares in one thread, on both sides
 MAX_BITS = 44
@@ -99,7 +99,7 @@ def peak_growth_mb(table: np.ndarray) -> float:
     """Growth of the largest resident memory by one search, in a process that did nothing else."""
     code = (
         "import pathlib, sys\n"
-        "from openmed.data.duplicates import near_duplicates\n"
+        "from openmed.dataset.duplicates import near_duplicates\n"
         "status = pathlib.Path('/proc/self/status')\n"  # ru_maxrss would be the parent's
         "peak = lambda: int(status.read_text().split('VmHWM:')[1].split()[0])\n"
         "texts = sys.stdin.read().split()\n"

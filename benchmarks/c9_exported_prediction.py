@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from pairs import ratios, verdict
 
-from openmed.data.images import resize_film
-from openmed.data.phantom import draw
+from openmed.films.images import resize_film
+from openmed.inference.checkpoint import load_model, save_model
+from openmed.inference.export import export_onnx
+from openmed.inference.session import Predictor, load_exported
 from openmed.models.base import BaseModel
-from openmed.models.checkpoint import load_model, save_model
-from openmed.models.export import export_onnx
 from openmed.models.factory import ModelFactory
-from openmed.models.session import Predictor, load_exported
+from openmed.phantoms.phantom import draw
 
 TARGETS = {"resnet50": 1.8, "vit": 1.5}
 SIZE_PX = 224

@@ -18,7 +18,7 @@ import pandas as pd
 from pairs import verdict
 
 from openmed.errors import BadInput
-from openmed.metrics.calibration import METHODS, Calibration, fit_calibration, prior_correction
+from openmed.fitted.calibration import METHODS, Calibration, fit_calibration, prior_correction
 from openmed.metrics.calibration_error import calibration_summary
 
 

@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from openmed.data.identity import patient_of
-from openmed.data.images import decode_squares
-from openmed.data.manifest import ordered_map
-from openmed.data.sampling import resample_rows
+from openmed.dataset.manifest import ordered_map
+from openmed.dataset.sampling import resample_rows
+from openmed.films.images import decode_squares
+from openmed.intake.identity import patient_of
 from openmed.metrics.classification import auc
 from openmed.models.factory import ModelFactory
 from openmed.training.loop import Trainer

@@ -25,15 +25,15 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from openmed.metrics.gates import PASS, judge
+from openmed.gates.gate import PASS, judge
 from openmed.metrics.intervals import judged_intervals, paired_difference
-from pipeline.gates import overall
-from pipeline.gates.comparison import CHAMPION, difference_gates
-from pipeline.gates.evidence import Evidence, confidence_of_look
-from pipeline.gates.performance import calibration, floor_gates, net_benefit, transfer
-from pipeline.judgement import operating_threshold
-from pipeline.plan import load_plan
-from pipeline.rules import Rules
+from pipeline.evaluation.judgement import operating_threshold
+from pipeline.evaluation.rules import Rules
+from pipeline.promotion.gates import overall
+from pipeline.promotion.gates.comparison import CHAMPION, difference_gates
+from pipeline.promotion.gates.evidence import Evidence, confidence_of_look
+from pipeline.promotion.gates.performance import calibration, floor_gates, net_benefit, transfer
+from pipeline.settings.plan import load_plan
 
 ROOT = Path(__file__).parents[1]
 GOOD = {"auc": 0.981, "sensitivity": 0.95, "specificity": 0.90}

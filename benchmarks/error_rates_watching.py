@@ -1,6 +1,6 @@
 """How often a watch puts a champion on hold: one that only met another share of the finding, and a worse one.
 
-Runs the product's own judgement (`pipeline.live.judging`, `asking`, `looks`) with production's change plan on
+Runs the product's own judgement (`pipeline.monitoring.judging`, `asking`) with production's change plan on
 drawn films: scores of two normal distributions (AUC 0.981, sensitivity 0.95 at specificity 0.90), looks that
 differ between films with and without the finding, one to three films a patient, correlated by 0.5. Training
 films have the finding in 74 %, calibration films (600) and test films (600) in 50 %.
@@ -20,18 +20,18 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from openmed.metrics.calibration import fit_calibration
-from openmed.metrics.gates import FAIL
-from openmed.metrics.operating_point import choose_threshold
-from openmed.metrics.prior_shift import Known
-from openmed.metrics.sampled_performance import performance
-from pipeline.judgement import Rules
-from pipeline.live.asking import draw_films, drawn_with
-from pipeline.live.checks import WARNING
-from pipeline.live.judging import judge
-from pipeline.live.looks import Looks
-from pipeline.live.subject import Subject
-from pipeline.plan import Monitoring, load_plan
+from openmed.fitted.calibration import fit_calibration
+from openmed.fitted.operating_point import choose_threshold
+from openmed.gates.gate import FAIL
+from openmed.monitoring.prior_shift import Known
+from openmed.monitoring.sampled_performance import performance
+from pipeline.evaluation.judgement import Rules
+from pipeline.monitoring.asking import draw_films, drawn_with
+from pipeline.monitoring.judging.checks import WARNING
+from pipeline.monitoring.judging.judge import judge
+from pipeline.monitoring.judging.looks import Looks
+from pipeline.monitoring.judging.subject import Subject
+from pipeline.settings.plan import Monitoring, load_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 NORMAL = NormalDist()

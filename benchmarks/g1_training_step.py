@@ -19,7 +19,7 @@ from openmed.models.factory import ModelFactory
 from openmed.training.learner import Learner
 from openmed.training.settings import Augmentation, Phase, TrainSettings
 from openmed.training.source import Films, FilmSource
-from pipeline.device import use_repeatable_kernels
+from pipeline.tools.device import use_repeatable_kernels
 
 SIZE_PX, STEPS, RATE = 224, 20, 1e-3
 NAMES = {"resnet50": "resnet50", "vit": "vit_small_patch16_224"}

@@ -25,7 +25,7 @@ from openmed.models.factory import ModelFactory
 from openmed.training.learner import Learner
 from openmed.training.settings import Augmentation, Phase, TrainSettings
 from openmed.training.source import Films, FilmSource
-from pipeline.device import use_repeatable_kernels
+from pipeline.tools.device import use_repeatable_kernels
 
 WORKERS = 16
 

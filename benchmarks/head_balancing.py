@@ -15,9 +15,9 @@ import torch
 from equal_time import SIDE_PX, by_patient, labelled_squares, unpacked
 from training_settings import build
 
-from openmed.data.sampling import STRATEGIES, resample_rows
+from openmed.dataset.sampling import STRATEGIES, resample_rows
+from openmed.inference.checkpoint import WEIGHTS_FILE, save_model
 from openmed.metrics.classification import auc
-from openmed.models.checkpoint import WEIGHTS_FILE, save_model
 from openmed.training.loop import Trainer
 from openmed.training.settings import Phase, TrainSettings
 from openmed.training.source import Films

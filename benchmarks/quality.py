@@ -25,15 +25,15 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from openmed.data.images import decode_squares
-from openmed.data.importing import import_films
 from openmed.files import read_json
+from openmed.films.images import decode_squares
+from openmed.inference.session import Predictor, load_predictor
+from openmed.intake.importing import import_films
 from openmed.metrics.intervals import judged_intervals
-from openmed.models.session import Predictor, load_predictor
 from openmed.training.settings import Augmentation
-from pipeline import evaluate, preprocess, resample, split, train, validate
-from pipeline.device import pick_device
-from pipeline.params import Params, load_params
+from pipeline.settings.params import Params, load_params
+from pipeline.stages import evaluate, preprocess, resample, split, train, validate
+from pipeline.tools.device import pick_device
 
 ROOT = Path(__file__).parents[1]
 SIZES_PX = {"resnet50": 96, "vit": 96, "inceptionv3": 128}

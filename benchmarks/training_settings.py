@@ -16,9 +16,9 @@ import torch
 from equal_time import by_patient, unpacked
 from torchvision.datasets import ImageFolder
 
-from openmed.data.images import decode_squares
-from openmed.data.manifest import ordered_map
-from openmed.data.sampling import resample_rows
+from openmed.dataset.manifest import ordered_map
+from openmed.dataset.sampling import resample_rows
+from openmed.films.images import decode_squares
 from openmed.metrics.classification import auc
 from openmed.models.base import BaseModel
 from openmed.models.factory import ModelFactory

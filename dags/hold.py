@@ -61,7 +61,7 @@ def tell(*, triggering_asset_events: Any) -> dict[str, str]:
 )
 def alert(*, ti: Any) -> bool:
     """Returns whether there was somewhere to post it."""
-    from pipeline.alert import send_alert
+    from pipeline.tools.alert import send_alert
 
     found = ti.xcom_pull(task_ids="tell")
     with one_sentence():
@@ -78,7 +78,7 @@ def keep(*, ti: Any) -> str:
 @task(pool="registry", execution_timeout=timedelta(minutes=30), doc_md="Takes the version off hold.")
 def release(*, ti: Any) -> dict[str, Any]:
     """Returns the record of the release."""
-    from pipeline import promotion
+    from pipeline.promotion import actions as promotion
 
     answer = ti.xcom_pull(task_ids="ask", key="answer")
     enter_project()

@@ -15,7 +15,7 @@ from question_operator import QuestionOperator, comment_of, named_people, person
 from stage_operator import HOME, enter_project, one_sentence
 
 from openmed.errors import BadInput
-from pipeline.yaml_file import read_mapping
+from pipeline.settings.yaml_file import read_mapping
 
 SOURCE = Path(__file__).resolve().parents[1]
 PLAN_FILE = "change_plan.yaml"
@@ -111,7 +111,7 @@ def asked_candidate(params: dict[str, Any], events: dict[Any, list[Any]]) -> dic
 )
 def gate(*, params: dict[str, Any], triggering_asset_events: Any) -> dict[str, Any]:
     """Returns the verdict with its evidence."""
-    from pipeline import promotion
+    from pipeline.promotion import actions as promotion
 
     candidate = asked_candidate(params, dict(triggering_asset_events or {}))
     # In a copy of a state folder that of the original stays alone.
@@ -133,7 +133,7 @@ def triage(*, ti: Any) -> str:
 @task(pool="registry", execution_timeout=timedelta(minutes=30), doc_md="Makes the candidate the champion.")
 def promote(*, ti: Any) -> dict[str, Any]:
     """Returns the promotion record."""
-    from pipeline import promotion
+    from pipeline.promotion import actions as promotion
 
     judged, answers = ti.xcom_pull(task_ids="gate"), answers_of(ti)
     if nameless := [role for role, answer in answers.items() if person(answer) is None]:
@@ -160,7 +160,7 @@ def promote(*, ti: Any) -> dict[str, Any]:
 )
 def reject(*, ti: Any) -> dict[str, Any]:
     """Returns the record of the refusal."""
-    from pipeline import promotion
+    from pipeline.promotion import actions as promotion
 
     judged = ti.xcom_pull(task_ids="gate")
     by, reason = refusal(judged, answers_of(ti))

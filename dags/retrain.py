@@ -31,12 +31,12 @@ from stage_operator import (
     own_workspace,
 )
 
-from pipeline.graph import load_graph
+from pipeline.tools.dvc_graph import load_graph
 
 # DAG bundles may be parsed from a copy elsewhere, so the graph comes from beside this file.
 SOURCE = Path(__file__).resolve().parents[1]
 STAGES = load_graph(SOURCE / "dvc.yaml")
-DATASET = Asset("openmed_dataset")  # pipeline.airflow_client.DATASET names it too
+DATASET = Asset("openmed_dataset")  # pipeline.tools.airflow_client.DATASET names it too
 CANDIDATE = Asset("openmed_candidate")
 KEEP_WORKSPACES_DAYS = float(os.environ.get("OPENMED_KEEP_WORKSPACES_DAYS", "14"))
 STAGE_TIMEOUT = timedelta(hours=4)
@@ -126,7 +126,7 @@ def stage_tasks() -> dict[str, DvcStageOperator]:
 )
 def prepare(*, run_id: str, params: dict[str, Any]) -> dict[str, str]:
     """Returns the folder of the workspace and its commit."""
-    from pipeline import workspace
+    from pipeline.versioning import workspace
 
     with one_sentence():
         workspace.prune(PROJECT, HOME, KEEP_WORKSPACES_DAYS)
@@ -149,7 +149,7 @@ def prepare(*, run_id: str, params: dict[str, Any]) -> dict[str, str]:
 )
 def drift(*, params: dict[str, Any], ti: Any) -> dict[str, Any]:
     """Returns the verdict and its sentence, which name no film and no patient."""
-    from pipeline.drift import check_drift
+    from pipeline.monitoring.drift import check_drift
 
     path = own_workspace(ti.xcom_pull(task_ids="prepare")["path"])
     enter_project()
@@ -193,7 +193,7 @@ def register(*, run_id: str, dag_run: Any, ti: Any) -> Any:
 )
 def cleanup(*, ti: Any) -> str:
     """Says in one sentence what became of the workspace."""
-    from pipeline import workspace
+    from pipeline.versioning import workspace
 
     path = ti.xcom_pull(task_ids="prepare")["path"]
     if not ti.xcom_pull(task_ids="register", key="candidate"):

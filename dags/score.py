@@ -42,7 +42,7 @@ def schedule() -> CronTriggerTimetable | None:
 )
 def score(*, params: dict[str, Any]) -> dict[str, Any]:
     """Returns how many films were scored; skips when the folder is empty or not there."""
-    from pipeline.live import score_films
+    from pipeline.monitoring import score_films
 
     folder = Path(params["films"])
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -60,7 +60,7 @@ def score(*, params: dict[str, Any]) -> dict[str, Any]:
 )
 def watch() -> dict[str, Any]:
     """Returns the verdict and its sentence, which name no film and no patient."""
-    from pipeline.live import watch as judge
+    from pipeline.monitoring import watch as judge
 
     enter_project()
     with one_sentence():
@@ -100,7 +100,7 @@ def doubtful(*, ti: Any) -> bool:
 )
 def ask_for_labels(*, ti: Any) -> bool:
     """Returns whether there was somewhere to post it."""
-    from pipeline.alert import send_alert
+    from pipeline.tools.alert import send_alert
 
     found = ti.xcom_pull(task_ids="watch")
     with one_sentence():

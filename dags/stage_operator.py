@@ -20,8 +20,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from openmed.errors import BadInput, IntegrityError, OpenMedError, ResourceError
 from openmed.files import read_json
-from pipeline.graph import load_graph
-from pipeline.yaml_file import read_mapping
+from pipeline.settings.yaml_file import read_mapping
+from pipeline.tools.dvc_graph import load_graph
 
 PROJECT = Path(os.environ.get("OPENMED_PROJECT") or Path(__file__).resolve().parents[1]).resolve()
 HOME = Path(os.environ.get("OPENMED_HOME") or PROJECT / ".openmed").resolve()

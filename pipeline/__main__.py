@@ -7,8 +7,8 @@ import inspect
 import signal
 import sys
 
-from pipeline.params import load_params
-from pipeline.stage import guarded
+from pipeline.settings.params import load_params
+from pipeline.tools.terminal import guarded
 
 STAGES = (
     *("validate", "split", "preprocess", "resample", "train"),
@@ -38,7 +38,7 @@ def _imported(stage: str):
     again and once more at the end, takes as long as the imports themselves.
     """
     gc.disable()
-    module = importlib.import_module(f"pipeline.{stage}")
+    module = importlib.import_module(f"pipeline.stages.{stage}")
     gc.freeze()
     gc.enable()
     return module

@@ -7,26 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from openmed.data.identity import Recognised
-from openmed.data.images import check_usable, read_film, read_squares, resize_film, usable_squares
-from openmed.data.manifest import ordered_map
-from openmed.data.sources import LabelledFilm, list_source
+from openmed.dataset.manifest import ordered_map
 from openmed.errors import BadInput
 from openmed.explain.heatmap import explain
 from openmed.explain.overlay import encode_jpeg, overlay
 from openmed.files import check_not_input, write_bytes
+from openmed.films.images import check_usable, read_film, read_squares, resize_film, usable_squares
+from openmed.fitted.operating_point import choose_threshold
+from openmed.inference.answers import answer, to_rows
+from openmed.inference.ensemble import Ensemble
+from openmed.inference.referral import REASONS, Referral
+from openmed.inference.session import count_called, runtime
+from openmed.intake.identity import Recognised
+from openmed.intake.sources import LabelledFilm, list_source
 from openmed.metrics.classification import confusion
 from openmed.metrics.intervals import metric_intervals
-from openmed.metrics.operating_point import choose_threshold
-from openmed.models.answers import answer, to_rows
 from openmed.models.base import BaseModel
-from openmed.models.ensemble import Ensemble
-from openmed.models.referral import REASONS, Referral
-from openmed.models.session import count_called, runtime
 from openmed.models.spec import ModelSpec
-from pipeline.device import pick_device
 from pipeline.registry import load_predictor
-from pipeline.stage import progress
+from pipeline.tools.device import pick_device
+from pipeline.tools.terminal import progress
 
 _BATCH_FILMS = 32
 _REPORTED = ("auc", "sensitivity", "specificity", "accuracy")
@@ -51,7 +51,7 @@ def predict_films(
     """Predicts film files in order, a batch at a time.
 
     Yields:
-        path, what `openmed.models.answers.to_rows` says of a film, model (the address) and warning.
+        path, what `openmed.inference.answers.to_rows` says of a film, model (the address) and warning.
 
     Raises:
         BadInput: A file is not a usable film, or a mean over models or views has no threshold.
@@ -84,7 +84,7 @@ def evaluate_source(
         replicates: Of the bootstrap.
         confidence: Of the intervals.
         seed: Of the bootstrap.
-        patients_from: One of `openmed.data.identity.PATIENTS_FROM`.
+        patients_from: One of `openmed.intake.identity.PATIENTS_FROM`.
 
     Returns:
         n, patients, unusable (films that the validate stage would quarantine); of the first finding auc,
@@ -92,7 +92,7 @@ def evaluate_source(
         and counts (tp, fp, tn, fn); findings (the same of each further one); confusion (class that films have
         -> class that they are called -> films); referred (reason -> number of the n films, None when the
         models refer none), runtime (what computed the probabilities of each model), recognised (what names
-        the patients, and how surely; see `openmed.data.identity.Recognised`).
+        the patients, and how surely; see `openmed.intake.identity.Recognised`).
 
     Raises:
         BadInput: The source has no class folders or no usable film, it has to be asked who its patients are,

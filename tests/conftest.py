@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.project import environment
+from pipeline.settings.project import environment
 
 environment()
 
@@ -93,7 +93,7 @@ def run_stages(folder: Path, names: list[str]) -> None:
     """Runs stages in this process, as `dvc repro` would in processes of their own."""
     import importlib
 
-    from pipeline.params import load_params
+    from pipeline.settings.params import load_params
 
     with contextlib.chdir(folder):
         for name in names:
@@ -127,7 +127,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 
 def make_toy(folder: Path) -> None:
-    from openmed.data.phantom import write_sample
+    from openmed.phantoms.phantom import write_sample
 
     write_sample(folder / "data", films=FILMS, size_px=96)
     write_params(folder, toy_params())
@@ -145,7 +145,7 @@ def make_toy(folder: Path) -> None:
 @pytest.fixture
 def openmed(monkeypatch, capsys):
     """Runs the command in this process: (exit code, stdout, stderr)."""
-    from pipeline.cli import main
+    from pipeline.commands.app import main
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["openmed", *map(str, arguments)])

@@ -6,9 +6,9 @@ import sys
 
 import cv2
 
-from openmed.data.external import import_set
-from openmed.data.phantom import draw
-from openmed.data.privacy import Pseudonyms
+from openmed.intake.external_set import import_set
+from openmed.phantoms.phantom import draw
+from openmed.privacy.cleaning import Pseudonyms
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 SECRET = Pseudonyms(b"a secret of the site")
@@ -55,7 +55,7 @@ def put_set(project, name, source):
 
 def pin(folder):
     """Writes the pointer of a set."""
-    from pipeline.lockfile import dvc_md5
+    from pipeline.tools.dvc_lock import dvc_md5
 
     folder.with_name(f"{folder.name}.dvc").write_text(
         f"outs:\n- md5: {dvc_md5(folder)}\n  hash: md5\n  path: {folder.name}\n"

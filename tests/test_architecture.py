@@ -14,58 +14,24 @@ import numpy as np
 import pytest
 import yaml
 
-from openmed.data.images import decode_film, read_film
-from openmed.data.phantom import draw, sample_plan
-from pipeline import graph, yaml_file
-from pipeline.params import load_params
+from openmed.films.images import decode_film, read_film
+from openmed.phantoms.phantom import draw, sample_plan
+from pipeline.settings import yaml_file
+from pipeline.settings.params import load_params
+from pipeline.tools import dvc_graph as graph
 from tests.conftest import ROOT
+from tests.stage_deps import BARE_PACKAGES, code_of
 
 STAGES = graph.load_graph(ROOT / "dvc.yaml")
 CODE = [path for name in ("openmed", "pipeline", "dags") for path in sorted((ROOT / name).rglob("*.py"))]
-# Loaded by every stage, and not worth training anew for: they hold no code but what the test below allows.
-BARE_PACKAGES = {"openmed/__init__.py", "pipeline/__init__.py"}
-
-
-def module_file(name):
-    """The file of one of our modules, None for anything else."""
-    if name.split(".")[0] not in ("openmed", "pipeline"):
-        return None
-    place = ROOT.joinpath(*name.split("."))
-    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
-
-
-@cache
-def imported(file):
-    """Files of ours that a file imports, at any level, with the packages above them."""
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative imports are not followed here"
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    parts = [name.split(".") for name in names]
-    names |= {".".join(part[:length]) for part in parts for length in range(1, len(part))}
-    return {found for found in map(module_file, names) if found}
-
-
-def reached(file):
-    found, waiting = set(), {file}
-    while waiting:
-        found |= waiting
-        waiting = set().union(*map(imported, waiting)) - found
-    return {path.relative_to(ROOT).as_posix() for path in found}
-
-
-def covered(path, deps):
-    return any(path == dep or path.startswith(dep + "/") for dep in deps)
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_depends_on_all_code_that_it_runs(name):
-    needed = reached(ROOT / "pipeline" / f"{name.partition('@')[0]}.py") - BARE_PACKAGES
-    assert {"pipeline/stage.py", "pipeline/params.py", "openmed/errors.py"} <= needed
-    assert not sorted(path for path in needed if not covered(path, STAGES[name].deps))
+def test_a_stage_depends_on_the_code_that_it_runs_and_on_no_other(name):
+    needed = code_of(name)
+    assert {"openmed/errors.py", "pipeline/settings/artifacts.py"} <= set(needed)
+    declared = [dep for dep in STAGES[name].deps if dep.startswith(("openmed", "pipeline"))]
+    assert sorted(declared) == needed, "make deps"
 
 
 def test_the_code_that_stages_depend_on_exists():

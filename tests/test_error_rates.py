@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from openmed.metrics.gates import PASS
+from openmed.gates.gate import PASS
 
 _FILE = Path(__file__).parents[1] / "benchmarks" / "error_rates.py"
 

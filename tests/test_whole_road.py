@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.services import ENGINEER, REVIEWER, Services
+from pipeline.local.services import ENGINEER, REVIEWER, Services
 from tests.conftest import FILMS, ROOT, answered, toy_params, write_params, write_plan
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def ran(output: str) -> set[str]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout of this repository with toy settings and films, after its first `dvc repro`."""
-    from openmed.data.phantom import write_sample
+    from openmed.phantoms.phantom import write_sample
 
     folder = tmp_path_factory.mktemp("road") / "project"
     folder.mkdir()
@@ -215,7 +215,7 @@ def brighter_films(folder: Path) -> Path:
     """Films of other patients, far brighter than those of the sample, without labels."""
     import cv2
 
-    from openmed.data.phantom import write_sample
+    from openmed.phantoms.phantom import write_sample
 
     write_sample(folder / "bright", films=160, seed=98, size_px=96)
     (folder / "incoming").mkdir()
@@ -237,7 +237,7 @@ def wait_for_run_of(admin, dag: str) -> str:
 
 def unseen_films(folder: Path) -> Path:
     """A zip of films of other patients, as others pack them."""
-    from openmed.data.phantom import write_sample
+    from openmed.phantoms.phantom import write_sample
 
     write_sample(folder / "new", films=40, seed=99, size_px=96)
     archive = folder / "some.zip"

@@ -12,7 +12,7 @@ from openmed.models.networks import timm
 from openmed.models.resnet50 import ResNet50
 from openmed.models.spec import ModelSpec
 from openmed.models.vit import ViT
-from openmed.models.weights import StartingWeights, find_weights
+from openmed.weights.starting import StartingWeights, find_weights
 
 _ARCHITECTURES: dict[str, type[BaseModel]] = {
     "resnet50": ResNet50,

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.metrics.novelty import fewest_training_films
+from openmed.fitted.novelty import fewest_training_films
 
 STATISTICS_FILE = "statistics.safetensors"
 LEADING = 64

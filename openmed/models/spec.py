@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from openmed.data.images import MIN_SIDE_PX
 from openmed.errors import BadInput, IntegrityError
-from openmed.metrics.abstention import Abstention
-from openmed.metrics.calibration import Calibration
-from openmed.metrics.novelty import Novelty
-from openmed.metrics.stored_numbers import stored_count, stored_list, stored_number, stored_numbers
+from openmed.films.images import MIN_SIDE_PX
+from openmed.fitted.abstention import Abstention
+from openmed.fitted.calibration import Calibration
+from openmed.fitted.novelty import Novelty
+from openmed.fitted.stored_numbers import stored_count, stored_list, stored_number, stored_numbers
 
 _SIZES_PX = (16, 2048)
 _LARGEST_OPTION = 10_000  # of layers, channels and the like; more would take any machine's memory

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from openmed.data.hidden_parts import lung_mask
+from openmed.perturbations.hidden_parts import lung_mask
 from openmed.training.changes import LEVELS, Changes, draw_changes
 from openmed.training.settings import Augmentation
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openmed.data.sampling import smote_features
-from openmed.data.shards import ShardedFilms
+from openmed.cache.shards import ShardedFilms
+from openmed.dataset.sampling import smote_features
 from openmed.models.base import BaseModel, evaluation_mode
 from openmed.training.augment import augment
 from openmed.training.parallel import ALONE, Workers

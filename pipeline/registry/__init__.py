@@ -4,9 +4,7 @@ Hides how a retraining is stored, found and decided on. What is logged describes
 content and patients by a number that means nothing outside one retraining; nothing is pickled.
 """
 
-from pipeline.registry.audit import ADOPTED, HELD, PROMOTED, REGISTERED, REJECTED, RELEASED, RESTORED, Entry
-from pipeline.registry.candidates import register_candidates
-from pipeline.registry.decisions import (
+from pipeline.ledger.decisions import (
     adopt,
     champion,
     finish,
@@ -21,14 +19,16 @@ from pipeline.registry.decisions import (
     release,
     repair,
 )
+from pipeline.ledger.record import ADOPTED, HELD, PROMOTED, REGISTERED, REJECTED, RELEASED, RESTORED, Entry
+from pipeline.ledger.story import story
+from pipeline.registry.candidates import register_candidates
 from pipeline.registry.models import check_model, hold_warning, load, load_predictor, stored, version_at
 from pipeline.registry.profiles import champion_profile
 from pipeline.registry.retraining import films_of
 from pipeline.registry.scoring import Scored, earlier, score_earlier, score_films
-from pipeline.registry.store import CHALLENGER, CHAMPION, EXPERIMENT, MODEL_NAME, PREVIOUS
-from pipeline.registry.story import story
 from pipeline.registry.verification import Link, check, verify
-from pipeline.registry.versions import (
+from pipeline.tracking.store import CHALLENGER, CHAMPION, EXPERIMENT, MODEL_NAME, PREVIOUS
+from pipeline.tracking.versions import (
     aliases,
     artifact,
     find_artifact,

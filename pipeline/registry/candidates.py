@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
 from openmed.files import hashes_below, sha256_file
-from pipeline.judgement import METHODS
-from pipeline.plain_text import one_line
-from pipeline.project import locked
-from pipeline.registry.decisions import record_registration
+from pipeline.evaluation.judgement import METHODS
+from pipeline.ledger.decisions import record_registration
 from pipeline.registry.evidence import log_numbers, stage_candidate, stage_parent
 from pipeline.registry.models import check_stored
 from pipeline.registry.profiles import profile_digest
 from pipeline.registry.retraining import Candidate, Retraining
 from pipeline.registry.scoring import Scored, earlier, score_earlier
-from pipeline.registry.serving_format import log_model
-from pipeline.registry.store import CHALLENGER, EXPERIMENT, MODEL_NAME, connect, search
 from pipeline.registry.verification import registration
-from pipeline.registry.versions import JUDGED
+from pipeline.serving.serving_format import log_model
+from pipeline.settings.plain_text import one_line
+from pipeline.settings.project import locked
+from pipeline.tracking.store import CHALLENGER, EXPERIMENT, MODEL_NAME, connect, search
+from pipeline.tracking.versions import JUDGED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from openmed.errors import BadInput, IntegrityError
-from pipeline.registry.store import MODEL_NAME
-from pipeline.yaml_file import read_yaml
+from pipeline.settings.yaml_file import read_yaml
+from pipeline.tracking.store import MODEL_NAME
 
 
 def same(found: Mapping[str, Any], recorded: Mapping[str, Any], what: str) -> None:

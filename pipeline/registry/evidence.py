@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
 from openmed.files import atomic_path, hashes_below, read_json, sha256_file, write_json
-from pipeline.plan import PLAN_FILE
 from pipeline.registry.profiles import stage_profile
 from pipeline.registry.retraining import Candidate, Retraining, read_table
+from pipeline.settings.plan import PLAN_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ def stage_candidate(
     Returns:
         The SHA-256 of each file in it, and the names of files left out because they name a patient.
     """
-    from openmed.models.control import CONTROL_FILE
+    from openmed.inference.control import CONTROL_FILE
 
     name, artifacts = candidate.architecture, done.workspace / "artifacts"
     explain = artifacts / "explain" / name

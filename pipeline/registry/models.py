@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import check_hashes, hashes_below, sha256_file
-from pipeline.registry.audit import Entry
+from pipeline.ledger.decisions import champion, on_hold
+from pipeline.ledger.record import Entry
 from pipeline.registry.contents import names_version
-from pipeline.registry.decisions import champion, on_hold
 from pipeline.registry.retraining import Candidate
-from pipeline.registry.store import CHAMPION, MODEL_NAME, connect, fetch
-from pipeline.registry.versions import aliases, find, is_number
+from pipeline.tracking.store import CHAMPION, MODEL_NAME, connect, fetch
+from pipeline.tracking.versions import aliases, find, is_number
 
 if TYPE_CHECKING:
     import torch
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+    from openmed.inference.session import Predictor
     from openmed.models.base import BaseModel
-    from openmed.models.session import Predictor
     from openmed.models.spec import ModelSpec
 
 _MODEL_FOLDER = "artifacts/model"
@@ -44,7 +44,7 @@ def load(address: str | Path) -> "BaseModel":
         BadInput: There is no such folder, version or alias, or the alias points to a version on hold.
         IntegrityError: The stored model is not the one that was registered.
     """
-    from openmed.models.checkpoint import load_model
+    from openmed.inference.checkpoint import load_model
 
     with _model_folder(address) as folder:
         return load_model(folder)
@@ -52,7 +52,7 @@ def load(address: str | Path) -> "BaseModel":
 
 def load_predictor(address: str | Path, device: "torch.device | str" = "cpu") -> "Predictor":
     """Loads a model in the fastest way to predict on a device; it need not be explainable. See `load`."""
-    from openmed.models.session import load_predictor as load_folder
+    from openmed.inference.session import load_predictor as load_folder
 
     with _model_folder(address) as folder:
         return load_folder(folder, device)
@@ -61,7 +61,7 @@ def load_predictor(address: str | Path, device: "torch.device | str" = "cpu") ->
 @contextmanager
 def _model_folder(address: str | Path) -> Iterator[Path]:
     """The model folder at an address; that of a version is there for as long as the block lasts."""
-    from openmed.models.checkpoint import SPEC_FILE
+    from openmed.inference.checkpoint import SPEC_FILE
 
     if not str(address).startswith("models:"):
         if not (Path(address) / SPEC_FILE).is_file():
@@ -84,7 +84,7 @@ def check_model(version: str) -> "ModelSpec":
         BadInput: There is no such version.
         IntegrityError: Weights or description were changed or are missing.
     """
-    from openmed.models.checkpoint import read_spec
+    from openmed.inference.checkpoint import read_spec
 
     with stored(version) as folder:
         return read_spec(folder)[0]
@@ -154,7 +154,7 @@ def _check_version(folder: Path, version: "ModelVersion") -> None:
 
 
 def _check_hashes(folder: Path, weights_sha256: str | None, spec_sha256: str | None, what: str) -> None:
-    from openmed.models.checkpoint import (
+    from openmed.inference.checkpoint import (
         EXPORT_FILE,
         SPEC_FILE,
         WEIGHTS_FILE,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from openmed.errors import IntegrityError, ResourceError
 from openmed.files import atomic_path, sha256_file
-from pipeline.registry.decisions import champion
+from pipeline.ledger.decisions import champion
 from pipeline.registry.retraining import Retraining, read_table
-from pipeline.registry.store import connect
-from pipeline.registry.versions import find
+from pipeline.tracking.store import connect
+from pipeline.tracking.versions import find
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ _DIGEST_TAG = "data_profile_sha256"
 
 def stage_profile(done: Retraining, folder: Path) -> list[str]:
     """Writes the profile of the data version; returns its name when it must be left out instead."""
-    from openmed.data.profile import OPTIONAL_COLUMNS, profile_films
+    from openmed.dataset.profile import OPTIONAL_COLUMNS, profile_films
 
     manifest = read_table(done.workspace / "artifacts" / "validate" / "manifest.parquet")
     films = profile_films(manifest, done.params["task"]["classes"])
@@ -48,7 +48,7 @@ def profile_digest(folder: Path) -> dict[str, str]:
 
 
 def champion_profile() -> "tuple[str | None, pd.DataFrame | None]":
-    """Returns the champion and the films it was trained and judged on, as `openmed.data.profile` makes them.
+    """Returns the champion and the films it learnt from and was judged on; see `openmed.dataset.profile`.
 
     Returns:
         The version, None when there is no champion; and its films, None when none were stored with it.

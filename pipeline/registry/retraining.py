@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, read_table, sha256_bytes, sha256_file
-from pipeline.judgement import set_digest
-from pipeline.lockfile import check_outputs, read_pointer
-from pipeline.plan import PLAN_FILE, load_plan
-from pipeline.yaml_file import read_mapping
+from pipeline.evaluation.judgement import set_digest
+from pipeline.settings.plan import PLAN_FILE, load_plan
+from pipeline.settings.yaml_file import read_mapping
+from pipeline.tools.dvc_lock import check_outputs, read_pointer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,7 @@ class Candidate:
     @classmethod
     def read(cls, workspace: Path, architecture: str, lock: Mapping[str, Any]) -> "Candidate":
         """Reads what `evaluate` and `external` left for one architecture; refuses what they did not write."""
-        from openmed.models.checkpoint import SPEC_FILE, WEIGHTS_FILE, read_spec
+        from openmed.inference.checkpoint import SPEC_FILE, WEIGHTS_FILE, read_spec
 
         for stage in ("evaluate", "external"):
             check_outputs(workspace, lock, f"{stage}@{architecture}")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from openmed.errors import BadInput, IntegrityError
-from pipeline.registry.decisions import champion, first_champion
+from pipeline.ledger.decisions import champion, first_champion
 from pipeline.registry.models import load
 from pipeline.registry.retraining import external_films_of, films_of
-from pipeline.registry.store import MODEL_NAME, connect
+from pipeline.tracking.store import MODEL_NAME, connect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ def score_films(model: "BaseModel", data: Path, films: "pd.DataFrame") -> "pd.Da
     """
     import numpy as np
 
-    from openmed.data.images import decode_film, resize_film
+    from openmed.films.images import decode_film, resize_film
 
     scores = []
     for start in range(0, len(films), _BATCH_FILMS):

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import IntegrityError, OpenMedError, ResourceError
 from openmed.files import check_hashes, hashes_below, read_json, read_table, sha256_bytes
-from pipeline.project import locked
-from pipeline.registry import audit
-from pipeline.registry.audit import Entry
+from pipeline.ledger import record as audit
+from pipeline.ledger.decisions import REVIEWS, alias_problem, tags_of
+from pipeline.ledger.record import Entry
 from pipeline.registry.contents import close, same
-from pipeline.registry.decisions import REVIEWS, alias_problem, tags_of
 from pipeline.registry.evidence import EXTERNAL_METRICS, EXTERNAL_PREDICTIONS, numbers, settings
 from pipeline.registry.models import check_files, load_predictor, stored
 from pipeline.registry.retraining import of_each_finding
-from pipeline.registry.store import MODEL_NAME, connect, fetch
-from pipeline.registry.versions import artifact, find
-from pipeline.yaml_file import read_yaml
+from pipeline.settings.project import locked
+from pipeline.settings.yaml_file import read_yaml
+from pipeline.tracking.store import MODEL_NAME, connect, fetch
+from pipeline.tracking.versions import artifact, find
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -196,7 +196,7 @@ def _model(chain: _Chain) -> None:
 
 def _control(chain: _Chain) -> None:
     """The stored model, asked again on the films that lay nearest its threshold."""
-    from openmed.models.control import CONTROL_FILE, check_control
+    from openmed.inference.control import CONTROL_FILE, check_control
 
     predictor = load_predictor(f"models:/{MODEL_NAME}/{chain.number}")
     check_control(artifact(chain.number, CONTROL_FILE), predictor)
@@ -206,9 +206,15 @@ def _verdict(chain: _Chain) -> None:
     """Threshold, metrics and gates, computed anew from the predictions of each film."""
     import numpy as np
 
-    from openmed.models.checkpoint import read_spec
-    from pipeline.judgement import METHODS, called_films, judge_findings, unlike_limit, with_thresholds
-    from pipeline.rules import Rules
+    from openmed.inference.checkpoint import read_spec
+    from pipeline.evaluation.judgement import (
+        METHODS,
+        called_films,
+        judge_findings,
+        unlike_limit,
+        with_thresholds,
+    )
+    from pipeline.evaluation.rules import Rules
 
     with stored(chain.number) as folder:
         spec = read_spec(folder)[0]
@@ -266,9 +272,9 @@ def _external(chain: _Chain) -> None:
     """What is said of films from elsewhere, computed anew from the prediction of each film."""
     import numpy as np
 
-    from openmed.models.checkpoint import read_spec
-    from pipeline.judgement import METHODS, describe_external
-    from pipeline.rules import Rules
+    from openmed.inference.checkpoint import read_spec
+    from pipeline.evaluation.judgement import METHODS, describe_external
+    from pipeline.evaluation.rules import Rules
 
     # Versions of before there were external sets have none.
     if EXTERNAL_METRICS not in json.loads(chain.version.tags["evidence"]):

@@ -20,8 +20,8 @@ def build_drift_page(result: dict[str, Any], films: dict[str, pd.DataFrame]) -> 
     """Builds the page.
 
     Args:
-        result: What `pipeline.drift.check_drift` returns.
-        films: Name -> films as from `openmed.data.profile`, the reference first; empty when nothing was
+        result: What `pipeline.monitoring.drift.check_drift` returns.
+        films: Name -> films as from `openmed.dataset.profile`, the reference first; empty when nothing was
             compared.
     """
     order = sorted(result["comparisons"], key=lambda name: name != result["judged"])

@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from openmed.data.cache import FilmCache
+from openmed.cache.film_cache import FilmCache
 from openmed.files import read_json, read_table, sha256_file
 from openmed.models.spec import ModelSpec
-from pipeline.judgement import asked
-from pipeline.measured import curves
-from pipeline.params import Params
+from pipeline.evaluation.judgement import asked
+from pipeline.evaluation.measured import curves
 from pipeline.report.charts import (
     confusion_chart,
     history_chart,
@@ -22,7 +21,8 @@ from pipeline.report.charts import (
 )
 from pipeline.report.render import picture, render, tool_versions
 from pipeline.report.site_pictures import site_pictures
-from pipeline.stage import CACHE, MANIFEST, SPLIT, folder
+from pipeline.settings.artifacts import CACHE, MANIFEST, SPLIT, folder
+from pipeline.settings.params import Params
 
 _METRIC_NAMES = {
     "sensitivity": "Sensitivity",

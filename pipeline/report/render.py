@@ -20,14 +20,14 @@ _TOOLS = (
 
 
 def render(template: str, **content: Any) -> str:
-    """Fills a template of this folder.
+    """Fills a template of the folder beside this file.
 
     Args:
         template: File name, e.g. expectations.html.
         content: What the template shows. Text is escaped.
     """
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

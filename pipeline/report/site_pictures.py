@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 
-from openmed.data.simulated_sites import SITES
 from openmed.explain.overlay import encode_jpeg
+from openmed.perturbations.simulated_sites import SITES
 from pipeline.report.render import picture
 
 

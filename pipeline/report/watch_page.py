@@ -13,7 +13,7 @@ def build_watch_page(result: dict[str, Any], reference: pd.DataFrame | None, fil
     """Builds the page.
 
     Args:
-        result: What `pipeline.live.watch` returns.
+        result: What `pipeline.monitoring.watch` returns.
         reference: The films that the champion was trained on; None when they were not stored.
         films: The judged films, as the log has them.
     """

@@ -8,7 +8,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from openmed.errors import BadInput, ResourceError
-from pipeline.graph import load_graph
+from pipeline.tools.dvc_graph import load_graph
 
 ROOT = Path(__file__).parents[2]
 # They ask a person, or only pass on what is known.
@@ -257,7 +257,7 @@ def test_an_approval_without_a_name_promotes_nothing():
 def test_a_revision_with_other_stages_fails_before_anything_runs(tmp_path, monkeypatch):
     import retrain
 
-    from pipeline import workspace
+    from pipeline.versioning import workspace
 
     (tmp_path / "dvc.yaml").write_text("stages:\n  other:\n    cmd: echo\n")
     monkeypatch.setattr(workspace, "create", lambda *_: tmp_path)
@@ -290,7 +290,7 @@ def test_a_large_shift_fails_at_once_and_a_registry_that_is_down_is_tried_again(
 ):
     import retrain
 
-    from pipeline import drift
+    from pipeline.monitoring import drift
 
     # The task sets these two; they are put back after the test.
     for name in ("OPENMED_PROJECT", "OPENMED_HOME"):
@@ -309,7 +309,7 @@ def test_a_large_shift_fails_at_once_and_a_registry_that_is_down_is_tried_again(
 def test_an_accepted_shift_is_told_on(tmp_path, monkeypatch):
     import retrain
 
-    from pipeline import drift
+    from pipeline.monitoring import drift
 
     for name in ("OPENMED_PROJECT", "OPENMED_HOME"):
         monkeypatch.setenv(name, "")

@@ -59,7 +59,7 @@ def test_only_a_champion_outside_its_plan_is_announced(verdict):
 def test_a_warning_asks_people_for_labels_once_and_holds_nothing(dags, monkeypatch, verdict, news, asks):  # noqa: F811
     import score
 
-    from pipeline import alert
+    from pipeline.tools import alert
 
     found = {"verdict": verdict, "news": news, "sentence": "label 50 films"}
     assert score.doubtful.function(ti=Handed(watch=found)) is asks
@@ -82,7 +82,7 @@ def test_a_folder_without_films_is_skipped(tmp_path):
 def test_a_champion_on_hold_fails_the_scoring_at_once(tmp_path, monkeypatch, untouched):
     import score
 
-    from pipeline import live
+    from pipeline import monitoring as live
 
     def refuse(home, folder):
         assert (home, folder) == (score.HOME, tmp_path)
@@ -97,7 +97,7 @@ def test_a_champion_on_hold_fails_the_scoring_at_once(tmp_path, monkeypatch, unt
 def test_watching_tells_the_verdict_and_no_films(monkeypatch, untouched):
     import score
 
-    from pipeline import live
+    from pipeline import monitoring as live
 
     found = {"version": "1", "verdict": "WARNING", "news": True, "sentence": "s", "films": 9}
     found |= {"hold": None, "page": "p"}
@@ -125,7 +125,7 @@ def test_a_release_needs_a_reason(dags):  # noqa: F811
 def test_the_message_is_sent_beside_the_question_not_before_it(dags, monkeypatch):  # noqa: F811
     import hold
 
-    from pipeline import alert
+    from pipeline.tools import alert
 
     sent = []
     monkeypatch.setattr(alert, "send_alert", sent.append)
@@ -151,7 +151,7 @@ def test_people_are_told_of_the_newest_hold():
 def test_the_answer_is_carried_out_in_the_name_of_who_gave_it(monkeypatch, untouched):
     import hold
 
-    from pipeline import promotion
+    from pipeline.promotion import actions as promotion
 
     monkeypatch.setattr(promotion, "release", lambda version, *, by, reason: (version, by, reason))
     handed = Handed(tell={"version": "3"}, ask_answer=answer(hold.RELEASE, "checked"))

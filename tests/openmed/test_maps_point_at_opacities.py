@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from openmed.data.images import resize_film
-from openmed.data.phantom import draw
 from openmed.explain.heatmap import explain, methods
+from openmed.films.images import resize_film
 from openmed.models.factory import ModelFactory
+from openmed.phantoms.phantom import draw
 from openmed.training.loop import Trainer
 from openmed.training.settings import Phase, TrainSettings
 from openmed.training.source import Films

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from openmed.data.hidden_parts import HIDDEN
 from openmed.files import write_json
+from openmed.perturbations.hidden_parts import HIDDEN
 from pipeline import registry
-from pipeline.lockfile import dvc_md5
-from pipeline.plan import PLAN_FILE
+from pipeline.settings.plan import PLAN_FILE
+from pipeline.tools.dvc_lock import dvc_md5
 from tests.conftest import write_plan
 
 TINY = {"resnet50": "test_resnet", "vit": "test_vit"}
@@ -157,9 +157,9 @@ def _write_films(folder, films_seed, splits):
 
 def _with_statistics(model, folder, films, rows, share):
     """Gives a model statistics of the training films, and the rows their distances."""
-    from openmed.data.images import read_squares
+    from openmed.films.images import read_squares
     from openmed.models.feature_statistics import fit_statistics
-    from pipeline.novelty import choose_limit
+    from pipeline.evaluation.novelty import choose_limit
 
     def squares(table):
         paths = films.set_index("id").loc[table["id"], "path"]
@@ -173,12 +173,12 @@ def _with_statistics(model, folder, films, rows, share):
 
 
 def _write_candidate(folder, name, films, params, *, seed, good, change, validation_auc, unlike_share):
-    from openmed.metrics.gates import to_json
-    from openmed.models.checkpoint import save_model
-    from openmed.models.control import CONTROL_FILE, write_control
+    from openmed.gates.gate import to_json
+    from openmed.inference.checkpoint import save_model
+    from openmed.inference.control import CONTROL_FILE, write_control
     from openmed.models.factory import ModelFactory
-    from pipeline.judgement import judge_test_films, operating_threshold
-    from pipeline.rules import Rules
+    from pipeline.evaluation.judgement import judge_test_films, operating_threshold
+    from pipeline.evaluation.rules import Rules
 
     target, rules = folder / "artifacts/evaluate" / name, Rules.of(params, "params.yaml")
     rows = films[~films["split"].isin(("train", "left_out"))].drop(columns=["path", "sha256"])
@@ -237,10 +237,10 @@ def _at_sites(value):
 
 def _write_external(folder, name, params, sets):
     """Writes what the stage `external` leaves of sets, whose films are noise and scores are given."""
-    from openmed.models.checkpoint import read_spec
-    from pipeline.external import _COLUMNS
-    from pipeline.judgement import describe_external
-    from pipeline.rules import Rules
+    from openmed.inference.checkpoint import read_spec
+    from pipeline.evaluation.judgement import describe_external
+    from pipeline.evaluation.rules import Rules
+    from pipeline.stages.external import _COLUMNS
 
     parts = [pd.DataFrame(columns=list(_COLUMNS))]
     for title, rows in sets.items():

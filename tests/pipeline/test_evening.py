@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.metrics.gates import FAIL, PASS
-from pipeline import promotion, registry
+from openmed.gates.gate import FAIL, PASS
+from pipeline import registry
+from pipeline.promotion import actions as promotion
 from pipeline.registry import scoring
 from tests.pipeline.conftest import crown, make_workspace, register
 

@@ -9,11 +9,12 @@ import yaml
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, sha256_bytes, write_json
-from openmed.metrics.gates import FAIL, INSUFFICIENT, OUTSIDE_PLAN, PASS
-from openmed.models.checkpoint import EXPORT_FILE, WEIGHTS_FILE, load_model, read_spec, write_spec
-from openmed.models.control import CONTROL_FILE, write_control
-from openmed.models.export import graph_bytes
-from pipeline import promotion, registry
+from openmed.gates.gate import FAIL, INSUFFICIENT, OUTSIDE_PLAN, PASS
+from openmed.inference.checkpoint import EXPORT_FILE, WEIGHTS_FILE, load_model, read_spec, write_spec
+from openmed.inference.control import CONTROL_FILE, write_control
+from openmed.inference.export import graph_bytes
+from pipeline import registry
+from pipeline.promotion import actions as promotion
 from tests.pipeline.conftest import make_workspace, register
 
 VIT = "artifacts/evaluate/vit"

@@ -8,11 +8,11 @@ import cv2
 import pandas as pd
 import pytest
 
-from openmed.data.grey import quiet
-from openmed.data.phantom import draw
-from pipeline.drift import check_drift
+from openmed.films.grey import quiet
+from openmed.phantoms.phantom import draw
+from pipeline.monitoring.drift import check_drift
 from tests.conftest import ROOT, run_stages, toy_params, write_params
-from tests.openmed.data.planted import (
+from tests.openmed.privacy.planted import (
     NAME,
     compressed_dicoms,
     dicom,
@@ -68,7 +68,7 @@ def project(tmp_path, store, monkeypatch) -> Path:
 
 
 def imported(source: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pipeline.cli", "data", "import", str(source), "--replace"]
+    command = [sys.executable, "-m", "pipeline.commands.app", "data", "import", str(source), "--replace"]
     return subprocess.run(command, capture_output=True, check=False)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from openmed.metrics.calibration import Calibration
+from openmed.fitted.calibration import Calibration
 from openmed.models.base import evaluation_mode
 
 

@@ -13,14 +13,14 @@ from safetensors.numpy import load_file, save_file
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_file
-from openmed.metrics.abstention import Abstention
-from openmed.metrics.calibration import Calibration
-from openmed.models.checkpoint import load_model, read_spec, save_model, write_spec
-from openmed.models.control import CONTROL_FILE
-from openmed.models.export import export_onnx
+from openmed.fitted.abstention import Abstention
+from openmed.fitted.calibration import Calibration
+from openmed.inference.checkpoint import load_model, read_spec, save_model, write_spec
+from openmed.inference.control import CONTROL_FILE
+from openmed.inference.export import export_onnx
+from openmed.inference.session import load_exported, load_predictor, runtime
 from openmed.models.feature_statistics import DepthStatistics, FeatureStatistics
-from openmed.models.session import load_exported, load_predictor, runtime
-from tests.openmed.models.conftest import small, with_statistics
+from tests.openmed.conftest import small, with_statistics
 
 NAN, INF = float("nan"), float("inf")
 PLATT = Calibration("platt", (0.1, -0.1), (0.5, -0.5), 1.7, films=90)

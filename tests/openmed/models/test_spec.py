@@ -6,8 +6,8 @@ import pytest
 from scipy.special import softmax
 
 from openmed.errors import BadInput
-from openmed.metrics.calibration import Calibration
-from openmed.metrics.novelty import Novelty
+from openmed.fitted.calibration import Calibration
+from openmed.fitted.novelty import Novelty
 from openmed.models.spec import ModelSpec
 
 SPEC = ModelSpec(

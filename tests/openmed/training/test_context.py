@@ -8,10 +8,10 @@ import pytest
 import torch
 import yaml
 
-from openmed.data.hidden_parts import without_border, without_lungs
-from openmed.data.phantom import draw
 from openmed.metrics.classification import auc
 from openmed.models.factory import ModelFactory
+from openmed.perturbations.hidden_parts import without_border, without_lungs
+from openmed.phantoms.phantom import draw
 from openmed.training.loop import Trainer
 from openmed.training.settings import Augmentation, Phase, TrainSettings
 from openmed.training.source import Films

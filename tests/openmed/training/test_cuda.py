@@ -8,7 +8,7 @@ from openmed.models.factory import ModelFactory
 from openmed.training.learner import Learner
 from openmed.training.settings import Augmentation, Phase
 from openmed.training.source import FilmSource
-from pipeline.device import use_repeatable_kernels
+from pipeline.tools.device import use_repeatable_kernels
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 ALL = (Phase("all", 2, 3e-3, None, average_decay=0.9),)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from openmed.errors import ResourceError
-from openmed.models.checkpoint import WEIGHTS_FILE, save_model
+from openmed.inference.checkpoint import WEIGHTS_FILE, save_model
 from openmed.training.parallel import ALONE, Workers, joined
 from openmed.training.settings import Phase
 

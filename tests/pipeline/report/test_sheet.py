@@ -1,7 +1,7 @@
 from html.parser import HTMLParser
 
 from pipeline.report.render import render
-from pipeline.triage import COLUMNS, MEANINGS
+from pipeline.stages.triage import COLUMNS, MEANINGS
 from tests.pipeline.report.test_charts import NAMES
 
 

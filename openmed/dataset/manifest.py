@@ -1,0 +1,266 @@
+"""The manifest: one row a film, with what was measured on it and whether it is usable."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from openmed.cache.film_store import FilmStore
+from openmed.errors import BadInput, IntegrityError
+from openmed.files import atomic_path, sha256_bytes
+from openmed.films.budgets import read_film_file
+from openmed.films.images import MIN_SIDE_PX, unusable_reason
+from openmed.measurement.measure import DETAILS, FACTS, MEASURED, measure_film
+
+FILMS_FILE = "films.csv"
+FILMS_COLUMNS = ("path", "label", "patient", "split")
+"""What every list of films has."""
+ABOUT_COLUMNS = ("sha256", "sex", "age_years", "view", "manufacturer", "year", "source")
+"""What a list may have besides: hash of the file, what is known of patient and examination, who sent it."""
+SOURCE_NAME = r"[A-Za-z0-9._-]{1,32}"
+"""A name of a hospital or archive, short and plain so that it cannot be that of a patient by mistake."""
+DECLARED_SPLITS = ("train", "validation", "test")
+_CHUNK_FILMS = 1024
+
+
+def read_films(data: Path, class_names: Iterable[str], *, more: Iterable[str] = ()) -> pd.DataFrame:
+    """Reads the list of films of a data folder.
+
+    Args:
+        data: The data folder, which holds films.csv.
+        class_names: The known classes; the index becomes the label.
+        more: Columns that this list may have beside those of `ABOUT_COLUMNS`.
+
+    Returns:
+        Columns path, label (int), patient, declared_split (empty when none is declared), and those of
+        `ABOUT_COLUMNS` that the list has: age_years and year as Int64, the others as text, empty
+        when unknown.
+
+    Raises:
+        BadInput: The list is missing, malformed, empty, or names an unknown class, an unknown
+            split, a path outside the folder or the same path twice, or has a number that is none.
+    """
+    source = Path(data) / FILMS_FILE
+    try:
+        with pd.read_csv(source, dtype=str, keep_default_na=False, chunksize=_CHUNK_FILMS) as parts:
+            films = pd.concat(parts, ignore_index=True)
+    except FileNotFoundError:
+        raise BadInput(f"{source} does not exist: get the sample with `dvc pull` or import films") from None
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{source} cannot be read: {error}") from None
+    if tuple(films.columns[: len(FILMS_COLUMNS)]) != FILMS_COLUMNS:
+        raise BadInput(f"{source} must have the columns {', '.join(FILMS_COLUMNS)}")
+    about = (*ABOUT_COLUMNS, *more)
+    if not set(films.columns[len(FILMS_COLUMNS) :]) <= set(about):
+        raise BadInput(f"{source} may have no further columns than {', '.join(about)}")
+    if films.empty:
+        raise BadInput(f"{source} lists no films")
+    labels = {name: index for index, name in enumerate(class_names)}
+    _refuse(films, ~films["label"].isin(labels), source, f"a label other than {', '.join(labels)}")
+    _refuse(films, ~films["split"].isin(["", *DECLARED_SPLITS]), source, "an unknown split")
+    _refuse(films, films["patient"] == "", source, "no patient")
+    _refuse(films, films["path"].duplicated(), source, "a path that was listed before")
+    _refuse(films, ~films["path"].map(is_inside), source, "a path outside the data folder")
+    if "source" in films:
+        bad = (films["source"] != "") & ~films["source"].str.fullmatch(SOURCE_NAME)
+        _refuse(films, bad, source, "a source that is no short plain name")
+    for name in {"age_years", "year"} & set(films.columns):
+        _refuse(films, ~films[name].str.fullmatch(r"\d{0,4}"), source, f"a value in {name} that is no number")
+        films[name] = pd.to_numeric(films[name]).astype("Int64")
+    films["label"] = films["label"].map(labels).astype("int64")
+    return films.rename(columns={"split": "declared_split"})
+
+
+def is_inside(path: str) -> bool:
+    """Tells whether a POSIX path stays below the folder it is relative to."""
+    parts = path.split("/")
+    odd = "\0" in path or "\\" in path or ":" in parts[0]
+    return not (odd or path.startswith("/") or ".." in parts)
+
+
+def film_bytes(data: Path, path: str, sha256: str) -> bytes:
+    """Reads a film's file and holds it against its hash.
+
+    Args:
+        data: The data folder.
+        path: The film's path below it, as in the manifest.
+        sha256: The hash that the manifest recorded.
+
+    Raises:
+        IntegrityError: The file is gone or its content is another.
+    """
+    try:
+        content = read_film_file(Path(data) / path)
+    except OSError as error:
+        raise IntegrityError(
+            f"{Path(data) / path} cannot be read any more: {error.strerror or error}"
+        ) from None
+    if sha256_bytes(content) != sha256:
+        raise IntegrityError(
+            f"{Path(data) / path} was changed after it was validated: get it back or run the pipeline again"
+        )
+    return content
+
+
+def measure_films(
+    data: Path,
+    films: pd.DataFrame,
+    store: FilmStore,
+    *,
+    min_side_px: int = MIN_SIDE_PX,
+    tick: Callable[[], None] = lambda: None,
+) -> pd.DataFrame:
+    """Measures every film, as `judge_films`, and returns its details too.
+
+    Returns:
+        What `judge_films` returns and the columns of `DETAILS`.
+    """
+    details: list[pa.Table] = []
+    manifest = judge_films(data, films, store, details.append, min_side_px=min_side_px, tick=tick)
+    return pd.concat([manifest, pa.concat_tables(details).to_pandas().set_axis(films.index)], axis=1)
+
+
+def judge_films(
+    data: Path,
+    films: pd.DataFrame,
+    store: FilmStore,
+    keep: Callable[[pa.Table], None],
+    *,
+    min_side_px: int = MIN_SIDE_PX,
+    tick: Callable[[], None] = lambda: None,
+) -> pd.DataFrame:
+    """Measures every film; those that the store knows and nobody touched are not read again.
+
+    Memory holds the rows that are returned, the details of one part of the films, and the few films
+    that are being decoded.
+
+    Args:
+        data: The data folder.
+        films: What `read_films` returned.
+        store: Remembers measurements.
+        keep: Called with the details of each part of the films, in order, with the columns of `DETAILS`:
+            sharpness (variance of the Laplacian), perceptual_hash, quality_<name> (see
+            openmed.measurement.quality) and embedding (float32 (64,)).
+        min_side_px: Smaller films are quarantined.
+        tick: Called once a film, for progress.
+
+    Returns:
+        `films` plus id, sha256, width, height, bits, mean and std (grey levels 0..255), reason and status
+        (accepted or quarantined). Quarantined films have missing measurements.
+
+    Raises:
+        IntegrityError: A file has another content than the list of films recorded.
+    """
+    parts = []
+    for start in range(0, len(films), _CHUNK_FILMS):
+        paths = films["path"].iloc[start : start + _CHUNK_FILMS]
+        measured = _measure_part([f"{data}/{path}" for path in paths], store, tick)
+        keep(measured.select(DETAILS.names))
+        parts.append(judge_facts(measured.select(FACTS.names), min_side_px=min_side_px))
+    facts = pd.concat(parts, ignore_index=True).set_axis(films.index)
+    _hold_against_list(Path(data), films, facts["sha256"])
+    return pd.concat([_ids(facts["sha256"]), films.drop(columns="sha256", errors="ignore"), facts], axis=1)
+
+
+def write_manifest(path: Path, films: pd.DataFrame, details: Iterable[pa.Table | pa.RecordBatch]) -> None:
+    """Writes a manifest part by part, so that memory never holds all details.
+
+    Args:
+        path: The parquet file.
+        films: What `judge_films` returned, perhaps with further columns.
+        details: What it kept, in order.
+    """
+    listed = pa.Table.from_pandas(films, preserve_index=False)
+    schema, start = pa.schema([*listed.schema, *DETAILS], listed.schema.metadata), 0
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for part in details:
+            columns = [*listed.slice(start, len(part)).columns, *part.columns]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            start += len(part)
+        if start != len(films):
+            raise ValueError(f"there are {len(films)} films and details of {start}")
+
+
+def _measure_part(paths: list[str], store: FilmStore, tick: Callable[[], None]) -> pa.Table:
+    """Measures some films; reads those whose hash or measurements are not known."""
+    hashes = store.hashes_of(paths)
+    known = pa.concat_tables([MEASURED.empty_table(), *store.measurements([d for d in hashes if d])])
+    place_of = {digest: place for place, digest in enumerate(known["sha256"].to_pylist())}
+    places = [place_of.get(digest) for digest in hashes]
+    new = [position for position, place in enumerate(places) if place is None]
+    for _ in range(len(paths) - len(new)):
+        tick()
+    states, rows = [], []
+    for position, (state, row) in zip(new, ordered_map(measure_film, [paths[i] for i in new]), strict=True):
+        places[position] = len(known) + len(rows)
+        states.append(state)
+        rows.append(row)
+        tick()
+    read = pa.Table.from_pylist(rows, MEASURED)
+    was_read = [state is not None for state in states]
+    store.remember_hashes([(state, row["sha256"]) for state, row in zip(states, rows, strict=True) if state])
+    store.remember_measurements(read.filter(pa.array(was_read, pa.bool_())))
+    return pa.concat_tables([known, read]).take(places).combine_chunks()
+
+
+def _hold_against_list(data: Path, films: pd.DataFrame, found: pd.Series) -> None:
+    if "sha256" not in films:
+        return
+    wrong = (films["sha256"] != "") & (found != "") & (films["sha256"] != found)
+    if wrong.any():
+        first = data / films.loc[wrong, "path"].iloc[0]
+        raise IntegrityError(
+            f"{int(wrong.sum())} film(s) were changed since they were imported, the first is {first}: "
+            "get the data back with `dvc checkout --force data.dvc`"
+        )
+
+
+def ordered_map(function: Callable, items: Iterable) -> Iterator:
+    """Maps on all cores, in order, with a bounded number of results in flight."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = []
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= 4 * workers:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
+
+
+def judge_facts(facts: pa.Table, *, min_side_px: int = MIN_SIDE_PX) -> pd.DataFrame:
+    """Tells which measured films are usable.
+
+    Args:
+        facts: With the columns of `FACTS`.
+        min_side_px: Smaller films are quarantined.
+
+    Returns:
+        The facts, reasons completed, and status: accepted or quarantined.
+    """
+    films = facts.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    decoded = films["reason"] == ""
+    measured = films.loc[decoded, ["width", "height", "std"]].itertuples(index=False)
+    films.loc[decoded, "reason"] = [unusable_reason(*film, min_side_px) for film in measured]
+    return films.assign(status=(films["reason"] == "").map({True: "accepted", False: "quarantined"}))
+
+
+def _ids(digests: pd.Series) -> pd.Series:
+    """Short ids from the content; exact copies are numbered, unreadable files named by position."""
+    short = digests.str[:16].where(digests != "", "unreadable")
+    copy = short.groupby(short).cumcount()
+    again = copy > 0
+    short[again] += "-" + (copy[again] + 1).astype(str)
+    return short.rename("id")
+
+
+def _refuse(films: pd.DataFrame, bad: pd.Series, source: Path, what: str) -> None:
+    if bad.any():
+        # Line 1 is the header. Names are not repeated: they may hold a patient's.
+        lines = ", ".join(str(line) for line in (np.flatnonzero(bad)[:5] + 2))
+        raise BadInput(f"{source} has {what} in {int(bad.sum())} row(s), the first on line {lines}")

@@ -1,0 +1,66 @@
+"""What one film may take: bytes, pixels, memory and time. Limits of claims alone would not hold.
+
+Every limit stands where a decoder allocates or works, and is counted on what it really reads: the files
+below `MAX_FILE_BYTES` while they are read, entries of a zip while they unpack, frames and scans as the
+decoder will find them. Decoders whose work no header tells run in a process with limits of its own (see
+openmed.films.isolated).
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from openmed.errors import BadInput
+from openmed.files import read_regular
+
+MAX_FILE_BYTES = 128 << 20
+"""A film of 64 million pixels of 16 bits, uncompressed, with its header."""
+MAX_PIXELS = 64_000_000
+"""A film of 14 x 17 inch digitised at 50 µm has 61 million."""
+MAX_DECODED_BYTES = 256 << 20
+"""What the decoder may lay out for the pixels of a film, its channels and coefficients included."""
+MAX_JPEG_SCANS = 100
+MAX_SCANNED_PIXELS = 500_000_000
+"""Pixels times scans of a JPEG: each scan is a pass over the whole film. Usual ones have 1 to 12."""
+MAX_PNG_CHUNKS = 100_000
+_LARGE_PIXELS = 12_000_000
+_one_large_film = threading.RLock()
+
+
+def read_film_file(path: Path) -> bytes:
+    """Reads a film's file.
+
+    Raises:
+        OSError: It cannot be read, is no regular file or is larger than `MAX_FILE_BYTES`.
+    """
+    return read_regular(path, MAX_FILE_BYTES)
+
+
+def check_file_size(data: bytes, name: str) -> None:
+    """Refuses content that is larger than a film's file may be, with BadInput."""
+    if len(data) > MAX_FILE_BYTES:
+        raise BadInput(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB; no film is")
+
+
+def check_layout(pixels: int, bytes_a_pixel: int, name: str) -> None:
+    """Refuses a film whose decoder would lay out more than `MAX_DECODED_BYTES`, with BadInput."""
+    if pixels * bytes_a_pixel > MAX_DECODED_BYTES:
+        mib = (pixels * bytes_a_pixel >> 20) + 1
+        raise BadInput(
+            f"{name} would take {mib} MiB to decode; a film takes at most {MAX_DECODED_BYTES >> 20}"
+        )
+
+
+@contextmanager
+def room_for(pixels: int) -> Iterator[None]:
+    """Lets large films be decoded one at a time; usual ones do not wait for each other."""
+    if pixels < _LARGE_PIXELS:
+        yield
+        return
+    with _one_large_film:
+        yield
+
+
+os.register_at_fork(after_in_child=lambda: globals().update(_one_large_film=threading.RLock()))

@@ -1,0 +1,134 @@
+"""A control set: films with the answers that a model gave on them, to ask it again later.
+
+Where the films of a test set are not at hand, as when a model must be taken back at night, this shows that
+the stored model still answers as it did when it was judged. A model folder carries a small one of phantoms,
+nobody's films, on which whatever loads the folder is asked once.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, load_file, save, save_file
+
+from openmed.errors import IntegrityError
+from openmed.files import atomic_path
+from openmed.films.images import resize_film
+from openmed.phantoms.phantom import draw
+
+if TYPE_CHECKING:
+    from openmed.inference.session import Predictor
+
+CONTROL_FILE = "control.safetensors"
+TOLERANCE = 1e-3
+"""Most that a probability may differ: processors and versions of the runtimes round differently."""
+
+DISTANCE_TOLERANCE = 1e-2
+"""Most that a distance from the known films may differ."""
+
+LOGIT_TOLERANCE = 5e-3
+"""Most that a logit may differ, beside a thousandth of it; PyTorch and ONNX Runtime are some 1e-5 apart."""
+
+_PHANTOMS = 2
+
+
+def write_control(path: Path, predictor: "Predictor", films: NDArray[np.uint8]) -> None:
+    """Writes films, uint8 (N, S, S), with a model's probabilities and, where it has statistics, distances."""
+    probabilities, distances = predictor.assess(films)
+    content = {"films": np.ascontiguousarray(films), "probabilities": probabilities}
+    if distances is not None:
+        content["distances"] = distances
+    with atomic_path(path) as temporary:
+        save_file(content, temporary)
+
+
+def control_films(path: Path) -> NDArray[np.uint8]:
+    """Returns the films of a control set, uint8 (N, S, S); raises IntegrityError when it is none."""
+    try:
+        return load_file(path)["films"]
+    except (KeyError, OSError, SafetensorError, ValueError) as error:
+        raise IntegrityError(f"{path.name} is no control set ({type(error).__name__})") from error
+
+
+def check_control(path: Path, predictor: "Predictor") -> float:
+    """Asks a model again.
+
+    Returns:
+        The largest difference of a probability.
+
+    Raises:
+        IntegrityError: The file is no control set of such a model, a probability differs by more than 1e-3,
+            or a distance by more than 1e-2.
+    """
+    try:
+        content = load_file(path)
+        films, expected = content["films"], content["probabilities"]
+        probabilities, distances = predictor.assess(films)
+        worst = float(np.abs(probabilities - expected).max()) if len(films) else float("nan")
+        apart = _apart(distances, content.get("distances"))
+    except (KeyError, OSError, SafetensorError, ValueError) as error:
+        kind = type(error).__name__
+        raise IntegrityError(f"{path.name} is no control set of this model ({kind})") from error
+    if not worst <= TOLERANCE:
+        raise IntegrityError(
+            "the model answers otherwise than when it was judged: probabilities of its control set differ by "
+            f"up to {worst:.1e} ({TOLERANCE:.0e} is allowed)"
+        )
+    if not apart <= DISTANCE_TOLERANCE:
+        raise IntegrityError(
+            "the model sees its control set otherwise than when it was judged: distances from the films "
+            f"that it learnt from differ by up to {apart:.1e} ({DISTANCE_TOLERANCE:.0e} is allowed)"
+        )
+    return worst
+
+
+def answered_phantoms(predictor: "Predictor") -> bytes:
+    """Draws a few phantoms and returns them with a model's logits and distances, a safetensors file.
+
+    Logits, not probabilities: however sure a model is of phantoms, its logits tell one from the other.
+    """
+    size = predictor.spec.image_size_px
+    drawn = [draw(each, each, pneumonia=bool(each % 2)).film for each in range(_PHANTOMS)]
+    films = np.stack([resize_film(film, size) for film in drawn])
+    logits, distances = predictor.outputs(films)
+    # Rounded, so that the last bits of another processor do not make another file.
+    content = {"films": films, "logits": logits.round(4)}
+    return save(content if distances is None else content | {"distances": distances.round(4)})
+
+
+def check_answers(content: bytes, predictor: "Predictor", what: str) -> None:
+    """Asks a model the phantoms that `answered_phantoms` gave.
+
+    Args:
+        content: The file.
+        predictor: What was loaded from the model folder.
+        what: What it computes with, for the message.
+
+    Raises:
+        IntegrityError: It answers otherwise than the weights did, or the file is none of such a model.
+    """
+    try:
+        held = load(content)
+        logits, distances = predictor.outputs(held["films"])
+        same = held["logits"].shape == logits.shape and np.allclose(
+            logits, held["logits"], rtol=1e-3, atol=LOGIT_TOLERANCE
+        )
+        apart = _apart(distances, held.get("distances"))
+    except (KeyError, SafetensorError, ValueError) as error:
+        raise IntegrityError(
+            f"{CONTROL_FILE} is no control set of this model ({type(error).__name__}): restore the model"
+        ) from error
+    if not (same and len(logits) and apart <= DISTANCE_TOLERANCE):
+        raise IntegrityError(
+            f"{what} answers the films in {CONTROL_FILE} otherwise than the model did when it was finished: "
+            "restore the model, or run the evaluate stage again"
+        )
+
+
+def _apart(found: NDArray | None, expected: NDArray | None) -> float:
+    """The largest difference of a distance; without a number where only one side has them."""
+    if found is None or expected is None:
+        return 0.0 if found is expected else float("nan")
+    return float(np.abs(found - expected).max())

@@ -1,0 +1,122 @@
+"""Models that answer together, and films that are looked at more than once: means of probabilities."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from openmed.errors import BadInput
+from openmed.inference.referral import REASONS, unlike_reasons
+from openmed.inference.session import Predictor
+from openmed.models.spec import ModelSpec
+
+VIEWS = ((0.0, 1.0), (-3.0, 1.0), (3.0, 1.0), (0.0, 0.96), (0.0, 1.04))
+"""Rotation in degrees and zoom of each view: what a patient's stance and distance change. No flips: they
+would put the heart on the other side. The first is the film as it is."""
+
+
+class Ensemble:
+    """One or more predictors of the same classes; its probabilities are the mean of theirs.
+
+    A threshold belongs to the scores that it was chosen on. So a single model keeps its own, but a mean,
+    over models or over views, has none until one was chosen on its own scores.
+
+    Attributes:
+        spec: That of the first member: classes and finding are the same in all of them. That of a mean looks
+            for the first finding alone.
+        threshold: The operating threshold (0..1) of these probabilities, or None.
+        sizes_px: Input sizes of the members, each once, ascending.
+        min_side_px: Films with a shorter side are refused by a member.
+    """
+
+    def __init__(
+        self, members: Sequence[Predictor], *, threshold: float | None = None, views: bool = False
+    ) -> None:
+        """Puts members together.
+
+        Args:
+            members: The predictors.
+            threshold: Chosen on scores of this very ensemble; default: a single plain model's own.
+            views: Whether each member averages over small affine views of a film (`VIEWS`).
+
+        Raises:
+            BadInput: The members tell different classes or findings, or the threshold is not in 0..1.
+        """
+        self.members, self.spec, self._views = tuple(members), members[0].spec, views
+        self.is_mean = views or len(self.members) > 1
+        self.sizes_px = sorted({member.spec.image_size_px for member in self.members})
+        self.min_side_px = max(member.spec.min_side_px for member in self.members)
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise BadInput(f"a threshold lies between 0 and 1, not at {threshold}")
+        self.threshold = self.spec.threshold if threshold is None and not self.is_mean else threshold
+        _check_alike([member.spec for member in self.members])
+        if self.is_mean:
+            self.spec = replace(self.spec, further_thresholds={})
+
+    def predict(self, films: Mapping[int, np.ndarray]) -> np.ndarray:
+        """Mean class probabilities.
+
+        Args:
+            films: The same films, uint8 (N, S, S), at each size S of `sizes_px`.
+
+        Returns:
+            float32 (N, classes); rows sum to 1.
+        """
+        return self.assess(films)[0]
+
+    def assess(self, films: Mapping[int, np.ndarray]) -> tuple[np.ndarray, list[str | None] | None]:
+        """Mean class probabilities as `predict` gives them, and why films are unlike those learnt from.
+
+        Returns:
+            float32 (N, classes); and for each film the reason of the members to which it is unlike, None
+            where there are none of these. None where no member has statistics.
+        """
+        answers, reasons = [], []
+        for member in self.members:
+            for position, view in enumerate(self._seen(films, member.spec)):
+                if position:
+                    answers.append(member.predict(view))
+                    continue
+                # The first view is the film as it is, and only that one can be unlike.
+                probabilities, distances = member.assess(view)
+                answers.append(probabilities)
+                if (found := unlike_reasons(member, view, distances)) is not None:
+                    reasons.append(found)
+        mean = np.mean(answers, axis=0, dtype=np.float64).astype(np.float32)
+        return mean, [_first(each) for each in zip(*reasons, strict=True)] if reasons else None
+
+    def _seen(self, films: Mapping[int, np.ndarray], spec: ModelSpec) -> Iterator[np.ndarray]:
+        squares = films[spec.image_size_px]
+        return affine_views(squares) if self._views else iter([squares])
+
+
+def _first(reasons: Sequence[str | None]) -> str | None:
+    """The reason that says most: a fault before "unlike" alone."""
+    found = [each for each in reasons if each is not None]
+    return max(found, key=REASONS.index, default=None)
+
+
+def affine_views(films: np.ndarray) -> Iterator[np.ndarray]:
+    """Gives the films, uint8 (N, S, S), as each of `VIEWS` shows them; the border is repeated outwards."""
+    middle = (films.shape[2] - 1) / 2
+    for degrees, zoom in VIEWS:
+        if (degrees, zoom) == (0.0, 1.0):
+            yield films
+            continue
+        matrix = cv2.getRotationMatrix2D((middle, middle), degrees, zoom)
+        moved = [
+            cv2.warpAffine(film, matrix, film.shape[::-1], borderMode=cv2.BORDER_REPLICATE) for film in films
+        ]
+        yield np.stack(moved) if moved else films
+
+
+def _check_alike(specs: Sequence[ModelSpec]) -> None:
+    first = specs[0]
+    for spec in specs[1:]:
+        if (spec.class_names, spec.positive) != (first.class_names, first.positive):
+            raise BadInput(
+                f"models of {list(first.class_names)} (finding {first.positive}) and of "
+                f"{list(spec.class_names)} (finding {spec.positive}) cannot answer together: "
+                "name models of one task"
+            )

@@ -1,0 +1,283 @@
+"""Sources of films: class folders, zips of them and lists, listed without unpacking anything."""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from openmed.errors import BadInput
+from openmed.films.dicom.header import START_BYTES, is_dicom
+from openmed.films.images import SUFFIXES
+from openmed.intake.film_list import SPLIT_NAMES, read_list
+from openmed.intake.identity import Found, Recognised, identify
+from openmed.intake.readers import FilmReader, file_reader, folder_files, is_plain, zip_files
+from openmed.privacy.cleaning import dicom_patient
+
+_IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
+_MASKS = {"mask", "masks", "segmentation", "segmentations", "annotation", "annotations"}
+_COPY_ENDING = re.compile(r" ?\(\d+\)$|( -)? copy( \d+| \(\d+\))?$", re.IGNORECASE)
+
+
+class LabelledFilm(NamedTuple):
+    """A film of a source.
+
+    Attributes:
+        name: Path below the source, POSIX.
+        label: Class name.
+        split: train, validation or test as the source has it, empty for none.
+        patient: The patient it is filed under.
+        reader: Gives the bytes when called.
+        is_named: Whether something names the patient; otherwise the film is a patient of its own.
+    """
+
+    name: str
+    label: str
+    split: str
+    patient: str
+    reader: FilmReader
+    is_named: bool = True
+
+    @property
+    def stem(self) -> str:
+        """Its file name without the suffix."""
+        return PurePosixPath(self.name).stem
+
+
+class Film(NamedTuple):
+    """A film of a source without labels.
+
+    Attributes:
+        name: Path below the source, POSIX.
+        reader: Gives the bytes when called.
+        path: Its file, None inside a zip.
+    """
+
+    name: str
+    reader: FilmReader
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds.
+
+    Attributes:
+        films: The labelled films.
+        skipped: Files that were passed over.
+        recognised: What names the patients, and how surely.
+        rows: Of a .csv the rows of the films, in order, by column in lower case; None of class folders.
+    """
+
+    films: list[LabelledFilm]
+    skipped: int
+    recognised: Recognised
+    rows: list[dict[str, str]] | None = None
+
+
+def iter_labelled(
+    source: Path, class_names: Sequence[str], *, patients_from: str = "auto"
+) -> Iterator[LabelledFilm]:
+    """Iterates over a source's labelled films; see `list_source`.
+
+    The source is checked at once, not at the first film. Readers stay good after the iteration.
+
+    Raises:
+        BadInput: The source cannot be used as it is.
+    """
+    return iter(list_source(source, class_names, patients_from=patients_from).films)
+
+
+def list_films(source: Path) -> list[Film]:
+    """Lists the films of a folder or zip that has no labels, by name, without reading more than headers.
+
+    Raises:
+        BadInput: The source is neither, cannot be used as it is, or holds no film.
+    """
+    source = Path(source)
+    is_folder = source.is_dir()
+    if is_folder:
+        files = folder_files(source)
+    elif source.suffix.lower() == ".zip" and source.is_file():
+        files = zip_files(source)
+    else:
+        raise BadInput(f"{source} is no folder and no .zip file: give one of films")
+    films = [
+        Film(name, reader, source / name if is_folder else None)
+        for name, reader in sorted(files, key=itemgetter(0))
+        if not any(_is_ignored(part) for part in PurePosixPath(name).parts)
+        and (PurePosixPath(name).suffix.lower() in SUFFIXES or is_dicom(reader.start(START_BYTES)))
+    ]
+    if not films:
+        raise BadInput(f"{source} holds no film: give a folder or zip of JPEG, PNG, TIFF or DICOM files")
+    return films
+
+
+def list_source(
+    source: Path, class_names: Sequence[str], *, patients_from: str = "auto", told: Sequence[str] = ()
+) -> Listing:
+    """Lists a source's labelled films; of DICOM files and of copies the content is read.
+
+    Args:
+        source: Folder, .zip or .csv, as `openmed.intake.importing.import_films` takes it.
+        class_names: The known classes; folders and labels may differ in case.
+        patients_from: One of `openmed.intake.identity.PATIENTS_FROM`.
+        told: Further columns of a .csv in which rows of one film must agree.
+
+    Raises:
+        BadInput: The source cannot be used as it is, or it has to be asked who the patients are.
+    """
+    source, classes = Path(source), _by_folded_name(class_names)
+    if source.is_dir():
+        return _from_class_folders(folder_files(source), classes, source, patients_from)
+    if not source.is_file():
+        raise BadInput(f"{source} does not exist: give a folder, a .zip or a .csv of films")
+    if source.suffix.lower() == ".zip":
+        return _from_class_folders(zip_files(source), classes, source, patients_from)
+    if source.suffix.lower() == ".csv":
+        return _from_list(source, classes, patients_from, told)
+    raise BadInput(f"{source} is neither a folder nor a .zip or .csv file: give one of them")
+
+
+def _by_folded_name(class_names: Sequence[str]) -> dict[str, str]:
+    classes = {name.casefold(): name for name in class_names}
+    if not classes or len(classes) < len(class_names):
+        raise BadInput(f"the classes {list(class_names)} must be at least one, each with a name of its own")
+    for name in class_names:
+        if not is_plain(name) or "/" in name or name in ("", "."):
+            raise BadInput(f"the class name {name!r} cannot be the name of a folder: choose another")
+    return classes
+
+
+def _from_class_folders(
+    files: list[tuple[str, FilmReader]], classes: dict[str, str], source: Path, patients_from: str
+) -> Listing:
+    paths = {PurePosixPath(name): (name, reader) for name, reader in files}
+    if len(paths) < len(files):
+        raise BadInput(f"{source} holds two files under one name: pack it again")
+    visible = sorted(path for path in paths if not any(_is_ignored(part) for part in path.parts))
+    class_folder = {path: _class_folder(path, classes) for path in visible}
+    above = {ancestor for folder in class_folder.values() if folder for ancestor in folder.parents}
+    if not any(class_folder.values()):
+        raise BadInput(
+            f"{source} has no folder named after a class ({', '.join(classes.values())}): "
+            "give class folders, or a CSV with the columns path,label,patient"
+        )
+    films, skipped = [], 0
+    for path in visible:
+        folder, (name, reader) = class_folder[path], paths[path]
+        is_image = path.suffix.lower() in SUFFIXES or (
+            folder is not None and is_dicom(reader.start(START_BYTES))
+        )
+        if is_image and folder is not None and not _MASKS & {part.casefold() for part in path.parts}:
+            films.append(_film_in_folder(path, folder, classes, name, reader))
+        elif path.parent in above if is_image else folder is not None:
+            skipped += 1
+        elif is_image:
+            # Taking it for a film would invent a label, passing it over would drop a class unseen.
+            raise BadInput(
+                f"{reader.place} is an image in a folder that is no class folder "
+                f"({', '.join(classes.values())}): rename the folder or take it away"
+            )
+    kept, copies = without_copies(films)
+    films, recognised = _identified(kept, patients_from, source, class_folder)
+    return Listing(films, skipped, recognised=replace(recognised, copies=copies, mixed=_mixed(films)))
+
+
+def _class_folder(path: PurePosixPath, classes: dict[str, str]) -> PurePosixPath | None:
+    """The nearest folder above a file that is named after a class."""
+    return next((folder for folder in path.parents if folder.name.casefold() in classes), None)
+
+
+def _film_in_folder(
+    path: PurePosixPath, folder: PurePosixPath, classes: dict[str, str], name: str, reader: FilmReader
+) -> LabelledFilm:
+    if not is_plain(name):
+        raise BadInput(f"{reader.place} has unusable characters in its name: rename it")
+    above = (ancestor.name.casefold() for ancestor in folder.parents)
+    split = next((SPLIT_NAMES[folder] for folder in above if folder in SPLIT_NAMES), "")
+    return LabelledFilm(name, classes[folder.name.casefold()], split, "", reader)
+
+
+def _identified(
+    films: list[LabelledFilm],
+    patients_from: str,
+    source: Path,
+    class_folder: Mapping[PurePosixPath, PurePosixPath | None],
+) -> tuple[list[LabelledFilm], Recognised]:
+    """Films with their patients."""
+    found = []
+    for film in films:
+        path = PurePosixPath(film.name)
+        folders = path.parent.relative_to(class_folder[path]).parts
+        stated = _patient_in(film.reader) if patients_from in ("auto", "header") else None
+        found.append(Found(film.name, folders, stated, film.reader.place))
+    identities, recognised = identify(found, patients_from, source)
+    named = [
+        film._replace(patient=one.patient, is_named=bool(one.by))
+        for film, one in zip(films, identities, strict=True)
+    ]
+    return named, recognised
+
+
+def _mixed(films: Sequence[LabelledFilm]) -> int:
+    """Counts the named patients with films of several classes."""
+    seen = {(film.patient, film.label) for film in films if film.is_named}
+    return sum(count > 1 for count in Counter(patient for patient, _ in seen).values())
+
+
+def _patient_in(reader: FilmReader) -> str | None:
+    """The patient that the film's own header names, if it is DICOM."""
+    return dicom_patient(reader()) if is_dicom(reader.start(START_BYTES)) else None
+
+
+def without_copies(films: list[LabelledFilm]) -> tuple[list[LabelledFilm], int]:
+    """Takes films once that lie in several folders, as in an archive that holds itself again.
+
+    A copy has the content, class, split and file name of another film; of file names the endings that file
+    managers give to copies do not count. Copies under other names stay: they tell which patients are one.
+
+    Returns:
+        The films without copies, in order, of copies the one nearest to the top; and how many went.
+    """
+    places = defaultdict(list)
+    for film in sorted(films, key=lambda film: (film.name.count("/"), len(film.name), film.name)):
+        name = _COPY_ENDING.sub("", film.stem).casefold()
+        places[film.split, film.label, name].append(film)
+    copies = set()
+    for alike in places.values():
+        digests = [_digest(film.reader) for film in alike] if len(alike) > 1 else [""]
+        copies |= {film.name for n, film in enumerate(alike) if digests[n] in digests[:n]}
+    return [film for film in films if film.name not in copies], len(copies)
+
+
+def _digest(reader: FilmReader) -> str:
+    digest = hashlib.sha256()
+    for chunk in reader.chunks():
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_ignored(part: str) -> bool:
+    return part.startswith(".") or part.casefold() in _IGNORED
+
+
+def _from_list(source: Path, classes: dict[str, str], patients_from: str, told: Sequence[str]) -> Listing:
+    rows, repeated = read_list(source, classes, told)
+    found = [Found(row["path"], (), row["patient"], "") for row in rows]
+    identities, recognised = identify(found, patients_from, source, is_list=True)
+    films = [
+        LabelledFilm(
+            row["path"],
+            classes[row["label"].casefold()],
+            SPLIT_NAMES.get(row["split"].casefold(), ""),
+            one.patient,
+            file_reader(source.parent.resolve() / row["path"], row["place"]),
+            bool(one.by),
+        )
+        for row, one in zip(rows, identities, strict=True)
+    ]
+    return Listing(films, 0, replace(recognised, repeated_rows=repeated, mixed=_mixed(films)), rows)

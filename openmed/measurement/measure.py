@@ -1,0 +1,75 @@
+"""What is measured on one film."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from openmed.errors import BadInput
+from openmed.files import sha256_bytes
+from openmed.films.budgets import read_film_file, room_for
+from openmed.films.images import blank_reason, decode_with_depth
+from openmed.measurement.embedding import embed_film
+from openmed.measurement.perceptual import perceptual_hash
+from openmed.measurement.quality import REASONS, quality_columns
+
+DETAILS = pa.schema(
+    {
+        "sharpness": pa.float64(),
+        "perceptual_hash": pa.string(),
+        **{f"quality_{name}": pa.float64() for name in REASONS},
+        "embedding": pa.list_(pa.float32()),
+    }
+)
+"""What is measured on a film and nobody asks of all films at once: most of a manifest's bytes."""
+FACTS = pa.schema(
+    {
+        "sha256": pa.string(),
+        **dict.fromkeys(("width", "height", "bits"), pa.int64()),
+        **dict.fromkeys(("mean", "std"), pa.float64()),
+        "reason": pa.string(),
+    }
+)
+"""What is measured on a film and judged by; null where the film cannot be read."""
+MEASURED = pa.schema([*FACTS, *DETAILS])
+
+
+def measure_film(path: str) -> tuple[os.stat_result | None, dict]:
+    """Reads a film's file and measures it.
+
+    Returns:
+        The state of the file before it was read, None when it cannot be, and a row of `MEASURED`, whose
+        reason is empty when the film could be decoded and is not blank.
+    """
+    row = dict.fromkeys(MEASURED.names) | {"sha256": "", "perceptual_hash": "", "reason": ""}
+    try:
+        state, data = Path(path).stat(), read_film_file(path)
+    except OSError as error:
+        return None, row | {"reason": f"cannot be read: {error.strerror or error}"}
+    row["sha256"] = sha256_bytes(data)
+    try:
+        film, bits = decode_with_depth(data, "the film")
+    except BadInput as error:
+        return state, row | {"reason": str(error)}
+    with room_for(film.size):
+        return state, row | measurements(film, bits)
+
+
+def measurements(film: np.ndarray, bits: int) -> dict:
+    """Measures a decoded film.
+
+    Args:
+        film: uint8 (H, W).
+        bits: What a pixel was stored with.
+
+    Returns:
+        The columns of `MEASURED` but sha256; the reason says whether the film is blank.
+    """
+    height, width = film.shape
+    mean, std = (float(value.item()) for value in cv2.meanStdDev(film))
+    row = {"width": width, "height": height, "bits": bits, "mean": mean, "std": std}
+    row |= {"sharpness": float(cv2.Laplacian(film, cv2.CV_32F).var())}
+    row |= {"perceptual_hash": perceptual_hash(film), **quality_columns(film)}
+    return row | {"embedding": embed_film(film), "reason": blank_reason(film)}

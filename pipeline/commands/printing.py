@@ -1,0 +1,45 @@
+"""How the commands print: one JSON object, or a table for people."""
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import typer
+
+from openmed.intake.identity import PATIENTS_FROM
+from pipeline.settings.plain_text import plain
+
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable output only.")]
+
+
+PatientsFrom = Annotated[
+    Literal[PATIENTS_FROM],
+    typer.Option(
+        help="What names the patient of a film: its header, the folder below the class folder, its file "
+        "name, nothing (each film is a patient of its own), the list; auto: what is recognised."
+    ),
+]
+
+
+def print_json(content: Any) -> None:
+    """Prints content as one line of JSON."""
+    print(json.dumps(content))
+
+
+def number(value: float | None) -> str:
+    """Returns a measured value as people read it."""
+    return "not computable" if value is None else f"{value:.3f}"
+
+
+def cell(value: Any) -> str:
+    """Returns a value as a cell of a table, on one line; None is empty."""
+    if isinstance(value, list | tuple):
+        return plain(", ".join(value))
+    return f"{value:.3f}" if isinstance(value, float) else plain(str(value if value is not None else ""))
+
+
+def print_table(columns: tuple[str, ...], rows: list[list[str]], say: Callable[[str], None] = print) -> None:
+    """Prints rows of cells in columns."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

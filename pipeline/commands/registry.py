@@ -1,0 +1,190 @@
+"""`openmed registry`: the versions, what is known about them, and decisions on them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.commands.printing import Json, cell, print_json, print_table
+
+registry = typer.Typer(
+    help="Registered versions: list, judge, promote, roll back, verify.", no_args_is_help=True
+)
+
+Version = Annotated[str, typer.Argument(help="models:/openmed-cxr@champion, models:/openmed-cxr/7 or 7.")]
+Number = Annotated[str, typer.Argument(metavar="VERSION", help="Number of the version.")]
+By = Annotated[str, typer.Option(help="Who decides.")]
+Reason = Annotated[str, typer.Option(help="Why.")]
+
+
+@registry.command("list")
+def list_(as_json: Json = False) -> None:
+    """Lists the registered versions, newest first; ends with exit code 3 when the record is broken."""
+    from openmed.errors import IntegrityError
+    from pipeline.registry import list_versions, on_hold
+
+    versions, broken = list_versions(), None
+    try:
+        held = {version: entry.content["reason"] for version, entry in on_hold().items()}
+    except IntegrityError as error:
+        held, broken = {}, error
+    versions = [version | {"hold": held.get(version["version"])} for version in versions]
+    _print_versions(versions, as_json, "unknown" if broken else None)
+    if broken:
+        raise broken
+
+
+def _print_versions(versions: list[dict[str, Any]], as_json: bool, hold: str | None) -> None:
+    """Prints versions; `hold` is shown of those of which no reason is known."""
+    if as_json:
+        print_json(versions)
+        return
+    columns = (
+        "version",
+        "architecture",
+        "verdict",
+        "aliases",
+        "auc",
+        "sensitivity",
+        "specificity",
+        "approved_by",
+        "hold",
+    )
+    # The reason is a long sentence; `show` tells it.
+    rows = [version | {"hold": "on hold" if version["hold"] else hold} for version in versions]
+    print_table(columns, [[cell(version.get(column)) for column in columns] for version in rows])
+
+
+@registry.command()
+def show(version: Version, as_json: Json = False) -> None:
+    """Tells the story of a version: where it came from, who decided what and why."""
+    from pipeline.ledger import story
+    from pipeline.registry import version_at
+
+    number = version_at(version)
+    told = story(number)
+    if as_json:
+        print_json([{"at": at, "what": what} for at, what in told])
+        return
+    print(f"Version {number}")
+    for at, what in told:
+        print(f"{at}  {what}")
+
+
+@registry.command()
+def verify(version: Version, as_json: Json = False) -> None:
+    """Recomputes everything that a version stands on; ends with exit code 3 at the first broken link."""
+    from openmed.errors import IntegrityError
+    from pipeline.registry import verify as check
+    from pipeline.registry import version_at
+
+    number = version_at(version)
+    links = check(number)
+    if as_json:
+        print_json([{"link": link.name, "problem": link.problem} for link in links])
+    else:
+        for link in links:
+            print(f"{'broken' if link.problem else 'intact'}  {link.name}")
+    if problem := links[-1].problem:
+        raise IntegrityError(f"version {number}, {links[-1].name}: {problem}")
+
+
+@registry.command()
+def promote(
+    version: Number,
+    by: Annotated[
+        list[str],
+        typer.Option(
+            metavar="ROLE=NAME", help="Who says yes in a role of the change plan; once for each role."
+        ),
+    ],
+    comment: Annotated[str, typer.Option(help="Why.")] = "",
+) -> None:
+    """Makes a version the champion if it passes its gates now."""
+    from openmed.errors import BadInput
+    from pipeline.promotion import actions as promotion
+    from pipeline.registry import champion
+
+    parts = [text.partition("=") for text in by]
+    if any(not equals for _, equals, _ in parts):
+        raise BadInput("--by names a role and a person, such as --by clinical='Dr Adams'")
+    approvals = {role.strip(): name for role, _, name in parts}
+    if len(approvals) < len(parts):
+        raise BadInput("--by names one person for each role")
+    record = promotion.promote(version, approved_by=approvals, comment=comment, expected_champion=champion())
+    print(f"version {version} is the champion, approved by {record['approved_by']}")
+
+
+@registry.command()
+def reject(version: Number, by: By, reason: Reason) -> None:
+    """Turns a version down for good."""
+    from pipeline.promotion import actions as promotion
+
+    record = promotion.reject(version, by=by, reason=reason)
+    print(f"version {version} is rejected by {record['rejected_by']}")
+
+
+@registry.command()
+def gate(version: Number, as_json: Json = False) -> None:
+    """Judges a version as a promotion would, and shows the table."""
+    from pipeline.promotion import actions as promotion
+
+    judged = promotion.gate(version)
+    if as_json:
+        print_json(judged)
+    else:
+        print(judged["table_markdown"])
+
+
+@registry.command()
+def documents(version: Number, out: Annotated[Path, typer.Option(help="Folder to write them to.")]) -> None:
+    """Writes model card, data sheet, CLAIM checklist and change-plan record, as far as facts go."""
+    from pipeline.promotion.documents import write_documents
+
+    for name, (missing, items) in write_documents(version, out).items():
+        print(f"{out / name}  {items - missing} of {items} items filled in, {missing} open")
+
+
+@registry.command()
+def adopt(version: Number, by: By, reason: Reason) -> None:
+    """Makes the change plan that came with a version one that counts from now on."""
+    from pipeline.promotion import actions as promotion
+
+    record = promotion.adopt(version, by=by, reason=reason)
+    print(f"the change plan of version {version} counts from now on, by {record['by']}")
+
+
+@registry.command()
+def rollback(reason: Reason, by: By) -> None:
+    """Makes the previous champion the champion again."""
+    from pipeline.promotion import actions as promotion
+
+    record = promotion.rollback(reason, by)
+    print(f"version {record['version']} is the champion again")
+
+
+@registry.command()
+def hold(version: Number, by: By, reason: Reason) -> None:
+    """Puts a version on hold: it answers no new films until it is released."""
+    from pipeline.promotion import actions as promotion
+
+    record = promotion.hold(version, by=by, reason=reason)
+    print(f"version {version} is on hold since {record['at']}, by {record['by']}: {record['reason']}")
+
+
+@registry.command()
+def release(version: Number, by: By, reason: Reason) -> None:
+    """Takes a version off hold."""
+    from pipeline.promotion import actions as promotion
+
+    record = promotion.release(version, by=by, reason=reason)
+    print(f"version {version} is off hold, by {record['by']}")
+
+
+@registry.command()
+def repair(reason: Reason, by: By) -> None:
+    """Puts aliases that were moved by something else back to where the record of decisions says."""
+    from pipeline.registry import repair as put_back
+
+    entry = put_back(by=by, reason=reason)
+    print(f"version {entry.version} is the champion, as the record says")

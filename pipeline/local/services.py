@@ -1,0 +1,299 @@
+"""The local services of daily use: Airflow's four components and an MLflow server, on loopback.
+
+`airflow standalone` is not used, because it opens its log servers on every interface.
+"""
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from openmed.errors import ResourceError
+from openmed.files import read_json
+from pipeline.local.airflow_settings import ADMIN, ENGINEER, LOOPBACK, REVIEWER, AirflowSettings
+from pipeline.settings.project import state_folder
+from pipeline.tools.airflow_client import AirflowClient, open_local
+from pipeline.tools.processes import descendants, ending_signals, record, take_lock
+
+_STOP_WITHIN_S = 15.0
+_KILLED_WITHIN_S = 5.0
+_REMOTE = ("http:", "https:")
+
+
+class Services:
+    """Airflow and MLflow of one project, started and stopped together; a context manager.
+
+    Args:
+        project: The folder that holds dvc.yaml and dags/.
+        home: The state folder; everything the services write lies below it.
+        airflow_port: Port of Airflow; 0 takes a free one.
+        mlflow_port: Port of MLflow; 0 takes a free one, None starts no MLflow server. None is started
+            either when MLFLOW_TRACKING_URI names a server, where the models are then.
+        gpu_slots: How many trainings may run at once.
+        schedule: Cron expression of the retraining, `off` for none, None for the default.
+        parallelism: How many tasks may run at once.
+    """
+
+    def __init__(
+        self,
+        project: Path,
+        home: Path,
+        *,
+        airflow_port: int = 0,
+        mlflow_port: int | None = 0,
+        gpu_slots: int = 1,
+        schedule: str | None = None,
+        parallelism: int = 4,
+    ) -> None:
+        self.project, self.home = Path(project).resolve(), Path(home).resolve()
+        self.logs = self.home / "logs"
+        self.username = ADMIN
+        self._settings = AirflowSettings(
+            self.project, self.home, airflow_port or _free_port(), schedule, parallelism
+        )
+        if os.environ.get("MLFLOW_TRACKING_URI", "").startswith(_REMOTE):
+            mlflow_port = None
+        self._mlflow_port = _free_port() if mlflow_port == 0 else mlflow_port
+        self._gpu_slots = gpu_slots
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock: io.TextIOWrapper | None = None
+
+    @property
+    def airflow_url(self) -> str:
+        """Where Airflow answers."""
+        return self._settings.url
+
+    @property
+    def password_file(self) -> Path:
+        """JSON of user -> password."""
+        return self._settings.password_file
+
+    @property
+    def mlflow_url(self) -> str | None:
+        """Where MLflow answers, None when it is not started."""
+        return f"http://{LOOPBACK}:{self._mlflow_port}" if self._mlflow_port else None
+
+    @property
+    def password(self) -> str:
+        """Password of `username`."""
+        return read_json(self.password_file)[self.username]
+
+    def client(self, username: str = ADMIN) -> AirflowClient:
+        """Returns a client that acts as one of the users."""
+        return AirflowClient(self.airflow_url, username, read_json(self.password_file)[username])
+
+    def start(self) -> Self:
+        """Starts everything and returns at once; see `wait_healthy`.
+
+        Raises:
+            ResourceError: They are running already, a port is taken, or the database cannot be made.
+        """
+        state_folder(self.home)
+        self.logs.mkdir(exist_ok=True)
+        self._take_lock()
+        try:
+            for port in filter(None, (self._settings.port, self._mlflow_port)):
+                _check_port(port)
+            self._settings.write()
+            if self._mlflow_port:
+                self._spawn("mlflow", "pipeline.tracking.server", str(self._mlflow_port))
+            self._settings.migrate(self.logs / "migrate.log")
+            api = ["-H", LOOPBACK, "-p", str(self._settings.port), "-w", "1"]
+            self._spawn("api-server", "airflow", "api-server", *api)
+            self._spawn("scheduler", "airflow", "scheduler", "--skip-serve-logs")
+            self._spawn("dag-processor", "airflow", "dag-processor")
+            self._spawn("triggerer", "airflow", "triggerer", "--skip-serve-logs")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def wait_healthy(self, timeout_s: float = 120.0) -> float:
+        """Waits until every component answers, then sets the pools.
+
+        Returns:
+            The seconds waited.
+
+        Raises:
+            ResourceError: A component ended or is not healthy in time; the message names its log.
+        """
+        started = time.monotonic()
+        while missing := self._unhealthy():
+            for name, process in self._processes.items():
+                if process.poll() is not None:
+                    log = self.logs / f"{name}.log"
+                    raise ResourceError(f"{name} ended with {process.returncode} at its start; see {log}")
+            if time.monotonic() - started > timeout_s:
+                raise ResourceError(
+                    f"{', '.join(missing)} not healthy after {timeout_s:g} s; see {self.logs}"
+                )
+            time.sleep(0.3)
+        self._set_pools()
+        return time.monotonic() - started
+
+    def wait_for_dag(self, dag_id: str, timeout_s: float = 60.0) -> None:
+        """Waits until Airflow has read a DAG; ResourceError with its import error otherwise."""
+        client, deadline = self.client(), time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            with suppress(ResourceError):
+                client.request("GET", f"dags/{dag_id}/details")
+                return
+            time.sleep(0.5)
+        errors = [
+            each["stack_trace"].strip() for each in client.request("GET", "importErrors")["import_errors"]
+        ]
+        last_lines = "; ".join(error.splitlines()[-1] for error in errors) or "no import error is known"
+        raise ResourceError(f"Airflow has no DAG {dag_id} after {timeout_s:g} s: {last_lines}")
+
+    def stop(self, within_s: float = _STOP_WITHIN_S) -> None:
+        """Ends every process, those of running tasks and stages too, by force when time is up."""
+        import psutil
+
+        pids = [process.pid for process in self._processes.values()]
+        family = descendants(pids)
+        for process in self._processes.values():
+            _signal_group(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + within_s
+        for name, process in self._processes.items():
+            # The triggerer waits 10 s for triggers, and this project has none.
+            with suppress(subprocess.TimeoutExpired):
+                if name == "triggerer":
+                    continue
+                process.wait(max(0.0, deadline - time.monotonic()))
+        left = family | descendants(pids)
+        for process in left:
+            with suppress(Exception):
+                process.kill()
+        for process in self._processes.values():
+            _signal_group(process.pid, signal.SIGKILL)
+            process.wait()
+        psutil.wait_procs(left, _KILLED_WITHIN_S)
+        self._processes.clear()
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _take_lock(self) -> None:
+        self._lock = take_lock(self.home)
+        if self._lock is None:
+            raise ResourceError(f"the services of {self.home} are running already: `openmed down` stops them")
+
+    def _spawn(self, name: str, module: str, *arguments: str) -> None:
+        # A review links to the report in MLflow, as a browser on this machine reaches it.
+        shown = {"OPENMED_MLFLOW_URL": self.mlflow_url} if self.mlflow_url else {}
+        if self._gpu_slots > 1:
+            # Trainings side by side: a thread that waits must not spin on a core that another could use.
+            shown["OMP_WAIT_POLICY"] = "passive"
+        with (self.logs / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                cwd=self.home,
+                env=self._settings.environment() | shown,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # The lock lives as long as any component, also when this process was killed.
+                pass_fds=[self._lock.fileno()] if self._lock else [],
+            )
+        record(self.home, {name: process.pid for name, process in self._processes.items()})
+
+    def _unhealthy(self) -> list[str]:
+        missing = []
+        if self.mlflow_url:
+            try:
+                open_local(urllib.request.Request(f"{self.mlflow_url}/health"), 5.0).close()
+            except OSError:
+                missing.append("mlflow")
+        try:
+            health = AirflowClient(self.airflow_url, ADMIN, "", timeout_s=5.0).health()
+        except ResourceError:
+            return [*missing, "airflow"]
+        parts = ("metadatabase", "scheduler", "dag_processor", "triggerer")
+        return missing + [part for part in parts if (health.get(part) or {}).get("status") != "healthy"]
+
+    def _set_pools(self) -> None:
+        pools = [
+            ("gpu", self._gpu_slots, "Trainings"),
+            ("registry", 1, "Moves of the champion, one at a time"),
+        ]
+        entities = [
+            {"name": name, "slots": slots, "description": text, "include_deferred": False}
+            for name, slots, text in pools
+        ]
+        actions = [{"action": "create", "action_on_existence": "overwrite", "entities": entities}]
+        self.client().request("PATCH", "pools", {"actions": actions})
+
+
+def up(project: Path, home: Path, **options: Any) -> None:
+    """Starts the services, says where they are, and stops them on Ctrl-C, SIGTERM or a closed terminal.
+
+    Args:
+        project: The folder that holds dvc.yaml and dags/.
+        home: The state folder.
+        **options: Those of `Services`.
+    """
+    stopped = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in ending_signals()}
+    try:
+        with Services(project, home, **options) as services:
+            waited_s = _wait_unless(stopped, services)
+            if waited_s is not None:
+                print(f"Airflow  {services.airflow_url}   users {ADMIN}, {REVIEWER} and {ENGINEER}")
+                if services.mlflow_url:
+                    print(f"MLflow   {services.mlflow_url}")
+                print(f"The passwords are in {services.password_file}, logs in {services.logs}.")
+                print(f"Ready after {waited_s:.0f} s. Ctrl-C or `openmed down` stops everything.", flush=True)
+                stopped.wait()
+            with suppress(OSError):  # the terminal may be gone
+                print("Stopping ...", flush=True)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait_unless(stopped: threading.Event, services: Services) -> float | None:
+    """Waits for health in short steps, so that Ctrl-C is heard meanwhile; None when it was."""
+    started = time.monotonic()
+    while not stopped.is_set():
+        try:
+            services.wait_healthy(timeout_s=1.0)
+            return time.monotonic() - started
+        except ResourceError as error:
+            if "not healthy after" not in str(error) or time.monotonic() - started > 180:
+                raise
+    return None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return probe.getsockname()[1]
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            raise ResourceError(f"port {port} is taken; choose another or 0 for a free one") from None
+
+
+def _signal_group(group: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)

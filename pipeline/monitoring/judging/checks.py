@@ -1,0 +1,244 @@
+"""What is checked of a champion on new films. A check fails only when its whole interval is beyond the limit.
+
+A check that cannot be made, or rests on too few films, says so: it is never left out in favour of the others.
+What is expected without labels warns and never fails.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from openmed.gates.gate import FAIL, INSUFFICIENT, PASS
+from openmed.metrics.score_intervals import Interval, critical_value
+from pipeline.monitoring.judging.subject import Subject
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from openmed.monitoring.drift import Shift
+    from openmed.monitoring.sampled_performance import Estimate
+    from pipeline.settings.plan import Monitoring
+
+WARNING = "WARNING"
+NAMES = {"auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity"}
+# A share of fewer films says more of single probabilities near 0 or 1, or of single films, than of the model.
+MIN_FILMS = 20
+# What is missed harms most: its checks have the larger part of the error that a look may make, and so find a
+# loss with fewer labels. A loss is seen before a floor is passed.
+_LOSS_PARTS = {"sensitivity": 12, "specificity": 2, "auc": 3}
+# Every film has these; what else films tell of themselves is compared where it is known.
+_ALWAYS_KNOWN = ("bits", "brightness", "contrast", "resolution", "embedding")
+_NOTHING = Interval(math.nan, math.nan, math.nan)
+
+
+def drift_checks(
+    shifts: "list[Shift] | None", limit: str, error: float, confidence: float
+) -> Iterator[dict[str, Any]]:
+    """Checks shifts; None where the films of the training were not stored.
+
+    Args:
+        shifts: The shifts, with intervals of `confidence`.
+        limit: moderate or large.
+        error: The error that all of them together may make.
+        confidence: Coverage of the intervals; their lower limits are drawn out to that of the look.
+    """
+    if shifts is None:
+        reason = "The films that it was trained on were not stored with it: no drift can be measured."
+        yield _check("drift", _NOTHING, None, INSUFFICIENT, reason)
+        return
+    measured = sum(shift.verdict != "not measured" for shift in shifts)
+    for shift in shifts:
+        accepted = getattr(shift.limits, limit)
+        if shift.verdict != "not measured":
+            at_look = critical_value(1 - 2 * error / measured) / critical_value(confidence)
+            yield _drift_check(shift, accepted, max(1.0, at_look))
+        elif shift.aspect in _ALWAYS_KNOWN:
+            reason = f"The drift of {shift.aspect} cannot be measured: {shift.reason}."
+            yield _check(f"drift of {shift.aspect}", _NOTHING, accepted, INSUFFICIENT, reason)
+
+
+def expected(subject: Subject, films: "pd.DataFrame") -> tuple[dict[str, Interval], dict[str, float]]:
+    """What the probabilities expect of films, and on how many films each number rests.
+
+    Beside the metrics stands `share`, the estimated share of the finding; nothing is expected of a version
+    whose calibration films are of one class.
+    """
+    from openmed.monitoring.label_free import expected_performance
+
+    if subject.known is None:
+        return dict.fromkeys((*NAMES, "share"), _NOTHING), dict.fromkeys(NAMES, 0.0)
+    found = expected_performance(
+        films["score"], films["patient"], subject.threshold, subject.known, **subject.rules.resampling
+    )
+    share = found["share"].value
+    return found, _counts(share * len(films), len(films))
+
+
+def expected_checks(
+    found: Mapping[str, Interval], counts: Mapping[str, float], floors: Mapping[str, float]
+) -> Iterator[dict[str, Any]]:
+    """Checks what is expected; what lies surely below a floor is a warning."""
+    for name, floor in floors.items():
+        title, interval = f"expected {NAMES[name]}", found[name]
+        if reason := _unjudged(title, interval, counts[name], ""):
+            yield _check(title, interval, floor, INSUFFICIENT, reason)
+        elif interval.high < floor:
+            reason = (
+                f"The {title} is {interval.value:.3f}, at most {interval.high:.3f}, below the plan's "
+                f"{floor:g}; an estimate, with the finding on {found['share'].value:.0%} of the films. "
+                "Labels decide."
+            )
+            yield _check(title, interval, floor, WARNING, reason)
+        else:
+            yield _check(title, interval, floor, PASS, _floor_words(title, interval, floor))
+
+
+def measured(subject: Subject, films: "pd.DataFrame") -> "tuple[dict[str, Estimate], dict[str, float]]":
+    """What films with labels (column `truth`) show, and on how many films each number rests.
+
+    Films that were drawn to be labelled have a column `probability`, and count by its inverse.
+    """
+    from openmed.monitoring.sampled_performance import performance
+
+    having = films["truth"] == subject.positive
+    found = performance(having, films["score"], films["patient"], subject.threshold, films.get("probability"))
+    return found, _counts(int(having.sum()), len(films))
+
+
+def measured_checks(
+    way: str,
+    subject: Subject,
+    films: "pd.DataFrame",
+    plan: "Monitoring",
+    error: float,
+    problem: str = "",
+) -> Iterator[dict[str, Any]]:
+    """Checks what labels show: against the plan's floors, and against what its own test films showed.
+
+    Args:
+        way: "measured" on labels that came, or "sampled" on films that were drawn to be labelled.
+        subject: The champion.
+        films: The films with labels.
+        plan: How it is watched.
+        error: The error that all of these checks together may make.
+        problem: Why none of them can be judged; empty where they can.
+    """
+    from openmed.monitoring.sampled_performance import difference
+
+    found, counts = measured(subject, films)
+    losses = plan.max_losses or {}
+    parts = {("floor", name): 1 for name in plan.floors}
+    parts |= {("loss", name): _LOSS_PARTS[name] for name in losses}
+    confidences = {key: 1 - 2 * error * part / sum(parts.values()) for key, part in parts.items()}
+    for name, floor in plan.floors.items():
+        title, interval = f"{way} {NAMES[name]}", found[name].interval(confidences["floor", name])
+        if reason := _unjudged(title, interval, counts[name], problem):
+            yield _check(title, interval, floor, INSUFFICIENT, reason)
+        else:
+            verdict = FAIL if interval.high < floor else PASS
+            yield _check(title, interval, floor, verdict, _floor_words(title, interval, floor))
+    for name, loss in losses.items():
+        title = f"{way} {NAMES[name]}, less that of the test films"
+        interval = difference(found[name], subject.test[name], confidences["loss", name])
+        if reason := _unjudged(title, interval, counts[name], problem):
+            yield _check(title, interval, -loss, INSUFFICIENT, reason)
+        else:
+            yield _loss_check(f"{way} {NAMES[name]}", title, interval, subject.test[name].value, loss)
+
+
+def referral_check(
+    subject: Subject, films: "pd.DataFrame", most: float, share: float, error: float
+) -> dict[str, Any]:
+    """Checks the share of the films that is referred to a radiologist.
+
+    Where its test films would be referred as often at the films' share of the finding, nothing but that
+    share has changed: that warns.
+
+    Args:
+        subject: The champion.
+        films: The films.
+        most: The share that the plan accepts.
+        share: Estimated share of the finding; NaN where there is none.
+        error: The error that this check may make.
+    """
+    import numpy as np
+
+    from openmed.monitoring.sampled_performance import proportion
+
+    patients = np.unique(films["patient"].to_numpy(str), return_inverse=True)[1]
+    refer = films["refer"].fillna(False).to_numpy(bool)
+    found = proportion(refer, np.ones(len(films)), patients).interval(1 - 2 * error)
+    words = f"It refers {found.value:.0%} of the films to a radiologist; the plan accepts {most:.0%}."
+    if not found.low > most:
+        return _check("referred", found, most, PASS, words)
+    without, having = subject.refers
+    as_before = without if math.isnan(share) else without * (1 - share) + having * share
+    if found.low > as_before:
+        return _check("referred", found, most, FAIL, words)
+    reason = f"{words} Of its test films it would refer {as_before:.0%} where the finding is this frequent."
+    return _check("referred", found, most, WARNING, reason)
+
+
+def overall(checks: list[dict[str, Any]], *, enough: bool) -> str:
+    """Joins checks: the worst of FAIL, WARNING and INSUFFICIENT EVIDENCE; too few films are the last."""
+    found = {check["verdict"] for check in checks}
+    for verdict in (FAIL, WARNING):
+        if verdict in found:
+            return verdict
+    return PASS if enough and found == {PASS} else INSUFFICIENT
+
+
+def _counts(having: float, films: float) -> dict[str, float]:
+    without = films - having
+    return {"auc": min(having, without), "sensitivity": having, "specificity": without}
+
+
+def _drift_check(shift: "Shift", accepted: float, at_look: float) -> dict[str, Any]:
+    found = shift.interval
+    # As a normal distribution would be drawn out: the last resamples of a thousand say nothing of 0.9999.
+    interval = Interval(found.value, max(0.0, found.value - at_look * (found.value - found.low)), found.high)
+    worst = interval.low > accepted
+    words = f"In {shift.aspect} the films lie {interval.value:.2f} from those that it was trained on"
+    reason = (
+        f"{words}, surely more than the accepted {accepted:g}."
+        if worst
+        else f"{words}; up to {accepted:g} is accepted."
+    )
+    return _check(f"drift of {shift.aspect}", interval, accepted, FAIL if worst else PASS, reason)
+
+
+def _loss_check(name: str, title: str, interval: Interval, test: float, loss: float) -> dict[str, Any]:
+    words = f"The {name} lies {interval.value:+.3f} from the {test:.3f} of its test films"
+    failed = interval.high < -loss
+    reason = (
+        f"{words}, at best {interval.high:+.3f}: surely more than the accepted loss of {loss:g}."
+        if failed
+        else f"{words}; it goes on hold where surely more than {loss:g} is lost."
+    )
+    return _check(title, interval, -loss, FAIL if failed else PASS, reason)
+
+
+def _unjudged(title: str, interval: Interval, films: float, problem: str) -> str:
+    """Says why a number is not judged; empty where it is."""
+    if not problem and films < MIN_FILMS:
+        problem = f"it rests on {films:.0f} films, and {MIN_FILMS} are needed"
+    if problem:
+        return f"The {title} is not judged: {problem}."
+    return f"The {title} cannot be computed on these films." if math.isnan(interval.high) else ""
+
+
+def _floor_words(title: str, interval: Interval, floor: float) -> str:
+    if interval.high < floor:
+        words = f"is {interval.value:.3f}, at most {interval.high:.3f}: surely below the plan's {floor:g}."
+    elif interval.value < floor:
+        words = f"is {interval.value:.3f}, below the plan's {floor:g}, though not surely."
+    elif title.startswith("expected"):
+        words = f"is {interval.value:.3f}; the plan's floor is {floor:g}."
+    else:
+        words = f"is {interval.value:.3f}; the plan puts it on hold surely below {floor:g}."
+    return f"The {title} {words}"
+
+
+def _check(name: str, interval: Interval, limit: float | None, verdict: str, reason: str) -> dict[str, Any]:
+    shown = interval.to_json()
+    return {"name": name, **shown, "floor": limit, "verdict": verdict, "reason": reason}

@@ -1,0 +1,52 @@
+"""What a watch found, in one sentence."""
+
+from typing import TYPE_CHECKING, Any
+
+from openmed.gates.gate import FAIL, INSUFFICIENT
+from pipeline.monitoring.judging.checks import WARNING
+
+if TYPE_CHECKING:
+    from pipeline.settings.plan import Monitoring
+
+_ASKED_AT_ONCE = 50
+
+
+def sentence(
+    version: str, checks: list[dict[str, Any]], seen: tuple[int, int, int], plan: "Monitoring"
+) -> str:
+    """Says in one sentence what the checks found, and what they could not find.
+
+    Args:
+        version: The version.
+        checks: All checks.
+        seen: The films judged, their patients, and the films with labels.
+        plan: How it is watched.
+    """
+    films, patients, labelled = seen
+    scope = f"Version {version} on its latest {films} films of {patients} patients"
+    unknown = ", ".join(check["name"] for check in checks if check["verdict"] == INSUFFICIENT)
+    missing = f" (not judged for want of evidence: {unknown})" if unknown else ""
+    if failed := _reasons(checks, FAIL):
+        return f"{scope} is outside the limits of its change plan: {failed}{missing}."
+    if doubtful := _reasons(checks, WARNING):
+        return f"{scope} may be outside the limits of its change plan: {doubtful}{missing}. {ask(plan)}"
+    if patients < plan.min_patients:
+        return f"{scope} cannot be judged yet: the plan asks for {plan.min_patients} patients."
+    if unknown:
+        return (
+            f"{scope} is not surely outside the limits of its change plan, but not all of it can be judged: "
+            f"evidence is missing for {unknown}."
+        )
+    rest = "" if labelled else "; no film has a label, so its performance was not measured"
+    return f"{scope} stays within the limits of its change plan{rest}."
+
+
+def ask(plan: "Monitoring") -> str:
+    """Says how many films to label, and with what command they are drawn."""
+    films = max(_ASKED_AT_ONCE, plan.min_patients)
+    return f"Nothing is held by that; label {films} films: openmed live ask {films}."
+
+
+def _reasons(checks: list[dict[str, Any]], verdict: str) -> str:
+    reasons = [check["reason"].rstrip(".") for check in checks if check["verdict"] == verdict]
+    return "; ".join(reason[0].lower() + reason[1:] for reason in reasons)

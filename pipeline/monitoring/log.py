@@ -1,0 +1,224 @@
+"""The log of scored films: what a version answered to each, kept by the content of the film.
+
+Hides the files: numbered Parquet parts for each version, which are only ever added, and the labels that came
+later. Both lie in `scores` below the state folder. The films of one run of `live score` are one batch: they
+lay in a folder, and nothing tells which of them came first.
+"""
+
+import csv
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from openmed.errors import BadInput, IntegrityError
+from openmed.files import atomic_path, sha256_bytes
+from pipeline.settings.project import locked
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCORED, UNUSABLE = "scored", "unusable"
+# Logs of before batches do not tell their runs apart; two parts of one run are far less than this apart.
+_SAME_RUN = timedelta(minutes=30)
+# A command of seconds does not wait for long behind another.
+WAIT_S = 60.0
+
+
+class ScoreLog:
+    """What one version answered to films. All that one object adds is one batch.
+
+    Args:
+        home: The state folder.
+        version: The version.
+    """
+
+    def __init__(self, home: Path, version: str) -> None:
+        self.version = version
+        self.folder = Path(home) / "scores" / f"version-{version}"
+        self._batch = uuid4().hex
+
+    def parts(self) -> list[Path]:
+        """Returns the files of the log, the oldest first."""
+        return [self.folder / name for name in self._names()]
+
+    def _names(self) -> list[str]:
+        return sorted(path.name for path in self.folder.glob("[0-9]*.parquet"))
+
+    def known(self) -> set[str]:
+        """Returns the SHA-256 of all films in it."""
+        return {digest for part in self.parts() for digest in _read(part, ["sha256"])["sha256"]}
+
+    def append(self, films: "pd.DataFrame") -> Path:
+        """Adds films to the batch of this object; the caller holds the lock `scores`."""
+        parts = self.parts()
+        path = self.folder / f"{int(parts[-1].stem) + 1 if parts else 1:08d}.parquet"
+        with atomic_path(path) as temporary:
+            films.assign(batch=self._batch).to_parquet(temporary, index=False)
+        return path
+
+    def batches(self) -> Iterator[list[Path]]:
+        """Yields the files of each batch, the latest batch first; the files of a batch have no order."""
+        batch: list[Path] = []
+        later: dict[str, str] = {}
+        for part in (self.folder / name for name in reversed(self._names())):
+            facts = _facts(part)
+            if batch and not _one_batch(facts, later):
+                yield batch
+                batch = []
+            batch.append(part)
+            later = facts
+        if batch:
+            yield batch
+
+
+def read_films(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+    """Reads the scored films of one file of a log.
+
+    Args:
+        path: One of `ScoreLog.parts`.
+        columns: The columns to read; default: all.
+
+    Raises:
+        IntegrityError: The file is damaged.
+    """
+    table = _read(path, None if columns is None else list(dict.fromkeys([*columns, "status"])))
+    return table.loc[table["status"] == SCORED, slice(None) if columns is None else list(columns)]
+
+
+def _facts(part: Path) -> dict[str, str]:
+    """Returns the batch of a file (empty in logs of before) and when its first and last film were scored."""
+    table = _read(part, ["scored_at"], optional=["batch"])
+    batch = str(table["batch"].iloc[0]) if "batch" in table else ""
+    return {"batch": batch, "first": table["scored_at"].min(), "last": table["scored_at"].max()}
+
+
+def _one_batch(earlier: Mapping[str, str], later: Mapping[str, str]) -> bool:
+    if earlier["batch"] or later["batch"]:
+        return earlier["batch"] == later["batch"]
+    return datetime.fromisoformat(later["first"]) - datetime.fromisoformat(earlier["last"]) < _SAME_RUN
+
+
+def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str, int]:
+    """Keeps what films turned out to be; a film that was labelled before gets the new label.
+
+    Args:
+        home: The state folder.
+        source: Folder, zip or list of labelled films, as `openmed data import` takes it, or the list of
+            `openmed live ask` with labels filled in (CSV: sha256, label; rows without a label are passed
+            over). The files are those that were scored: films are told by their content.
+        class_names: The known classes.
+
+    Returns:
+        films (in the source), new, changed.
+
+    Raises:
+        BadInput: The source cannot be used, or holds one film under two labels.
+        ResourceError: Other labels are being kept, for a minute or more.
+    """
+    films = _answered_list(source, class_names)
+    if films is None:
+        films = _labelled_films(source, class_names)
+    told: dict[str, str] = {}
+    for digest, label in films:
+        if told.setdefault(digest, label) != label:
+            raise BadInput(
+                f"{source} holds one film as {told[digest]} and as {label} (SHA-256 {digest[:16]}): "
+                "take one of them away"
+            )
+    # Not the lock of the scores, which a scoring holds for as long as it lasts.
+    with locked("labels", wait_s=WAIT_S):
+        before = labels(home)
+        _write_labels(home, before | told)
+    new = len(told.keys() - before.keys())
+    changed = sum(before.get(digest, label) != label for digest, label in told.items())
+    return {"films": len(films), "new": new, "changed": changed}
+
+
+def _labelled_films(source: Path, class_names: Sequence[str]) -> list[tuple[str, str]]:
+    from openmed.dataset.manifest import ordered_map
+    from openmed.intake.sources import iter_labelled
+
+    films = list(iter_labelled(source, class_names, patients_from="film"))
+    hashes = ordered_map(lambda film: sha256_bytes(film.reader()), films)
+    return [(digest, film.label) for digest, film in zip(hashes, films, strict=True)]
+
+
+def _answered_list(source: Path, class_names: Sequence[str]) -> list[tuple[str, str]] | None:
+    """The films of a list of hashes that have a label; None where the source is no such list."""
+    if Path(source).suffix.lower() != ".csv" or not Path(source).is_file():
+        return None
+    names = {name.casefold(): name for name in class_names}
+    try:
+        with Path(source).open(newline="", encoding="utf-8-sig") as stream:
+            rows = csv.DictReader(stream, strict=True)
+            if "sha256" not in (rows.fieldnames or ()) or "path" in rows.fieldnames:
+                return None
+            found = []
+            for row in rows:
+                digest, label = ((row.get(name) or "").strip().casefold() for name in ("sha256", "label"))
+                if not re.fullmatch("[0-9a-f]{64}", digest) or (label and label not in names):
+                    raise BadInput(
+                        f"{source} has no SHA-256, or a label other than {', '.join(class_names)}, "
+                        f"on line {rows.line_num}: correct or remove it"
+                    )
+                if label:
+                    found.append((digest, names[label]))
+            return found
+    except (OSError, ValueError, csv.Error) as error:
+        raise BadInput(f"{source} cannot be read as CSV in UTF-8: {error}") from None
+
+
+def read_asks(home: Path, version: str) -> "pd.DataFrame":
+    """Returns all asks at a version: ask, sha256, probability, sample; one row a film that it could draw."""
+    import pandas as pd
+
+    columns = ["ask", "sha256", "probability", "sample"]
+    parts = sorted((ScoreLog(home, version).folder / "asks").glob("[0-9]*.parquet"))
+    if not parts:
+        empty = pd.DataFrame(columns=columns)
+        return empty.astype({"ask": int, "sha256": str, "probability": float, "sample": bool})
+    return pd.concat([_read(part, columns) for part in parts], ignore_index=True)
+
+
+def labels(home: Path) -> dict[str, str]:
+    """Returns what is known of films: SHA-256 -> name of the class."""
+    path = _labels_file(home)
+    if not path.exists():
+        return {}
+    table = _read(path, ["sha256", "label"])
+    return dict(zip(table["sha256"], table["label"], strict=True))
+
+
+def _write_labels(home: Path, known: Mapping[str, str]) -> None:
+    import pandas as pd
+
+    table = pd.DataFrame({"sha256": list(known), "label": list(known.values())}, dtype=str)
+    with atomic_path(_labels_file(home)) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def _labels_file(home: Path) -> Path:
+    return Path(home) / "scores" / "labels.parquet"
+
+
+def _read(path: Path, columns: Sequence[str] | None, optional: Sequence[str] = ()) -> "pd.DataFrame":
+    import pandas as pd
+    from pyarrow.parquet import read_schema
+
+    try:
+        if columns is not None:
+            there = set(read_schema(path).names)
+            columns = [*columns, *(name for name in optional if name in there)]
+        return pd.read_parquet(path, columns=columns)
+    except (OSError, ValueError) as error:
+        raise IntegrityError(
+            f"{path} cannot be read ({type(error).__name__}): restore it from the backup"
+        ) from None
+
+
+def chunks(items: Sequence, size: int) -> Iterator[Sequence]:
+    """Cuts a sequence into parts of at most `size`."""
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,201 @@
+"""Scores new films with the champion: each film once for a version, a part of the films at a time."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openmed.errors import BadInput
+from openmed.files import sha256_bytes
+from pipeline import registry
+from pipeline.monitoring.log import SCORED, UNUSABLE, ScoreLog, chunks
+from pipeline.settings.project import locked
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy as np
+    import pandas as pd
+
+    from openmed.cache.film_store import FilmStore
+    from openmed.inference.session import Predictor
+    from openmed.intake.sources import Film
+    from openmed.privacy.cleaning import Pseudonyms
+
+# What a film is compared by with those that the champion was trained on.
+_MEASURED = ("width", "height", "bits", "mean", "std", "embedding", "reason")
+_ANSWERED = ("score", "label", "threshold", "refer")
+_UNREADABLE = "unreadable"
+_PART_FILMS, _BATCH_FILMS = 1024, 32
+
+
+def score_films(home: Path, source: Path) -> dict[str, Any]:
+    """Scores the films of a folder or zip that the champion has not scored yet.
+
+    Every part of the films is on the disk before the next is begun, so that a run that was killed goes on
+    where it was. A film that cannot be used is logged with the reason; a file that cannot be read at all is
+    tried again by the next run. A file that was scored and not written to since is not read again.
+
+    Args:
+        home: The state folder.
+        source: Folder or zip of films, without labels.
+
+    Returns:
+        version, films (in the source), scored, flagged (called a finding), referred, unusable (of the new
+        ones), unreadable, known (scored before), log (the folder of the answers).
+
+    Raises:
+        BadInput: There is no champion, it is on hold, or the source holds no film.
+        IntegrityError: The champion is not what was registered.
+    """
+    from openmed.cache.film_store import FilmStore
+    from openmed.intake.sources import list_films
+    from pipeline.tools.device import pick_device
+    from pipeline.tools.terminal import progress
+    from pipeline.versioning.site import pseudonyms
+
+    # Not folder by folder: what a run that was killed leaves in the log is then a sample of what had come.
+    films = sorted(list_films(source), key=lambda film: sha256_bytes(film.name.encode()))
+    with locked("scores"):
+        version = _champion()
+        predictor = registry.load_predictor(f"models:/{registry.MODEL_NAME}/{version}", pick_device("auto"))
+        model, log, secret = registry.model_digest(version), ScoreLog(home, version), pseudonyms(home)
+        known, before = log.known(), 0
+        counts = dict.fromkeys((SCORED, "flagged", "referred", UNUSABLE, _UNREADABLE), 0)
+        with FilmStore(Path(home) / "films") as store, progress(len(films), "score") as tick:
+            for part in chunks(films, _PART_FILMS):
+                rows, unread = [], _unread(part, store, known)
+                for _ in range(len(part) - len(unread)):
+                    tick()
+                for batch in chunks(unread, _BATCH_FILMS):
+                    rows += _answers(batch, predictor, secret, store, known)
+                    for _ in batch:
+                        tick()
+                before += len(part) - len(rows)
+                if kept := [row for row in rows if row["status"] != _UNREADABLE]:
+                    log.append(_table(kept, version, model))
+                for row in rows:
+                    counts[row["status"]] += 1
+                    counts["flagged"] += row["label"] in predictor.spec.findings
+                    counts["referred"] += bool(row["refer"])
+    return {"version": version, "films": len(films), **counts, "known": before, "log": str(log.folder)}
+
+
+def _champion() -> str:
+    version = registry.champion()
+    if version is None:
+        raise BadInput("there is no champion to score films with: promote a version first")
+    if (entry := registry.on_hold().get(version)) is not None:
+        reason = entry.content["reason"].rstrip(".")
+        raise BadInput(
+            f"version {version}, the champion, is on hold since {entry.at} ({reason}): roll back, promote "
+            "another version, or release it with `openmed registry release`"
+        )
+    return version
+
+
+def _unread(films: "Sequence[Film]", store: "FilmStore", known: set[str]) -> "list[Film]":
+    """Those whose file is not surely one that is known."""
+    paths = [film.path for film in films if film.path is not None]
+    hashes = dict(zip(paths, store.hashes_of([str(path) for path in paths]), strict=True))
+    return [film for film in films if hashes.get(film.path) not in known]
+
+
+def _answers(
+    films: "Sequence[Film]",
+    predictor: "Predictor",
+    secret: "Pseudonyms",
+    store: "FilmStore",
+    known: set[str],
+) -> list[dict[str, Any]]:
+    """What the model says of those films that are not known yet; they are known from then on."""
+    import numpy as np
+    import pyarrow as pa
+
+    from openmed.dataset.manifest import judge_facts, ordered_map
+    from openmed.measurement.measure import FACTS
+
+    size, lost, rows, squares, hashed = predictor.spec.image_size_px, [], [], [], []
+    for state, row, square in ordered_map(lambda film: _read(film, size, secret), films):
+        if state is not None:
+            hashed.append((state, row["sha256"]))
+        if row["status"] == _UNREADABLE:
+            lost.append(row)
+        elif row["sha256"] not in known:
+            known.add(row["sha256"])
+            rows.append(row)
+            squares.append(square)
+    store.remember_hashes(hashed)
+    facts, smallest = pa.Table.from_pylist(rows, FACTS), predictor.spec.min_side_px
+    judged = judge_facts(facts, min_side_px=smallest) if rows else None
+    for row, reason in zip(rows, judged["reason"] if rows else (), strict=True):
+        row |= {"reason": reason, "status": UNUSABLE if reason else SCORED}
+    usable = [(row, square) for row, square in zip(rows, squares, strict=True) if row["status"] == SCORED]
+    if usable:
+        for (row, _), answer in zip(
+            usable, _said(predictor, np.stack([square for _, square in usable])), strict=True
+        ):
+            row |= answer
+    return rows + lost
+
+
+def _said(predictor: "Predictor", squares: "np.ndarray") -> list[dict[str, Any]]:
+    from openmed.inference.referral import referrals, unlike_reasons
+    from openmed.inference.session import called_classes
+
+    spec, (probabilities, distances) = predictor.spec, predictor.assess(squares)
+    called = called_classes(spec, probabilities, spec.threshold)
+    unlike = unlike_reasons(predictor, squares, distances)
+    return [
+        {
+            "score": float(row[spec.positive_index]),
+            "label": spec.class_names[label],
+            "threshold": spec.threshold,
+            "refer": referral.refer,
+            "reason": referral.reason or "",
+            **{f"probability_{name}": float(row[k]) for k, name in enumerate(spec.class_names)},
+        }
+        for row, label, referral in zip(
+            probabilities, called, referrals(spec, probabilities, called, unlike), strict=True
+        )
+    ]
+
+
+def _read(
+    film: "Film", size_px: int, secret: "Pseudonyms"
+) -> "tuple[os.stat_result | None, dict[str, Any], np.ndarray | None]":
+    """State of its file before it was read, what is known without a model, and the film's square.
+
+    No state of a film in a zip or of one that cannot be read; no square of one that cannot be decoded.
+    """
+    from openmed.dataset.profile import OPTIONAL_COLUMNS, age_band
+    from openmed.films.images import decode_with_depth, resize_film
+    from openmed.intake.identity import patient_of_one
+    from openmed.measurement.measure import measurements
+    from openmed.privacy.cleaning import about_film, dicom_patient
+
+    row = dict.fromkeys((*_MEASURED, *OPTIONAL_COLUMNS, *_ANSWERED, "status"))
+    try:
+        state, content = film.path.stat() if film.path else None, film.reader()
+    except (BadInput, OSError):
+        return None, row | {"status": _UNREADABLE}, None
+    about, sha256 = about_film(content), sha256_bytes(content)
+    patient = secret.patient(patient_of_one(film.name, dicom_patient(content), sha256))
+    row |= {"sha256": sha256, "patient": patient, "reason": ""}
+    row |= {name: about.get(name) for name in OPTIONAL_COLUMNS}
+    if years := about.get("age_years"):
+        row["age_band"] = age_band(int(years))
+    try:
+        decoded, bits = decode_with_depth(content, "the film")
+    except BadInput as error:
+        return state, row | {"reason": str(error)}, None
+    measured = measurements(decoded, bits)
+    return state, row | {name: measured[name] for name in _MEASURED}, resize_film(decoded, size_px)
+
+
+def _table(rows: list[dict[str, Any]], version: str, model_sha256: str) -> "pd.DataFrame":
+    import pandas as pd
+
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    table = pd.DataFrame(rows).assign(scored_at=now, version=version, model_sha256=model_sha256)
+    return table.astype({"refer": "boolean", "score": float, "threshold": float})

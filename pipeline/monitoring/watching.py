@@ -1,0 +1,178 @@
+"""Judges the champion on the latest films that it scored, by the plan it came with, and puts it on hold.
+
+Nothing here can make a champion better or worse than it is: a hold only says that people have to look.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openmed.errors import BadInput
+from openmed.files import read_json, write_json, write_text
+from openmed.gates.gate import FAIL
+from pipeline import registry
+from pipeline.monitoring.asking import drawn_with
+from pipeline.monitoring.judging import checks, wording
+from pipeline.monitoring.judging.judge import judge
+from pipeline.monitoring.judging.looks import Looks
+from pipeline.monitoring.judging.subject import Subject
+from pipeline.monitoring.log import ScoreLog, labels, read_asks
+from pipeline.monitoring.windows import Eligible, by_content, latest, released, windows
+from pipeline.promotion.gates import Evidence
+from pipeline.settings.project import locked
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from openmed.metrics.score_intervals import Interval
+
+BY = "monitoring"
+_PERIODS = 12
+_COLUMNS = ("sha256", "patient", "score", "scored_at")
+_CONFIDENCE = 0.95
+
+
+def watch(home: Path) -> dict[str, Any]:
+    """Judges the champion on its latest films; when they show it as surely too bad, it goes on hold.
+
+    Compared are their looks with those of the films that it was trained on, at their share of the finding;
+    what is expected of it from its own probabilities, which only warns; what it did where labels have come;
+    and how much it refers. A check fails only when its whole interval lies beyond the limit of the change
+    plan, at a confidence that lets all looks together err as seldom as the plan says. Films that a person
+    has released the version on are not judged again. Which films are the latest does not depend on names
+    (`pipeline.monitoring.windows`); what it did is measured on windows of their own: the latest films with
+    labels, half of them with the finding where there are so many, and the latest of those that were drawn
+    to be labelled. Writes watch.json and watch.html in `watch` below the state folder.
+
+    Args:
+        home: The state folder.
+
+    Returns:
+        version, verdict (PASS, FAIL, WARNING, or INSUFFICIENT EVIDENCE where no check fails or warns and one
+        cannot be made), news (whether the last watch said otherwise), sentence, films, patients, labelled
+        (films with labels that were judged), share (of the finding, estimated), flagged (shares of the films,
+        of the test films too), referred (reason -> number of films), checks (lists of gates), shifts,
+        periods, hold (the reason that holds the version, None when nothing does), page.
+
+    Raises:
+        BadInput: There is no champion.
+        IntegrityError: The champion's evidence or the log was changed.
+    """
+    version, reference = registry.champion_profile()
+    if version is None:
+        raise BadInput("there is no champion to watch: promote a version first")
+    evidence, log, known = Evidence.of(version), ScoreLog(home, version), labels(home)
+    subject, plan, after = Subject.of(evidence), evidence.plan.protocol.monitoring, released(version)
+    films = latest(log, plan.films, Eligible(after), None)
+    labelled = _labelled(home, subject, log, known, after, plan.films)
+    with locked("looks"):
+        looks = Looks(log.folder / "looks.json")
+        judged = judge(subject, plan, films, reference, labelled, looks)
+        looks.save()
+    seen = (len(films), int(films["patient"].nunique()), sum(map(len, labelled.values())))
+    sentence = wording.sentence(version, judged.checks, seen, plan)
+    if judged.verdict == FAIL:
+        registry.hold(version, by=BY, reason=sentence)
+    held = registry.on_hold().get(version)
+    page = Path(home) / "watch" / "watch.html"
+    result = {
+        "version": version,
+        "verdict": judged.verdict,
+        "news": _before(page) != (version, judged.verdict),
+        "sentence": sentence,
+        **dict(zip(("films", "patients", "labelled"), seen, strict=True)),
+        "share": judged.share and judged.share.to_json(),
+        "flagged": {"now": _flagged(films, evidence), "test": _flagged(evidence.test, evidence)},
+        "referred": _reasons(films),
+        "checks": judged.checks,
+        "shifts": [shift.to_json() for shift in judged.shifts],
+        "periods": list(_periods(subject, log, known, plan.films))[::-1],
+        "hold": held and held.content["reason"],
+        "page": str(page),
+    }
+    _write(result, reference, films)
+    return result
+
+
+def _before(page: Path) -> tuple[str, str] | None:
+    """Version and verdict of the last watch; None where there was none."""
+    with suppress(BadInput, KeyError):
+        found = read_json(page.with_suffix(".json"))
+        return found["version"], found["verdict"]
+    return None
+
+
+def _labelled(
+    home: Path, subject: Subject, log: ScoreLog, known: dict[str, str], after: str, films: int
+) -> "dict[str, pd.DataFrame]":
+    """The latest films with labels, those that were drawn to be labelled apart from those that came unasked.
+
+    Of those that came: half of `films` with the finding, half without it, if so many came. Sensitivity,
+    specificity and AUC do not hang on how frequent the finding is, only on enough films of each.
+    """
+    import pandas as pd
+
+    drawn = drawn_with(read_asks(home, log.version), known.keys())
+    came = known.keys() - set(drawn.index)
+    having = {digest for digest in came if known[digest] == subject.positive}
+    found = [pd.DataFrame(columns=[*_COLUMNS])]
+    for side in (having, came - having):
+        if side:
+            found += islice(windows(log, math.ceil(films / 2), _COLUMNS, Eligible(after, side)), 1)
+    sampled = latest(log, films, Eligible(after, set(drawn.index)), _COLUMNS)
+    return {
+        "measured": _with_truth(pd.concat(found[1:] or found), known),
+        "sampled": _with_truth(sampled, known).assign(probability=sampled["sha256"].map(drawn)),
+    }
+
+
+def _with_truth(films: "pd.DataFrame", known: dict[str, str]) -> "pd.DataFrame":
+    return by_content(films.assign(truth=films["sha256"].map(known)))
+
+
+def _reasons(films: "pd.DataFrame") -> dict[str, int]:
+    """How many films were referred for each reason; older answers, which name none, know only one."""
+    from openmed.inference.referral import NO_CLASS
+
+    told = films.reindex(columns=["refer", "reason"])
+    reasons = told.loc[told["refer"].eq(True).fillna(False), "reason"]
+    return reasons.replace("", NO_CLASS).fillna(NO_CLASS).value_counts().to_dict()
+
+
+def _flagged(films: "pd.DataFrame", evidence: Evidence) -> float | None:
+    return float((films["score"] >= evidence.spec.threshold).mean()) if len(films) else None
+
+
+def _periods(subject: Subject, log: ScoreLog, known: dict[str, str], films: int) -> Iterator[dict[str, Any]]:
+    """Expected and measured performance of the latest windows, the latest first."""
+    for part in islice(windows(log, films, _COLUMNS), _PERIODS):
+        part = _with_truth(part, known)
+        expected, counts = checks.expected(subject, part)
+        having_labels = part[part["truth"].notna()]
+        found = {
+            "expected": {name: expected[name] for name in counts if counts[name] >= checks.MIN_FILMS},
+            "measured": _measured(subject, having_labels) if len(having_labels) else {},
+        }
+        yield {
+            "films": len(part),
+            "until": part["scored_at"].max(),
+            **{
+                way: {name: each[name].to_json() for name in checks.NAMES if name in each}
+                for way, each in found.items()
+            },
+        }
+
+
+def _measured(subject: Subject, films: "pd.DataFrame") -> "dict[str, Interval]":
+    return {name: each.interval(_CONFIDENCE) for name, each in checks.measured(subject, films)[0].items()}
+
+
+def _write(result: dict[str, Any], reference: "pd.DataFrame | None", films: "pd.DataFrame") -> None:
+    from pipeline.report.watch_page import build_watch_page
+
+    page = Path(result["page"])
+    write_text(page, build_watch_page(result, reference, films))
+    write_json(page.with_suffix(".json"), result)

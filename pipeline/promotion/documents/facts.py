@@ -1,0 +1,137 @@
+"""What the documents are filled from."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from openmed.files import read_json
+from pipeline import registry
+from pipeline.promotion.gates import Evidence, limits_of_the_test, subgroups
+from pipeline.registry.evidence import EXTERNAL_METRICS
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of a document; `answer` is None where only people can give it."""
+
+    section: str
+    topic: str
+    answer: str | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The evidence on a version, with what the record and the stages say of it."""
+
+    evidence: Evidence
+    story: list[tuple[str, str]]
+    films: dict[str, Any] | None
+    explained: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, version: str) -> "Facts":
+        """Reads them; raises as `Evidence.of`."""
+        summary, explained = (
+            registry.find_artifact(version, name) for name in ("validate/summary.json", "explain.json")
+        )
+        return cls(
+            Evidence.of(version),
+            registry.story(version),
+            read_json(summary) if summary else None,
+            read_json(explained) if explained else None,
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of the training of this architecture."""
+        return self.evidence.params["train"][self.evidence.tags["architecture"]]
+
+    def of_each(self, said: Callable[[Evidence], str | None]) -> str | None:
+        """What is said of each finding, with its name where there are several; None where nothing is."""
+        found = [(each.spec.positive, said(each)) for each in self.evidence.each_finding()]
+        if len(found) == 1:
+            return found[0][1]
+        return "; ".join(f"{name} {text}" for name, text in found if text is not None) or None
+
+    def measured(self, name: str) -> str | None:
+        """A metric on the test films with its interval; None where it could not be computed."""
+        return self.of_each(lambda asked: _measured(asked.metrics["test"][name]))
+
+    def split_counts(self) -> str:
+        """Films and patients of each split."""
+        groups = self.evidence.split.groupby("split", sort=False)
+        return "; ".join(
+            f"{name}: {len(films)} films of {films['patient'].nunique()} patients" for name, films in groups
+        )
+
+    def class_counts(self) -> str:
+        """Films of each class over all splits."""
+        counts = self.evidence.split["label"].value_counts()
+        names = self.evidence.spec.class_names
+        return ", ".join(f"{name}: {int(counts.get(k, 0))}" for k, name in enumerate(names))
+
+    def group_lines(self) -> str | None:
+        """Sensitivity and specificity of groups of films; None where nothing is known of them."""
+        return self.of_each(_group_lines)
+
+    def limits(self) -> str | None:
+        """What the test could and could not have shown."""
+        return self.of_each(lambda asked: " ".join(limits_of_the_test(asked)) or None)
+
+    def elsewhere(self) -> str:
+        """What was measured on each external set, over all its views."""
+        stored = registry.find_artifact(self.evidence.version, EXTERNAL_METRICS)
+        sets = read_json(stored)["sets"] if stored else {}
+        said = []
+        for name, content in sets.items():
+            first = {self.evidence.spec.positive: content}
+            for finding, own in (first | content.get("findings", {})).items():
+                of_which = f", {finding}" if len(self.evidence.spec.findings) > 1 else ""
+                whole = own["groups"][0]
+                shares = [
+                    f"{metric} {_share(whole[metric])}"
+                    for metric in ("auc", "sensitivity", "specificity")
+                    if whole[metric]["value"] is not None
+                ]
+                said.append(f"{name}{of_which}, {own['films']} films: {', '.join(shares)}")
+        return "; ".join(said) or "nothing is known: no external set was scored"
+
+    def maps(self) -> str | None:
+        """The method of the heat maps and whether they passed their checks."""
+        if self.explained is None:
+            return None
+        method = self.explained["primary_method"]
+        further = self.explained.get("findings", {})
+
+        def said(asked: Evidence) -> str | None:
+            name = asked.spec.positive
+            # A page of before may know the first finding alone.
+            own = self.explained if name == self.evidence.spec.positive else further.get(name)
+            if own is None:
+                return None
+            check = own["faithfulness"][method]
+            trusted = "passed" if check["trusted"] else "did not pass"
+            return f"{method.replace('_', ' ')}; the maps {trusted} their checks: {check['reason']}"
+
+        return self.of_each(said)
+
+
+def _measured(found: Mapping[str, float | None]) -> str | None:
+    if found["value"] is None:
+        return None
+    if found["low"] is None:
+        return f"{found['value']:.3f}"
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def _group_lines(asked: Evidence) -> str | None:
+    found = [
+        f"{group['group']}: sensitivity {_share(group['sensitivity'])}, "
+        f"specificity {_share(group['specificity'])}"
+        for group in subgroups(asked)
+    ]
+    return "; ".join(found) or None
+
+
+def _share(found: dict[str, Any]) -> str:
+    return "unknown" if found["value"] is None else f"{found['value']:.2f}"

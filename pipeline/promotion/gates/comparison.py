@@ -1,0 +1,271 @@
+"""A version against an earlier one, on identical test and external films that have shaped neither."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openmed.files import read_json, read_table
+from openmed.gates.gate import FAIL, INSUFFICIENT, NOT_SHOWN, Gate, judge_difference
+from openmed.gates.power import films_for_margin
+from pipeline import registry
+from pipeline.promotion.gates.evidence import Evidence
+from pipeline.promotion.gates.external import external_films, measurable
+from pipeline.registry.evidence import EXTERNAL_PREDICTIONS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from openmed.metrics.score_intervals import Interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        gates: One for each margin, on test films and on each external set that the plan names; empty where
+            there is nothing to compare with, None where there is but no comparison could be made.
+        note: One sentence about it.
+        films_compared: Number of test films.
+        films_left_out: Test films that have shaped the earlier version.
+        other: The version compared with, None where no comparison could be made.
+        other_threshold: Its operating point.
+        films: The films compared: id, patient, label (a class), score and score_other.
+    """
+
+    gates: list[dict[str, Any]] | None
+    note: str
+    films_compared: int = 0
+    films_left_out: int = 0
+    other: str | None = None
+    other_threshold: float | None = None
+    films: "pd.DataFrame | None" = None
+
+
+@dataclass(frozen=True)
+class _Role:
+    """What an earlier version stands for: name of its files, in sentences, in the names of gates."""
+
+    file: str
+    title: str
+    gate: str
+
+
+CHAMPION = _Role("champion", "champion", "champion")
+FIRST = _Role("first", "the version approved first,", "first approved")
+
+
+def compare_all(evidence: Evidence, workspace: Path | None) -> dict[str, tuple[Comparison, Comparison]]:
+    """Compares a version with the champion, and with the version that was approved first.
+
+    Args:
+        evidence: On the version.
+        workspace: The workspace of the retraining, where it still exists: used to score a version that was
+            not among those scored at its registration.
+
+    Returns:
+        finding -> its comparison with the champion and with the version that was approved first.
+    """
+    others = registry.earlier()
+    champion = _compare(evidence, others["champion"], workspace, CHAMPION)
+    first = _compare(evidence, others["first"], workspace, FIRST)
+    return {name: (champion[name], first[name]) for name in evidence.spec.findings}
+
+
+def _compare(
+    evidence: Evidence, other: str | None, workspace: Path | None, role: _Role
+) -> dict[str, Comparison]:
+    """The comparison of each finding."""
+    findings = evidence.spec.findings
+    if other is None:
+        said = "There is no champion to compare with." if role is CHAMPION else ""
+        return dict.fromkeys(findings, Comparison([], said))
+    if other == evidence.version:
+        said = "This version is the champion." if role is CHAMPION else ""
+        return dict.fromkeys(findings, Comparison([], said))
+    scored, problem = _scores(evidence.version, other, workspace, role)
+    if problem is None and (dropped := sorted(_looked_for(scored[0]).difference(findings))):
+        problem = (
+            f"{role.title} {other} looks for {', '.join(dropped)}, which this version does not: "
+            "they cannot be compared"
+        )
+    if problem is not None:
+        return dict.fromkeys(findings, Comparison(None, _sentence(f"{problem}.")))
+    return {asked.spec.positive: _compare_finding(asked, scored, role) for asked in evidence.each_finding()}
+
+
+def _looked_for(about: Mapping[str, Any]) -> set[str]:
+    return {about["positive"], *about.get("further_thresholds", {})}
+
+
+def _compare_finding(evidence: Evidence, scored: "registry.Scored", role: _Role) -> Comparison:
+    finding, other = evidence.spec.positive, scored[0]["version"]
+    if finding not in _looked_for(scored[0]):
+        return Comparison([], _sentence(f"{role.title} {other} does not look for {finding}."))
+    threshold, scores, elsewhere = _of_finding(finding, scored)
+    scores = scores[["id", "sha256", "score"]]
+    both = evidence.test.merge(scores, on="id", suffixes=("", "_other"), validate="one_to_one")
+    if missing := len(evidence.test) - len(both):
+        note = (
+            f"{role.title} {other} has no scores for {missing} of {len(evidence.test)} test films: register "
+        )
+        return Comparison(None, _sentence(f"{note}them again."))
+    compared = _on_fresh_films(evidence, other, both, threshold, role)
+    return _with_external(compared, evidence, other, elsewhere, role)
+
+
+def _of_finding(finding: str, scored: "registry.Scored") -> "tuple[float, pd.DataFrame, pd.DataFrame | None]":
+    """The threshold of an earlier version for a finding, and its scores of test and external films."""
+    about, test, elsewhere = scored
+    if about["positive"] == finding:
+        return about["threshold"], test, elsewhere
+    own = [
+        None if table is None else table.assign(score=table[f"probability_{finding}"])
+        for table in (test, elsewhere)
+    ]
+    return about["further_thresholds"][finding], *own
+
+
+def _on_fresh_films(
+    evidence: Evidence, other: str, both: "pd.DataFrame", other_threshold: float, role: _Role
+) -> Comparison:
+    seen = read_table(registry.artifact(other, "training_films.parquet"))["sha256"]
+    fresh = both[~both["sha256"].isin(seen)]
+    left_out = len(both) - len(fresh)
+    labels = (fresh["label"] == evidence.spec.positive_index).astype(int)
+    if labels.nunique() < 2:
+        note = (
+            f"{left_out} of {len(both)} test films have shaped {role.title} {other}; without them the two "
+            "models cannot be compared: retrain with more test films."
+        )
+        return Comparison(None, note, len(fresh), left_out)
+    gates = difference_gates(evidence, fresh.assign(label=labels), other_threshold, role, evidence.margins)
+    note = (
+        f"Compared with {role.title} {other} on {len(fresh)} test films; {left_out} were left out because "
+        "they have shaped it."
+    )
+    return Comparison(gates, note, len(fresh), left_out, other, other_threshold, fresh)
+
+
+def _with_external(
+    compared: Comparison, evidence: Evidence, other: str, scores: "pd.DataFrame | None", role: _Role
+) -> Comparison:
+    """Adds the gates on the external sets that the plan names and that the version was scored on."""
+    import pandas as pd
+
+    wanted = evidence.plan.protocol.evaluation.external
+    if compared.gates is None or wanted is None:
+        return compared
+    scores = pd.DataFrame({"set": [], "id": [], "score": []}) if scores is None else scores
+    seen = read_table(registry.artifact(other, "training_films.parquet"))["sha256"]
+    gates = list(compared.gates)
+    for name in wanted.sets:
+        films = external_films(evidence, name)
+        theirs = scores.loc[scores["set"] == name, ["id", "score"]]
+        both = films.merge(theirs, on="id", suffixes=("", "_other"))
+        fresh = both[~both["sha256"].isin(seen)]
+        margins = {key: loss for key, loss in evidence.margins.items() if measurable(fresh, key)}
+        if films.empty:  # its own gate says so
+            continue
+        if len(both) < len(films) or not margins:
+            why = "it has no scores of them" if len(both) < len(films) else "they have shaped it"
+            said = f"{role.title} {other} cannot be compared on the films of the external set {name}: {why}."
+            return replace(compared, gates=None, note=_sentence(said))
+        found = difference_gates(
+            evidence, fresh.assign(label=fresh["has"]), compared.other_threshold, role, margins
+        )
+        gates += [gate | {"name": f"external {name}: {gate['name']}"} for gate in found]
+    return replace(compared, gates=gates)
+
+
+def _scores(
+    version: str, other: str, workspace: Path | None, role: _Role
+) -> "tuple[registry.Scored, str | None]":
+    """Finds the earlier version's scores: those logged with the version or, if there are none, new ones."""
+    # Who was the champion then may be the first approved by now.
+    for file in (CHAMPION.file, FIRST.file):
+        stored = registry.find_artifact(version, f"{file}.json")
+        about = read_json(stored) if stored else {"version": None}
+        if about["version"] == other and about["problem"] is None:
+            test = read_table(registry.artifact(version, f"{file}_predictions.parquet"))
+            away = registry.find_artifact(version, f"{file}_{EXTERNAL_PREDICTIONS}")
+            return (about, test, None if away is None else read_table(away)), None
+    if workspace is None:
+        problem = (
+            f"version {version} was registered without scores of {role.title} {other}: "
+            "retrain, or register the retraining again, to compare them"
+        )
+        return ({}, None, None), problem
+    scored = registry.score_earlier(workspace, {role.file: other})[role.file]
+    if scored[0]["problem"] is not None:
+        return scored, f"{role.title} {other} could not be scored ({scored[0]['problem']})"
+    return scored, None
+
+
+def difference_gates(
+    evidence: Evidence,
+    films: "pd.DataFrame",
+    other_threshold: float,
+    role: _Role,
+    margins: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """Gives a gate for each margin.
+
+    Args:
+        evidence: On the version.
+        films: The films compared: label (0 or 1), score, score_other, patient.
+        other_threshold: Operating point of the earlier version.
+        role: What that stands for.
+        margins: Metric -> the loss that is accepted.
+    """
+    from openmed.metrics.intervals import paired_difference
+
+    intervals = paired_difference(
+        films["label"].to_numpy(),
+        films["score"].to_numpy(),
+        films["score_other"].to_numpy(),
+        films["patient"].to_numpy(),
+        evidence.spec.threshold,
+        other_threshold,
+        evidence.rules_of_look.confidence,
+    )
+    _, gates = judge_difference(intervals, margins, role.gate)
+    counts = {
+        "sensitivity": films["label"].sum(),
+        "specificity": (1 - films["label"]).sum(),
+        "auc": len(films),
+    }
+    pairs = zip(margins.items(), gates, strict=True)
+    return [
+        _to_json(evidence, gate, intervals[name], name, margin, int(counts[name]))
+        for (name, margin), gate in pairs
+    ]
+
+
+def _to_json(
+    evidence: Evidence, gate: Gate, difference: "Interval", name: str, margin: float, films: int
+) -> dict[str, Any]:
+    """A gate, with what would settle it; what the plan leaves to the reviewers is only not shown."""
+    content = gate.to_json()
+    left_to_people = name in evidence.plan.protocol.evaluation.reviewers_decide
+    # What could not be measured has no upper limit and stays a FAIL.
+    if gate.verdict == FAIL and left_to_people and difference.high >= -margin:
+        content["verdict"] = NOT_SHOWN
+    if gate.verdict != INSUFFICIENT:
+        return content
+    confidence = evidence.rules_of_look.confidence
+    enough = films_for_margin(difference, margin, films, confidence=confidence) if margin > 0 else None
+    settled = (
+        f"about {enough} films instead of {films} would show it of an equal model"
+        if enough
+        else "no realistic number of films would show it"
+    )
+    content["reason"] = f"{gate.reason.rstrip('.')}; {settled}."
+    if left_to_people:
+        content["verdict"] = NOT_SHOWN
+    return content
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]

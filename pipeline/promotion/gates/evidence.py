@@ -1,0 +1,159 @@
+"""What is known of a version, read from the registry by hash."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openmed.errors import BadInput
+from openmed.files import read_json, read_table, sha256_file
+from pipeline import registry
+from pipeline.evaluation.judgement import asked
+from pipeline.evaluation.rules import Rules
+from pipeline.registry.evidence import EXTERNAL_PREDICTIONS
+from pipeline.settings.plan import PLAN_FILE, ChangePlan, load_plan
+from pipeline.settings.yaml_file import read_mapping
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from openmed.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The evidence on one version.
+
+    Attributes:
+        version: The version.
+        tags: What its registration says.
+        spec: Description of the model, asked for one finding; see `of_finding`.
+        params: Content of its params.yaml.
+        plan_file: The change plan it came with.
+        plan_sha256: Hash of that file.
+        metrics: Content of metrics.json.
+        gates: The gates of its evaluation, as gates.json has them: of all findings, or of the one asked for.
+        predictions: One row a film of validation, calibration and test; patients by number.
+        split: One row a film of any split: id, patient, label, split.
+        films: What is known of each film (sha256, width, height, perhaps view, sex, manufacturer), None where
+            no profile was stored.
+        external: One row a film of any external set: set, id, sha256, patient (by number), label,
+            second_label, view, sex, age_band, source, score and logits; empty where there were no sets.
+        look: How many versions its test patients have judged, this one included.
+    """
+
+    version: str
+    tags: dict[str, str]
+    spec: "ModelSpec"
+    params: dict[str, Any]
+    plan_file: Path
+    plan_sha256: str
+    metrics: dict[str, Any]
+    gates: list[dict[str, Any]]
+    predictions: "pd.DataFrame"
+    split: "pd.DataFrame"
+    films: "pd.DataFrame | None"
+    external: "pd.DataFrame"
+    look: int = 1
+
+    @classmethod
+    def of(cls, version: str) -> "Evidence":
+        """Reads it.
+
+        Raises:
+            BadInput: There is no such version, or a part was never registered with it.
+            IntegrityError: A part is not what was registered.
+        """
+        import pandas as pd
+
+        tags, spec = registry.get_version(version)["tags"], registry.check_model(version)
+        plan = registry.artifact(version, PLAN_FILE)
+        profile = registry.find_artifact(version, "data_profile.parquet")
+        external = registry.find_artifact(version, EXTERNAL_PREDICTIONS)
+        params = read_mapping(registry.artifact(version, "params.yaml"))
+        return cls(
+            version=version,
+            tags=tags,
+            spec=spec,
+            params=params,
+            plan_file=plan,
+            plan_sha256=sha256_file(plan),
+            metrics=read_json(registry.artifact(version, "metrics.json")),
+            gates=read_json(registry.artifact(version, "gates.json"))["gates"],
+            predictions=read_table(registry.artifact(version, "predictions.parquet")),
+            split=read_table(registry.artifact(version, "split/split.parquet")),
+            films=None if profile is None else read_table(profile),
+            # Versions of before there were external sets have no such file.
+            external=pd.DataFrame(columns=["set", "id", "sha256", "label", "view"])
+            if external is None
+            else read_table(external),
+        )
+
+    @cached_property
+    def plan(self) -> ChangePlan:
+        """What it asks of the finding; BadInput where a plan of before lacks what is asked today."""
+        return load_plan(self.plan_file).of_finding(self.spec.positive)
+
+    def each_finding(self) -> "Iterator[Evidence]":
+        """Gives the same evidence asked for each finding, the first first."""
+        yield from map(self.of_finding, self.spec.findings)
+
+    def of_finding(self, name: str) -> "Evidence":
+        """Returns the evidence asked for one of its findings: scores, threshold, metrics, gates, limits."""
+        spec = self.spec.of_finding(name)
+        further = self.metrics["findings"][name] if name != self.spec.positive else {}
+        return replace(
+            self,
+            spec=spec,
+            metrics=self.metrics | further,
+            gates=[gate for gate in self.gates if gate.get("finding", name) == name],
+            predictions=asked(self.predictions, self.spec, name),
+            external=asked(self.external, self.spec, name),
+        )
+
+    @property
+    def test(self) -> "pd.DataFrame":
+        """The predictions of the test films."""
+        return self.predictions[self.predictions["split"] == "test"].reset_index(drop=True)
+
+    @property
+    def rules(self) -> Rules:
+        """The settings of its evaluation, for the finding."""
+        return Rules.of(self.params, f"params.yaml of version {self.version}", self.spec.positive)
+
+    @property
+    def rules_of_look(self) -> Rules:
+        """The same with the confidence that is left for this look; see `confidence_of_look`."""
+        return replace(self.rules, confidence=confidence_of_look(self.rules.confidence, self.look))
+
+    @property
+    def error_share(self) -> float:
+        """How often a gate that fails by chance may, so that those of all findings do no oftener."""
+        return (1 - self.rules.confidence) / len(self.spec.findings)
+
+    @property
+    def margins(self) -> dict[str, float]:
+        """The accepted losses against the champion."""
+        try:
+            return {name: float(loss) for name, loss in self.params["promotion"]["margins"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BadInput(
+                f"params.yaml of version {self.version} lacks settings of the comparison: {error}"
+            ) from None
+
+
+def confidence_of_look(confidence: float, look: int) -> float:
+    """Returns how sure the two-sided limits of a look must be, so that all looks together err seldom.
+
+    A model exactly at a floor passes a single look in (1 - confidence) / 2 of all cases. Look k may spend
+    (1 - confidence) / (k (k + 1)): half of 1 - confidence at the first, and 1 - confidence over any number of
+    them. Spending errors over looks: Lan and DeMets, Biometrika 1983;70:659-663.
+    """
+    return 1 - 2 * (1 - confidence) / (look * (look + 1))
+
+
+def verdict_gate(name: str, verdict: str, reason: str, value: float | None = None) -> dict[str, Any]:
+    """A gate without an interval."""
+    numbers = {"value": value, "low": None, "high": None, "floor": None}
+    return {"name": name, **numbers, "verdict": verdict, "reason": reason}

@@ -1,0 +1,191 @@
+"""Whether a version may be judged at all: no leak, inside the plan, few looks, an export that agrees."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from openmed.errors import IntegrityError
+from openmed.files import read_table
+from openmed.gates.gate import FAIL, OUTSIDE_PLAN, PASS
+from pipeline import registry
+from pipeline.promotion.gates.evidence import Evidence, verdict_gate
+from pipeline.settings.plan import lax_limits, load_plan, unplanned_changes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MOST_MOVED = 0.2
+"""Share of the champion's test films that may have left the test split without its being drawn anew."""
+
+
+def soundness_gates(evidence: Evidence, champion: Evidence | None) -> list[dict[str, Any]]:
+    """Returns the gates on splits, plan, looks and export.
+
+    Args:
+        evidence: On the version to judge.
+        champion: The same on the champion, None when there is none.
+    """
+    return [_leakage(evidence), _plan(evidence, champion), _looks(evidence, champion), _export(evidence)]
+
+
+def _leakage(evidence: Evidence) -> dict[str, Any]:
+    """Splits that share a patient, films judged that are not those of the split, films judged twice."""
+    from openmed.dataset.splits import LEFT_OUT
+
+    # Films under two labels are left out of every split.
+    split, judged = evidence.split[evidence.split["split"] != LEFT_OUT], evidence.predictions
+    found = []
+    crossing = int((split.groupby("patient")["split"].nunique() > 1).sum())
+    if crossing:
+        found.append(f"{crossing} patients are in more than one split")
+    twice = int(judged["id"].duplicated().sum() + evidence.split["id"].duplicated().sum())
+    if twice:
+        found.append(f"{twice} films are there twice")
+    else:
+        wanted = split[split["split"] != "train"].set_index("id")[["label", "split"]].sort_index()
+        if not wanted.equals(judged.set_index("id")[["label", "split"]].sort_index()):
+            found.append("the films that were judged are not those of the split, with their labels")
+    if found:
+        return verdict_gate("leakage", FAIL, f"{_sentence(found)}.")
+    return verdict_gate("leakage", PASS, "No patient and no film is in two splits.")
+
+
+def _plan(evidence: Evidence, champion: Evidence | None) -> dict[str, Any]:
+    found = []
+    for asked in evidence.each_finding():
+        about = f"of {asked.spec.positive}, " if len(asked.spec.findings) > 1 else ""
+        lax = lax_limits(asked.plan, asked.rules.floors, evidence.margins)
+        found += [f"{about}{each}" for each in lax]
+    # Asked for one finding, a plan names no others.
+    asked_for = load_plan(evidence.plan_file).protocol.evaluation.findings
+    unasked = asked_for.keys() - set(evidence.spec.findings)
+    found += [f"the plan asks for the finding {each}, which was not looked for" for each in sorted(unasked)]
+    if champion is not None:
+        if evidence.plan_sha256 not in _adopted(champion):
+            found.append(
+                "the change plan itself is not the one that counts: adopt it first "
+                f"(openmed registry adopt {evidence.version})"
+            )
+        found += unplanned_changes(evidence.plan, champion.params, evidence.params)
+    if found:
+        return verdict_gate("change plan", OUTSIDE_PLAN, f"{_sentence(found)}.")
+    return verdict_gate("change plan", PASS, "Nothing has changed that the plan does not let change.")
+
+
+def _adopted(champion: Evidence) -> set[str]:
+    """The plans that count: the champion's, and what a person has adopted since it was promoted."""
+    plans = {champion.plan_sha256}
+    for entry in registry.history():
+        if entry.event in (registry.PROMOTED, registry.RESTORED) and entry.version == champion.version:
+            plans = {champion.plan_sha256}
+        elif entry.event == registry.ADOPTED:
+            plans.add(entry.content["plan_sha256"])
+    return plans
+
+
+def _looks(evidence: Evidence, champion: Evidence | None) -> dict[str, Any]:
+    """How many versions have been judged on these test patients, this one too; whether they stayed."""
+    name, allowed = "looks", evidence.plan.protocol.evaluation.looks
+    if redrawn := _redrawn(evidence, champion):
+        return verdict_gate(name, OUTSIDE_PLAN, redrawn, evidence.look)
+    said = f"These test patients have judged {evidence.look} version{'s' * (evidence.look > 1)}"
+    said = f"{said}; the plan allows {allowed}"
+    if evidence.look > allowed:
+        return verdict_gate(name, OUTSIDE_PLAN, f"{said}: set new test films aside.", evidence.look)
+    rules, now = evidence.rules, evidence.rules_of_look.confidence
+    spent = f"limits are at {now:.2%} confidence, so that all looks let a model at a floor pass in at most "
+    return verdict_gate(name, PASS, f"{said}; {spent}{1 - rules.confidence:.0%}.", evidence.look)
+
+
+def _redrawn(evidence: Evidence, champion: Evidence | None) -> str | None:
+    """Says that films which judged the champion were drawn anew: they teach or tune this version."""
+    if champion is None:
+        return None
+    judged = set(champion.test["id"])
+    split = evidence.split[evidence.split["split"].isin(("train", "validation", "calibration"))]
+    moved = len(judged & set(split["id"]))
+    if moved <= _MOST_MOVED * len(judged):
+        return None
+    return (
+        f"{moved} of the {len(judged)} films that judged champion {champion.version} teach or tune this "
+        "version: test films must not be drawn anew; keep the seed and the shares of the splits."
+    )
+
+
+def with_look(evidence: Evidence) -> Evidence:
+    """Counts the versions that were judged on most of the same test patients up to this one."""
+    own = _patients(evidence.test)
+    same: dict[str, bool] = {evidence.tags["test_sha256"]: True}
+
+    def on_these(entry: "registry.Entry") -> bool:
+        digest = entry.content["test_sha256"]
+        if digest not in same:
+            same[digest] = _mostly_same(own, _patients(_test_films(entry.version)))
+        return same[digest]
+
+    return replace(evidence, look=versions_judged(evidence, on_these))
+
+
+def _test_films(version: str) -> "pd.DataFrame":
+    films = read_table(registry.artifact(version, "predictions.parquet"), columns=["id", "patient", "split"])
+    return films[films["split"] == "test"]
+
+
+def _patients(films: "pd.DataFrame") -> dict[str, str]:
+    """Film id -> patient, by number; numbers differ from version to version, films do not."""
+    return dict(zip(films["id"], films["patient"].astype(str), strict=True))
+
+
+def _mostly_same(own: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether more than half of the patients of the smaller set are in the other too."""
+    shared = own.keys() & other.keys()
+    met = min(len({side[film] for film in shared}) for side in (own, other))
+    return met > min(len(set(own.values())), len(set(other.values()))) / 2
+
+
+def versions_judged(evidence: Evidence, on_these: Callable[["registry.Entry"], bool]) -> int:
+    """Counts the versions judged on the same films up to this one, which counts in any case.
+
+    Of a retraining those count that were decided on, or else its one challenger. Retrainings that came later
+    do not count, so that asking again gives the same answer.
+
+    Args:
+        evidence: On the version.
+        on_these: Tells from the entry of a registration whether that version was judged on the same films.
+    """
+    runs: dict[str, set[str]] = {}
+    history = registry.history()
+    for entry in history:
+        if entry.event == registry.REGISTERED and on_these(entry):
+            if evidence.tags["run_key"] in runs and entry.content["run_key"] not in runs:
+                break
+            runs.setdefault(entry.content["run_key"], set()).add(entry.version)
+    runs.setdefault(evidence.tags["run_key"], set()).add(evidence.version)
+    decided = {evidence.version} | {
+        entry.version for entry in history if entry.event in (registry.PROMOTED, registry.REJECTED)
+    }
+    return sum(max(1, len(versions & decided)) for versions in runs.values())
+
+
+def _export(evidence: Evidence) -> dict[str, Any]:
+    """What answers on a CPU must decide as what was trained, judged and explained."""
+    from openmed.inference.checkpoint import export_hash, load_model
+    from openmed.inference.control import CONTROL_FILE, control_films
+    from openmed.inference.export import check_parity
+    from openmed.inference.session import load_exported
+
+    films = control_films(registry.artifact(evidence.version, CONTROL_FILE))
+    with registry.stored(evidence.version) as folder:
+        if export_hash(folder) is None:
+            return verdict_gate("export", PASS, "It has no export: PyTorch itself answers.")
+        try:
+            worst = check_parity(load_model(folder), load_exported(folder), films)
+        except IntegrityError as error:
+            return verdict_gate("export", FAIL, f"{_sentence([str(error)])}.")
+    said = f"The export calls all {len(films)} films nearest the threshold as the model does."
+    return verdict_gate("export", PASS, said, worst)
+
+
+def _sentence(parts: Sequence[str]) -> str:
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:]

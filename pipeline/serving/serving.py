@@ -1,0 +1,197 @@
+"""The model as MLflow serves it. MLflow stores this very file with each version and runs it to load one.
+
+So that a stored version can be served without this repository, it uses nothing but `openmed`, which is
+stored beside it, MLflow, and what these two need.
+"""
+
+import inspect
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import mlflow.models
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from mlflow.exceptions import MlflowException
+
+from openmed.errors import BadInput
+from openmed.films.images import usable_squares
+from openmed.inference.answers import answer, to_rows
+from openmed.inference.ensemble import Ensemble
+from openmed.inference.session import load_predictor
+from openmed.models.spec import ModelSpec
+
+_BATCH_FILMS = 32
+_COLUMNS = (
+    *("label", "probability", "threshold", "probabilities", "thresholds"),
+    *("refer", "reason", "model", "warning"),
+)
+
+
+class FilmClassifier(mlflow.pyfunc.PythonModel):
+    """Classifies film files with a model folder (safetensors, JSON and ONNX, never a pickle)."""
+
+    def load_context(self, context) -> None:
+        """Loads the model folder stored with the version: the exported graph on a CPU, PyTorch on a GPU.
+
+        Raises:
+            IntegrityError: Weights or graph are not those that were stored.
+            BadInput: The model has no operating threshold, or it is on hold and not asked for by its number.
+        """
+        folder = Path(context.artifacts["model"])
+        self._address, self._warning = _version_of(folder.parents[1])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = Ensemble([load_predictor(folder, device)])
+        if self._model.threshold is None:
+            raise BadInput(
+                "the model has no operating threshold: run the evaluate stage and register it again"
+            )
+
+    def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
+        """Classifies films.
+
+        Args:
+            context: Unused; MLflow passes it.
+            model_input: Column image: the bytes of a JPEG, PNG, TIFF or DICOM file, one film a row.
+            params: Unused; MLflow passes it.
+
+        Returns:
+            One row a film: label (the finding whose probability reaches its threshold, else the most
+            probable other class), probability (of the first finding, 0..1), threshold (0..1), probabilities
+            (of every class, by its name), thresholds (of every finding), refer (whether a radiologist should
+            decide instead, None for a model that refers none), reason (why, in words, None where it is not
+            referred), model (models:/NAME/VERSION, None where MLflow does not say which version it is),
+            warning (that the version is on hold, or that the registry did not say; else None).
+
+        Raises:
+            MlflowException: A row is not a usable film (HTTP status 400 where the model is served).
+            IntegrityError: The model answers with something that is no number.
+        """
+        if "image" not in getattr(model_input, "columns", ()):
+            raise MlflowException.invalid_parameter_value(
+                "the input needs a column 'image' with the bytes of one film in each row"
+            )
+        images, rows = list(model_input["image"]), []
+        for start in range(0, len(images), _BATCH_FILMS):
+            rows += self._batch(images, start)
+        return _table(rows)
+
+    def _batch(self, images: list[bytes], start: int) -> list[dict[str, Any]]:
+        rows = range(start, min(start + _BATCH_FILMS, len(images)))
+        films = np.stack([_decoded(images[row], row, self._model.spec) for row in rows])
+        answers = answer(self._model, {self._model.spec.image_size_px: films})
+        about = {"model": self._address, "warning": self._warning}
+        return [row | about for row in to_rows(self._model, answers)]
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    columns = {name: [row[name] for row in rows] for name in _COLUMNS}
+    # Left to itself, pandas would turn some of what is missing into NaN.
+    kinds = {name: float if name in ("probability", "threshold") else object for name in _COLUMNS}
+    return pd.DataFrame({name: pd.Series(columns[name], dtype=kinds[name]) for name in _COLUMNS})
+
+
+def _decoded(image: object, row: int, spec: ModelSpec) -> np.ndarray:
+    if not isinstance(image, bytes | bytearray):
+        raise MlflowException.invalid_parameter_value(
+            f"the image in row {row} is {type(image).__name__}, not the bytes of a film's file"
+        )
+    try:
+        name = f"the image in row {row}"
+        return usable_squares(bytes(image), [spec.image_size_px], name, min_side_px=spec.min_side_px)[0]
+    except BadInput as error:
+        raise MlflowException.invalid_parameter_value(str(error)) from None
+
+
+def _version_of(stored: Path) -> tuple[str | None, str | None]:
+    """The address of the version that is stored in a folder, and what must be said with its answers.
+
+    MLflow writes name and version into a file when it fetches a version from a registry; a copy of the folder
+    that it never fetched has no such file.
+
+    Raises:
+        BadInput: The version is on hold, and was not asked for by its number.
+    """
+    try:
+        said = yaml.safe_load((stored / "registered_model_meta").read_text(encoding="utf-8"))
+        name, version = str(said["model_name"]), str(said["model_version"])
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        return None, None
+    address = f"models:/{name}/{version}"
+    try:
+        # Without an address MLflow would make a registry of its own where it runs.
+        hold, aliases = _hold(name, version) if mlflow.is_tracking_uri_set() else (None, [])
+    except MlflowException:
+        return address, f"the registry does not say whether version {version} is on hold"
+    if hold is None:
+        return address, None
+    asked = _asked_for()
+    by_alias = "@" in asked if asked.startswith("models:/") else bool(aliases)
+    if by_alias and os.environ.get("OPENMED_SERVE_ON_HOLD") != "yes":
+        raise BadInput(
+            f"{hold} and answers no films as {' or '.join(aliases)}: roll back, promote another version or "
+            f"release it; with OPENMED_SERVE_ON_HOLD=yes, or in Python as {address}, it answers and warns"
+        )
+    return address, f"{hold}: its answers are for finding out why, not for deciding on films"
+
+
+def _hold(name: str, version: str) -> tuple[str | None, list[str]]:
+    """Says that the registry has a version on hold, None where it has not; and the aliases of the version.
+
+    The entries of the record of decisions lie in tags of the version that they are about.
+    """
+    client = mlflow.MlflowClient()
+    tags = client.get_model_version(name, version).tags
+    entries = [json.loads(tags[key]) for key in sorted(tags) if re.fullmatch(r"audit\.\d{6}", key)]
+    last = next((each for each in reversed(entries) if each["event"] in ("held", "released")), None)
+    if last is None or last["event"] == "released":
+        return None, []
+    pointing = client.get_registered_model(name).aliases.items()
+    aliases = sorted(alias for alias, target in pointing if str(target) == version)
+    reason = str(last["content"]["reason"]).rstrip(".")
+    return f"version {version} is on hold since {last['at']} ({reason})", aliases
+
+
+def _asked_for() -> str:
+    """The address that MLflow was asked to load.
+
+    MLflow tells a model only the folder that it fetched, which is the same for an alias and for a number. In
+    one process its `load_model` knows the address; its server fetches in a process of its own, the parent of
+    the one that answers. Where neither shows it, as with several workers, this is a folder or nothing.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "mlflow.pyfunc" and frame.f_code.co_name == "load_model":
+            asked = str(frame.f_locals.get("model_uri", ""))
+            return asked if asked.startswith("models:/") else served_address(_parent()) or asked
+        frame = frame.f_back
+    return ""
+
+
+def _parent() -> list[str]:
+    """The command line of the parent process, nothing where the system does not show it."""
+    try:
+        return Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def served_address(command: list[str]) -> str | None:
+    """The address in a command line `mlflow models serve -m ADDRESS`; None in any other."""
+    if "models" not in command or "serve" not in command:
+        return None
+    for name, value in zip(command, [*command[1:], ""], strict=True):
+        if name in ("-m", "--model-uri") and value.startswith("models:/"):
+            return value
+        if name.startswith(("--model-uri=models:/", "-mmodels:/")):
+            return name[name.index("models:/") :]
+    return None
+
+
+mlflow.models.set_model(FilmClassifier())

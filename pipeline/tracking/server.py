@@ -1,0 +1,37 @@
+"""The web page of the store: an MLflow server on loopback over the store that `connect` uses.
+
+Hides MLflow's command line. Run as `python -m pipeline.tracking.server PORT`.
+"""
+
+import os
+import sys
+
+from pipeline.settings import project
+from pipeline.tracking.relocation import ARTIFACTS
+from pipeline.tracking.store import connect
+
+LOOPBACK = "127.0.0.1"
+
+
+def command(port: int) -> list[str]:
+    """Returns the command of the server; the address of the store is in its environment."""
+    # Artifacts logged past the server lie in this folder too, and the server reads them there.
+    artifacts = ["--artifacts-destination", (project.home() / ARTIFACTS).as_uri()]
+    place = ["--host", LOOPBACK, "--port", str(port), "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "server", *artifacts, *place]
+
+
+def main(port: int) -> None:
+    """Makes the store, if it is not there, and becomes the server."""
+    project.environment()
+    # An address may hold a password, which a command line would show to everybody.
+    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": project.tracking_uri()}
+    # The server builds a fresh store too, and breaks it when a task does so at the same moment: `connect`
+    # builds it under a lock.
+    with connect():
+        pass
+    os.execve(sys.executable, command(port), environment)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,192 @@
+"""The versions of the model: what is known about each, and which one is live.
+
+Hides MLflow's tags, aliases and error codes, and that its aliases let the last writer win.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from openmed.errors import BadInput, IntegrityError
+from openmed.files import sha256_bytes, sha256_file
+from pipeline.ledger.record import is_entry
+from pipeline.settings import project
+from pipeline.tracking.store import (
+    MODEL_NAME,
+    connect,
+    fetch,
+    is_local,
+    local_path,
+    registered_model,
+    search,
+    without_password,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import RunInfo
+    from mlflow.entities.model_registry import ModelVersion
+
+JUDGED = ("auc", "sensitivity", "specificity")
+
+
+def get_version(version: str) -> dict[str, Any]:
+    """Describes one version as `list_versions` does, with all its tags under `tags`."""
+    with connect() as client:
+        return _described(find(client, version), aliases())
+
+
+def model_digest(version: str) -> str:
+    """Returns what a decision is bound to: the hash of the list of all files of a stored model."""
+    return sha256_bytes(get_version(version)["tags"]["model_files"].encode())
+
+
+def list_versions() -> list[dict[str, Any]]:
+    """Describes all versions, the newest first.
+
+    Returns:
+        For each: version, architecture, verdict, aliases, created (ISO 8601, UTC), auc, sensitivity and
+        specificity on test films (None if unknown), decision, approved_by, approved_at, run_key,
+        revision, data_md5, run_id and tags.
+    """
+    with connect() as client:
+        named = aliases()
+        found = [_described(version, named) for version in search(client, f"name = '{MODEL_NAME}'")]
+    return sorted(found, key=lambda version: int(version["version"]), reverse=True)
+
+
+def aliases() -> dict[str, str]:
+    """Returns alias -> version; empty when nothing has been registered."""
+    with connect() as client:
+        model = registered_model(client)
+    return {} if model is None else {alias: str(version) for alias, version in model.aliases.items()}
+
+
+def find_artifact(version: str, path: str) -> Path | None:
+    """Returns a file as `artifact` does, None when no such file was logged."""
+    with connect() as client:
+        tags = find(client, version).tags
+    logged = json.loads(tags.get("evidence", "{}")) | json.loads(tags.get("shared_evidence", "{}"))
+    return artifact(version, path) if path in logged else None
+
+
+def artifact(version: str, path: str) -> Path:
+    """Returns a file logged with a version or its retraining, as a path here that is only to be read.
+
+    Raises:
+        BadInput: There is no such version, or no such file was logged with it.
+        IntegrityError: The file is lost, or is not the one that was logged.
+        ResourceError: The store does not answer.
+    """
+    with connect() as client:
+        found = find(client, version)
+        own, shared = (json.loads(found.tags.get(key, "{}")) for key in ("evidence", "shared_evidence"))
+        expected = own.get(path) or shared.get(path)
+        if expected is None:
+            raise BadInput(f"version {version} of {MODEL_NAME} has no {path} among its evidence")
+        # What lies in a local store is used in place; anything else is fetched into the state folder.
+        root = _roots(project.tracking_uri(), found.run_id)[path not in own]
+        target = None if is_local(root) else str(project.home() / "downloads" / str(version))
+        file = fetch(f"{root}/{path}", target, f"{path} of version {version}")
+    if not file.is_file() or sha256_file(file) != expected:
+        raise IntegrityError(f"{path} of version {version} was changed: restore it, or register it again")
+    return file
+
+
+@lru_cache(maxsize=64)
+def _roots(uri: str, run_id: str) -> tuple[str, str]:
+    """Where the files of a run and of its retraining lie; that never changes."""
+    with connect() as client:
+        run = client.get_run(run_id)
+        parent = client.get_run(run.data.tags["mlflow.parentRunId"])
+    return run.info.artifact_uri, parent.info.artifact_uri
+
+
+def report_address(version: str) -> str | None:
+    """Returns where a person can open the report of a version, as `address_of` does; None without one."""
+    with connect() as client:
+        stored = find(client, version).tags.get("report")
+    return address_of(version, "report.html") if stored else None
+
+
+def address_of(version: str, path: str) -> str:
+    """Returns where a person can open a file logged with a version: a page of MLflow, or a path here.
+
+    OPENMED_MLFLOW_URL is MLflow's address as a browser reaches it; without it, it is that of the
+    tracking server, and with a store of local files the path of the file.
+    """
+    run, server = _shown_at(version)
+    if server is None:
+        return str(local_path(run.artifact_uri) / path)
+    return f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/{path}"
+
+
+def file_address(version: str, path: str) -> str | None:
+    """Returns where a browser gets a file logged with a version itself; None where no server has it."""
+    run, server = _shown_at(version)
+    query = urlencode({"path": path, "run_uuid": run.run_id})
+    return None if server is None else f"{server}/get-artifact?{query}"
+
+
+def _shown_at(version: str) -> "tuple[RunInfo, str | None]":
+    with connect() as client:
+        run = client.get_run(find(client, version).run_id).info
+    shown = os.environ.get("OPENMED_MLFLOW_URL")
+    if is_local(run.artifact_uri) and not shown:
+        return run, None
+    return run, (shown or without_password(project.tracking_uri())).rstrip("/")
+
+
+def find(client: "MlflowClient", version: str) -> "ModelVersion":
+    """Returns one version as MLflow has it; BadInput with those that exist when there is no such version."""
+    from mlflow.exceptions import MlflowException
+
+    if is_number(str(version)):
+        try:
+            return client.get_model_version(MODEL_NAME, str(version))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    known = sorted((int(found.version) for found in search(client, f"name = '{MODEL_NAME}'")), reverse=True)
+    remedy = f"choose one of {', '.join(map(str, known[:10]))}" if known else "register a retraining first"
+    raise BadInput(f"{MODEL_NAME} has no version {version}: {remedy}")
+
+
+def is_number(text: str) -> bool:
+    """Tells whether a text can be the number of a version, as MLflow writes it."""
+    # str.isdigit takes the digits of all scripts, and MLflow's tables hold 32 bits.
+    return re.fullmatch(r"[1-9][0-9]{0,8}", text) is not None
+
+
+def _described(version: "ModelVersion", named: Mapping[str, str]) -> dict[str, Any]:
+    tags = {key: value for key, value in version.tags.items() if not is_entry(key)}
+    created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds")
+    kept = (
+        "architecture",
+        "verdict",
+        "decision",
+        "approved_by",
+        "approved_at",
+        "run_key",
+        "revision",
+        "data_md5",
+    )
+    return {
+        "version": str(version.version),
+        "aliases": sorted(alias for alias, target in named.items() if target == str(version.version)),
+        "created": created,
+        "run_id": version.run_id,
+        "tags": tags,
+        **{key: tags.get(key) for key in kept},
+        **{key: _number(tags.get(key)) for key in JUDGED},
+    }
+
+
+def _number(text: str | None) -> float | None:
+    return None if text in (None, "None", "") else float(text)

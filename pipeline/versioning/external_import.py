@@ -1,0 +1,91 @@
+"""Adding an external set: films from elsewhere are imported once and put under DVC."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from openmed.cache.film_store import FilmStore
+from openmed.dataset.manifest import measure_films
+from openmed.errors import BadInput
+from openmed.files import write_text
+from openmed.intake.external_set import SET_NAME, import_set, read_set
+from pipeline.settings.params import Params
+from pipeline.tools.dvc_lock import read_pointer
+from pipeline.tools.git import dvc, push
+from pipeline.versioning.external_sets import EXTERNAL, pointer_of
+from pipeline.versioning.site import pseudonyms
+
+
+def add_set(
+    root: Path,
+    home: Path,
+    name: str,
+    source: Path,
+    params: Params,
+    say: Callable[[str], None],
+    *,
+    aliases: dict[str, str],
+    second_label: str | None,
+    patients_from: str = "auto",
+) -> dict[str, Any]:
+    """Puts films from elsewhere under DVC as an external set.
+
+    Args:
+        root: The checkout.
+        home: The state folder.
+        name: Of the set.
+        source: Folder, zip or CSV list of films.
+        params: The settings.
+        say: Told what happens.
+        aliases: What the source calls a class -> the class.
+        second_label: Column of the list with the label of a second reader.
+        patients_from: One of `openmed.intake.identity.PATIENTS_FROM`.
+
+    Returns:
+        name; films, patients, classes, views, second_labels, skipped, unmatched, recognised and unusable;
+        pushed (bool).
+
+    Raises:
+        BadInput: The name is taken or is no name, or the source cannot be used.
+        ResourceError: DVC refuses, or the remote does not answer.
+    """
+    if not re.fullmatch(SET_NAME, name):
+        raise BadInput(f"{name!r} cannot name a set: up to 32 lower-case letters, digits and dashes can")
+    folder = root / EXTERNAL / name
+    pointer = pointer_of(folder)
+    if pointer.exists() or folder.exists():
+        raise BadInput(f"the external set {name} exists: a set never changes, so choose another name")
+    summary = import_set(
+        source,
+        folder,
+        class_names=params.task.classes,
+        pseudonyms=pseudonyms(home),
+        aliases=aliases,
+        second_label=second_label,
+        patients_from=patients_from,
+    )
+    for sentence in summary.recognised.sentences():
+        say(sentence)
+    about = summary.to_json() | {"unusable": _unusable(folder, home, params)}
+    dvc(root, "add", folder.relative_to(root).as_posix())
+    content = read_pointer(pointer)
+    described = {key: about[key] for key in ("films", "patients", "classes", "views", "second_labels")}
+    write_text(pointer, yaml.safe_dump(content | {"meta": described}, sort_keys=False))
+    pushed = push(root, pointer.relative_to(root).as_posix(), "the films", say)
+    return {"name": name, **about, "pushed": pushed}
+
+
+def _unusable(folder: Path, home: Path, params: Params) -> int:
+    """Measures the films and counts the unusable ones; a set without a usable film is taken away again."""
+    films = read_set(folder, params.task.classes)
+    with FilmStore(home / "films") as store:
+        manifest = measure_films(folder, films, store, min_side_px=params.validate_.min_side_px)
+    bad = int((manifest["status"] == "quarantined").sum())
+    if bad == len(manifest):
+        shutil.rmtree(folder)
+        raise BadInput(f"none of the {bad} films of the set is usable: nothing was added")
+    return bad

@@ -1,0 +1,295 @@
+"""One scheduled run, one workspace: a git worktree that shares the DVC cache.
+
+A run never touches a person's working copy nor another run. Making a workspace costs no copy of
+the code history and, where the file system allows links, no copy of the data.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from openmed.errors import BadInput, OpenMedError, ResourceError
+from openmed.files import atomic_path, read_json, write_json, write_text
+from pipeline.settings.project import checkpoint_folder
+from pipeline.settings.yaml_file import read_yaml
+from pipeline.tools.git import environment, git, git_folder, has_commit, own_worktree_setting
+from pipeline.versioning.external_sets import pointers
+
+DATA_FILE = "data.dvc"
+WEIGHTS_FILE = "weights.dvc"
+_SECONDS_PER_DAY = 86_400
+# Sections of DVC's settings of which there may be several.
+_NAMED = ("remote", "machine", "db")
+
+
+def create(repo: Path, revision: str, run_id: str, home: Path) -> Path:
+    """Makes the workspace of a run, or finds it again.
+
+    The commit that `revision` means is written down the first time, so that a retried task works
+    on the same commit although `HEAD` has moved on. A workspace that is there already is kept
+    with everything the run has made in it.
+
+    Args:
+        repo: The main checkout, whose DVC cache and remotes are shared.
+        revision: A commit, tag or branch.
+        run_id: The id of the run; characters that do not suit a folder name are replaced.
+        home: The state folder; the workspace is `home/runs/<run id>`.
+
+    Returns:
+        The folder of the workspace, with the data, the weights vault and the external sets of that revision.
+
+    Raises:
+        BadInput: The revision does not exist, holds no DVC project, or the run began on another.
+        ResourceError: The data is neither in the cache nor on the remote.
+    """
+    repo, path = Path(repo).resolve(), path_of(run_id, home)
+    commit = _pinned_commit(repo, revision, path)
+    own_worktree_setting(repo)
+    _git(repo, "worktree", "prune")
+    if not _is_at(repo, path, commit):
+        shutil.rmtree(path, ignore_errors=True)
+        _git(repo, "worktree", "prune")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Twice forced it takes the place of one whose making was cut off.
+        force = ("--force", "--force")
+        _git(repo, "worktree", "add", *force, "--quiet", "--detach", str(path), commit)
+    for needed in (".dvc", "dvc.yaml", DATA_FILE):
+        if not (path / needed).exists():
+            raise BadInput(f"revision {revision} holds no {needed}; commit it or choose another revision")
+    _share_cache(repo, path)
+    more = [WEIGHTS_FILE] if (path / WEIGHTS_FILE).exists() else []
+    obtain(path, DATA_FILE, *more, *(str(found.relative_to(path)) for found in pointers(path)))
+    return path
+
+
+def path_of(run_id: str, home: Path) -> Path:
+    """Returns the folder a run works in, whether or not it exists."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", run_id)
+    if safe != run_id or safe.startswith("."):
+        # Two ids that differ in replaced characters alone must not share a folder.
+        safe = f"{safe.lstrip('.')}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}"
+    if not run_id:
+        raise BadInput("a run needs an id that is not empty")
+    return Path(home).resolve() / "runs" / safe
+
+
+def commit_of(workspace: Path) -> str:
+    """Returns the full hash of the commit a workspace or checkout stands on."""
+    return _git(workspace, "rev-parse", "HEAD")
+
+
+def remove(repo: Path, path: Path) -> None:
+    """Removes a workspace and what its trainings keep to go on from; one that is gone is no error."""
+    pattern = checkpoint_folder(Path(path).parents[1], Path(path), "*")
+    for kept in pattern.parent.glob(pattern.name):
+        shutil.rmtree(kept, ignore_errors=True)
+    # rmtree follows no links, so links into the shared cache lose their name and nothing else.
+    shutil.rmtree(path, ignore_errors=True)
+    _git(Path(repo), "worktree", "prune")
+    if Path(path).exists():
+        raise ResourceError(f"workspace {path} could not be removed; check who owns its files")
+
+
+def retire(repo: Path, path: Path) -> list[Path]:
+    """Marks the run of a workspace as complete and removes those completed before it.
+
+    The newest complete workspace stays: when the champion changes before its candidate is judged,
+    the gate scores the new champion on the films in it.
+
+    Returns:
+        The folders removed.
+    """
+    record = _record_of(path)
+    write_json(record, {**read_json(record), "complete": True})
+    removed = []
+    for other in sorted(record.parent.glob("*.json")):
+        if other != record and read_json(other).get("complete") and _folder_of(other).exists():
+            remove(repo, _folder_of(other))
+            removed.append(_folder_of(other))
+    return removed
+
+
+def prune(repo: Path, home: Path, keep_days: float) -> list[Path]:
+    """Removes the workspaces of runs that began more than `keep_days` days ago.
+
+    Returns:
+        The folders removed.
+    """
+    runs = Path(home).resolve() / "runs"
+    oldest = time.time() - keep_days * _SECONDS_PER_DAY
+    removed = []
+    for record in sorted(runs.glob("*.json")) if runs.is_dir() else []:
+        if record.stat().st_mtime < oldest:
+            path = _folder_of(record)
+            if path.exists():
+                remove(repo, path)
+                removed.append(path)
+            record.unlink()
+    return removed
+
+
+def set_params(workspace: Path, values: Mapping[str, Any]) -> None:
+    """Overrides values of a workspace's params.yaml, as `set_values` does."""
+    path = Path(workspace) / "params.yaml"
+    if not path.is_file():
+        raise BadInput(f"{path} does not exist; the revision must hold params.yaml")
+    set_values(path, values)
+
+
+def set_values(path: Path, values: Mapping[str, Any]) -> None:
+    """Overrides values of a settings file; every other character of it stays as it is.
+
+    Args:
+        path: A file such as params.yaml.
+        values: New values by dotted key, such as `{"run.seed": 7}`.
+
+    Raises:
+        BadInput: The file has no such key, or cannot be read; nothing is changed then.
+    """
+    read_yaml(path)
+    text, places = path.read_text(encoding="utf-8"), {}
+    for dotted, value in values.items():
+        node = _node(yaml.compose(text), dotted)
+        if node is None:
+            raise BadInput(f"{path.name} has no setting '{dotted}'; name one that it holds")
+        # JSON is YAML, and quotes a text that YAML would take for a number.
+        places[node.start_mark.index, node.end_mark.index] = json.dumps(value)
+    for (start, end), new in sorted(places.items(), reverse=True):
+        # A key without a value, which is null, has its place right behind the colon.
+        text = text[:start] + (" " if text[start - 1] == ":" else "") + new + text[end:]
+    if values:
+        write_text(path, text)
+
+
+def _node(node: yaml.Node | None, dotted: str) -> yaml.Node | None:
+    """Finds the value of a dotted key in a parsed file."""
+    for part in dotted.split("."):
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        node = next((value for key, value in pairs if key.value == part), None)
+    return node
+
+
+def obtain(path: Path, *pointers: str) -> None:
+    """Lays out what .dvc files of a checkout point to, from the cache or else from the remote.
+
+    Raises:
+        ResourceError: It is in neither.
+    """
+    if _dvc(path, "checkout", *pointers).returncode == 0:
+        return
+    pulled = _dvc(path, "pull", *pointers)
+    if pulled.returncode != 0:
+        raise ResourceError(
+            f"what {' and '.join(pointers)} stand for is neither in the DVC cache nor on a remote "
+            f"({_last_error(pulled)}); run 'dvc push' where it is, or check the remote"
+        )
+
+
+def link_types() -> list[str]:
+    """Returns how DVC may put cached files into a workspace, the best way first.
+
+    Hard links and symbolic links cost no disk, and their files are read-only. The superuser
+    writes through that protection, and a write through a link changes the shared cache of every
+    run. So as root the files are copied where the file system has no copy on write.
+    """
+    if os.geteuid() == 0:
+        return ["reflink", "copy"]
+    return ["reflink", "hardlink", "symlink", "copy"]
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _folder_of(record: Path) -> Path:
+    return record.with_name(record.name.removesuffix(".json"))
+
+
+def _pinned_commit(repo: Path, revision: str, path: Path) -> str:
+    record = _record_of(path)
+    if record.exists():
+        pinned = read_json(record)
+        if pinned["revision"] != revision:
+            raise BadInput(
+                f"run {path.name} began at revision {pinned['revision']}, not {revision}; start a new run"
+            )
+        return pinned["commit"]
+    try:
+        commit = _git(repo, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    except ResourceError as error:
+        if not (repo / ".git").exists():
+            raise BadInput(f"{repo} is not a git checkout; scheduled runs need one") from None
+        if "not found on this machine" in str(error):
+            raise
+        if not has_commit(repo):
+            raise BadInput(f"{repo} has no commit yet: commit the project first") from None
+        raise BadInput(f"revision '{revision}' is not in {repo}; fetch it or choose another") from None
+    write_json(record, {"revision": revision, "commit": commit})
+    return commit
+
+
+def _is_at(repo: Path, path: Path, commit: str) -> bool:
+    # A worktree has a file named .git; without it git would answer for the main checkout.
+    if not (path / ".git").is_file():
+        return False
+    try:
+        # The worktree in a copied state folder still belongs to the original checkout.
+        ours = commit_of(path) == commit and git_folder(path) == git_folder(repo)
+        # Git locks a worktree while it makes it: after a power cut files may be missing.
+        return ours and not Path(_git(path, "rev-parse", "--absolute-git-dir"), "locked").exists()
+    except OpenMedError:
+        return False
+
+
+def _share_cache(repo: Path, path: Path) -> None:
+    """Points the workspace at the cache and the remotes of the main checkout."""
+    from dvc.config import Config, merge
+
+    main = Config(dvc_dir=str(repo / ".dvc"))
+    local = Config(dvc_dir=str(path / ".dvc")).load_one("local")
+    # Credentials and remotes that stand in the checkout's local settings are not in git.
+    merge(local, main.load_one("local"))
+    for name, remote in main["remote"].items():
+        # A relative path in .dvc/config would mean another folder from here.
+        local["remote"].setdefault(name, {})["url"] = remote["url"]
+    local["cache"]["dir"] = str(Path(main["cache"].get("dir") or repo / ".dvc" / "cache").resolve())
+    local["cache"]["type"] = ",".join(link_types())
+    _write_settings(path / ".dvc" / "config.local", local)
+
+
+def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes settings as DVC reads them; DVC itself writes ASCII alone and fails on a path with an umlaut."""
+    from configobj import ConfigObj
+
+    sections = {name: values for name, values in settings.items() if values and name not in _NAMED}
+    for kind in _NAMED:
+        sections |= {f'{kind} "{name}"': values for name, values in settings[kind].items()}
+    content = ConfigObj(sections, encoding="utf-8")
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        temporary.chmod(0o600)
+        content.write(stream)
+
+
+def _dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    own = {**environment(), "DVC_NO_ANALYTICS": "1"}
+    return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, check=False)
+
+
+def _last_error(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+    return lines[-1].removeprefix("ERROR: ") if lines else f"dvc ended with {done.returncode}"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return git(folder, *arguments, error=ResourceError)

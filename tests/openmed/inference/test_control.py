@@ -1,0 +1,64 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from openmed.errors import IntegrityError
+from openmed.inference.control import CONTROL_FILE, check_control, write_control
+from openmed.models.factory import ModelFactory
+from openmed.models.feature_statistics import FeatureStatistics
+from tests.openmed.conftest import with_statistics
+
+
+@pytest.fixture
+def judged(tmp_path):
+    model = ModelFactory.create("vit", timm_name="test_vit", image_size_px=32).eval()
+    films = np.random.default_rng(0).integers(0, 256, (6, 32, 32)).astype(np.uint8)
+    write_control(tmp_path / CONTROL_FILE, model, films)
+    return model, tmp_path / CONTROL_FILE
+
+
+def test_a_model_that_did_not_change_answers_the_same(judged):
+    assert check_control(judged[1], judged[0]) == 0
+
+
+def test_the_same_model_and_films_give_the_same_bytes(judged, tmp_path):
+    films = np.random.default_rng(0).integers(0, 256, (6, 32, 32)).astype(np.uint8)
+    write_control(tmp_path / "again", judged[0], films)
+    assert (tmp_path / "again").read_bytes() == judged[1].read_bytes()
+
+
+def test_a_model_that_answers_otherwise_is_refused(judged):
+    model, path = judged
+    with torch.no_grad():
+        model.classifier().bias += torch.tensor([0.0, 0.1])
+    with pytest.raises(IntegrityError, match="answers otherwise than when it was judged"):
+        check_control(path, model)
+
+
+def test_what_is_no_control_set_is_refused(judged, tmp_path):
+    model, path = judged
+    empty = tmp_path / "empty"
+    write_control(empty, model, np.zeros((0, 32, 32), np.uint8))
+    with pytest.raises(IntegrityError, match="answers otherwise"):
+        check_control(empty, model)
+    path.write_bytes(b"nothing")
+    other = ModelFactory.create("vit", timm_name="test_vit", image_size_px=64)
+    for predictor, file in ((model, path), (model, tmp_path / "absent"), (other, empty)):
+        with pytest.raises(IntegrityError):
+            check_control(file, predictor)
+
+
+def test_a_model_that_sees_films_otherwise_is_refused(judged, tmp_path):
+    model, path = judged
+    films = np.random.default_rng(0).integers(0, 256, (6, 32, 32)).astype(np.uint8)
+    with_statistics(model, films)
+    with pytest.raises(IntegrityError, match="sees its control set otherwise"):
+        check_control(path, model)
+    write_control(path, model, films)
+    assert check_control(path, model) == 0
+    first, *others = model.statistics.depths
+    model.statistics = FeatureStatistics([replace(first, rest=first.rest * 2), *others])
+    with pytest.raises(IntegrityError, match="sees its control set otherwise"):
+        check_control(path, model)

@@ -1,0 +1,93 @@
+import re
+
+import pytest
+import yaml
+
+from openmed.errors import BadInput
+from pipeline.settings.params import load_params
+from pipeline.settings.plan import lax_limits, load_plan, unplanned_changes
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("plan", "params"),
+    [("change_plan.yaml", "params.yaml"), ("change_plan.production.yaml", "params.production.yaml")],
+)
+def test_the_shipped_plans_fit_the_shipped_settings(plan, params):
+    plan, params = load_plan(ROOT / plan), load_params(ROOT / params)
+    assert list(lax_limits(plan, params.evaluate.floors, params.promotion.margins)) == []
+    assert set(plan.protocol.reviewers) == {"clinical", "technical"}
+
+
+def test_what_may_change_may_and_what_may_not_is_named():
+    plan = load_plan(ROOT / "change_plan.yaml")
+    before = {
+        "train": {"vit": {"weights": "none", "finetune": {"epochs": 3}}},
+        "task": {"classes": ["A", "B"]},
+    }
+    after = {
+        "train": {"vit": {"weights": "none", "finetune": {"epochs": 9}}},
+        "task": {"classes": ["A", "C"]},
+    }
+    assert list(unplanned_changes(plan, before, after)) == [
+        "the setting task.classes was ['A', 'B'] and is ['A', 'C'], which the plan does not let change"
+    ]
+    added = {**before, "evaluate": {"floors": {}}}
+    assert list(unplanned_changes(plan, before, added)) == [
+        "the setting evaluate.floors was not set and is {}, which the plan does not let change"
+    ]
+    assert list(unplanned_changes(plan, before, before)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda plan: plan["protocol"]["evaluation"].update(looks=0), "protocol.evaluation.looks"),
+        (lambda plan: plan["protocol"].update(reviewers={}), "protocol.reviewers"),
+        (lambda plan: plan["protocol"].update(reviewers={"Chief!": "x"}), "protocol.reviewers"),
+        (lambda plan: plan.update(extra=1), "extra"),
+        (
+            lambda plan: plan["protocol"]["evaluation"].update(findings={"VIRUS": {"floors": {"auc": 2}}}),
+            "findings.VIRUS: floors.auc: Input should be less than or equal to 1",
+        ),
+        (
+            lambda plan: plan["protocol"]["evaluation"].update(findings={"VIRUS": {"looks": 3}}),
+            "findings.VIRUS: looks is asked once, of no single finding",
+        ),
+    ],
+)
+def test_a_plan_with_impossible_values_is_refused(tmp_path, change, said):
+    plan = yaml.safe_load((ROOT / "change_plan.yaml").read_text())
+    change(plan)
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    with pytest.raises(BadInput, match=said):
+        load_plan(tmp_path / "plan.yaml")
+
+
+def test_a_finding_is_asked_what_the_plan_says_of_it_and_else_what_the_first_is(tmp_path):
+    content = yaml.safe_load((ROOT / "change_plan.yaml").read_text())
+    content["protocol"]["evaluation"]["findings"] = {"VIRUS": {"floors": {"auc": 0.6}}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(content))
+    plan = load_plan(tmp_path / "plan.yaml")
+    first, further = (plan.of_finding(name).protocol.evaluation for name in ("BACTERIA", "VIRUS"))
+    assert first == plan.protocol.evaluation
+    assert further.floors == {"auc": 0.6}
+    assert further.net_benefit == first.net_benefit and further.subgroups == first.subgroups
+
+
+def test_a_plan_that_is_missing_or_no_yaml_is_named(tmp_path):
+    with pytest.raises(BadInput, match="does not exist: a change plan says"):
+        load_plan(tmp_path / "plan.yaml")
+    (tmp_path / "plan.yaml").write_text("a: [")
+    with pytest.raises(BadInput, match="cannot be read"):
+        load_plan(tmp_path / "plan.yaml")
+
+
+@pytest.mark.parametrize("value", ["true", "false", "off"])
+def test_a_floor_that_is_a_truth_value_is_refused(tmp_path, value):
+    text = (ROOT / "change_plan.yaml").read_text()
+    path = tmp_path / "change_plan.yaml"
+    path.write_text(re.sub(r"(max_calibration_error:) [\d.]+", rf"\1 {value}", text))
+    assert path.read_text() != text
+    with pytest.raises(BadInput, match=r"max_calibration_error: .* a number is needed"):
+        load_plan(path)

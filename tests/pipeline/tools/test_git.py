@@ -1,0 +1,56 @@
+"""git and DVC as commands: their own sentence reaches the user, and no commit gets lost."""
+
+import subprocess
+import sys
+
+import pytest
+
+from openmed.errors import BadInput, ResourceError
+from pipeline.tools.git import check_branch, dvc, git, has_commit
+
+
+@pytest.fixture
+def repo(tmp_path, monkeypatch):
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "t")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "t@localhost")
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    git(folder, "init", "--quiet", "--initial-branch", "main")
+    return folder
+
+
+def test_only_a_branch_with_a_commit_takes_new_commits(repo):
+    assert not has_commit(repo)
+    with pytest.raises(BadInput, match="has no commit yet: commit the project first"):
+        check_branch(repo)
+    git(repo, "commit", "--quiet", "--allow-empty", "--message", "first")
+    assert has_commit(repo)
+    check_branch(repo)
+    git(repo, "checkout", "--quiet", "--detach")
+    with pytest.raises(BadInput, match=r"detached HEAD.*`git switch -c NAME`"):
+        check_branch(repo)
+    git(repo, "switch", "--quiet", "--create", "films")
+    check_branch(repo)
+
+
+def test_what_dvc_refuses_is_told_in_its_own_words(repo):
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=repo, check=True)
+    with pytest.raises(
+        ResourceError, match=r"`dvc add absent` failed in .*repo: ERROR: .*absent.*does not exist"
+    ):
+        dvc(repo, "add", "absent")
+    with pytest.raises(ResourceError, match="no remote"):
+        dvc(repo, "push")
+
+
+def test_variables_of_a_hook_lead_nowhere_else(repo, tmp_path, monkeypatch):
+    git(repo, "commit", "--quiet", "--allow-empty", "--message", "first")
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "kept")
+    (repo / "file").touch()
+    git(repo, "add", "file")
+    git(repo, "commit", "--quiet", "--message", "second")
+    assert git(repo, "log", "--format=%an %s", "--max-count=1") == "kept second"
+    assert not (tmp_path / "elsewhere").exists()
