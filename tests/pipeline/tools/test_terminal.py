@@ -14,6 +14,7 @@ from openmed.files import sha256_file
 from pipeline import __main__
 from pipeline.settings.artifacts import folder
 from pipeline.stages import train
+from pipeline.tools import terminal
 from pipeline.tools.terminal import guarded, progress
 from tests.conftest import ROOT, run_stages
 
@@ -84,7 +85,7 @@ def test_each_stage_writes_in_a_folder_of_its_own():
 
 
 def test_a_log_gets_lines_with_the_time_left(capsys, monkeypatch):
-    monkeypatch.setattr(stage, "_LOG_EVERY_S", 0)
+    monkeypatch.setattr(terminal, "_LOG_EVERY_S", 0)
     clock = iter([0.0, 0.0, 2.0, 4.0, 6.0])
     monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
     with progress(3, "films") as tick:
