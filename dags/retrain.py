@@ -91,7 +91,7 @@ def schedule() -> Any:
 
 def stage_doc(name: str) -> str:
     """Returns the first line of the docstring of a stage's module, without importing it."""
-    module = SOURCE / "pipeline" / f"{name.partition('@')[0]}.py"
+    module = SOURCE / "pipeline" / "stages" / f"{name.partition('@')[0]}.py"
     doc = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) if module.is_file() else None
     return (doc or f"Stage {name} of dvc.yaml.").splitlines()[0]
 

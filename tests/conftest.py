@@ -98,7 +98,7 @@ def run_stages(folder: Path, names: list[str]) -> None:
     with contextlib.chdir(folder):
         for name in names:
             stage, _, architecture = name.partition("@")
-            module = importlib.import_module(f"pipeline.{stage}")
+            module = importlib.import_module(f"pipeline.stages.{stage}")
             module.run(load_params(), *([architecture] if architecture else []))
 
 

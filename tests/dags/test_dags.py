@@ -69,7 +69,7 @@ def test_only_trainings_queue_for_the_gpu_and_every_task_has_an_end(dags):
 
 
 def test_task_docs_are_the_first_lines_of_the_stages(dags):
-    first_line = (ROOT / "pipeline" / "validate.py").read_text().splitlines()[0].strip('"')
+    first_line = (ROOT / "pipeline" / "stages" / "validate.py").read_text().splitlines()[0].strip('"')
     assert dags["retrain"].get_task("validate").doc_md.startswith(first_line)
 
 

@@ -347,12 +347,14 @@ def toy(tmp_path) -> Path:
     (project / "data").mkdir(parents=True)
     shutil.copytree(ROOT / "dags", project / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "openmed", project / "openmed", ignore=shutil.ignore_patterns("__pycache__"))
-    (project / "pipeline").mkdir()
-    for name in ("__init__", "graph", "workspace"):
-        shutil.copy(ROOT / "pipeline" / f"{name}.py", project / "pipeline")
+    for name in ("settings", "tools", "versioning"):
+        shutil.copytree(ROOT / "pipeline" / name, project / "pipeline" / name)
     files = {
-        "pipeline/registry.py": REGISTRY,
+        "pipeline/__init__.py": "",
+        "pipeline/registry/__init__.py": REGISTRY,
+        "pipeline/promotion/__init__.py": "",
         "pipeline/promotion/actions.py": PROMOTION,
+        "pipeline/monitoring/__init__.py": "",
         "pipeline/monitoring/drift.py": DRIFT,
         "dvc.yaml": TOY,
         "params.yaml": "architectures: [resnet50, vit]\nrun:\n  seed: 1\n",
@@ -362,6 +364,7 @@ def toy(tmp_path) -> Path:
         ".gitignore": "/data\n/artifacts\n__pycache__\n",
     }
     for name, text in files.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text(textwrap.dedent(text))
     git = ["git", "-c", "user.name=Test", "-c", "user.email=test@localhost"]
     dvc = [sys.executable, "-m", "dvc"]

@@ -26,6 +26,7 @@ from pipeline.promotion.gates import Evidence, comparison, overall
 from pipeline.promotion.gates.comparison import CHAMPION as CHAMPION_ROLE
 from pipeline.promotion.gates.comparison import difference_gates
 from pipeline.promotion.gates.evidence import confidence_of_look
+from pipeline.tracking.store import connect
 from tests.pipeline.conftest import crown, make_workspace, register
 
 NO_FLOORS = {"auc": 0.0, "sensitivity": 0.0, "specificity": 0.0}
@@ -429,7 +430,7 @@ def test_of_eight_racing_promotions_one_wins_and_seven_are_told(stage):
 
 def test_a_champion_moved_behind_our_back_stops_everything_until_a_person_puts_it_back(stage):
     promote()
-    with registry.store.connect() as client:
+    with connect() as client:
         client.set_registered_model_alias(registry.MODEL_NAME, "champion", WORSE)
     moved = "the alias champion points to version 3, but the record of decisions says version 2"
     for use in (

@@ -13,7 +13,7 @@ from pipeline import registry
 from pipeline.commands import app as cli
 from pipeline.promotion import actions as promotion
 from pipeline.registry import verification
-from pipeline.tracking.store import fetch
+from pipeline.tracking.store import connect, fetch
 from tests.pipeline.conftest import make_workspace, register
 
 LINKS = [
@@ -82,7 +82,7 @@ def change(home, statement, *values):
 
 def files_of(home, version):
     found = registry.get_version(version)
-    with registry.store.connect() as client:
+    with connect() as client:
         parent = client.get_run(found["run_id"]).data.tags["mlflow.parentRunId"]
     places = {
         "data, code, settings and split": home / "mlartifacts" / parent,
