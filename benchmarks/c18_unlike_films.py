@@ -18,13 +18,13 @@ import torch
 from pairs import ratios, verdict
 
 from openmed.films.images import resize_film
+from openmed.fitted.feature_statistics import fit_statistics
 from openmed.fitted.novelty import Novelty
 from openmed.inference.checkpoint import save_model, write_statistics
 from openmed.inference.export import export_onnx
 from openmed.inference.referral import unlike_reasons
 from openmed.inference.session import ExportedModel, load_exported
 from openmed.models.factory import ModelFactory
-from openmed.models.feature_statistics import fit_statistics
 from openmed.phantoms.phantom import draw
 
 TARGET = 1 / 1.10

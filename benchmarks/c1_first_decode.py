@@ -22,7 +22,7 @@ from pairs import ratios, verdict
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from openmed.dataset.manifest import ordered_map
+from openmed.concurrency import ordered_map
 from openmed.films.images import decode_squares
 from openmed.intake.readers import folder_files, zip_files
 from openmed.phantoms.phantom import draw

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from openmed.cache.film_cache import FilmCache, write_cache
+from openmed.cache.film_cache import FilmCache
 from openmed.cache.film_store import FilmStore
+from openmed.cache.writing import write_cache
 from openmed.files import sha256_file
 from openmed.phantoms.phantom import draw
 from openmed.training.augment import augment

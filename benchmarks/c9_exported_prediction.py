@@ -19,7 +19,8 @@ from pairs import ratios, verdict
 from openmed.films.images import resize_film
 from openmed.inference.checkpoint import load_model, save_model
 from openmed.inference.export import export_onnx
-from openmed.inference.session import Predictor, load_exported
+from openmed.inference.predictor import Predictor
+from openmed.inference.session import load_exported
 from openmed.models.base import BaseModel
 from openmed.models.factory import ModelFactory
 from openmed.phantoms.phantom import draw

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from openmed.dataset.manifest import ordered_map
+from openmed.concurrency import ordered_map
 from openmed.dataset.sampling import resample_rows
 from openmed.films.images import decode_squares
 from openmed.intake.identity import patient_of

@@ -27,7 +27,8 @@ import yaml
 
 from openmed.files import read_json
 from openmed.films.images import decode_squares
-from openmed.inference.session import Predictor, load_predictor
+from openmed.inference.predictor import Predictor
+from openmed.inference.session import load_predictor
 from openmed.intake.importing import import_films
 from openmed.metrics.intervals import judged_intervals
 from openmed.training.settings import Augmentation

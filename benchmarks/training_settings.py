@@ -16,7 +16,7 @@ import torch
 from equal_time import by_patient, unpacked
 from torchvision.datasets import ImageFolder
 
-from openmed.dataset.manifest import ordered_map
+from openmed.concurrency import ordered_map
 from openmed.dataset.sampling import resample_rows
 from openmed.films.images import decode_squares
 from openmed.metrics.classification import auc

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from openmed.dataset.manifest import ordered_map
+from openmed.concurrency import ordered_map
 from openmed.errors import BadInput
 from openmed.explain.heatmap import explain
 from openmed.explain.overlay import encode_jpeg, overlay
 from openmed.files import check_not_input, write_bytes
 from openmed.films.images import check_usable, read_film, read_squares, resize_film, usable_squares
 from openmed.fitted.operating_point import choose_threshold
+from openmed.fitted.spec import ModelSpec
 from openmed.inference.answers import answer, to_rows
 from openmed.inference.ensemble import Ensemble
 from openmed.inference.referral import REASONS, Referral
@@ -23,7 +24,6 @@ from openmed.intake.sources import LabelledFilm, list_source
 from openmed.metrics.classification import confusion
 from openmed.metrics.intervals import metric_intervals
 from openmed.models.base import BaseModel
-from openmed.models.spec import ModelSpec
 from pipeline.registry import load_predictor
 from pipeline.tools.device import pick_device
 from pipeline.tools.terminal import progress

@@ -11,8 +11,9 @@ from pipeline.tools.dvc_graph import load_graph
 ROOT = Path(__file__).parents[1]
 # Loaded by every stage, and not worth training anew for: a test allows them next to no code.
 BARE_PACKAGES = {"openmed/__init__.py", "pipeline/__init__.py"}
-# Files that a module reads beside itself.
+# What a module reads or starts beside what it imports.
 _BESIDE = {
+    "openmed/films/isolated.py": ["openmed/films/worker.py"],
     "pipeline/settings/expectations.py": ["pipeline/settings/expectations.yaml"],
     "pipeline/report/render.py": ["pipeline/report/templates"],
 }
@@ -21,7 +22,6 @@ _BESIDE = {
 def code_of(stage: str) -> list[str]:
     """Returns files and folders, sorted, relative to the project: a folder where the stage runs all of it."""
     needed = reached(ROOT / "pipeline" / "stages" / f"{stage.partition('@')[0]}.py")
-    needed |= {beside for path in needed for beside in _BESIDE.get(path, [])}
     return sorted({*_folded(ROOT / "openmed", needed), *_folded(ROOT / "pipeline", needed)})
 
 
@@ -30,9 +30,14 @@ def reached(file: Path) -> set[str]:
     found, waiting = set(), {file}
     while waiting:
         found |= waiting
-        waiting = set().union(*map(_imported, waiting)) - found
+        waiting = set().union(*map(_needed, waiting)) - found
     paths = {path.relative_to(ROOT).as_posix() for path in found if path.stat().st_size}
     return paths - BARE_PACKAGES
+
+
+def _needed(file: Path) -> set[Path]:
+    beside = {ROOT / path for path in _BESIDE.get(file.relative_to(ROOT).as_posix(), [])}
+    return beside | (_imported(file) if file.suffix == ".py" else set())
 
 
 @cache

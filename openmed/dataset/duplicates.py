@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from openmed.dataset.manifest import film_bytes, ordered_map
-from openmed.films.images import decode_film
+from openmed.concurrency import ordered_map
+from openmed.films.images import decode_film, film_bytes
 from openmed.measurement.perceptual import HASH_BITS, LEAST_LIKENESS, likeness
 
 _ALL_COMPARED = 8192  # hashes up to which all pairs are compared

@@ -1,8 +1,6 @@
 """The manifest: one row a film, with what was measured on it and whether it is usable."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from openmed.cache.film_store import FilmStore
+from openmed.concurrency import ordered_map
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import atomic_path, sha256_bytes
-from openmed.films.budgets import read_film_file
-from openmed.films.images import MIN_SIDE_PX, unusable_reason
+from openmed.files import atomic_path
+from openmed.films.budgets import MIN_SIDE_PX
+from openmed.films.images import unusable_reason
 from openmed.measurement.measure import DETAILS, FACTS, MEASURED, measure_film
 
 FILMS_FILE = "films.csv"
@@ -81,30 +80,6 @@ def is_inside(path: str) -> bool:
     parts = path.split("/")
     odd = "\0" in path or "\\" in path or ":" in parts[0]
     return not (odd or path.startswith("/") or ".." in parts)
-
-
-def film_bytes(data: Path, path: str, sha256: str) -> bytes:
-    """Reads a film's file and holds it against its hash.
-
-    Args:
-        data: The data folder.
-        path: The film's path below it, as in the manifest.
-        sha256: The hash that the manifest recorded.
-
-    Raises:
-        IntegrityError: The file is gone or its content is another.
-    """
-    try:
-        content = read_film_file(Path(data) / path)
-    except OSError as error:
-        raise IntegrityError(
-            f"{Path(data) / path} cannot be read any more: {error.strerror or error}"
-        ) from None
-    if sha256_bytes(content) != sha256:
-        raise IntegrityError(
-            f"{Path(data) / path} was changed after it was validated: get it back or run the pipeline again"
-        )
-    return content
 
 
 def measure_films(
@@ -218,19 +193,6 @@ def _hold_against_list(data: Path, films: pd.DataFrame, found: pd.Series) -> Non
             f"{int(wrong.sum())} film(s) were changed since they were imported, the first is {first}: "
             "get the data back with `dvc checkout --force data.dvc`"
         )
-
-
-def ordered_map(function: Callable, items: Iterable) -> Iterator:
-    """Maps on all cores, in order, with a bounded number of results in flight."""
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = []
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= 4 * workers:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
 
 
 def judge_facts(facts: pa.Table, *, min_side_px: int = MIN_SIDE_PX) -> pd.DataFrame:

@@ -1,8 +1,5 @@
 """Balanced resampling of training rows. Rows are drawn, pixels are never mixed; features may be."""
 
-import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +7,7 @@ import numpy as np
 from openmed.errors import BadInput
 
 if TYPE_CHECKING:
-    from openmed.intake.sources import LabelledFilm
+    pass
 
 STRATEGIES = ("over", "under", "weighted", "none")
 _NEIGHBOURS = 5
@@ -86,34 +83,3 @@ def smote_features(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple
     from imblearn.over_sampling import SMOTE
 
     return SMOTE(k_neighbors=_NEIGHBOURS, random_state=seed).fit_resample(features, labels)
-
-
-def whole_patients(films: "Sequence[LabelledFilm]", limit: int, seed: int) -> list[int]:
-    """Draws whole patients until each class has its share of a number of films.
-
-    Args:
-        films: With label and patient.
-        limit: About how many films.
-        seed: Seed of the draw.
-
-    Returns:
-        Positions of the films.
-
-    Raises:
-        BadInput: The limit cannot hold every class.
-    """
-    counts = Counter(film.label for film in films)
-    if limit < len(counts):
-        raise BadInput(f"a limit of {limit} films cannot hold {len(counts)} classes: give at least that many")
-    by_patient = defaultdict(list)
-    for index, film in enumerate(films):
-        by_patient[film.patient].append(index)
-    wanted = {label: max(1, round(limit * count / len(films))) for label, count in counts.items()}
-    chosen = []
-    for patient in sorted(by_patient, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest()):
-        labels = Counter(films[index].label for index in by_patient[patient])
-        # A patient of several classes comes in for the rarest, which has the fewest patients.
-        if wanted[min(labels, key=lambda label: (counts[label], label))] > 0:
-            chosen += by_patient[patient]
-            wanted = {label: want - labels[label] for label, want in wanted.items()}
-    return chosen

@@ -25,6 +25,8 @@ MAX_JPEG_SCANS = 100
 MAX_SCANNED_PIXELS = 500_000_000
 """Pixels times scans of a JPEG: each scan is a pass over the whole film. Usual ones have 1 to 12."""
 MAX_PNG_CHUNKS = 100_000
+MIN_SIDE_PX = 32
+"""Films with a shorter side cannot be used, unless the settings say otherwise."""
 _LARGE_PIXELS = 12_000_000
 _one_large_film = threading.RLock()
 

@@ -119,3 +119,11 @@ def rightly_turned(film: np.ndarray, orientation: int) -> np.ndarray:
     turns, mirrored = _TURNS.get(orientation, (0, False))
     turned = np.rot90(film, turns)
     return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)
+
+
+def scaled(grey: np.ndarray) -> tuple[np.ndarray, int]:
+    """Brings grey values of unknown depth to 0..255; see `openmed.films.images.decode_film`."""
+    if grey.dtype == np.uint8:
+        return grey, 8
+    bits = depth(grey)
+    return to_uint8(grey, 0, (1 << bits) - 1), bits

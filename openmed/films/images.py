@@ -5,34 +5,38 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from openmed.errors import BadInput
-from openmed.films.budgets import MAX_PNG_CHUNKS, check_file_size, check_layout, read_film_file, room_for
+from openmed.errors import BadInput, IntegrityError
+from openmed.files import sha256_bytes
+from openmed.films.budgets import (
+    MAX_PNG_CHUNKS,
+    MIN_SIDE_PX,
+    check_file_size,
+    check_layout,
+    read_film_file,
+    room_for,
+)
 from openmed.films.dicom.header import has_preamble, is_dicom
 from openmed.films.dicom.pixels import decode_dicom
-from openmed.films.grey import FEW_SATURATED, check_shape, depth, quiet, rightly_turned, to_grey, to_uint8
+from openmed.films.grey import FEW_SATURATED, check_shape, quiet, rightly_turned, scaled, to_grey
 from openmed.films.isolated import decode_isolated
 from openmed.films.jpeg import jpeg_grey, jpeg_shape
-from openmed.films.tiff import check_parts
 from openmed.films.withheld import withheld_reason
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom")
 """File names that are taken for films. What a file really is, its content decides."""
 
-MIN_SIDE_PX = 32
-"""Films with a shorter side cannot be used, unless the settings say otherwise."""
 _BLANK, _BLANK_STD, _BLANK_PX, _BLANK_LEVELS = "the film is blank", 1.0, 64, 8
 
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 _PNG_START, _JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_ORIENTATION, _PHOTOMETRIC, _WHITE_IS_ZERO = 0x0112, 262, 0
+_ORIENTATION = 0x0112
 
 
 def read_film(path: Path) -> np.ndarray:
@@ -57,6 +61,30 @@ def _content(path: Path) -> bytes:
         return read_film_file(path)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def film_bytes(data: Path, path: str, sha256: str) -> bytes:
+    """Reads a film's file and holds it against its hash.
+
+    Args:
+        data: The data folder.
+        path: The film's path below it, as in the manifest.
+        sha256: The hash that the manifest recorded.
+
+    Raises:
+        IntegrityError: The file is gone or its content is another.
+    """
+    try:
+        content = read_film_file(Path(data) / path)
+    except OSError as error:
+        raise IntegrityError(
+            f"{Path(data) / path} cannot be read any more: {error.strerror or error}"
+        ) from None
+    if sha256_bytes(content) != sha256:
+        raise IntegrityError(
+            f"{Path(data) / path} was changed after it was validated: get it back or run the pipeline again"
+        )
+    return content
 
 
 def decode_film(data: bytes, name: str = "the image") -> np.ndarray:
@@ -224,7 +252,7 @@ def _decode_png(data: bytes, name: str) -> tuple[np.ndarray, int]:
             raise BadInput(f"{name} is not a whole PNG image")
         if image.dtype not in (np.uint8, np.uint16):
             raise BadInput(f"{name} stores {image.dtype} pixels; films have 8 to 16 bits")
-        return _scaled(rightly_turned(to_grey(image), orientation))
+        return scaled(rightly_turned(to_grey(image), orientation))
 
 
 def _png_chunks(data: bytes, name: str) -> list[tuple[bytes, memoryview]]:
@@ -243,39 +271,6 @@ def _png_chunks(data: bytes, name: str) -> list[tuple[bytes, memoryview]]:
             raise BadInput(f"{name} has more than {MAX_PNG_CHUNKS} chunks; no film has")
         place = end + 4
     return chunks
-
-
-def decode_tiff(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    """Decodes a TIFF as `decode_with_depth`, which gives it a process of its own."""
-    from PIL import Image
-
-    # Quiet, for the size is checked here and odd tags are of no interest.
-    with quiet(), Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
-        check_shape((image.height, image.width), name)
-        with suppress(EOFError):  # not n_frames, which reads every page
-            image.seek(1)
-            raise BadInput(f"{name} has several pages; a film has one")
-        inverted = image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-        check_parts(data, image.tag_v2, name)
-        image.load()
-        orientation = image.getexif().get(_ORIENTATION, 1)  # what loading has not applied already
-        if image.mode.startswith("I;16"):
-            grey = np.asarray(image, np.uint16)
-            film, bits = _scaled(grey)
-            film = 255 - film if inverted else film
-        elif image.mode in ("I", "F"):
-            raise BadInput(f"{name} stores 32-bit pixels; films have 8 to 16 bits")
-        else:
-            film, bits = np.asarray(image.convert("RGB").convert("L") if image.mode != "L" else image), 8
-    return rightly_turned(film, orientation), bits
-
-
-def _scaled(grey: np.ndarray) -> tuple[np.ndarray, int]:
-    """Brings grey values of unknown depth to 0..255; see `decode_film`."""
-    if grey.dtype == np.uint8:
-        return grey, 8
-    bits = depth(grey)
-    return to_uint8(grey, 0, (1 << bits) - 1), bits
 
 
 def _by_opencv(data: bytes) -> np.ndarray | None:

@@ -8,16 +8,12 @@ time, each within `CPU_S` and `MEMORY_BYTES`; it is replaced when it died or hun
 
 import contextlib
 import json
-import logging
 import os
-import resource
 import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -56,10 +52,10 @@ def decode_isolated(decoder: str, data: bytes, name: str) -> tuple[np.ndarray, i
     """
     with _process() as process:
         try:
-            _send(process.stdin, json.dumps([decoder, name]).encode())
-            _send(process.stdin, data)
-            head = json.loads(_receive(process.stdout, LONGEST_S))
-            pixels = _receive(process.stdout)
+            send(process.stdin, json.dumps([decoder, name]).encode())
+            send(process.stdin, data)
+            head = json.loads(receive(process.stdout, LONGEST_S))
+            pixels = receive(process.stdout)
         except (OSError, EOFError) as error:  # it ended, or was too slow
             process.kill()
             too_slow = isinstance(error, TimeoutError) or process.wait() == -signal.SIGXCPU
@@ -87,7 +83,7 @@ def _process() -> Iterator[subprocess.Popen]:
 
 
 def _start() -> subprocess.Popen:
-    command = [sys.executable, "-P", "-m", "openmed.films.isolated"]
+    command = [sys.executable, "-P", "-m", "openmed.films.worker"]
     # A served model carries this package in a folder of its own.
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
@@ -100,13 +96,15 @@ def _start() -> subprocess.Popen:
         raise ResourceError(f"no process for decoding can be started: {error.strerror}") from None
 
 
-def _send(stream: BinaryIO, content: bytes | memoryview) -> None:
+def send(stream: BinaryIO, content: bytes | memoryview) -> None:
+    """Writes a message with its length before it."""
     stream.write(len(content).to_bytes(_LENGTH_BYTES))
     stream.write(content)
     stream.flush()
 
 
-def _receive(stream: BinaryIO, longest_s: float | None = None) -> bytearray:
+def receive(stream: BinaryIO, longest_s: float | None = None) -> bytearray:
+    """Reads a message; EOFError when the other side ended, TimeoutError when it is silent for too long."""
     if longest_s is not None and not select.select([stream], [], [], longest_s)[0]:
         raise TimeoutError
     length = int.from_bytes(head := stream.read(_LENGTH_BYTES))
@@ -116,94 +114,3 @@ def _receive(stream: BinaryIO, longest_s: float | None = None) -> bytearray:
     if stream.readinto(content) < length:
         raise EOFError
     return content
-
-
-def _gdcm(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    pixels = _stored(data, name, decoding_plugin="gdcm", correct_unused_bits=False)
-    if os.fstat(2).st_size:  # it completes half a film, and says so on stderr alone
-        raise BadInput(f"{name} cannot be decoded: it is damaged")
-    return pixels, 0
-
-
-def _stored(data: bytes, name: str, **options: str | bool) -> np.ndarray:
-    from pydicom.pixels import pixel_array
-
-    from openmed.films.dicom.header import checked
-
-    return pixel_array(checked(data, name), raw=True, **options)
-
-
-def _rle(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    from openmed.films.dicom.header import checked, streams
-    from openmed.films.dicom.rle import decode_rle
-
-    film = checked(data, name)
-    dtype = np.dtype(f"{'i' if film.PixelRepresentation else 'u'}{int(film.BitsAllocated) // 8}")
-    shape = int(film.Rows), int(film.Columns)
-    return decode_rle(streams(film)[0], shape, int(film.SamplesPerPixel), dtype), 0
-
-
-def _tiff(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    from openmed.films.images import decode_tiff
-
-    return decode_tiff(data, name)
-
-
-_DECODERS = {
-    "gdcm": _gdcm,
-    "pylibjpeg": lambda data, name: (_stored(data, name, decoding_plugin="pylibjpeg"), 0),
-    "rle": _rle,
-    "tiff": _tiff,
-}
-
-
-def _decoded(decoder: str, data: bytes, name: str) -> tuple[dict, np.ndarray]:
-    """Returns what describes the answer, and its pixels."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    # Of whole seconds; beyond it the system ends this process.
-    resource.setrlimit(
-        resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + CPU_S, resource.RLIM_INFINITY)
-    )
-    os.ftruncate(2, 0)
-    try:
-        pixels, bits = _DECODERS[decoder](data, name)
-    except BadInput as error:
-        refused = str(error)
-    except MemoryError:
-        refused = f"{name} cannot be decoded: it takes more than {MEMORY_BYTES >> 20} MiB"
-    except Exception as error:  # of any kind: the stream is damaged
-        refused = f"{name} cannot be decoded: it is damaged ({type(error).__name__})"
-    else:
-        pixels = np.ascontiguousarray(pixels)
-        return {"dtype": pixels.dtype.str, "shape": pixels.shape, "bits": bits}, pixels
-    return {"refused": refused}, np.zeros(0, np.uint8)
-
-
-def _limit_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError, ValueError):  # only Linux tells and holds the size of a process
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + MEMORY_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-
-
-def _serve() -> None:
-    """Answers films from stdin on stdout until its owner is gone."""
-    source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    warnings.simplefilter("ignore")  # of odd values in the header, which say nothing of the stream
-    logging.disable()
-    printed = tempfile.TemporaryFile(mode="ab")  # noqa: SIM115, it lives as long as the process
-    for output in (1, 2):  # nothing that a library prints may come between the answers
-        os.dup2(printed.fileno(), output)
-    _limit_memory()
-    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
-        while True:
-            decoder, name = json.loads(_receive(source))
-            head, pixels = _decoded(decoder, bytes(_receive(source)), name)
-            _send(target, json.dumps(head).encode())
-            _send(target, memoryview(pixels).cast("B") if pixels.size else b"")
-            del pixels
-
-
-if __name__ == "__main__":
-    _serve()

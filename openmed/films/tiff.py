@@ -1,28 +1,50 @@
-"""What a TIFF film holds beside what Pillow checks: libtiff hides what the libraries below it warn of."""
+"""TIFF films by Pillow, and what it does not check: libtiff hides what the libraries below it warn of."""
 
+import io
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
+
 from openmed.errors import BadInput
+from openmed.films.grey import check_shape, quiet, rightly_turned, scaled
 from openmed.films.jpeg import jpeg_grey
 
 _COMPRESSION, _JPEG, _DEFLATE, _JPEG_TABLES = 259, 7, (8, 32946), 347
 _STRIPS, _TILES = (273, 279), (324, 325)  # offsets and lengths
 _CHUNK_BYTES = 1 << 20
+_ORIENTATION, _PHOTOMETRIC, _WHITE_IS_ZERO = 0x0112, 262, 0
 
 
-def check_parts(data: bytes, tags: Mapping[int, Any], name: str) -> None:
-    """Decodes the JPEG and deflate streams of a TIFF's strips or tiles, which must be whole.
+def decode_tiff(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    """Decodes a TIFF as `decode_with_depth`, which gives it a process of its own."""
+    from PIL import Image
 
-    Args:
-        data: Content of the file.
-        tags: Its tags.
-        name: What to call it in an error.
+    # Quiet, for the size is checked here and odd tags are of no interest.
+    with quiet(), Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+        check_shape((image.height, image.width), name)
+        with suppress(EOFError):  # not n_frames, which reads every page
+            image.seek(1)
+            raise BadInput(f"{name} has several pages; a film has one")
+        inverted = image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        _check_parts(data, image.tag_v2, name)
+        image.load()
+        orientation = image.getexif().get(_ORIENTATION, 1)  # what loading has not applied already
+        if image.mode.startswith("I;16"):
+            grey = np.asarray(image, np.uint16)
+            film, bits = scaled(grey)
+            film = 255 - film if inverted else film
+        elif image.mode in ("I", "F"):
+            raise BadInput(f"{name} stores 32-bit pixels; films have 8 to 16 bits")
+        else:
+            film, bits = np.asarray(image.convert("RGB").convert("L") if image.mode != "L" else image), 8
+    return rightly_turned(film, orientation), bits
 
-    Raises:
-        BadInput: One of them is cut or damaged.
-    """
+
+def _check_parts(data: bytes, tags: Mapping[int, Any], name: str) -> None:
+    """Refuses strips or tiles whose JPEG or deflate stream is not whole."""
     compression = tags.get(_COMPRESSION)
     if compression not in (_JPEG, *_DEFLATE):
         return

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import atomic_path, read_json, sha256_bytes, sha256_file, write_bytes, write_json
+from openmed.fitted.feature_statistics import STATISTICS_FILE, FeatureStatistics
+from openmed.fitted.spec import ModelSpec
 from openmed.inference.control import CONTROL_FILE, check_answers
 from openmed.models.base import BaseModel
 from openmed.models.factory import build_empty
-from openmed.models.feature_statistics import STATISTICS_FILE, FeatureStatistics
-from openmed.models.spec import ModelSpec
 
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "model.json"

@@ -6,20 +6,15 @@ nobody's films, on which whatever loads the folder is asked once.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load, load_file, save, save_file
+from safetensors.numpy import load, load_file, save_file
 
 from openmed.errors import IntegrityError
 from openmed.files import atomic_path
-from openmed.films.images import resize_film
-from openmed.phantoms.phantom import draw
-
-if TYPE_CHECKING:
-    from openmed.inference.session import Predictor
+from openmed.inference.predictor import Predictor
 
 CONTROL_FILE = "control.safetensors"
 TOLERANCE = 1e-3
@@ -31,10 +26,8 @@ DISTANCE_TOLERANCE = 1e-2
 LOGIT_TOLERANCE = 5e-3
 """Most that a logit may differ, beside a thousandth of it; PyTorch and ONNX Runtime are some 1e-5 apart."""
 
-_PHANTOMS = 2
 
-
-def write_control(path: Path, predictor: "Predictor", films: NDArray[np.uint8]) -> None:
+def write_control(path: Path, predictor: Predictor, films: NDArray[np.uint8]) -> None:
     """Writes films, uint8 (N, S, S), with a model's probabilities and, where it has statistics, distances."""
     probabilities, distances = predictor.assess(films)
     content = {"films": np.ascontiguousarray(films), "probabilities": probabilities}
@@ -52,7 +45,7 @@ def control_films(path: Path) -> NDArray[np.uint8]:
         raise IntegrityError(f"{path.name} is no control set ({type(error).__name__})") from error
 
 
-def check_control(path: Path, predictor: "Predictor") -> float:
+def check_control(path: Path, predictor: Predictor) -> float:
     """Asks a model again.
 
     Returns:
@@ -84,21 +77,7 @@ def check_control(path: Path, predictor: "Predictor") -> float:
     return worst
 
 
-def answered_phantoms(predictor: "Predictor") -> bytes:
-    """Draws a few phantoms and returns them with a model's logits and distances, a safetensors file.
-
-    Logits, not probabilities: however sure a model is of phantoms, its logits tell one from the other.
-    """
-    size = predictor.spec.image_size_px
-    drawn = [draw(each, each, pneumonia=bool(each % 2)).film for each in range(_PHANTOMS)]
-    films = np.stack([resize_film(film, size) for film in drawn])
-    logits, distances = predictor.outputs(films)
-    # Rounded, so that the last bits of another processor do not make another file.
-    content = {"films": films, "logits": logits.round(4)}
-    return save(content if distances is None else content | {"distances": distances.round(4)})
-
-
-def check_answers(content: bytes, predictor: "Predictor", what: str) -> None:
+def check_answers(content: bytes, predictor: Predictor, what: str) -> None:
     """Asks a model the phantoms that `answered_phantoms` gave.
 
     Args:

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 
 from openmed.errors import BadInput
+from openmed.fitted.spec import ModelSpec
+from openmed.inference.predictor import Predictor
 from openmed.inference.referral import REASONS, unlike_reasons
-from openmed.inference.session import Predictor
-from openmed.models.spec import ModelSpec
 
 VIEWS = ((0.0, 1.0), (-3.0, 1.0), (3.0, 1.0), (0.0, 0.96), (0.0, 1.04))
 """Rotation in degrees and zoom of each view: what a patient's stance and distance change. No flips: they

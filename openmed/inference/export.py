@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.numpy import save
 from torch import Tensor, nn
 
 from openmed.errors import IntegrityError
 from openmed.files import sha256_bytes, write_bytes
+from openmed.films.images import resize_film
 from openmed.inference.checkpoint import EXPORT_FILE, load_model, read_spec, write_spec
-from openmed.inference.control import CONTROL_FILE, answered_phantoms, check_answers
+from openmed.inference.control import CONTROL_FILE, check_answers
+from openmed.inference.predictor import Predictor
 from openmed.inference.session import FEATURES, FILMS, LOGITS, ExportedModel, called_classes
 from openmed.models.base import BaseModel, evaluation_mode
+from openmed.phantoms.phantom import draw
 
 TOLERANCE = 1e-4
 """Most that a probability may differ between a model and its export."""
@@ -38,6 +42,9 @@ class _WithPreprocessing(nn.Module):
             return (self.model(prepared),)
         logits, profiles = self.model.described(prepared)
         return logits, torch.cat(profiles, 1)
+
+
+_PHANTOMS = 2
 
 
 def finish_export(folder: Path, films: np.ndarray) -> str:
@@ -155,3 +162,17 @@ def graph_bytes(model: BaseModel) -> bytes:
             f"this {model.spec.architecture} cannot be exported to ONNX ({type(error).__name__})"
         ) from error
     return written.getvalue()
+
+
+def answered_phantoms(predictor: Predictor) -> bytes:
+    """Draws a few phantoms and returns them with a model's logits and distances, a safetensors file.
+
+    Logits, not probabilities: however sure a model is of phantoms, its logits tell one from the other.
+    """
+    size = predictor.spec.image_size_px
+    drawn = [draw(each, each, pneumonia=bool(each % 2)).film for each in range(_PHANTOMS)]
+    films = np.stack([resize_film(film, size) for film in drawn])
+    logits, distances = predictor.outputs(films)
+    # Rounded, so that the last bits of another processor do not make another file.
+    content = {"films": films, "logits": logits.round(4)}
+    return save(content if distances is None else content | {"distances": distances.round(4)})

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from openmed.inference.session import Predictor
+from openmed.fitted.spec import ModelSpec
+from openmed.inference.predictor import Predictor
 from openmed.measurement.quality import measure_quality
-from openmed.models.spec import ModelSpec
 
 UNLIKE = "unlike the films it learnt from"
 NO_CLASS = "no class stands out"

@@ -1,13 +1,14 @@
 """Prediction on a CPU through a model's exported graph, and the choice between that and PyTorch."""
 
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import onnxruntime
 import torch
 
 from openmed.errors import IntegrityError
+from openmed.fitted.feature_statistics import FeatureStatistics
+from openmed.fitted.spec import ModelSpec
 from openmed.inference.checkpoint import (
     EXPORT_FILE,
     SPEC_FILE,
@@ -21,8 +22,7 @@ from openmed.inference.checkpoint import (
     read_statistics,
 )
 from openmed.inference.control import check_answers
-from openmed.models.feature_statistics import FeatureStatistics
-from openmed.models.spec import ModelSpec
+from openmed.inference.predictor import Predictor
 
 FILMS, LOGITS, FEATURES = "films", "logits", "features"
 """Names of the graph's input, uint8 (N, S, S), and outputs, float32 (N, classes) and (N, D). A graph has the
@@ -32,21 +32,6 @@ _FATAL = 4  # its errors are raised as well, so they need not be printed
 
 
 onnxruntime.disable_telemetry_events()  # its Windows builds report use otherwise
-
-
-class Predictor(Protocol):
-    """What turns films into probabilities, whatever runs it: a `BaseModel` or an `ExportedModel`."""
-
-    spec: ModelSpec
-
-    def predict(self, films: np.ndarray, *, batch_films: int = 32) -> np.ndarray:
-        """Class probabilities, float32 (N, classes), of films, uint8 (N, S, S)."""
-
-    def outputs(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
-        """Logits, float32 (N, classes), and the films' distances from those that it learnt from, or None."""
-
-    def assess(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
-        """Those probabilities, and the films' distances from those that it learnt from, (N,) or None."""
 
 
 class ExportedModel:

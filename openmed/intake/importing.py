@@ -6,14 +6,14 @@ import io
 import re
 import secrets
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
-from openmed.dataset.manifest import ABOUT_COLUMNS, FILMS_COLUMNS, FILMS_FILE, SOURCE_NAME, ordered_map
-from openmed.dataset.sampling import whole_patients
+from openmed.concurrency import ordered_map
+from openmed.dataset.manifest import ABOUT_COLUMNS, FILMS_COLUMNS, FILMS_FILE, SOURCE_NAME
 from openmed.dataset.splits import LEAST_VALIDATION_SHARE
 from openmed.errors import BadInput, ResourceError
 from openmed.files import sha256_bytes, write_bytes, write_text
@@ -242,3 +242,34 @@ def write_list(path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def whole_patients(films: Sequence[LabelledFilm], limit: int, seed: int) -> list[int]:
+    """Draws whole patients until each class has its share of a number of films.
+
+    Args:
+        films: With label and patient.
+        limit: About how many films.
+        seed: Seed of the draw.
+
+    Returns:
+        Positions of the films.
+
+    Raises:
+        BadInput: The limit cannot hold every class.
+    """
+    counts = Counter(film.label for film in films)
+    if limit < len(counts):
+        raise BadInput(f"a limit of {limit} films cannot hold {len(counts)} classes: give at least that many")
+    by_patient = defaultdict(list)
+    for index, film in enumerate(films):
+        by_patient[film.patient].append(index)
+    wanted = {label: max(1, round(limit * count / len(films))) for label, count in counts.items()}
+    chosen = []
+    for patient in sorted(by_patient, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest()):
+        labels = Counter(films[index].label for index in by_patient[patient])
+        # A patient of several classes comes in for the rarest, which has the fewest patients.
+        if wanted[min(labels, key=lambda label: (counts[label], label))] > 0:
+            chosen += by_patient[patient]
+            wanted = {label: want - labels[label] for label, want in wanted.items()}
+    return chosen

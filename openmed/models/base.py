@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from openmed.errors import BadInput
-from openmed.models.feature_statistics import FeatureStatistics
+from openmed.fitted.feature_statistics import FeatureStatistics
+from openmed.fitted.spec import ModelSpec
 from openmed.models.networks import timm
 from openmed.models.pooling import profile
-from openmed.models.spec import ModelSpec
 
 # A heat map of fewer cells than this a side cannot say which part of a lung it means.
 _MIN_MAP_CELLS = 6

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from openmed.errors import BadInput
+from openmed.fitted.spec import ModelSpec
 from openmed.models.base import BaseModel
 from openmed.models.inceptionv3 import InceptionV3
 from openmed.models.networks import timm
 from openmed.models.resnet50 import ResNet50
-from openmed.models.spec import ModelSpec
 from openmed.models.vit import ViT
-from openmed.weights.starting import StartingWeights, find_weights
+from openmed.models.weights import StartingWeights, find_weights
 
 _ARCHITECTURES: dict[str, type[BaseModel]] = {
     "resnet50": ResNet50,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from openmed.models.spec import ModelSpec
+    from openmed.fitted.spec import ModelSpec
 
 
 METHODS = "2"

@@ -10,6 +10,7 @@ import numpy as np
 from openmed.files import atomic_path
 from openmed.fitted.calibration import Calibration, softmax
 from openmed.fitted.operating_point import choose_threshold
+from openmed.fitted.spec import ModelSpec
 from openmed.metrics.calibration_error import calibration_summary
 from openmed.metrics.classification import (
     confusion,
@@ -20,7 +21,6 @@ from openmed.metrics.classification import (
 )
 from openmed.metrics.intervals import Interval
 from openmed.metrics.prevalence import PREVALENCES, at_prevalence
-from openmed.models.spec import ModelSpec
 from pipeline.evaluation.judgement import measure
 from pipeline.evaluation.rules import Rules
 

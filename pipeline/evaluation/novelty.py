@@ -6,9 +6,9 @@ import numpy as np
 
 from openmed.cache.film_cache import FilmCache
 from openmed.files import sha256_bytes
+from openmed.fitted.feature_statistics import FeatureStatistics, fit_statistics
 from openmed.fitted.novelty import Novelty
 from openmed.metrics.clustered import clustered_share
-from openmed.models.feature_statistics import FeatureStatistics, fit_statistics
 from pipeline.evaluation.judgement import patient_numbers, unlike_limit
 from pipeline.evaluation.rules import Rules
 from pipeline.settings.artifacts import CACHE
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from openmed.fitted.spec import ModelSpec
     from openmed.models.base import BaseModel
-    from openmed.models.spec import ModelSpec
 
 # Enough for 64 directions, and few enough that the memory does not grow with the films.
 _MOST_FILMS = 2000

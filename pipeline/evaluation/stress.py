@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openmed.fitted.spec import ModelSpec
 from openmed.gates.worst_site import worst_site
 from openmed.metrics.classification import auc
 from openmed.metrics.clustered import operating_shares
 from openmed.metrics.delong import delong_auc
 from openmed.metrics.intervals import paired_difference
-from openmed.models.spec import ModelSpec
 from pipeline.evaluation.judgement import patient_numbers
 from pipeline.evaluation.rules import Rules
 

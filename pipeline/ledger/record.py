@@ -7,7 +7,6 @@ rewrite the whole chain: note the head elsewhere, it is printed with every decis
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import IntegrityError
 from openmed.files import sha256_bytes
-from pipeline.tracking.store import MODEL_NAME, registered_model, search
+from pipeline.tracking.store import ENTRY_TAG, MODEL_NAME, registered_model, search
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _HEAD = "audit_head"
-_TAG = re.compile(r"audit\.(\d{6})")
 _START = "0" * 64
 
 REGISTERED, APPROVED, REJECTED = "registered", "approved", "rejected"
@@ -106,11 +104,6 @@ def append(
     return entry
 
 
-def is_entry(tag: str) -> bool:
-    """Tells whether a tag of a version holds an entry."""
-    return _TAG.fullmatch(tag) is not None
-
-
 def _stored(client: "MlflowClient") -> list[Entry]:
     found = sorted(_texts(client))
     for number, (stored, version, text) in enumerate(found, start=1):
@@ -131,7 +124,7 @@ def _stored(client: "MlflowClient") -> list[Entry]:
 def _texts(client: "MlflowClient") -> Iterator[tuple[int, str, str]]:
     for version in search(client, f"name = '{MODEL_NAME}'"):
         for tag, text in version.tags.items():
-            if match := _TAG.fullmatch(tag):
+            if match := ENTRY_TAG.fullmatch(tag):
                 yield int(match[1]), str(version.version), text
 
 

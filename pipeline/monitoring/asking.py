@@ -131,7 +131,7 @@ def _keep(folder: Path, drawn: "pd.DataFrame") -> None:
 
 
 def _paths(source: Path, wanted: set[str]) -> dict[str, str]:
-    from openmed.dataset.manifest import ordered_map
+    from openmed.concurrency import ordered_map
     from openmed.intake.sources import list_films
 
     films = list_films(source)

@@ -138,7 +138,7 @@ def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str
 
 
 def _labelled_films(source: Path, class_names: Sequence[str]) -> list[tuple[str, str]]:
-    from openmed.dataset.manifest import ordered_map
+    from openmed.concurrency import ordered_map
     from openmed.intake.sources import iter_labelled
 
     films = list(iter_labelled(source, class_names, patients_from="film"))

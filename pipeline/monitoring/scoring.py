@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from openmed.cache.film_store import FilmStore
-    from openmed.inference.session import Predictor
+    from openmed.inference.predictor import Predictor
     from openmed.intake.sources import Film
     from openmed.privacy.cleaning import Pseudonyms
 
@@ -112,7 +112,8 @@ def _answers(
     import numpy as np
     import pyarrow as pa
 
-    from openmed.dataset.manifest import judge_facts, ordered_map
+    from openmed.concurrency import ordered_map
+    from openmed.dataset.manifest import judge_facts
     from openmed.measurement.measure import FACTS
 
     size, lost, rows, squares, hashed = predictor.spec.image_size_px, [], [], [], []

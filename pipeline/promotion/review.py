@@ -232,8 +232,7 @@ def _pictures(
 
 
 def _decoded(film: str, source: "pd.Series", workspace: Path) -> "np.ndarray":
-    from openmed.dataset.manifest import film_bytes
-    from openmed.films.images import decode_film
+    from openmed.films.images import decode_film, film_bytes
 
     return decode_film(film_bytes(workspace / "data", source["path"], source["sha256"]), f"film {film}")
 

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from openmed.inference.session import Predictor
+    from openmed.fitted.spec import ModelSpec
+    from openmed.inference.predictor import Predictor
     from openmed.models.base import BaseModel
-    from openmed.models.spec import ModelSpec
 
 _MODEL_FOLDER = "artifacts/model"
 _META_FILE = "registered_model_meta"
@@ -154,6 +154,7 @@ def _check_version(folder: Path, version: "ModelVersion") -> None:
 
 
 def _check_hashes(folder: Path, weights_sha256: str | None, spec_sha256: str | None, what: str) -> None:
+    from openmed.fitted.feature_statistics import STATISTICS_FILE
     from openmed.inference.checkpoint import (
         EXPORT_FILE,
         SPEC_FILE,
@@ -162,7 +163,6 @@ def _check_hashes(folder: Path, weights_sha256: str | None, spec_sha256: str | N
         read_control,
         read_spec,
     )
-    from openmed.models.feature_statistics import STATISTICS_FILE
 
     _check_hash(folder / WEIGHTS_FILE, weights_sha256, what)
     _check_hash(folder / SPEC_FILE, spec_sha256, what)

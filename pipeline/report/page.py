@@ -8,7 +8,7 @@ import pandas as pd
 
 from openmed.cache.film_cache import FilmCache
 from openmed.files import read_json, read_table, sha256_file
-from openmed.models.spec import ModelSpec
+from openmed.fitted.spec import ModelSpec
 from pipeline.evaluation.judgement import asked
 from pipeline.evaluation.measured import curves
 from pipeline.report.charts import (

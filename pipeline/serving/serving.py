@@ -22,10 +22,10 @@ from mlflow.exceptions import MlflowException
 
 from openmed.errors import BadInput
 from openmed.films.images import usable_squares
+from openmed.fitted.spec import ModelSpec
 from openmed.inference.answers import answer, to_rows
 from openmed.inference.ensemble import Ensemble
 from openmed.inference.session import load_predictor
-from openmed.models.spec import ModelSpec
 
 _BATCH_FILMS = 32
 _COLUMNS = (

@@ -1,12 +1,8 @@
 """Where the artefacts of the stages lie, and which columns they share."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.settings.project import state_folder
-
-if TYPE_CHECKING:
-    from openmed.cache.film_store import FilmStore
 
 DATA = Path("data")
 DECISIONS = Path("decisions.csv")
@@ -27,8 +23,6 @@ def folder(stage: str, architecture: str | None = None) -> Path:
     return Path("artifacts", stage, architecture or "")
 
 
-def film_store() -> "FilmStore":
-    """The films that this machine has read before, whatever the run; in the state folder."""
-    from openmed.cache.film_store import FilmStore
-
-    return FilmStore(state_folder() / "films")
+def read_films() -> Path:
+    """Where this machine keeps what it learnt from films, whatever the run: a `FilmStore` in the state folder."""
+    return state_folder() / "films"

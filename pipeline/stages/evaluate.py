@@ -20,13 +20,14 @@ from openmed.errors import BadInput
 from openmed.files import atomic_path, read_json, read_table, sha256_file, write_json
 from openmed.fitted.abstention import Abstention, check_abstention, fit_abstention
 from openmed.fitted.calibration import Calibration, fit_calibration, prior_correction
+from openmed.fitted.feature_statistics import FeatureStatistics
+from openmed.fitted.spec import ModelSpec
 from openmed.inference.checkpoint import WEIGHTS_FILE, load_model, read_spec, write_spec, write_statistics
 from openmed.inference.control import CONTROL_FILE, write_control
 from openmed.inference.export import finish_export
-from openmed.inference.session import Predictor, load_predictor
+from openmed.inference.predictor import Predictor
+from openmed.inference.session import load_predictor
 from openmed.models.base import BaseModel
-from openmed.models.feature_statistics import FeatureStatistics
-from openmed.models.spec import ModelSpec
 from openmed.perturbations.hidden_parts import HIDDEN
 from openmed.perturbations.simulated_sites import SITES
 from pipeline.evaluation.judgement import (

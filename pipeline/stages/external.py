@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openmed.cache.film_store import FilmStore
 from openmed.errors import BadInput
 from openmed.files import atomic_path, read_table, write_json
 from pipeline.evaluation.judgement import describe_external
 from pipeline.evaluation.rules import Rules
-from pipeline.settings.artifacts import DATA, MANIFEST, SPLIT, SPLIT_COLUMNS, film_store, folder
+from pipeline.settings.artifacts import DATA, MANIFEST, SPLIT, SPLIT_COLUMNS, folder, read_films
 from pipeline.settings.params import Params
 from pipeline.tools.terminal import progress
 from pipeline.versioning.external_sets import EXTERNAL, external_sets
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from openmed.models.spec import ModelSpec
+    from openmed.fitted.spec import ModelSpec
 
 _BATCH_FILMS = 256
 _COLUMNS = (
@@ -63,7 +64,7 @@ def _usable_films(sets: dict[str, Path], params: Params) -> "tuple[pd.DataFrame,
     parts, unusable = [], {}
     for name, place in sets.items():
         films = read_set(place, params.task.classes)
-        with film_store() as store, progress(len(films), f"external {name}") as tick:
+        with FilmStore(read_films()) as store, progress(len(films), f"external {name}") as tick:
             smallest = params.validate_.min_side_px
             films = measure_films(place, films, store, min_side_px=smallest, tick=tick)
         usable = films[films["status"] == "accepted"]
@@ -113,8 +114,8 @@ def _squares(films: "pd.DataFrame", size_px: int) -> "Iterator[np.ndarray]":
     """Decodes films, uint8 (n, S, S) a batch."""
     import numpy as np
 
-    from openmed.dataset.manifest import film_bytes, ordered_map
-    from openmed.films.images import decode_squares
+    from openmed.concurrency import ordered_map
+    from openmed.films.images import decode_squares, film_bytes
 
     def square(film: tuple[str, str]) -> np.ndarray:
         path, sha256 = film

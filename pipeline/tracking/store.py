@@ -26,6 +26,7 @@ MODEL_NAME = "openmed-cxr"
 EXPERIMENT = "openmed-cxr"
 # Stores that this process has found ready: asking again costs more than most of what is asked of them.
 _READY: set[str] = set()
+ENTRY_TAG = re.compile(r"audit\.(\d{6})")
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
 
@@ -162,3 +163,8 @@ def local_path(uri: str) -> Path:
 def without_password(uri: str) -> str:
     """Returns an address that may be shown and logged."""
     return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def is_entry(tag: str) -> bool:
+    """Tells whether a tag of a version holds an entry."""
+    return ENTRY_TAG.fullmatch(tag) is not None

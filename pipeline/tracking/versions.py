@@ -15,12 +15,12 @@ from urllib.parse import urlencode
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_bytes, sha256_file
-from pipeline.ledger.record import is_entry
 from pipeline.settings import project
 from pipeline.tracking.store import (
     MODEL_NAME,
     connect,
     fetch,
+    is_entry,
     is_local,
     local_path,
     registered_model,

@@ -15,7 +15,7 @@ import yaml
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import write_text
-from openmed.weights.vault import CHAMPION, UNKNOWN_LICENCE, VaultEntry, put_in_vault, read_vault
+from openmed.models.vault import CHAMPION, UNKNOWN_LICENCE, VaultEntry, put_in_vault, read_vault
 from pipeline.settings.artifacts import VAULT
 from pipeline.settings.params import Params, Train, load_params
 from pipeline.tools.dvc_lock import read_pointer
@@ -23,7 +23,7 @@ from pipeline.tools.git import check_branch, dvc, git, push
 from pipeline.versioning.workspace import WEIGHTS_FILE, obtain, set_values
 
 if TYPE_CHECKING:
-    from openmed.weights.starting import StartingWeights
+    from openmed.models.weights import StartingWeights
 
 Say = Callable[[str], None]
 
@@ -109,7 +109,7 @@ def _bring(vault: Path, section: Train, say: Say) -> bool:
         return False
     if entry:
         say(f"{vault.name}/{entry.file} is {state}: it is fetched again")
-    from openmed.weights import starting as weights
+    from openmed.models import weights
 
     try:
         found = weights.fetch_imagenet(name, entry.revision if entry else None)

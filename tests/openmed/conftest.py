@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from openmed.files import sha256_bytes
+from openmed.fitted.feature_statistics import fit_statistics
 from openmed.fitted.novelty import Novelty
 from openmed.models.factory import ModelFactory
-from openmed.models.feature_statistics import fit_statistics
 
 
 @pytest.fixture(scope="session", autouse=True)

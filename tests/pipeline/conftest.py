@@ -158,7 +158,7 @@ def _write_films(folder, films_seed, splits):
 def _with_statistics(model, folder, films, rows, share):
     """Gives a model statistics of the training films, and the rows their distances."""
     from openmed.films.images import read_squares
-    from openmed.models.feature_statistics import fit_statistics
+    from openmed.fitted.feature_statistics import fit_statistics
     from pipeline.evaluation.novelty import choose_limit
 
     def squares(table):

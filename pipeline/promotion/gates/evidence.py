@@ -18,7 +18,7 @@ from pipeline.settings.yaml_file import read_mapping
 if TYPE_CHECKING:
     import pandas as pd
 
-    from openmed.models.spec import ModelSpec
+    from openmed.fitted.spec import ModelSpec
 
 
 @dataclass(frozen=True)

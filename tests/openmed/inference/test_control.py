@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from openmed.errors import IntegrityError
+from openmed.fitted.feature_statistics import FeatureStatistics
 from openmed.inference.control import CONTROL_FILE, check_control, write_control
 from openmed.models.factory import ModelFactory
-from openmed.models.feature_statistics import FeatureStatistics
 from tests.openmed.conftest import with_statistics
 
 

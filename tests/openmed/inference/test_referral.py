@@ -10,10 +10,10 @@ from sklearn.datasets import load_sample_images
 
 from openmed.films.images import resize_film
 from openmed.fitted.abstention import Abstention
+from openmed.fitted.feature_statistics import fit_statistics
 from openmed.fitted.novelty import Novelty, conformal_limit
 from openmed.inference import referral
 from openmed.inference.referral import referrals, unlike_reasons
-from openmed.models.feature_statistics import fit_statistics
 from openmed.phantoms.phantom import draw
 from tests.openmed.conftest import small
 

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openmed.dataset.manifest import ordered_map, read_films
+from openmed.concurrency import ordered_map
+from openmed.dataset.manifest import read_films
 from openmed.errors import BadInput, ResourceError
 from openmed.films.images import decode_film
 from openmed.intake import importing, readers

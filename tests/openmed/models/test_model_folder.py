@@ -15,11 +15,11 @@ from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_file
 from openmed.fitted.abstention import Abstention
 from openmed.fitted.calibration import Calibration
+from openmed.fitted.feature_statistics import DepthStatistics, FeatureStatistics
 from openmed.inference.checkpoint import load_model, read_spec, save_model, write_spec
 from openmed.inference.control import CONTROL_FILE
 from openmed.inference.export import export_onnx
 from openmed.inference.session import load_exported, load_predictor, runtime
-from openmed.models.feature_statistics import DepthStatistics, FeatureStatistics
 from tests.openmed.conftest import small, with_statistics
 
 NAN, INF = float("nan"), float("inf")

@@ -8,10 +8,10 @@ import pytest
 
 from openmed.cache.film_cache import FilmCache
 from openmed.files import read_json
+from openmed.fitted.feature_statistics import fit_statistics
 from openmed.fitted.novelty import Novelty
 from openmed.gates.gate import FAIL, PASS
 from openmed.inference.checkpoint import load_model, read_spec
-from openmed.models.feature_statistics import fit_statistics
 from pipeline.evaluation import novelty
 from pipeline.evaluation.rules import Rules
 from pipeline.promotion.gates.performance import unlike_films

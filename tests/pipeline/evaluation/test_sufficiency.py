@@ -9,7 +9,7 @@ from openmed.dataset.splits import SPLITS
 from openmed.errors import BadInput
 from openmed.fitted.abstention import fit_abstention
 from openmed.fitted.calibration import fit_calibration
-from openmed.models.feature_statistics import fit_statistics
+from openmed.fitted.feature_statistics import fit_statistics
 from pipeline.evaluation.rules import Rules, check_floors
 from pipeline.evaluation.sufficiency import check_classes
 from pipeline.settings.params import Params

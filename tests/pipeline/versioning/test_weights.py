@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import sha256_bytes, sha256_file, write_json
 from openmed.inference.checkpoint import load_model
-from openmed.weights.vault import read_vault
+from openmed.models.vault import read_vault
 from pipeline.settings.params import load_params
 from pipeline.stages.train import create_model
 from pipeline.versioning import workspace as workspaces

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from openmed.errors import BadInput, IntegrityError, ResourceError
-from openmed.weights.starting import find_weights
-from openmed.weights.vault import VaultEntry, put_in_vault
+from openmed.models.vault import VaultEntry, put_in_vault
+from openmed.models.weights import find_weights
 from tests.hub import REVISION, UNREACHABLE, hub_client, serve
 
 NETWORK = "test_resnet.r160_in1k"

@@ -4,8 +4,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.models import feature_statistics
-from openmed.models.feature_statistics import FeatureStatistics, fit_statistics
+from openmed.fitted import feature_statistics
+from openmed.fitted.feature_statistics import FeatureStatistics, fit_statistics
 
 
 def features_of(count, seed, shift=0.0):

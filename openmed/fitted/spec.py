@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.films.images import MIN_SIDE_PX
+from openmed.films.budgets import MIN_SIDE_PX
 from openmed.fitted.abstention import Abstention
 from openmed.fitted.calibration import Calibration
 from openmed.fitted.novelty import Novelty

@@ -8,7 +8,7 @@ from scipy.special import softmax
 from openmed.errors import BadInput
 from openmed.fitted.calibration import Calibration
 from openmed.fitted.novelty import Novelty
-from openmed.models.spec import ModelSpec
+from openmed.fitted.spec import ModelSpec
 
 SPEC = ModelSpec(
     architecture="vit",

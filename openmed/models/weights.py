@@ -12,9 +12,9 @@ from torch import nn
 
 from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import sha256_file
+from openmed.fitted.spec import ModelSpec
 from openmed.models.networks import timm
-from openmed.models.spec import ModelSpec
-from openmed.weights.vault import CHAMPION, UNKNOWN_LICENCE, VaultEntry, read_vault
+from openmed.models.vault import CHAMPION, UNKNOWN_LICENCE, VaultEntry, read_vault
 
 T = TypeVar("T")
 

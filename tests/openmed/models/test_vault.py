@@ -4,7 +4,7 @@ from hashlib import sha256
 import pytest
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.weights.vault import VAULT_FILE, VaultEntry, put_in_vault, read_vault
+from openmed.models.vault import VAULT_FILE, VaultEntry, put_in_vault, read_vault
 
 
 def entry_of(source, **about):
@@ -66,7 +66,7 @@ def test_after_a_kill_before_the_record_the_vault_is_as_before(vault, source, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("openmed.weights.vault.write_json", killed)
+        patch.setattr("openmed.models.vault.write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             put_in_vault(vault, source, entry_of(source, kind="champion", file="champion-2.safetensors"))
     assert read_vault(vault) == before

@@ -1,0 +1,82 @@
+"""Writes the film cache: every film decoded once, at every size."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from openmed.cache.film_cache import HASHES_FILE, INDEX_FILE
+from openmed.cache.film_store import FilmStore
+from openmed.cache.shards import SHARD_FILMS
+from openmed.concurrency import ordered_map
+from openmed.files import atomic_path, sha256_file, write_json
+from openmed.films.images import decode_squares, film_bytes
+
+
+def write_cache(
+    folder: Path,
+    data: Path,
+    films: pd.DataFrame,
+    sizes_px: Iterable[int],
+    store: FilmStore,
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Stores every film at every size, decoding only those that the store does not know.
+
+    The result depends on the films and their order alone, not on what the store held. Films that are
+    appended leave all full shards as they are.
+
+    Args:
+        folder: Where the cache goes: <size>/<number>.npy, an index and the hashes of them all.
+        data: The data folder.
+        films: Accepted films: columns id, path, sha256.
+        sizes_px: Sides of the squares to store.
+        store: Remembers decoded films.
+        tick: Called once a film, for progress.
+
+    Raises:
+        IntegrityError: A film's content is not what the manifest recorded.
+    """
+    sizes = sorted(set(sizes_px))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / HASHES_FILE).unlink(missing_ok=True)
+    hashes = {}
+    for number, start in enumerate(range(0, len(films), SHARD_FILMS)):
+        part = films.iloc[start : start + SHARD_FILMS]
+        made = store.shards(part["sha256"].tolist(), sizes, _decoder(data, part, sizes))
+        for size, (source, digest) in made.items():
+            name = f"{size}/{number:05d}.npy"
+            _link(source, folder / name)
+            hashes[name] = digest
+        for _ in range(len(part)):
+            tick()
+    with atomic_path(folder / INDEX_FILE) as temporary:
+        pd.DataFrame({"id": films["id"].to_numpy(), "row": np.arange(len(films))}).to_parquet(temporary)
+    write_json(folder / HASHES_FILE, {**hashes, INDEX_FILE: sha256_file(folder / INDEX_FILE)})
+    store.tidy()
+
+
+def _decoder(
+    data: Path, films: pd.DataFrame, sizes: list[int]
+) -> Callable[[Sequence[int]], Iterator[list[np.ndarray]]]:
+    def squares(row: tuple[str, str]) -> list[np.ndarray]:
+        path, sha256 = row
+        return decode_squares(film_bytes(data, path, sha256), sizes, path)
+
+    def decode(positions: Sequence[int]) -> Iterator[list[np.ndarray]]:
+        part = films.iloc[positions]
+        return ordered_map(squares, zip(part["path"], part["sha256"], strict=True))
+
+    return decode
+
+
+def _link(source: Path, target: Path) -> None:
+    """Puts a file of the store under another name, without a copy where the file system allows it."""
+    with atomic_path(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)

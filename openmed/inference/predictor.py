@@ -1,0 +1,22 @@
+"""What turns films into probabilities."""
+
+from typing import Protocol
+
+import numpy as np
+
+from openmed.fitted.spec import ModelSpec
+
+
+class Predictor(Protocol):
+    """What turns films into probabilities, whatever runs it: a `BaseModel` or an `ExportedModel`."""
+
+    spec: ModelSpec
+
+    def predict(self, films: np.ndarray, *, batch_films: int = 32) -> np.ndarray:
+        """Class probabilities, float32 (N, classes), of films, uint8 (N, S, S)."""
+
+    def outputs(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits, float32 (N, classes), and the films' distances from those that it learnt from, or None."""
+
+    def assess(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
+        """Those probabilities, and the films' distances from those that it learnt from, (N,) or None."""
