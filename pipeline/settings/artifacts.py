@@ -23,6 +23,6 @@ def folder(stage: str, architecture: str | None = None) -> Path:
     return Path("artifacts", stage, architecture or "")
 
 
-def read_films() -> Path:
-    """Where this machine keeps what it learnt from films, whatever the run: a `FilmStore` in the state folder."""
+def film_store_folder() -> Path:
+    """Where this machine keeps what it learnt from films, whatever the run; see `FilmStore`."""
     return state_folder() / "films"

@@ -13,7 +13,7 @@ from openmed.errors import BadInput
 from openmed.files import atomic_path, read_table, write_json
 from pipeline.evaluation.judgement import describe_external
 from pipeline.evaluation.rules import Rules
-from pipeline.settings.artifacts import DATA, MANIFEST, SPLIT, SPLIT_COLUMNS, folder, read_films
+from pipeline.settings.artifacts import DATA, MANIFEST, SPLIT, SPLIT_COLUMNS, film_store_folder, folder
 from pipeline.settings.params import Params
 from pipeline.tools.terminal import progress
 from pipeline.versioning.external_sets import EXTERNAL, external_sets
@@ -64,7 +64,7 @@ def _usable_films(sets: dict[str, Path], params: Params) -> "tuple[pd.DataFrame,
     parts, unusable = [], {}
     for name, place in sets.items():
         films = read_set(place, params.task.classes)
-        with FilmStore(read_films()) as store, progress(len(films), f"external {name}") as tick:
+        with FilmStore(film_store_folder()) as store, progress(len(films), f"external {name}") as tick:
             smallest = params.validate_.min_side_px
             films = measure_films(place, films, store, min_side_px=smallest, tick=tick)
         usable = films[films["status"] == "accepted"]

@@ -12,7 +12,7 @@ from openmed.errors import BadInput
 from openmed.files import write_json, write_text
 from openmed.measurement.measure import DETAILS
 from pipeline.report.render import render
-from pipeline.settings.artifacts import DATA, DECISIONS, MANIFEST, folder, read_films
+from pipeline.settings.artifacts import DATA, DECISIONS, MANIFEST, film_store_folder, folder
 from pipeline.settings.expectations import check
 from pipeline.settings.params import Params
 from pipeline.tools.terminal import progress
@@ -30,7 +30,11 @@ def run(params: Params) -> None:
     # What only the finished file needs waits on the disk; it has no name and goes with the process.
     with tempfile.TemporaryFile(dir=MANIFEST.parent) as details:
         ticking = progress(len(films), "validate")
-        with FilmStore(read_films()) as store, ticking as tick, pa.ipc.new_stream(details, DETAILS) as keep:
+        with (
+            FilmStore(film_store_folder()) as store,
+            ticking as tick,
+            pa.ipc.new_stream(details, DETAILS) as keep,
+        ):
             judged = judge_films(DATA, films, store, keep.write_table, min_side_px=smallest, tick=tick)
         manifest, decided = apply_decisions(judged, decisions, classes, DECISIONS)
         details.seek(0)
