@@ -2,9 +2,10 @@
 
 Where the films of a test set are not at hand, as when a model must be taken back at night, this shows that
 the stored model still answers as it did when it was judged. A model folder carries a small one of phantoms,
-nobody's films, on which whatever loads the folder is asked once.
+nobody's films, on which whatever loads the folder is asked once, and says what makes answers of the logits.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,11 @@ from openmed.data.images import resize_film
 from openmed.data.phantom import draw
 from openmed.errors import IntegrityError
 from openmed.files import atomic_path
+from openmed.metrics.calibration import Calibration
 
 if TYPE_CHECKING:
     from openmed.models.session import Predictor
+    from openmed.models.spec import ModelSpec
 
 CONTROL_FILE = "control.safetensors"
 TOLERANCE = 1e-3
@@ -87,14 +90,15 @@ def check_control(path: Path, predictor: "Predictor") -> float:
 def answered_phantoms(predictor: "Predictor") -> bytes:
     """Draws a few phantoms and returns them with a model's logits and distances, a safetensors file.
 
-    Logits, not probabilities: however sure a model is of phantoms, its logits tell one from the other.
+    Logits, not probabilities: however sure a model is of phantoms, its logits tell one from the other. The
+    classes and the calibration, which make probabilities of them, are noted beside.
     """
     size = predictor.spec.image_size_px
     drawn = [draw(each, each, pneumonia=bool(each % 2)).film for each in range(_PHANTOMS)]
     films = np.stack([resize_film(film, size) for film in drawn])
     logits, distances = predictor.outputs(films)
     # Rounded, so that the last bits of another processor do not make another file.
-    content = {"films": films, "logits": logits.round(4)}
+    content = {"films": films, "logits": logits.round(4), "meaning": _meaning(predictor.spec)}
     return save(content if distances is None else content | {"distances": distances.round(4)})
 
 
@@ -107,7 +111,8 @@ def check_answers(content: bytes, predictor: "Predictor", what: str) -> None:
         what: What it computes with, for the message.
 
     Raises:
-        IntegrityError: It answers otherwise than the weights did, or the file is none of such a model.
+        IntegrityError: It answers otherwise than the weights did, its description gives other classes or
+            another calibration than then, or the file is none of such a model.
     """
     try:
         held = load(content)
@@ -116,6 +121,8 @@ def check_answers(content: bytes, predictor: "Predictor", what: str) -> None:
             logits, held["logits"], rtol=1e-3, atol=LOGIT_TOLERANCE
         )
         apart = _apart(distances, held.get("distances"))
+        # Folders of before do not note it.
+        means = np.array_equal(_meaning(predictor.spec), held.get("meaning", _meaning(predictor.spec)))
     except (KeyError, SafetensorError, ValueError) as error:
         raise IntegrityError(
             f"{CONTROL_FILE} is no control set of this model ({type(error).__name__}): restore the model"
@@ -125,6 +132,18 @@ def check_answers(content: bytes, predictor: "Predictor", what: str) -> None:
             f"{what} answers the films in {CONTROL_FILE} otherwise than the model did when it was finished: "
             "restore the model, or run the evaluate stage again"
         )
+    if not means:
+        raise IntegrityError(
+            f"the classes or the calibration of the model are not those noted in {CONTROL_FILE}: restore the "
+            "model, or run the evaluate stage again"
+        )
+
+
+def _meaning(spec: "ModelSpec") -> NDArray[np.uint8]:
+    """What makes answers of a model's logits, as JSON in UTF-8: alike before and after it was stored."""
+    calibration = spec.calibration and Calibration.from_json(spec.calibration.to_json()).to_json()
+    content = {"class_names": spec.class_names, "positive": spec.positive, "calibration": calibration}
+    return np.frombuffer(json.dumps(content, sort_keys=True).encode(), np.uint8)
 
 
 def _apart(found: NDArray | None, expected: NDArray | None) -> float:
