@@ -43,8 +43,9 @@ test-long: $(READY)  ## Run the trainings that `make test` leaves out
 test-fast: $(READY)  ## Run the tests that need no services and no whole pipelines
 	@$(BIN)/python -m pytest -m "not slow and not long"
 
-fuzz: $(READY)  ## Decode 20,000 damaged films: each must be an image or one refusal
+fuzz: $(READY)  ## Read 20,000 damaged films and 2,000 damaged model folders: each is usable or refused once
 	@$(BIN)/python -m tests.openmed.films.fuzzing --mutants 20000
+	@$(BIN)/python -m tests.openmed.inference.folder_fuzzing --mutants 2000
 
 chaos: $(READY)  ## Kill trainings 200 times: each must end bit for bit as an undisturbed one
 	@$(BIN)/python -m tests.openmed.training.chaos --kills 200

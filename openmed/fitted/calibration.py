@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from openmed.errors import BadInput
-from openmed.fitted.stored_numbers import stored_count, stored_list, stored_number, stored_numbers
+from openmed.fitted.stored_numbers import (
+    check_fields,
+    stored_count,
+    stored_list,
+    stored_number,
+    stored_numbers,
+)
 
 FEWEST_FILMS = {"platt": 5, "temperature": 5, "isotonic": 50, "none": 0}
 """Methods, with the calibration films of each class below which they are refused.
@@ -98,6 +104,7 @@ class Calibration:
             BadInput: It is not a calibration.
         """
         try:
+            check_fields(content, cls, "a calibration")
             lists = {
                 name: stored_numbers(content[name], f"the calibration's {name}")
                 for name in ("prior_correction", "bias")

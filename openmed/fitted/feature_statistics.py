@@ -85,7 +85,7 @@ class FeatureStatistics:
 
         Raises:
             ValueError: The vectors have another length.
-            IntegrityError: A feature is not finite.
+            IntegrityError: A feature or a distance is not finite.
         """
         features = np.asarray(vectors, dtype=np.float32)
         if features.ndim != 2 or features.shape[1] != self.width:
@@ -94,7 +94,14 @@ class FeatureStatistics:
             raise IntegrityError("the model's features are not finite: restore the model, or train it again")
         ends = np.cumsum([len(depth.scale) for depth in self.depths])[:-1]
         parts = zip(self.depths, np.split(features, ends, axis=1), strict=True)
-        return np.mean([depth.log_deviations(part) for depth, part in parts], axis=0).min(axis=1)
+        # What is not finite is an error; a warning beside it would say no more.
+        with np.errstate(all="ignore"):
+            found = np.mean([depth.log_deviations(part) for depth, part in parts], axis=0).min(axis=1)
+        if not np.isfinite(found).all():
+            raise IntegrityError(
+                f"distances by {STATISTICS_FILE} are not finite: restore the model, or train it again"
+            )
+        return found
 
     def to_bytes(self) -> bytes:
         """Returns the content of a safetensors file."""

@@ -1,6 +1,7 @@
 """What a model carries besides its weights: preprocessing, labels, calibration, threshold and origin."""
 
 import reprlib
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -13,9 +14,16 @@ from openmed.films.budgets import MIN_SIDE_PX
 from openmed.fitted.abstention import Abstention
 from openmed.fitted.calibration import Calibration
 from openmed.fitted.novelty import Novelty
-from openmed.fitted.stored_numbers import stored_count, stored_list, stored_number, stored_numbers
+from openmed.fitted.stored_numbers import (
+    check_fields,
+    stored_count,
+    stored_list,
+    stored_number,
+    stored_numbers,
+)
 
 _SIZES_PX = (16, 2048)
+_LONGEST_TEXT = 200
 _LARGEST_OPTION = 10_000  # of layers, channels and the like; more would take any machine's memory
 
 
@@ -79,12 +87,12 @@ class ModelSpec:
     def _check_fields(self) -> None:
         """Refuses fields of the wrong type or out of range: the description may come from another house."""
         for name in ("architecture", "timm_name", "positive", "explanation_layer"):
-            if not isinstance(getattr(self, name), str):
+            if not _is_readable(getattr(self, name)):
                 raise BadInput(f"{name} must be a text, not {reprlib.repr(getattr(self, name))}")
         for name in ("model_options", "weights", "further_thresholds"):
             if not isinstance(getattr(self, name), dict):
                 raise BadInput(f"{name} must be a dictionary, not {reprlib.repr(getattr(self, name))}")
-        if not all(isinstance(name, str) and name for name in self.class_names):
+        if not all(map(_is_readable, self.class_names)):
             raise BadInput(f"class_names must be texts, not {reprlib.repr(list(self.class_names))}")
         stored_count(self.image_size_px, "image_size_px", *_SIZES_PX)
         stored_count(self.min_side_px, "min_side_px", 1, 100_000)
@@ -94,7 +102,7 @@ class ModelSpec:
         if self.threshold is not None:
             stored_number(self.threshold, "the threshold", 0, 1)
         for name, point in self.further_thresholds.items():
-            stored_number(point, f"the threshold of {name}", 0, 1)
+            stored_number(point, f"the threshold of {reprlib.repr(name)}", 0, 1)
         if self.further_thresholds and self.threshold is None:
             raise BadInput(f"there are further thresholds, but none of {self.positive}")
         for name, option in self.model_options.items():
@@ -175,6 +183,7 @@ class ModelSpec:
             BadInput: A field is missing, unknown, of another type or out of range.
         """
         try:
+            check_fields(content, cls, "a model description")
             lists = [name for name in ("mean", "std", "class_names") if name in content]
             parts: dict[str, Any] = {name: tuple(stored_list(content[name], name)) for name in lists}
             if content.get("calibration") is not None:
@@ -188,10 +197,19 @@ class ModelSpec:
             raise BadInput(f"this is not a model description: {error}") from None
 
 
+def _is_readable(text: Any) -> bool:
+    """Tells whether this is a text to show: short, no half letters, nothing that terminals would obey."""
+    if not isinstance(text, str) or not 0 < len(text) <= _LONGEST_TEXT:
+        return False
+    return not {unicodedata.category(character) for character in text} & {"Cc", "Cs"}
+
+
 def _check_option(name: str, option: Any) -> None:
     """Refuses what would make a network too large to build, and what is no plain value."""
+    if not _is_readable(name):
+        raise BadInput(f"the name of a model option must be a text, not {reprlib.repr(name)}")
     for value in option if isinstance(option, list | tuple) else [option]:
         if isinstance(value, float | int) and not isinstance(value, bool):
             stored_number(value, f"the model option {name}", -_LARGEST_OPTION, _LARGEST_OPTION)
-        elif not isinstance(value, bool | str | type(None)):
+        elif not (isinstance(value, bool | type(None)) or _is_readable(value)):
             raise BadInput(f"the model option {name} must be a plain value, not {reprlib.repr(value)}")

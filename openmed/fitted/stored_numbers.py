@@ -1,8 +1,8 @@
-"""Numbers that come from a file, held against what they may be before anything is computed with them."""
+"""Numbers and fields that come from a file, held against what they may be before they are used."""
 
 import math
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -48,6 +48,16 @@ def stored_list(values: Any, name: str) -> Iterable[Any]:
     if not isinstance(values, list | tuple):
         raise BadInput(f"{name} must be a list, not {reprlib.repr(values)}")
     return values
+
+
+def check_fields(content: Mapping[str, Any], kind: type, what: str) -> None:
+    """Refuses fields that a dataclass does not have.
+
+    Raises:
+        BadInput: There is one; it may be any text, so it is shown in short and escaped.
+    """
+    if strange := sorted(content.keys() - kind.__dataclass_fields__.keys()):
+        raise BadInput(f"{what} has no field {reprlib.repr(strange[0])}")
 
 
 def _is_a(value: Any, kind: type) -> bool:

@@ -2,9 +2,10 @@
 
 Where the films of a test set are not at hand, as when a model must be taken back at night, this shows that
 the stored model still answers as it did when it was judged. A model folder carries a small one of phantoms,
-nobody's films, on which whatever loads the folder is asked once.
+nobody's films, on which whatever loads the folder is asked once, and says what makes answers of the logits.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from safetensors.numpy import load, load_file, save_file
 
 from openmed.errors import IntegrityError
 from openmed.files import atomic_path
+from openmed.fitted.calibration import Calibration
+from openmed.fitted.spec import ModelSpec
 from openmed.inference.predictor import Predictor
 
 CONTROL_FILE = "control.safetensors"
@@ -86,7 +89,8 @@ def check_answers(content: bytes, predictor: Predictor, what: str) -> None:
         what: What it computes with, for the message.
 
     Raises:
-        IntegrityError: It answers otherwise than the weights did, or the file is none of such a model.
+        IntegrityError: It answers otherwise than the weights did, its description gives other classes or
+            another calibration than then, or the file is none of such a model.
     """
     try:
         held = load(content)
@@ -95,6 +99,8 @@ def check_answers(content: bytes, predictor: Predictor, what: str) -> None:
             logits, held["logits"], rtol=1e-3, atol=LOGIT_TOLERANCE
         )
         apart = _apart(distances, held.get("distances"))
+        # Folders of before do not note it.
+        means = np.array_equal(meaning_of(predictor.spec), held.get("meaning", meaning_of(predictor.spec)))
     except (KeyError, SafetensorError, ValueError) as error:
         raise IntegrityError(
             f"{CONTROL_FILE} is no control set of this model ({type(error).__name__}): restore the model"
@@ -104,6 +110,18 @@ def check_answers(content: bytes, predictor: Predictor, what: str) -> None:
             f"{what} answers the films in {CONTROL_FILE} otherwise than the model did when it was finished: "
             "restore the model, or run the evaluate stage again"
         )
+    if not means:
+        raise IntegrityError(
+            f"the classes or the calibration of the model are not those noted in {CONTROL_FILE}: restore the "
+            "model, or run the evaluate stage again"
+        )
+
+
+def meaning_of(spec: ModelSpec) -> NDArray[np.uint8]:
+    """What makes answers of a model's logits, as JSON in UTF-8: alike before and after it was stored."""
+    calibration = spec.calibration and Calibration.from_json(spec.calibration.to_json()).to_json()
+    content = {"class_names": spec.class_names, "positive": spec.positive, "calibration": calibration}
+    return np.frombuffer(json.dumps(content, sort_keys=True).encode(), np.uint8)
 
 
 def _apart(found: NDArray | None, expected: NDArray | None) -> float:

@@ -13,7 +13,7 @@ from openmed.errors import IntegrityError
 from openmed.files import sha256_bytes, write_bytes
 from openmed.films.images import resize_film
 from openmed.inference.checkpoint import EXPORT_FILE, load_model, read_spec, write_spec
-from openmed.inference.control import CONTROL_FILE, check_answers
+from openmed.inference.control import CONTROL_FILE, check_answers, meaning_of
 from openmed.inference.predictor import Predictor
 from openmed.inference.session import FEATURES, FILMS, LOGITS, ExportedModel, called_classes
 from openmed.models.base import BaseModel, evaluation_mode
@@ -167,12 +167,13 @@ def graph_bytes(model: BaseModel) -> bytes:
 def answered_phantoms(predictor: Predictor) -> bytes:
     """Draws a few phantoms and returns them with a model's logits and distances, a safetensors file.
 
-    Logits, not probabilities: however sure a model is of phantoms, its logits tell one from the other.
+    Logits, not probabilities: however sure a model is of phantoms, its logits tell one from the other. The
+    classes and the calibration, which make probabilities of them, are noted beside.
     """
     size = predictor.spec.image_size_px
     drawn = [draw(each, each, pneumonia=bool(each % 2)).film for each in range(_PHANTOMS)]
     films = np.stack([resize_film(film, size) for film in drawn])
     logits, distances = predictor.outputs(films)
     # Rounded, so that the last bits of another processor do not make another file.
-    content = {"films": films, "logits": logits.round(4)}
+    content = {"films": films, "logits": logits.round(4), "meaning": meaning_of(predictor.spec)}
     return save(content if distances is None else content | {"distances": distances.round(4)})

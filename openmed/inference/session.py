@@ -32,6 +32,7 @@ _FATAL = 4  # its errors are raised as well, so they need not be printed
 
 
 onnxruntime.disable_telemetry_events()  # its Windows builds report use otherwise
+onnxruntime.set_default_logger_severity(_FATAL)  # sessions have a level of their own
 
 
 class ExportedModel:
@@ -45,7 +46,8 @@ class ExportedModel:
     def __init__(self, spec: ModelSpec, graph: bytes, statistics: FeatureStatistics | None = None) -> None:
         """Prepares a graph for this machine's CPU, with as many threads as PyTorch has.
 
-        The graph comes as bytes and so can open no other file: weights outside it are refused.
+        The graph comes as bytes and so can open no other file: weights outside it are refused. A second try
+        after a failure, which ONNX Runtime would announce on the standard output, is turned off.
 
         Raises:
             IntegrityError: ONNX Runtime cannot use the graph, or it lacks the features.
@@ -53,7 +55,7 @@ class ExportedModel:
         self.spec, self.statistics = spec, statistics
         try:
             self._session = onnxruntime.InferenceSession(
-                graph, _session_options(), providers=["CPUExecutionProvider"]
+                graph, _session_options(), providers=["CPUExecutionProvider"], enable_fallback=0
             )
         except Exception:  # its ten kinds of error have no base in common
             raise IntegrityError(f"{EXPORT_FILE} does not hold a graph that {SPEC_FILE} describes") from None

@@ -1,25 +1,13 @@
-"""Seeded fuzz of the decoders: every mutant of a film is an image or one refusal, every cut one a refusal.
-
-Mutants are decoded in a child process that says which one it is at. When it dies or hangs, the parent
-records that mutant as unexpected and goes on with a new child behind it.
-"""
+"""Seeded fuzz of the decoders: every mutant of a film is an image or one refusal, every cut one a refusal."""
 
 import argparse
-import faulthandler
-import multiprocessing
-import os
 import random
 import re
-import resource
 import struct
 import sys
 import tempfile
-import time
 import traceback
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +15,11 @@ from PIL import Image
 from pydicom import uid
 
 from openmed.errors import BadInput
-from openmed.films import isolated
 from openmed.films.images import decode_film
 from openmed.privacy.cleaning import Pseudonyms, clean_film
 from tests.openmed.films.stored import compressed, deep, dicom, phantom, pil, transcoded
+from tests.openmed.mutant_process import Judge, Outcome, judge_all
 
-LONGEST_S, _START_S = 70, 60  # decoding itself gives up after 60 s
 NAMES = Pseudonyms(b"a secret of the fuzz")
 _WORDS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF)
 _DAMAGES = {**dict.fromkeys(range(9, 100, 10), "cut-"), 4: "swollen-"}
@@ -47,25 +34,6 @@ _SIZES = (
     (rb"\x28\x00[\x10\x11]\x00US\x02\x00..", 8, "<H"),  # DICOM
     (rb"[\x00\x01]\x01[\x03\x04]\x00\x01\x00\x00\x00....", 8, "<I"),  # TIFF
 )
-MOST_MIB, MOST_S = 1430, 10
-"""What a film may take of a process, 1.5 GB and 10 s of CPU time."""
-
-
-@dataclass
-class Outcome:
-    """What became of the mutants; `unexpected` names each by kind and number."""
-
-    images: int = 0
-    refused: int = 0
-    unexpected: list[str] = field(default_factory=list)
-
-    @property
-    def mutants(self) -> int:
-        return self.images + self.refused + len(self.unexpected)
-
-    def __str__(self) -> str:
-        counts = f"{self.mutants} mutants, {self.images} images, {self.refused} refused"
-        return f"fuzz: {counts}, {len(self.unexpected)} unexpected"
 
 
 def seeds() -> dict[str, bytes]:
@@ -177,71 +145,19 @@ def fuzz(mutants: int, *, seed: int = 0, only: str = "") -> Outcome:
     kinds = [name for name in seeds() if only in ("", name)]
     names = [f"{_DAMAGES.get(index % 100, '')}{seed}-{index}" for index in range(mutants)]
     tasks = [(kinds[index % len(kinds)], name) for index, name in enumerate(names)]
-    outcome, done = Outcome(), 0
-    while done < len(tasks):
-        for what in _child(tasks[done:]):
-            if what in ("images", "refused"):
-                setattr(outcome, what, getattr(outcome, what) + 1)
-            else:
-                kind, number = tasks[done]
-                outcome.unexpected.append(f"{kind} {number}: {what}")
-            done += 1
-    return outcome
+    return judge_all(tasks, _decoder, Outcome("mutants", "images"))
 
 
-def _child(tasks: list[tuple[str, str]]) -> Iterator[str]:
-    """Yields what became of each task until the child dies or hangs, which is the last thing it yields."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, tasks), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        for index in range(len(tasks)):
-            if not ours.poll(LONGEST_S + (0 if index else _START_S)):
-                yield f"hangs for more than {LONGEST_S} s"
-                return
-            yield ours.recv()
-    except EOFError:
-        process.join()
-        yield f"the process ended with {process.exitcode}"
-    finally:
-        process.kill()
-        process.join()
-
-
-def _work(pipe: Connection, tasks: list[tuple[str, str]]) -> None:
-    faulthandler.enable()
+def _decoder() -> Judge:
     kinds = seeds()
-    for kind, number in tasks:
-        before = time.process_time(), _of_decoders()[1]
+
+    def judge(kind: str, number: str) -> str:
         is_cut, is_swollen = number.startswith("cut-"), number.startswith("swollen-")
         damage = cut if is_cut else swollen if is_swollen else mutant
         said = _decoded(damage(kinds[kind], f"{kind}-{number}"))
-        pipe.send(_excess(*before) or ("is completed" if is_cut and said == "images" else said))
+        return "is completed" if is_cut and said == "images" else said
 
-
-def _excess(own_s: float, decoders_s: float) -> str:
-    """Says what this process or one of its decoders took too much of since it had used so much CPU time."""
-    mib, seconds = _of_decoders()
-    mib, seconds = max(mib, _peak_mib("self")), max(seconds - decoders_s, time.process_time() - own_s)
-    return f"takes {mib} MiB and {seconds:.0f} s" if mib > MOST_MIB or seconds > MOST_S else ""
-
-
-def _of_decoders() -> tuple[int, float]:
-    """Peak memory of the largest in MiB, and the CPU time of all in seconds, of those that ended too."""
-    peak, ended = 0, resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = ended.ru_utime + ended.ru_stime
-    for process in isolated._idle:
-        peak = max(peak, _peak_mib(str(process.pid)))
-        ticks = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
-        seconds += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-    return peak, seconds
-
-
-def _peak_mib(process: str) -> int:
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) >> 10
+    return judge
 
 
 def _decoded(content: bytes) -> str:

@@ -1,10 +1,8 @@
 """Damaged films of every kind give an image or one refusal; decoders may crash, the run may not."""
 
-import multiprocessing
 import os
 import signal
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from openmed.films.isolated import decode_isolated
 from tests.openmed.films import fuzzing
 from tests.openmed.films.stored import deep, dicom, phantom, transcoded
 
-FILM, FORK = phantom(48), multiprocessing.get_context("fork")
+FILM = phantom(48)
 
 
 @pytest.fixture
@@ -28,7 +26,7 @@ def lossless(tmp_path) -> bytes:
 def test_every_mutant_is_an_image_or_one_refusal():
     outcome = fuzzing.fuzz(2000)
     assert outcome.unexpected == []
-    assert outcome.mutants == 2000 and outcome.images > 200 and outcome.refused > 200
+    assert outcome.mutants == 2000 and outcome.succeeded > 200 and outcome.refused > 200
 
 
 def test_the_same_seed_gives_the_same_mutant():
@@ -52,42 +50,10 @@ def test_a_wrong_error_and_a_wrong_result_are_seen(monkeypatch):
     assert fuzzing._decoded(b"") == "gives uint16 (64, 64)"
 
 
-def test_too_much_memory_and_time_are_seen(monkeypatch):
-    assert fuzzing._excess(time.process_time(), fuzzing._of_decoders()[1]) == ""
-    monkeypatch.setattr(fuzzing, "MOST_MIB", 10)
-    assert fuzzing._excess(0, 0).startswith("takes ")
-    monkeypatch.setattr(fuzzing, "MOST_MIB", 1 << 20)
-    assert fuzzing._excess(time.process_time() - 11, 0) in {f"takes {fuzzing._peak_mib('self')} MiB and 11 s"}
-
-
 def test_a_swollen_film_claims_other_sides():
     film = fuzzing.pil(FILM, "PNG")
     claimed = {fuzzing.swollen(film, str(seed))[16:24] for seed in range(20)}
     assert film[16:24] in claimed and len(claimed) > 5
-
-
-def _crash(pipe, tasks):
-    pipe.send("images")
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _hang(pipe, tasks):
-    pipe.send("refused")
-    time.sleep(60)
-
-
-@pytest.mark.parametrize(
-    ("work", "first", "last"),
-    [
-        (_crash, "images", "the process ended with -9"),
-        (_hang, "refused", "hangs for more than 0 s"),
-    ],
-)
-def test_a_crash_and_a_hang_are_seen(monkeypatch, work, first, last):
-    monkeypatch.setattr(fuzzing, "_work", work)
-    monkeypatch.setattr(fuzzing, "LONGEST_S", 0 if work is _hang else 10)
-    monkeypatch.setattr(fuzzing.multiprocessing, "get_context", lambda kind: FORK)
-    assert list(fuzzing._child([("png", "0-1"), ("png", "0-2"), ("png", "0-3")])) == [first, last]
 
 
 def test_gdcm_ending_its_process_is_a_refusal_and_the_next_film_is_read(lossless):

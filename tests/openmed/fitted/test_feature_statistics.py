@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
@@ -97,3 +99,14 @@ def test_what_cannot_be_fitted_or_read_is_refused():
     for content in (b"", b"nothing", statistics.to_bytes()[:-5]):
         with pytest.raises(IntegrityError, match="no feature statistics"):
             FeatureStatistics.from_bytes(content)
+
+
+@pytest.mark.filterwarnings("error")
+def test_distances_that_are_no_numbers_are_an_error_without_a_warning():
+    """Numbers that are finite and above 0, but too small to divide by."""
+    statistics = fit_statistics(*features_of(40, 0))
+    first, *others = statistics.depths
+    tiny = FeatureStatistics([replace(first, scale=first.scale * np.float32(1e-42)), *others])
+    read = FeatureStatistics.from_bytes(tiny.to_bytes())
+    with pytest.raises(IntegrityError, match=r"distances by statistics\.safetensors are not finite"):
+        read.distances(np.ones((2, 80), np.float32))

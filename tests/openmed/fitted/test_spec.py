@@ -135,3 +135,28 @@ def test_a_description_with_a_calibration_that_does_not_fit_is_refused(calibrati
 def test_logits_of_other_classes_are_refused(calibration):
     with pytest.raises(ValueError, match=r"logits must be \(N, 3\)"):
         dataclasses.replace(SPEC, calibration=calibration).probabilities(LOGITS[:, :2])
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "two\nlines", "\ud800", "", "x" * 201])
+@pytest.mark.parametrize("place", ["timm_name", "explanation_layer", "class_names", "model_options", "x"])
+def test_a_text_that_a_terminal_would_obey_is_refused_in_one_short_line(place, text):
+    content = SPEC.to_json()
+    content |= {
+        "class_names": {"class_names": [*SPEC.class_names[:-1], text]},
+        "model_options": {"model_options": {text: 1}},
+        "x": {"x" + text: 1},
+    }.get(place, {place: text})
+    with pytest.raises(BadInput) as refused:
+        ModelSpec.from_json(content)
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 200
+
+
+def test_a_class_may_have_the_letters_of_any_language():
+    names = ("без патологии", "Pneumonie à droite", "肺炎\u3000右")
+    assert ModelSpec.from_json(SPEC.to_json() | {"class_names": names, "positive": names[1]}).positive
+
+
+def test_an_unknown_field_of_a_calibration_is_named_in_one_short_line():
+    content = SPEC.to_json() | {"calibration": PLATT.to_json() | {"sc\nale": 1}}
+    with pytest.raises(BadInput, match=r"^a calibration has no field 'sc\\nale'$"):
+        ModelSpec.from_json(content)

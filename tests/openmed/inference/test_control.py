@@ -3,10 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load, save
 
 from openmed.errors import IntegrityError
+from openmed.fitted.calibration import Calibration
 from openmed.fitted.feature_statistics import FeatureStatistics
-from openmed.inference.control import CONTROL_FILE, check_control, write_control
+from openmed.inference.control import CONTROL_FILE, check_answers, check_control, write_control
+from openmed.inference.export import answered_phantoms
 from openmed.models.factory import ModelFactory
 from tests.openmed.conftest import with_statistics
 
@@ -62,3 +65,47 @@ def test_a_model_that_sees_films_otherwise_is_refused(judged, tmp_path):
     model.statistics = FeatureStatistics([replace(first, rest=first.rest * 2), *others])
     with pytest.raises(IntegrityError, match="sees its control set otherwise"):
         check_control(path, model)
+
+
+def curve(top):
+    return ((-1.0, 1.0), (0.1, top))
+
+
+CALIBRATED = Calibration("platt", (0.1, -0.1), (0.5, -0.5), 2)
+STEPS = Calibration("isotonic", (0.0, 0.0), (0.0, 0.0), curves=(curve(0.9), curve(0.8)))
+NAMES = ("NORMAL", "PNEUMONIA")
+
+
+@pytest.mark.parametrize(
+    ("noted", "given"),
+    [
+        ({"calibration": CALIBRATED}, {"calibration": replace(CALIBRATED, scale=2.01)}),
+        ({"calibration": CALIBRATED}, {"calibration": replace(CALIBRATED, bias=(0.5, -0.499))}),
+        ({"calibration": CALIBRATED}, {"calibration": replace(CALIBRATED, prior_correction=(0.1, 0.1))}),
+        ({"calibration": STEPS}, {"calibration": replace(STEPS, curves=(curve(0.9), curve(0.81)))}),
+        ({"calibration": CALIBRATED}, {"calibration": None}),
+        ({"calibration": None}, {"calibration": CALIBRATED}),
+        ({"class_names": NAMES}, {"class_names": NAMES[::-1]}),
+        ({"class_names": NAMES}, {"class_names": ("NORMAL", "PNEUMONIB"), "positive": "PNEUMONIB"}),
+        ({"positive": "PNEUMONIA"}, {"positive": "NORMAL"}),
+    ],
+)
+def test_another_meaning_of_the_same_logits_is_refused(judged, noted, given):
+    model = judged[0]
+    model.spec = replace(model.spec, **noted)
+    phantoms = answered_phantoms(model)
+    check_answers(phantoms, model, "model.onnx")
+    model.spec = replace(model.spec, **given)
+    with pytest.raises(
+        IntegrityError, match="the classes or the calibration of the model are not those noted"
+    ):
+        check_answers(phantoms, model, "model.onnx")
+    older = {name: value for name, value in load(phantoms).items() if name != "meaning"}
+    check_answers(save(older), model, "model.onnx")
+
+
+def test_operating_points_may_change_and_the_meaning_stays(judged):
+    model = judged[0]
+    phantoms = answered_phantoms(model)
+    model.spec = model.spec.with_threshold(0.3)
+    check_answers(phantoms, model, "model.onnx")

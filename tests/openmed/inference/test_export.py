@@ -176,6 +176,25 @@ def test_a_graph_that_is_none_is_refused(vit, graph, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def with_letters_that_are_none(graph):
+    return graph.replace(b"MatMul", b"Mat\xff\xfel")
+
+
+def with_an_endless_constant(graph):
+    model = onnx.load_from_string(graph)
+    model.graph.initializer[0].dims[:] = [2**63 - 1]
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("damage", [with_letters_that_are_none, with_an_endless_constant])
+def test_a_damaged_graph_is_refused_without_a_word_of_the_runtime(copy, capfd, damage):
+    graph = (copy / "model.onnx").read_bytes()
+    assert damage(graph) != graph
+    with pytest.raises(IntegrityError, match="does not hold a graph"):
+        ExportedModel(read_spec(copy)[0], damage(graph))
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("absolute", [True, False])
 def test_a_graph_opens_no_other_file(copy, monkeypatch, absolute):
     graph = onnx.load(copy / "model.onnx")
