@@ -181,7 +181,8 @@ def test_films_that_look_otherwise_hold_the_champion_until_a_person_releases_it(
     home = tmp_path / "home"
     environment = {**os.environ, "OPENMED_HOME": str(home), "OPENMED_PROJECT": str(project)}
     code = (
-        "from pathlib import Path; from pipeline import promotion, registry; "
+        "from pathlib import Path; from pipeline import registry; "
+        "from pipeline.promotion import actions as promotion; "
         "done = registry.register_candidates(Path('.'), run_key='r', revision='abc'); "
         "people = {'clinical': 'Dr Adams', 'technical': 'Ms Brown'}; "
         "promotion.promote(done['version'], approved_by=people, comment='', expected_champion=None)"

@@ -58,7 +58,7 @@ def _print_versions(versions: list[dict[str, Any]], as_json: bool, hold: str | N
 @registry.command()
 def show(version: Version, as_json: Json = False) -> None:
     """Tells the story of a version: where it came from, who decided what and why."""
-    from pipeline.ledger import story
+    from pipeline.ledger.story import story
     from pipeline.registry import version_at
 
     number = version_at(version)

@@ -29,7 +29,7 @@ CLASSES = ("NORMAL", "PNEUMONIA")
 
 MEASURED = """
 import os, resource, sys
-from openmed.data import isolated
+from openmed.films import isolated
 usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 seconds, peaks = sum(each.ru_utime + each.ru_stime for each in usage), []
 for process in ("self", *(decoder.pid for decoder in isolated._idle)):
@@ -57,7 +57,7 @@ def taken(code: str, *arguments: object) -> tuple[str, int, float]:
 READ_ALL = """
 import sys
 from pathlib import Path
-from openmed.data.readers import zip_files
+from openmed.intake.readers import zip_files
 from openmed.errors import BadInput
 for _, reader in zip_files(Path(sys.argv[1])):
     try:
@@ -146,8 +146,8 @@ def test_a_file_without_an_end_is_read_no_further_than_a_film_may_be(tmp_path):
 DECODE = """
 import sys
 from pathlib import Path
-from openmed.data.images import decode_film
-from openmed.data.privacy import Pseudonyms, about_film, clean_film, dicom_patient
+from openmed.films.images import decode_film
+from openmed.privacy.cleaning import Pseudonyms, about_film, clean_film, dicom_patient
 from openmed.errors import BadInput
 data = Path(sys.argv[1]).read_bytes()
 dicom_patient(data), about_film(data), clean_film(data, "a.dcm", Pseudonyms(bytes(16)))
@@ -161,7 +161,7 @@ except BadInput as error:
 DECODE_FILE = """
 import sys
 from pathlib import Path
-from openmed.data.images import decode_film
+from openmed.films.images import decode_film
 from openmed.errors import BadInput
 try:
     print(decode_film(Path(sys.argv[1]).read_bytes(), "the film").shape)

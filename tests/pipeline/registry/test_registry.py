@@ -553,7 +553,7 @@ def test_a_tracking_server_serves_as_well_as_a_local_store(tracked, tmp_path):
 
 def test_importing_the_application_side_loads_no_heavy_library():
     code = (
-        "import sys; from pipeline import project, registry;"
+        "import sys; from pipeline import registry; from pipeline.settings import project;"
         "print({'torch', 'timm', 'mlflow', 'pandas', 'cv2', 'sklearn'} & set(sys.modules) or 'none')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

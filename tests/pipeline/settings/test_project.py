@@ -142,7 +142,7 @@ def test_importing_it_loads_nothing_beyond_the_standard_library():
         "new = {name.split('.')[0] for name in set(sys.modules) - before} - {'pipeline', 'openmed'};"
         "print(sorted(new - set(sys.stdlib_module_names)))"
     )
-    root = Path(project.__file__).parent.parent
+    root = Path(project.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

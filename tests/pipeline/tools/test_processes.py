@@ -20,7 +20,7 @@ UP = """
 import sys
 from pathlib import Path
 from pipeline import services
-from pipeline.services import Services, up
+from pipeline.local.services import Services, up
 
 class Sleeping(Services):
     def start(self):

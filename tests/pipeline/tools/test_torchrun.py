@@ -18,7 +18,7 @@ WEIGHTS = "model/weights.safetensors"
 # What a process of a training is here: it says who it is, and ends as it is told.
 LAUNCHED = """
 import os, pathlib, sys, time
-from pipeline.launch import end_with_parent
+from pipeline.tools.torchrun import end_with_parent
 end_with_parent()
 rank = os.environ["RANK"]
 told = f"{os.getpid()} {rank} {os.environ['WORLD_SIZE']} {os.environ['MASTER_ADDR']}\\n"
