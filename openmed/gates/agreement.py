@@ -39,19 +39,11 @@ def agreement(
     confidence: float = 0.95,
     seed: int,
 ) -> Agreement:
-    """Measures how far two readers agree beyond chance.
+    """Measures how far two readers agree beyond chance, by their labels (N,), whole numbers from 0.
 
     Cohen J. A coefficient of agreement for nominal scales. Educ Psychol Meas 1960;20:37-46. Intervals
     resample whole patients; that of the share is at least as wide as Wilson's. Kappa is NaN where both
     readers gave one and the same label to all films: chance then explains everything.
-
-    Args:
-        first: (N,) labels of one reader, whole numbers from 0.
-        second: (N,) labels of the other.
-        patients: (N,) identifiers, text or whole numbers.
-        replicates: Number of resamples.
-        confidence: Coverage of the intervals, in (0, 1).
-        seed: The same seed gives the same intervals.
 
     Raises:
         ValueError: Wrong shapes or values.

@@ -37,7 +37,7 @@ def describe_set(
         class_names: Names of the labels.
         positive_index: Label of the finding.
         threshold: The frozen operating point.
-        replicates: Number of resamples of patients, for kappa.
+        replicates: Resamples of patients, for kappa.
         confidence: Coverage of the intervals, in (0, 1).
         seed: The same seed gives the same limits of kappa.
 
@@ -60,10 +60,7 @@ def describe_set(
 def by_group(films: pd.DataFrame, threshold: float, confidence: float) -> Iterator[dict[str, Any]]:
     """Measures all films, and those of each view and age band.
 
-    Args:
-        films: With the columns has (0 or 1), score, patient, view, age_band.
-        threshold: The frozen operating point.
-        confidence: Coverage of the intervals, in (0, 1).
+    Of films with the columns has (0 or 1), score, patient, view and age_band, at the frozen threshold.
 
     Yields:
         view and age_band (`ALL` for any), films, positives, and auc, sensitivity and specificity, each with
@@ -86,10 +83,7 @@ def view_separation(
 ) -> Iterator[dict[str, Any]]:
     """Measures how well the score tells two views apart among films of one class.
 
-    Args:
-        films: With the columns label, score, patient, view.
-        class_names: Names of the labels.
-        confidence: Coverage of the intervals, in (0, 1).
+    Of films with the columns label, score, patient and view; `class_names` are the names of the labels.
 
     Yields:
         class, views (two), films (of each), and auc: how often a film of the first view outscores one of the

@@ -7,8 +7,10 @@ films of a patient the power is lower.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,8 +80,7 @@ def proportion_floor(
     Raises:
         BadInput: A number is out of range.
     """
-    planned = {} if expected is None else {"expected": expected}
-    z = checked_critical_value(films, confidence, floor=floor, power=power, **planned)
+    z = _critical_value(films, confidence, floor, power, expected)
     needed = int(_successes_needed(films, floor, z))
     possible = needed <= films
     value = float(betaincinv(needed, films - needed + 1, power)) if possible else NAN
@@ -105,20 +106,9 @@ def auc_floor(
     That limit is the more careful one near 1, so the films that it needs are rather too many than too few. By
     the normal approximation with the variance of Hanley and McNeil (Radiology 1982;143:29-36), taken at
     the floor for the limit and at the true value for the power. `films_needed` keeps the classes' ratio.
-
-    Args:
-        floor: What the lower limit must reach, in (0, 1).
-        positives: Films with the finding, at least 1.
-        negatives: Films without it, at least 1.
-        expected: The true AUC that was planned for, in [0, 1]; None plans for none.
-        power: In [0.5, 1).
-        confidence: Of the two-sided interval whose lower limit is judged, in (0, 1).
-
-    Raises:
-        BadInput: A number is out of range.
+    Arguments and errors as in `proportion_floor`, of at least one film of each class.
     """
-    planned = {} if expected is None else {"expected": expected}
-    z = checked_critical_value(min(positives, negatives), confidence, floor=floor, power=power, **planned)
+    z = _critical_value(min(positives, negatives), confidence, floor, power, expected)
     films, beyond = positives + negatives, norm.ppf(power)
 
     def surplus(true: float, scale: float) -> float:
@@ -130,20 +120,12 @@ def auc_floor(
     must = floor + z * math.sqrt(auc_variance(floor, positives, negatives))
     value = float(brentq(surplus, floor, 1.0, args=(1.0,))) if must < 1 else NAN
     kind = f"films ({positives} with the finding)"
-    if expected is None:
-        sentence = _floor_sentence("AUC", kind, films, floor, value, None, None, power)
-        return Detectable(films, value, NAN, None, sentence)
-    # A perfect or always wrong model does not vary; the tiny number only keeps the division in hand.
-    spread = math.sqrt(auc_variance(expected, positives, negatives)) + 1e-12
-    reached = float(norm.sf((must - expected) / spread)) if must < 1 else 0.0
-    enough = None
-    fewest, most = 2 / films, max(MOST_FILMS / films, 1.0)
-    if expected > floor and surplus(expected, most) > 0:
-        scale = fewest
-        if surplus(expected, fewest) < 0:
-            ends = math.log(fewest), math.log(most)
-            scale = math.exp(brentq(lambda log: surplus(expected, math.exp(log)), *ends))
-        enough = math.ceil(films * scale - 1e-9)
+    reached, enough = NAN, None
+    if expected is not None:
+        # A perfect or always wrong model does not vary; the tiny number only keeps the division in hand.
+        spread = math.sqrt(auc_variance(expected, positives, negatives)) + 1e-12
+        reached = float(norm.sf((must - expected) / spread)) if must < 1 else 0.0
+        enough = _films_for_auc(partial(surplus, expected), films) if expected > floor else None
     sentence = _floor_sentence("AUC", kind, films, floor, value, expected, enough, power)
     return Detectable(films, value, reached, enough, sentence)
 
@@ -154,22 +136,12 @@ def films_for_margin(
     """Films with which a truly equal model would be shown to lose no more than a margin.
 
     By the normal approximation, from the width of the lower limit on this many films; what was measured plays
-    no part.
-
-    Args:
-        difference: As `intervals.paired_difference` gives it.
-        margin: The loss that is accepted, above 0.
-        films: Films that it rests on.
-        power: In [0.5, 1).
-        confidence: Of the two-sided interval whose lower limit is judged, in (0, 1).
-
-    Returns:
-        None where no realistic number would do, or the interval has no limits.
+    no part. None where no realistic number would do, or the interval has no limits.
 
     Raises:
-        BadInput: A number is out of range.
+        BadInput: A number is out of range; the margin, the loss that is accepted, is in (0, 1).
     """
-    z = checked_critical_value(films, confidence, margin=margin, power=power)
+    z = _critical_value(films, confidence, margin, power, limit="margin")
     width = (difference.value - difference.low) * (1 + float(norm.ppf(power)) / z)
     if math.isnan(width):
         return None
@@ -177,31 +149,27 @@ def films_for_margin(
     return needed if needed <= MOST_FILMS else None
 
 
-def checked_critical_value(films: int, confidence: float, **shares: float) -> float:
-    """Returns z of the confidence, after a look at the films and at named shares.
-
-    Raises:
-        BadInput: There is no film, a share is not in (0, 1), or the power is below one half.
-    """
-    for name, share in shares.items():
-        inside = 0 <= share <= 1 if name == "expected" else 0 < share < 1
-        if not inside:
+def _critical_value(
+    films: int,
+    confidence: float,
+    bound: float,
+    power: float,
+    expected: float | None = None,
+    limit: str = "floor",
+) -> float:
+    """Returns z of the confidence, after a look at the other numbers."""
+    for name, share in ((limit, bound), ("power", power), ("expected", expected)):
+        if share is not None and not (0 <= share <= 1 if name == "expected" else 0 < share < 1):
             raise BadInput(f"for the power of a test {name} must be between 0 and 1, found {share}")
-        if name == "power" and share < 0.5:
-            raise BadInput(f"a test with a power below one half shows nothing, found {share}; take 0.8")
+    if power < 0.5:
+        raise BadInput(f"a test with a power below one half shows nothing, found {power}; take 0.8")
     if films < 1:
         raise BadInput(f"for the power of a test there must be at least one film of each kind, found {films}")
     return critical_value(confidence)
 
 
-def such_tests(power: float) -> str:
-    """Returns the power as words: 4 of 5 such tests."""
-    share = Fraction(power).limit_denominator(20)
-    return f"{share.numerator} of {share.denominator} such tests"
-
-
-def rounded(share: float) -> str:
-    """Returns a share with two decimals, or three where the third is not 0."""
+def _rounded(share: float) -> str:
+    """A share with two decimals, or three where the third is not 0."""
     text = f"{share:.3f}"
     return text[:-1] if text.endswith("0") else text
 
@@ -225,6 +193,17 @@ def _films_for_proportion(floor: float, expected: float, power: float, z: float)
     return int(films[short[-1]]) + 1 if short.size else 1
 
 
+def _films_for_auc(surplus: Callable[[float], float], films: int) -> int | None:
+    """The number of films whose surplus is 0, a rising function of how many times as many there are."""
+    fewest, most = 2 / films, max(MOST_FILMS / films, 1.0)
+    if surplus(most) <= 0:
+        return None
+    scale = fewest
+    if surplus(fewest) < 0:
+        scale = math.exp(brentq(lambda log: surplus(math.exp(log)), math.log(fewest), math.log(most)))
+    return math.ceil(films * scale - 1e-9)
+
+
 def _floor_sentence(
     name: str,
     kind: str,
@@ -236,16 +215,17 @@ def _floor_sentence(
     power: float,
 ) -> str:
     if math.isnan(value):
-        first = f"With {films} {kind}, not even a perfect {name} would show {rounded(floor)}"
+        first = f"With {films} {kind}, not even a perfect {name} would show {_rounded(floor)}"
     else:
         # Rounded up: the number that is named must be enough.
-        least = rounded(math.ceil(value * 1000 - 1e-6) / 1000)
+        least = _rounded(math.ceil(value * 1000 - 1e-6) / 1000)
+        share = Fraction(power).limit_denominator(20)
         first = (
             f"With {films} {kind}, a true {name} of at least {least} would be needed to show "
-            f"{rounded(floor)} in {such_tests(power)}"
+            f"{_rounded(floor)} in {share.numerator} of {share.denominator} such tests"
         )
     if expected is None:
         return f"{first}."
     if enough is None:
-        return f"{first}; for a true {name} of {rounded(expected)} no realistic number of films would do."
-    return f"{first}; for a true {name} of {rounded(expected)} about {enough} would do."
+        return f"{first}; for a true {name} of {_rounded(expected)} no realistic number of films would do."
+    return f"{first}; for a true {name} of {_rounded(expected)} about {enough} would do."

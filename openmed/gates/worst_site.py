@@ -41,19 +41,11 @@ def worst_site(
     of many a little lower, so the limits err on the careful side. They are widened to the interval at the
     worst site alone, as a bootstrap cannot see errors that did not happen.
 
-    Args:
-        labels: (N,) 0 or 1.
-        flagged: (sites, N) whether the film is flagged at each site.
-        patients: (N,) identifiers, text or whole numbers.
-        replicates: Number of resamples.
-        confidence: Coverage of the interval, in (0, 1).
-        seed: The same seed gives the same intervals, whatever the order of the rows.
-
     Returns:
         sensitivity and specificity; NaN where there is no film with, or without, the finding.
 
     Raises:
-        ValueError: Wrong shapes or values.
+        ValueError: Wrong shapes or values; `flagged` must be (sites, N).
     """
     truth, called = checked_labels(labels), np.asarray(flagged, bool)
     if called.ndim != 2 or called.shape[1] != len(truth) or not len(called):

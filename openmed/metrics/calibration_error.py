@@ -1,7 +1,6 @@
 """How far probabilities may be taken at their word.
 
-Shared, as in `classification`: `labels` is (N,), 1 = the finding and 0 = without it; `scores` is (N,), the
-probability of the finding in [0, 1]. A value that cannot be computed is NaN.
+Arguments and errors as in `classification`. A value that cannot be computed is NaN.
 """
 
 import numpy as np
@@ -51,9 +50,6 @@ def expected_calibration_error(labels: ArrayLike, scores: ArrayLike, bins: int =
     score and cut into bins whose sizes differ by one film at most; a bin weighs as many films as it holds.
     Films of equal score each count as their common share, so their order plays no part. It is biased upwards:
     even perfect probabilities give about 0.8 times sqrt(p (1 - p) / films in a bin).
-
-    Raises:
-        ValueError: Fewer than one bin, or wrong labels or scores.
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, found {bins}")
@@ -73,16 +69,6 @@ def unbiased_calibration_error(
     From every bin's squared distance its own variance is taken, so that perfect probabilities give 0 on
     average (Kumar, Liang and Ma, Verified uncertainty calibration, NeurIPS 2019); variances are those of the
     patients' sums. Limits are normal on the squared scale.
-
-    Args:
-        labels: (N,) 0 or 1.
-        scores: (N,) probabilities of the finding in [0, 1].
-        patients: (N,) identifiers, text or whole numbers.
-        confidence: Coverage of the interval, in (0, 1).
-        bins: Bins of equally many films, in the order of the scores.
-
-    Raises:
-        ValueError: Wrong shapes or values.
     """
     z, truth = critical_value(confidence), checked_labels(labels)
     values = checked_scores(scores, len(truth))
@@ -105,18 +91,7 @@ def slope_interval(
     """Gives `calibration_slope` with Wald limits whose variance knows of patients (sandwich).
 
     Huber's variance of the two coefficients, summed by patient (Liang and Zeger, Biometrika 1986;73:13-22).
-
-    Args:
-        labels: (N,) 0 or 1.
-        scores: (N,) probabilities of the finding in [0, 1].
-        patients: (N,) identifiers, text or whole numbers.
-        confidence: Coverage of the interval, in (0, 1).
-
-    Returns:
-        NaN where `calibration_slope` is.
-
-    Raises:
-        ValueError: Wrong shapes or values.
+    NaN where `calibration_slope` is.
     """
     truth, odds = _checked(labels, scores)
     line = _line(truth, odds)

@@ -1,9 +1,10 @@
 """How good a classifier of one finding is: point values and curves, on plain arrays.
 
-Shared by all functions: `labels` is (N,), 1 = the finding and 0 = without it; `scores` is (N,), the
-probability of the finding in [0, 1]; a film is flagged when its score is at or above the threshold.
-A value that cannot be computed (one class only, nothing flagged) is NaN, never 0 or 1: a gate then
-refuses it.
+Shared by all modules of this folder: `labels` is (N,), 1 = the finding and 0 = without it; `scores` is (N,),
+the probability of the finding in [0, 1]; a film is flagged when its score is at or above the threshold;
+`patients` is (N,) identifiers, text or whole numbers; `confidence` is the coverage of an interval, in (0, 1).
+Wrong shapes or values raise ValueError. A value that cannot be computed (one class only, nothing flagged) is
+NaN, never 0 or 1: a gate then refuses it.
 """
 
 from collections.abc import Callable
@@ -57,26 +58,14 @@ def checked_scores(scores: ArrayLike, films: int) -> NDArray[np.float64]:
 
 
 def checked_threshold(threshold: float) -> float:
-    """Returns the threshold as a float.
-
-    Raises:
-        ValueError: It is NaN or infinite.
-    """
+    """Returns the threshold as a float; ValueError where it is NaN or infinite."""
     if not np.isfinite(threshold):
         raise ValueError(f"the threshold must be a finite number, found {threshold}")
     return float(threshold)
 
 
 def confusion(labels: ArrayLike, flagged: ArrayLike) -> Counts:
-    """Counts films by truth and flag.
-
-    Args:
-        labels: (N,) 0 or 1.
-        flagged: (N,) boolean (or 0 and 1), True where the model says the finding is there.
-
-    Raises:
-        ValueError: Wrong shapes or values.
-    """
+    """Counts films by truth and by `flagged`, (N,) boolean (or 0 and 1)."""
     truth = checked_labels(labels).astype(bool)
     flags = np.asarray(flagged)
     if flags.shape != truth.shape:
@@ -193,9 +182,6 @@ def reliability_points(
     """Returns mean predicted probability, observed share of the finding and number of films by bin.
 
     Bins are equally wide, [0, 1/bins), ..., [1 - 1/bins, 1]; bins without films are left out.
-
-    Raises:
-        ValueError: Fewer than one bin, or wrong labels or scores.
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, found {bins}")

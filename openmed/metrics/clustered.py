@@ -27,13 +27,7 @@ def design_effect(deviations: ArrayLike, patients: ArrayLike, telling: ArrayLike
     not have been met yet. So it is drawn towards the worst case, that all films of a patient say the same,
     where the sizes of the patients alone decide; with two telling patients both weigh the same.
 
-    Args:
-        deviations: (N,) of each film, from the mean.
-        patients: (N,) identifiers, text or whole numbers.
-        telling: bool (N,), films that are not like most of them.
-
-    Raises:
-        ValueError: Not one identifier a film.
+    `deviations` are (N,) from the mean, `telling` is bool (N,): films that are not like most of them.
     """
     values = np.asarray(deviations, dtype=np.float64)
     patient = patient_codes(patients, len(values))
@@ -53,14 +47,7 @@ def clustered_share(outcomes: ArrayLike, patients: ArrayLike, confidence: float 
 
     Wilson's interval (J Am Stat Assoc 1927;22:209-212) over the films divided by their design effect. It
     stays open where every film says the same: ten patients with thirty films each, all right, count as ten.
-
-    Args:
-        outcomes: (N,) boolean (or 0 and 1), the films that count; none gives NaN.
-        patients: (N,) identifiers, text or whole numbers.
-        confidence: Coverage of the interval, in (0, 1).
-
-    Raises:
-        ValueError: Wrong shapes or values.
+    `outcomes` is (N,) boolean (or 0 and 1); none gives NaN.
     """
     critical_value(confidence)
     if not np.size(outcomes):
@@ -76,11 +63,7 @@ def operating_shares(
 ) -> dict[str, Interval]:
     """Sensitivity and specificity, with intervals that know of patients; NaN where the class is missing.
 
-    Args:
-        has: (N,) bool, the films with the finding.
-        flagged: (N,) bool, the films that are flagged.
-        patients: (N,) identifiers, text or whole numbers.
-        confidence: Coverage of the intervals, in (0, 1).
+    `has` is (N,) bool, the films with the finding; `flagged` is (N,) bool.
     """
     finding, called, patient = np.asarray(has, bool), np.asarray(flagged, bool), np.asarray(patients)
     return {

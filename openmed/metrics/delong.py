@@ -64,19 +64,8 @@ def delong_auc(
 
     On that scale (Pepe, The Statistical Evaluation of Medical Tests, 2003, chapter 5) it covers near 1, where
     the plain one is too short. The fewer patients have a film on the wrong side, the more it is drawn towards
-    Newcombe's interval of the films divided by their design effects, which it is where there is none.
-
-    Args:
-        labels: (N,) 0 or 1.
-        scores: (N,) probabilities of the finding in [0, 1].
-        patients: (N,) identifiers, text or whole numbers; None counts every film as a patient.
-        confidence: Coverage of the interval, in (0, 1).
-
-    Returns:
-        The interval; NaN without one class.
-
-    Raises:
-        ValueError: Wrong shapes or values.
+    Newcombe's interval of the films divided by their design effects, which it is where there is none. Without
+    `patients` every film counts as one. NaN without one class.
     """
     critical_value(confidence)
     truth = checked_labels(labels)
@@ -95,17 +84,7 @@ def delong_difference(
 
     The limits are put together from those of the two AUCs and their correlation (Zou and Donner, Stat Med
     2008;27:1693-1702), which is that of DeLong's variances. So they are as lopsided as AUCs near 1 are, and
-    keep a width where both models rank every film alike.
-
-    Args:
-        labels: (N,) 0 or 1.
-        scores_a: (N,) probabilities of the finding by the first model.
-        scores_b: (N,) the same by the second model.
-        patients: (N,) identifiers, text or whole numbers; None counts every film as a patient.
-        confidence: Coverage of the interval, in (0, 1).
-
-    Raises:
-        ValueError: Wrong shapes or values.
+    keep a width where both models rank every film alike. Without `patients` every film counts as one.
     """
     critical_value(confidence)
     truth = checked_labels(labels)
@@ -122,42 +101,27 @@ def delong_difference(
     return AucDifference(a.value, b.value, Interval(value, value - low, value + high))
 
 
-def delong_variance(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
-    """Gives the AUC and DeLong's own variance of it, every film a patient, as the R package pROC does.
-
-    Args:
-        labels: (N,) 0 or 1.
-        scores: (N,) probabilities of the finding in [0, 1].
-
-    Raises:
-        ValueError: Wrong shapes or values.
-    """
-    truth = checked_labels(labels)
-    found = _moments(truth, _wins(truth, checked_scores(scores, len(truth))), None)
-    return found.value, found.variance
-
-
 def _joined(own: float, other: float, correlation: float) -> float:
     """How far a limit of a difference lies from it, from how far those of its two parts do."""
     return math.sqrt(max(own**2 + other**2 - 2 * correlation * own * other, 0.0))
 
 
-def _interval(found: _Moments, confidence: float) -> Interval:
-    if math.isnan(found.value):
+def _interval(moments: _Moments, confidence: float) -> Interval:
+    if math.isnan(moments.value):
         return Interval(NAN, NAN, NAN)
-    score = newcombe_auc(found.value, found.positives, found.negatives, confidence)
-    if not 0 < found.value < 1 or not found.variance > 0 or found.patients < 2:
+    score = newcombe_auc(moments.value, moments.positives, moments.negatives, confidence)
+    if not 0 < moments.value < 1 or not moments.variance > 0 or moments.patients < 2:
         return score
-    half = critical_t(confidence, found.patients) * math.sqrt(found.variance)
-    middle, wide = logit(found.value), half / (found.value * (1 - found.value))
+    half = critical_t(confidence, moments.patients) * math.sqrt(moments.variance)
+    middle, wide = logit(moments.value), half / (moments.value * (1 - moments.value))
     # A variance measured from few films that tell anything is too small: as a design effect is drawn towards
     # its worst case, the limits are drawn towards Newcombe's, which do not need it.
-    weight = BELIEF / (BELIEF + found.telling)
+    weight = BELIEF / (BELIEF + moments.telling)
     low, high = (
         float(weight * careful + (1 - weight) * expit(limit))
         for careful, limit in ((score.low, middle - wide), (score.high, middle + wide))
     )
-    return Interval(found.value, low, high)
+    return Interval(moments.value, low, high)
 
 
 def _wins(truth: NDArray, scores: NDArray) -> NDArray[np.float64]:
@@ -188,4 +152,4 @@ def _moments(truth: NDArray, wins: NDArray, patients: ArrayLike | None, usual: f
         variance += spread / films * effect
         sizes.append(films / effect)
         fewest = min(fewest, len(np.unique(patient[mine])))
-    return _Moments(area, variance, telling, *sizes, fewest)
+    return _Moments(area, variance, telling, sizes[0], sizes[1], fewest)

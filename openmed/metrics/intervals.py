@@ -49,20 +49,10 @@ def metric_intervals(
     more than 5 %, or the value itself is NaN, the limits are NaN. A bootstrap only knows the errors it has
     seen, so these three must not be judged against a floor.
 
-    Args:
-        labels: (N,) 0 or 1.
-        scores: (N,) probabilities of the finding in [0, 1].
-        patients: (N,) identifiers, text or whole numbers.
-        threshold: A film is flagged when its score is at or above it.
-        replicates: Number of resamples.
-        confidence: Coverage of the interval, in (0, 1).
-        seed: The same seed gives the same intervals, whatever the order of the rows.
+    The same seed gives the same intervals, whatever the order of the rows.
 
     Returns:
         name -> interval, for every name of `METRICS`.
-
-    Raises:
-        ValueError: Wrong shapes or values.
     """
     if replicates < 1:
         raise ValueError(f"replicates must be at least 1, found {replicates}")
@@ -83,21 +73,7 @@ def metric_intervals(
 def judged_intervals(
     labels: ArrayLike, scores: ArrayLike, patients: ArrayLike, threshold: float, confidence: float = 0.95
 ) -> dict[str, Interval]:
-    """Gives the metrics that a gate may judge their values and intervals.
-
-    Args:
-        labels: (N,) 0 or 1.
-        scores: (N,) probabilities of the finding in [0, 1].
-        patients: (N,) identifiers, text or whole numbers.
-        threshold: A film is flagged when its score is at or above it.
-        confidence: Coverage of the interval, in (0, 1).
-
-    Returns:
-        name -> interval, of "auc" and every name of `PROPORTIONS`; NaN where it cannot be computed.
-
-    Raises:
-        ValueError: Wrong shapes or values.
-    """
+    """Gives "auc" and every name of `PROPORTIONS`, which a gate may judge, values and intervals."""
     truth, patient = checked_labels(labels), np.asarray(patients)
     values = checked_scores(scores, len(truth))
     flagged, has = values >= checked_threshold(threshold), truth == 1
@@ -124,20 +100,8 @@ def paired_difference(
     See `delong_difference` and `compare_flags`. Models that agree on every film differ by 0 within limits
     that say how many films agreed.
 
-    Args:
-        labels: (N,) 0 or 1.
-        scores_a: (N,) probabilities of the finding by the first model.
-        scores_b: (N,) the same by the second model.
-        patients: (N,) identifiers, text or whole numbers.
-        threshold_a: Operating point of the first model.
-        threshold_b: Operating point of the second model.
-        confidence: Coverage of the interval, in (0, 1).
-
     Returns:
         name -> interval of a - b, for every name of `COMPARED`.
-
-    Raises:
-        ValueError: Wrong shapes or values.
     """
     truth = checked_labels(labels)
     first, second = (checked_scores(scores, len(truth)) for scores in (scores_a, scores_b))
@@ -156,15 +120,9 @@ def wider(limits: Interval, score: Interval) -> Interval:
 
 
 def percentile_interval(value: float, resampled: NDArray, confidence: float) -> Interval:
-    """Makes a percentile interval of what resamples gave.
+    """Makes a percentile interval of a value and of what resamples gave, (R,), NaN where it is not defined.
 
-    Args:
-        value: What the films themselves gave.
-        resampled: (R,) the same of each resample, NaN where it is not defined.
-        confidence: Coverage, in (0, 1).
-
-    Returns:
-        The value with limits; NaN limits when too many resamples have no value, or it is NaN itself.
+    The limits are NaN when too many resamples have no value, or it is NaN itself.
     """
     undefined = np.isnan(resampled)
     if math.isnan(value) or undefined.mean() > MAX_UNDEFINED_SHARE:

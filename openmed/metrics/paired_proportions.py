@@ -43,18 +43,10 @@ def compare_flags(
 ) -> dict[str, PairedProportions]:
     """Compares sensitivity and specificity of two models at their operating points.
 
-    Args:
-        labels: (N,) 0 or 1.
-        flagged_a: (N,) boolean (or 0 and 1), what the first model flags.
-        flagged_b: (N,) the same of the second model.
-        patients: (N,) identifiers, text or whole numbers; None counts every film as a patient.
-        confidence: Coverage of the intervals, in (0, 1).
+    Of `flagged_a` and `flagged_b`, (N,) boolean (or 0 and 1). Without `patients` every film counts as one.
 
     Returns:
         "sensitivity" and "specificity"; NaN where the class is missing.
-
-    Raises:
-        ValueError: Wrong shapes or values.
     """
     truth = checked_labels(labels)
     first, second = checked_labels(flagged_a), checked_labels(flagged_b)
@@ -105,16 +97,6 @@ def tango(only_first: float, only_second: float, n: float, confidence: float = 0
     return Interval(difference, -_upper(only_second, only_first, n, z), _upper(only_first, only_second, n, z))
 
 
-def tango_score(only_first: int, only_second: int, n: int, difference: float) -> float:
-    """The score statistic of a true difference: above z where that difference is too small to believe.
-
-    Arrays are taken element by element. NaN where the variance under the difference is 0.
-    """
-    part = np.sqrt(n * _variance(only_first, only_second, n, difference))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(part > 0, (only_first - only_second - n * difference) / part, np.nan)[()]
-
-
 def _upper(b: float, c: float, n: float, z: float) -> float:
     if b == n:
         return 1.0
@@ -124,15 +106,15 @@ def _upper(b: float, c: float, n: float, z: float) -> float:
         return (z * z - n) / (z * z + n)
 
     def excess(difference: float) -> float:
-        variance = n * float(_variance(b, c, n, difference))
+        variance = n * _variance(b, c, n, difference)
         return n * difference - (b - c) - z * math.sqrt(variance)
 
     return float(brentq(excess, (b - c) / n, 1.0, xtol=1e-14))
 
 
-def _variance(b: ArrayLike, c: ArrayLike, n: float, difference: float) -> ArrayLike:
+def _variance(b: float, c: float, n: float, difference: float) -> float:
     """Variance of the observed difference, times n, with the share of c fitted under the true one."""
-    linear = (2 * n - np.subtract(b, c)) * difference - np.add(b, c)
-    constant = np.multiply(c, difference * (1 - difference))
-    share = (np.sqrt(np.maximum(linear * linear + 8 * n * constant, 0)) - linear) / (4 * n)
-    return np.maximum(2 * share + difference * (1 - difference), 0)
+    linear = (2 * n - (b - c)) * difference - (b + c)
+    constant = c * (difference * (1 - difference))
+    share = (math.sqrt(max(linear * linear + 8 * n * constant, 0.0)) - linear) / (4 * n)
+    return max(2 * share + difference * (1 - difference), 0.0)

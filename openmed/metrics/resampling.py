@@ -34,17 +34,10 @@ class Cohort:
 
 
 def cohort(labels: NDArray, patients: ArrayLike) -> Cohort:
-    """Groups films by patient and patients by label.
+    """Groups films by patient and patients by label, 0 or 1.
 
     The strata are: only films without the finding, only films with it, both. Patients are sorted, so
     the order of the rows does not change what a seed draws.
-
-    Args:
-        labels: (N,) 0 or 1.
-        patients: (N,) identifiers, all text or all whole numbers.
-
-    Raises:
-        ValueError: Not one identifier a film, or a missing one.
     """
     codes = patient_codes(patients, len(labels))
     films = np.bincount(codes)
@@ -62,16 +55,22 @@ def patient_codes(patients: ArrayLike, films: int) -> NDArray[np.intp]:
     Raises:
         ValueError: Not one identifier a film, or a missing one.
     """
-    return np.unique(_identifiers(patients, films), return_inverse=True)[1]
+    array = np.asarray(patients)
+    if array.shape != (films,):
+        raise ValueError(f"there are {films} labels but patients of shape {array.shape}; give one a film")
+    if array.dtype == object and all(isinstance(name, str) for name in array):
+        array = array.astype(str)
+    if array.dtype.kind not in "Uiu":
+        raise ValueError(
+            f"patients must be all text or all whole numbers, none missing, found type {array.dtype}"
+        )
+    return np.unique(array, return_inverse=True)[1]
 
 
 def multiplicities(group: Cohort, replicates: int, seed: int) -> Iterator[NDArray[np.float64]]:
     """Draws resamples: each stratum's patients with replacement, as many as it has.
 
-    Args:
-        group: The patients.
-        replicates: Number of resamples.
-        seed: The same seed draws the same resamples; each stratum has a stream of its own.
+    The same seed draws the same resamples; each stratum has a stream of its own.
 
     Yields:
         (at most replicates, patients) how often each patient was drawn, in chunks of bounded size.
@@ -125,13 +124,9 @@ class Ranking:
         )
 
     def metrics(self, drawn: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-        """Returns every metric of `classification.METRICS` for each resample.
+        """Returns every metric of `METRICS` for each resample of (R, patients) multiplicities.
 
-        Args:
-            drawn: (R, patients) multiplicities.
-
-        Returns:
-            name -> (R,), NaN in the resamples in which the metric is not defined.
+        name -> (R,), NaN in the resamples in which the metric is not defined.
         """
         tp, fp, positives, negatives, squared = self.sums @ drawn.T
         fn, tn, films = positives - tp, negatives - fp, positives + negatives
@@ -168,19 +163,6 @@ class Ranking:
         true_flags /= all_flags
         precision = np.einsum("rp,rp->r", having, true_flags)
         return auc, np.where(negatives > 0, _divide(precision, positives), np.nan)
-
-
-def _identifiers(patients: ArrayLike, films: int) -> NDArray:
-    array = np.asarray(patients)
-    if array.shape != (films,):
-        raise ValueError(f"there are {films} labels but patients of shape {array.shape}; give one a film")
-    if array.dtype == object and all(isinstance(name, str) for name in array):
-        array = array.astype(str)
-    if array.dtype.kind not in "Uiu":
-        raise ValueError(
-            f"patients must be all text or all whole numbers, none missing, found type {array.dtype}"
-        )
-    return array
 
 
 def _draw(stream: np.random.Generator, rows: int, size: int) -> NDArray:

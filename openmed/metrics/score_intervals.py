@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
-NAN = float("nan")
+from openmed.metrics.classification import NAN
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,8 @@ class Interval:
     @classmethod
     def from_json(cls, content: dict[str, float | None]) -> "Interval":
         """Reads what `to_json` wrote, None as NaN."""
-        return cls(
-            *(NAN if content[name] is None else float(content[name]) for name in ("value", "low", "high"))
-        )
+        values = (content[name] for name in ("value", "low", "high"))
+        return cls(*(NAN if value is None else float(value) for value in values))
 
 
 def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
@@ -59,13 +58,8 @@ def newcombe_auc(auc: float, positives: float, negatives: float, confidence: flo
     both class sizes in it replaced by their mean. As with Wilson's interval, the variance is taken at the
     limit and not at the estimate, so two perfectly separated classes still give a limit below 1 (0.899
     for 20 and 20 films), where DeLong's and Hanley and McNeil's own intervals have no width. Newcombe
-    found its coverage good down to small and unequal classes, which is why it was chosen.
-
-    Args:
-        auc: Area under the ROC curve in [0, 1], or NaN.
-        positives: Number of films with the finding; it may be an effective one, not whole.
-        negatives: Number of films without it.
-        confidence: Coverage of the interval, in (0, 1).
+    found its coverage good down to small and unequal classes, which is why it was chosen. The numbers
+    of films with and without the finding may be effective ones, not whole.
 
     Raises:
         ValueError: The AUC is not in [0, 1], or the confidence not in (0, 1).

@@ -19,8 +19,8 @@ from openmed.metrics.classification import (
     roc_curve_points,
     specificity,
 )
+from openmed.metrics.clinical_utility import PREVALENCES, at_prevalence
 from openmed.metrics.intervals import Interval
-from openmed.metrics.prevalence import PREVALENCES, at_prevalence
 from pipeline.evaluation.judgement import measure
 from pipeline.evaluation.rules import Rules
 

@@ -10,9 +10,9 @@ from openmed.fitted.operating_point import transfer_chance
 from openmed.gates.gate import FAIL, INSUFFICIENT, PASS, judge
 from openmed.gates.power import auc_floor, proportion_floor
 from openmed.metrics.calibration_error import slope_interval, unbiased_calibration_error
+from openmed.metrics.clinical_utility import net_benefit_gain
 from openmed.metrics.clustered import clustered_share, operating_shares
 from openmed.metrics.intervals import judged_intervals
-from openmed.metrics.net_benefit import net_benefit_gain
 from pipeline.evaluation.judgement import patient_numbers
 from pipeline.promotion.gates.comparison import Comparison
 from pipeline.promotion.gates.evidence import Evidence, verdict_gate

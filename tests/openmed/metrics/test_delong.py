@@ -8,7 +8,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm, t
 
 from openmed.metrics.classification import auc
-from openmed.metrics.delong import delong_auc, delong_difference, delong_variance
+from openmed.metrics.delong import _moments, _wins, delong_auc, delong_difference
 from openmed.metrics.score_intervals import critical_value, newcombe_auc
 
 # Subarachnoid haemorrhage (Turck et al., Intensive Care Med 2010;36:107-115), published with the R package
@@ -35,6 +35,12 @@ def asah():
         for text in (f"{S100B_POOR} {S100B_GOOD}", f"{WFNS_POOR} {WFNS_GOOD}")
     )
     return np.repeat([1, 0], [41, 72]), s100b, wfns
+
+
+def delong_variance(labels, scores):
+    """The AUC and its variance, every film a patient."""
+    moments = _moments(labels, _wins(labels, scores), None)
+    return moments.value, moments.variance
 
 
 def test_it_has_the_standard_error_that_proc_publishes():
