@@ -24,7 +24,7 @@ from pipeline.registry.models import check_files, load_predictor, stored
 from pipeline.registry.retraining import of_each_finding
 from pipeline.settings.project import locked
 from pipeline.settings.yaml_file import read_yaml
-from pipeline.tracking.store import MODEL_NAME, connect, fetch
+from pipeline.tracking.store import MODEL_NAME, connect, fetch, is_entry
 from pipeline.tracking.versions import artifact, find
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class _Chain:
 def registration(client: "MlflowClient", version: str) -> dict[str, Any]:
     """Returns what the record says of a new version: all its tags, long lists by their hash."""
     tags = find(client, version).tags
-    kept = {key: value for key, value in tags.items() if not audit.is_entry(key) and key not in _DECIDED}
+    kept = {key: value for key, value in tags.items() if not is_entry(key) and key not in _DECIDED}
     return {key: sha256_bytes(value.encode()) if key in _HASHED else value for key, value in kept.items()}
 
 

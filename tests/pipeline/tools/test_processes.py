@@ -19,7 +19,7 @@ from pipeline.tools.processes import down, take_lock
 UP = """
 import sys
 from pathlib import Path
-from pipeline import services
+from pipeline.local import services
 from pipeline.local.services import Services, up
 
 class Sleeping(Services):
