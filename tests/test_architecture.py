@@ -8,8 +8,11 @@ import re
 import subprocess
 import sys
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import cv2
+import grimp
 import numpy as np
 import pytest
 import yaml
@@ -24,6 +27,26 @@ from tests.stage_deps import BARE_PACKAGES, code_of
 
 STAGES = graph.load_graph(ROOT / "dvc.yaml")
 CODE = [path for name in ("openmed", "pipeline", "dags") for path in sorted((ROOT / name).rglob("*.py"))]
+# They test many modules at once, or what the tests themselves stand on.
+ACROSS = {
+    "openmed/test_mutant_process.py",
+    "pipeline/test_evening.py",
+    "pipeline/test_faults.py",
+    "pipeline/test_privacy.py",
+}
+STILL_TOO_LONG = {
+    "openmed/fitted/operating_point.py: controlled_threshold",
+    "openmed/intake/importing.py: import_films",
+    "openmed/models/factory.py: create",
+    "openmed/monitoring/drift.py: compare",
+    "openmed/monitoring/label_free.py: expected_performance",
+    "pipeline/commands/data.py: import_",
+    "pipeline/monitoring/watching.py: watch",
+    "pipeline/promotion/actions.py: promote",
+    "pipeline/registry/verification.py: _verdict",
+    "pipeline/versioning/data_versions.py: add_version",
+    "pipeline/versioning/external_import.py: add_set",
+}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -170,3 +193,52 @@ def test_the_application_sets_how_threads_wait_before_torch_is_loaded():
 def test_the_graph_and_the_settings_name_the_same_architectures():
     trained = {name.partition("@")[2] for name in STAGES if name.startswith("train@")}
     assert trained == set(load_params(ROOT / "params.yaml").architectures)
+
+
+def test_the_application_has_few_rooms_and_no_folder_is_crowded():
+    rooms = {path.relative_to(ROOT).parts[1] for path in CODE if path.is_relative_to(ROOT / "pipeline")}
+    assert len(rooms - {"__init__.py"}) <= 16
+    crowded = {
+        path.parent.relative_to(ROOT).as_posix()
+        for path in CODE
+        if sum(each.is_file() for each in path.parent.iterdir()) > 10
+    }
+    assert not crowded
+
+
+def test_no_file_is_longer_than_350_lines_and_no_function_than_50():
+    too_long = {_name(path) for path in CODE if len(path.read_text().splitlines()) > 350}
+    for path in CODE:
+        for node in ast.walk(ast.parse(path.read_text())):
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if is_function and node.end_lineno - node.lineno >= 50:
+                too_long.add(f"{_name(path)}: {node.name}")
+    assert too_long <= STILL_TOO_LONG
+
+
+def test_no_import_goes_in_a_circle():
+    graph = grimp.build_graph("openmed", "pipeline", cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert sum(map(len, imports.values())) > 500
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_tests_mirror_the_tree():
+    tested = ("openmed", "pipeline", "dags", "docker", "benchmarks")
+    tests = [path for name in tested for path in (ROOT / "tests" / name).rglob("test_*.py")]
+    stray = {path.relative_to(ROOT / "tests").as_posix() for path in tests if not _mirrored(path)}
+    assert stray == ACROSS
+
+
+def _mirrored(test: Path) -> bool:
+    """Whether a test is named after a module or its folder; more may follow: test_loop_speed."""
+    folder = ROOT / test.relative_to(ROOT / "tests").parent
+    names = {path.stem.strip("_") for path in folder.glob("*.py")} | {folder.name}
+    return any(re.fullmatch(rf"test_{name}(_\w+)?", test.stem) for name in names if name != "init")
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()

@@ -14,7 +14,7 @@ from pipeline import monitoring as live
 from pipeline import registry
 from pipeline.monitoring import ScoreLog, scoring
 from pipeline.monitoring.windows import Eligible, windows
-from tests.pipeline.monitoring.test_live import crowned, home, scored  # noqa: F401
+from tests.pipeline.monitoring.test_monitoring import crowned, home, scored  # noqa: F401
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 

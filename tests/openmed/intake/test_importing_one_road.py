@@ -11,8 +11,8 @@ from openmed.films.images import decode_film
 from openmed.intake.importing import import_films
 from openmed.privacy.cleaning import Pseudonyms, clean_film
 from tests.openmed.films.stored import dicom, phantom, pil, wrapped
-from tests.openmed.films.test_bad_files import CLASSES, FILMS
-from tests.openmed.films.test_headers_that_err import COLOURS, HEADLESS
+from tests.openmed.films.test_films_bad_files import CLASSES, FILMS
+from tests.openmed.films.test_images_headers import COLOURS, HEADLESS
 
 NAMES = Pseudonyms(b"a secret of the site")
 FILM = phantom(64)

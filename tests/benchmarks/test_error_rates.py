@@ -7,7 +7,7 @@ import pytest
 
 from openmed.gates.gate import PASS
 
-_FILE = Path(__file__).parents[1] / "benchmarks" / "error_rates.py"
+_FILE = Path(__file__).parents[2] / "benchmarks" / "error_rates.py"
 
 
 @pytest.fixture(scope="module")
