@@ -37,11 +37,12 @@ A release needs a reason in the comment.
 class HoldOperator(QuestionOperator):
     """Asks what shall follow a hold."""
 
-    def problem_of(self, answer: dict[str, Any], ti: Any) -> str | None:
-        """Says why an answer cannot count; None when it can."""
-        if answer["chosen_options"] == [RELEASE] and not comment_of(answer):
-            return "a release needs a reason in the comment"
-        return None
+    def check(self, answer: dict[str, Any], ti: Any) -> None:
+        """Refuses a release that the ledger would not take."""
+        from pipeline import ledger
+
+        if answer["chosen_options"] == [RELEASE]:
+            ledger.signed(ledger.RELEASED, by=person(answer), reason=comment_of(answer))
 
 
 @task(execution_timeout=timedelta(minutes=5), doc_md="Says what was announced.")
@@ -77,15 +78,13 @@ def keep(*, ti: Any) -> str:
 
 @task(pool="registry", execution_timeout=timedelta(minutes=30), doc_md="Takes the version off hold.")
 def release(*, ti: Any) -> dict[str, Any]:
-    """Returns the record of the release."""
-    from pipeline.promotion import actions as promotion
+    """Returns the entry of the record."""
+    from pipeline import ledger
 
-    answer = ti.xcom_pull(task_ids="ask", key="answer")
+    version, answer = ti.xcom_pull(task_ids="tell")["version"], ti.xcom_pull(task_ids="ask", key="answer")
     enter_project()
     with one_sentence():
-        return promotion.release(
-            ti.xcom_pull(task_ids="tell")["version"], by=person(answer), reason=comment_of(answer)
-        )
+        return ledger.release(version, by=person(answer), reason=comment_of(answer)).to_json()
 
 
 @task(outlets=[DATASET], execution_timeout=timedelta(minutes=5), doc_md="Starts the DAG `retrain`.")

@@ -65,29 +65,35 @@ class ReviewOperator(QuestionOperator):
     """Asks a person in a role of the change plan; an answer that cannot count is asked for again."""
 
     def __init__(self, *, role: str, earlier: list[str], **kwargs: Any) -> None:
-        """Takes the role of the change plan that answers, and the ids of the reviews before this one."""
+        """Takes the role of the change plan that answers, and those that have answered before it."""
         super().__init__(**kwargs)
         self.role = role
         self.earlier = earlier
 
-    def problem_of(self, answer: dict[str, Any], ti: Any) -> str | None:
-        """Says why an answer cannot count; None when it can."""
-        others = [person(ti.xcom_pull(task_ids=other, key="answer")) for other in self.earlier]
-        return objection(answer, ti.xcom_pull(task_ids="gate")["started_by"], others)
+    def check(self, answer: dict[str, Any], ti: Any) -> None:
+        """Refuses an answer that the ledger would not take."""
+        earlier = {role: ti.xcom_pull(task_ids=f"review.{role}", key="answer") for role in self.earlier}
+        check_answer(self.role, {**earlier, self.role: answer}, ti.xcom_pull(task_ids="gate"))
 
 
-def objection(answer: dict[str, Any], started_by: str | None, others: list[str | None]) -> str | None:
-    """Says why an answer cannot count; None when it can."""
+def check_answer(role: str, answers: dict[str, dict[str, Any]], judged: dict[str, Any]) -> None:
+    """Refuses the answer of a role, given those before it; BadInput says why it cannot count."""
+    from pipeline import ledger
+
+    answer = answers[role]
     name = person(answer)
     if name is None:
-        return None
+        return
     if answer["chosen_options"] == [REJECT]:
-        return None if comment_of(answer) else "a no needs a reason in the comment"
-    if name == started_by:
-        return f"{name} started the retraining and cannot approve it"
-    if name in others:
-        return f"{name} has said yes in another role already: each role is another person"
-    return None
+        ledger.signed(ledger.REJECTED, by=name, reason=comment_of(answer))
+        return
+    ledger.Basis.of(judged).check_people(ledger.Approval.of(*approval(answers)).people)
+
+
+def approval(answers: dict[str, dict[str, Any]]) -> tuple[dict[str, str | None], str]:
+    """Returns role -> who said yes in it, and all comments as one."""
+    comments = [f"{role}: {comment_of(answer)}" for role, answer in answers.items() if comment_of(answer)]
+    return {role: person(answer) for role, answer in answers.items()}, "; ".join(comments)
 
 
 def asked_candidate(params: dict[str, Any], events: dict[Any, list[Any]]) -> dict[str, str]:
@@ -132,24 +138,20 @@ def triage(*, ti: Any) -> str:
 
 @task(pool="registry", execution_timeout=timedelta(minutes=30), doc_md="Makes the candidate the champion.")
 def promote(*, ti: Any) -> dict[str, Any]:
-    """Returns the promotion record."""
+    """Returns the entry of the record."""
     from pipeline.promotion import actions as promotion
 
-    judged, answers = ti.xcom_pull(task_ids="gate"), answers_of(ti)
-    if nameless := [role for role, answer in answers.items() if person(answer) is None]:
-        raise AirflowFailException(
-            f"nobody's name stands under the approval as {' and '.join(nameless)}; a person has to answer"
-        )
-    said = [f"{role}: {comment_of(answer)}" for role, answer in answers.items() if comment_of(answer)]
+    judged, (approved_by, comment) = ti.xcom_pull(task_ids="gate"), approval(answers_of(ti))
     enter_project()
     with one_sentence():
-        return promotion.promote(
+        entry = promotion.promote(
             judged["version"],
-            approved_by={role: person(answer) for role, answer in answers.items()},
-            comment="; ".join(said),
+            approved_by=approved_by,
+            comment=comment,
             expected_champion=judged["champion"],
             expected_model=judged["model_sha256"],
         )
+        return entry.to_json()
 
 
 @task(
@@ -159,14 +161,14 @@ def promote(*, ti: Any) -> dict[str, Any]:
     doc_md="Writes down that the candidate was refused, by whom and why.",
 )
 def reject(*, ti: Any) -> dict[str, Any]:
-    """Returns the record of the refusal."""
-    from pipeline.promotion import actions as promotion
+    """Returns the entry of the record."""
+    from pipeline import ledger
 
     judged = ti.xcom_pull(task_ids="gate")
     by, reason = refusal(judged, answers_of(ti))
     enter_project()
     with one_sentence():
-        return promotion.reject(judged["version"], by=by, reason=reason)
+        return ledger.reject(judged["version"], by=by, reason=reason).to_json()
 
 
 def answers_of(ti: Any) -> dict[str, dict[str, Any]]:
@@ -193,7 +195,7 @@ def tell(*, ti: Any) -> str:
     version, champion = judged["version"], judged["champion"]
     if promoted:
         before = f"in place of version {champion}" if champion else "as the first one"
-        said = f"Version {version} is the champion now, {before}: approved by {promoted['approved_by']}."
+        said = f"Version {version} is the champion now, {before}: approved by {promoted['content']['by']}."
     else:
         by, reason = refusal(judged, answers_of(ti))
         stays = f"version {champion} stays the champion" if champion else "there is still no champion"
@@ -213,7 +215,7 @@ def review_tasks() -> list[ReviewOperator]:
             ReviewOperator(
                 task_id=role,
                 role=role,
-                earlier=REVIEWS[:number],
+                earlier=ROLES[:number],
                 subject=SUBJECT,
                 body=BODY,
                 options=[APPROVE, REJECT],

@@ -8,6 +8,8 @@ from airflow.providers.standard.operators.hitl import HITLBranchOperator, HITLOp
 from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowException
 
+from openmed.errors import BadInput
+
 
 class QuestionOperator(HITLBranchOperator):
     """Asks a person, follows the answer, and keeps it under the XCom key `answer`.
@@ -24,16 +26,17 @@ class QuestionOperator(HITLBranchOperator):
         kwargs |= {"retries": 20, "retry_delay": timedelta(seconds=5)}
         super().__init__(**kwargs)
 
-    def problem_of(self, answer: dict[str, Any], ti: Any) -> str | None:
-        """Says why an answer cannot count; None when it can, as here any does."""
-        return None
+    def check(self, answer: dict[str, Any], ti: Any) -> None:
+        """Refuses an answer that cannot count, by BadInput; here any can."""
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
         """Writes the answer down first: following a branch ends the task with an exception."""
         answer = HITLOperator.execute_complete(self, context, event)
         kept = {key: answer[key] for key in ("chosen_options", "params_input", "responded_by_user")}
-        if problem := self.problem_of(kept, context["ti"]):
-            raise AirflowException(f"{problem}; the question is asked again")
+        try:
+            self.check(kept, context["ti"])
+        except BadInput as error:
+            raise AirflowException(f"{error}; the question is asked again") from None
         context["ti"].xcom_push(
             key="answer", value={**kept, "responded_at": answer["responded_at"].isoformat()}
         )

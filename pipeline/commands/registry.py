@@ -21,11 +21,12 @@ Reason = Annotated[str, typer.Option(help="Why.")]
 def list_(as_json: Json = False) -> None:
     """Lists the registered versions, newest first; ends with exit code 3 when the record is broken."""
     from openmed.errors import IntegrityError
-    from pipeline.registry import list_versions, on_hold
+    from pipeline.ledger import on_hold
+    from pipeline.registry import list_versions
 
     versions, broken = list_versions(), None
     try:
-        held = {version: entry.content["reason"] for version, entry in on_hold().items()}
+        held = {version: entry.reason for version, entry in on_hold().items()}
     except IntegrityError as error:
         held, broken = {}, error
     versions = [version | {"hold": held.get(version["version"])} for version in versions]
@@ -58,7 +59,7 @@ def _print_versions(versions: list[dict[str, Any]], as_json: bool, hold: str | N
 @registry.command()
 def show(version: Version, as_json: Json = False) -> None:
     """Tells the story of a version: where it came from, who decided what and why."""
-    from pipeline.ledger.story import story
+    from pipeline.ledger import story
     from pipeline.registry import version_at
 
     number = version_at(version)
@@ -102,8 +103,8 @@ def promote(
 ) -> None:
     """Makes a version the champion if it passes its gates now."""
     from openmed.errors import BadInput
-    from pipeline.promotion import actions as promotion
-    from pipeline.registry import champion
+    from pipeline.ledger import champion
+    from pipeline.promotion.actions import promote as promote_version
 
     parts = [text.partition("=") for text in by]
     if any(not equals for _, equals, _ in parts):
@@ -111,17 +112,17 @@ def promote(
     approvals = {role.strip(): name for role, _, name in parts}
     if len(approvals) < len(parts):
         raise BadInput("--by names one person for each role")
-    record = promotion.promote(version, approved_by=approvals, comment=comment, expected_champion=champion())
-    print(f"version {version} is the champion, approved by {record['approved_by']}")
+    entry = promote_version(version, approved_by=approvals, comment=comment, expected_champion=champion())
+    print(f"version {version} is the champion, approved by {entry.by}")
 
 
 @registry.command()
 def reject(version: Number, by: By, reason: Reason) -> None:
     """Turns a version down for good."""
-    from pipeline.promotion import actions as promotion
+    from pipeline import ledger
 
-    record = promotion.reject(version, by=by, reason=reason)
-    print(f"version {version} is rejected by {record['rejected_by']}")
+    entry = ledger.reject(version, by=by, reason=reason)
+    print(f"version {version} is rejected by {entry.by}")
 
 
 @registry.command()
@@ -148,43 +149,44 @@ def documents(version: Number, out: Annotated[Path, typer.Option(help="Folder to
 @registry.command()
 def adopt(version: Number, by: By, reason: Reason) -> None:
     """Makes the change plan that came with a version one that counts from now on."""
-    from pipeline.promotion import actions as promotion
+    from pipeline import ledger
 
-    record = promotion.adopt(version, by=by, reason=reason)
-    print(f"the change plan of version {version} counts from now on, by {record['by']}")
+    entry = ledger.adopt(version, by=by, reason=reason)
+    print(f"the change plan of version {version} counts from now on, by {entry.by}")
 
 
 @registry.command()
 def rollback(reason: Reason, by: By) -> None:
     """Makes the previous champion the champion again."""
-    from pipeline.promotion import actions as promotion
+    from pipeline import ledger
+    from pipeline.registry import check
 
-    record = promotion.rollback(reason, by)
-    print(f"version {record['version']} is the champion again")
+    entry = ledger.roll_back(by=by, reason=reason, check=check)
+    print(f"version {entry.version} is the champion again")
 
 
 @registry.command()
 def hold(version: Number, by: By, reason: Reason) -> None:
     """Puts a version on hold: it answers no new films until it is released."""
-    from pipeline.promotion import actions as promotion
+    from pipeline import ledger
 
-    record = promotion.hold(version, by=by, reason=reason)
-    print(f"version {version} is on hold since {record['at']}, by {record['by']}: {record['reason']}")
+    entry = ledger.hold(version, by=by, reason=reason)
+    print(f"version {version} is on hold since {entry.at}, by {entry.by}: {entry.reason}")
 
 
 @registry.command()
 def release(version: Number, by: By, reason: Reason) -> None:
     """Takes a version off hold."""
-    from pipeline.promotion import actions as promotion
+    from pipeline import ledger
 
-    record = promotion.release(version, by=by, reason=reason)
-    print(f"version {version} is off hold, by {record['by']}")
+    entry = ledger.release(version, by=by, reason=reason)
+    print(f"version {version} is off hold, by {entry.by}")
 
 
 @registry.command()
 def repair(reason: Reason, by: By) -> None:
     """Puts aliases that were moved by something else back to where the record of decisions says."""
-    from pipeline.registry import repair as put_back
+    from pipeline import ledger
 
-    entry = put_back(by=by, reason=reason)
+    entry = ledger.repair(by=by, reason=reason)
     print(f"version {entry.version} is the champion, as the record says")

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 _HEAD = "audit_head"
 _START = "0" * 64
 
-REGISTERED, APPROVED, REJECTED = "registered", "approved", "rejected"
+REGISTERED, SHOWN, REJECTED, ADOPTED = "registered", "shown", "rejected", "adopted"
 PROMOTED, RESTORED, MOVED, REPAIRED = "promoted", "restored", "moved", "repaired"
-ADOPTED, SHOWN = "adopted", "shown"
 HELD, RELEASED = "held", "released"
+MOVES = (PROMOTED, RESTORED)
+"""What makes a version the champion."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,23 @@ class Entry:
     content: dict[str, Any]
     previous: str
 
+    @property
+    def by(self) -> str:
+        """Who decided; of a promotion, the people with their roles."""
+        return self.content["by"]
+
+    @property
+    def reason(self) -> str:
+        """Why; of everything that a person decides but a promotion, which has a comment."""
+        return self.content["reason"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON content."""
+        return asdict(self)
+
     def to_text(self) -> str:
         """Returns the one text that stands for this entry."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(self.to_json(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
     @property
     def digest(self) -> str:
@@ -91,7 +106,7 @@ def append(
     """Adds an entry to the chain. The caller holds the lock `record` and has just read `entries`."""
     entry = Entry(
         number=len(entries) + 1,
-        at=_now(),
+        at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         event=event,
         version=version,
         content=dict(content),
@@ -105,8 +120,8 @@ def append(
 
 
 def _stored(client: "MlflowClient") -> list[Entry]:
-    found = sorted(_texts(client))
-    for number, (stored, version, text) in enumerate(found, start=1):
+    entries = []
+    for number, (stored, version, text) in enumerate(sorted(_texts(client)), start=1):
         if stored != number:
             problem = "is missing" if stored > number else "is there twice"
             raise IntegrityError(
@@ -118,7 +133,8 @@ def _stored(client: "MlflowClient") -> list[Entry]:
                 f"entry {number} of the record (version {version}) was changed: "
                 "restore the registry from its backup"
             )
-    return [_parsed(text) for _, _, text in found]
+        entries.append(entry)
+    return entries
 
 
 def _texts(client: "MlflowClient") -> Iterator[tuple[int, str, str]]:
@@ -143,7 +159,3 @@ def _head(client: "MlflowClient") -> str:
 
 def _set_head(client: "MlflowClient", digest: str) -> None:
     client.set_registered_model_tag(MODEL_NAME, _HEAD, digest)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from pipeline.ledger import record as audit
+from pipeline.ledger import record
 from pipeline.ledger.decisions import history
 from pipeline.ledger.record import Entry
 from pipeline.settings.plain_text import plain
@@ -17,51 +17,47 @@ def story(version: str) -> list[tuple[str, str]]:
         IntegrityError: The record was changed.
     """
     get_version(version)
-    told = []
+    lines = []
     for entry in history():
         if entry.version == version and entry.event in _SENTENCES:
-            told.append((entry.at, plain(_SENTENCES[entry.event](entry))))
+            lines.append((entry.at, plain(_SENTENCES[entry.event](entry))))
         elif entry.content.get("replaced") == version:
-            told.append(
-                (entry.at, plain(f"version {entry.version} took its place, by {entry.content['by']}"))
-            )
-    return told
+            lines.append((entry.at, plain(f"version {entry.version} took its place, by {entry.by}")))
+    return lines
 
 
 def _registered(entry: Entry) -> str:
-    said = entry.content
-    measured = ", ".join(f"{name} {said[name][:5]}" for name in ("auc", "sensitivity", "specificity"))
+    tags = entry.content
+    measured = ", ".join(f"{name} {tags[name][:5]}" for name in ("auc", "sensitivity", "specificity"))
     return (
-        f"registered: {said['architecture']} of retraining {said['run_key']}, started by "
-        f"{said['started_by'] or 'the schedule'}, code {said['revision'][:12]}, "
-        f"data {said['data_md5'][:12]}; its gates said {said['verdict']} ({measured})"
+        f"registered: {tags['architecture']} of retraining {tags['run_key']}, started by "
+        f"{tags['started_by'] or 'the schedule'}, code {tags['revision'][:12]}, "
+        f"data {tags['data_md5'][:12]}; its gates said {tags['verdict']} ({measured})"
     )
 
 
+def _shown(entry: Entry) -> str:
+    champion = entry.content["champion"]
+    against = f"champion {champion}" if champion else "no champion"
+    return f"shown for review: {entry.content['verdict']}, against {against}"
+
+
 def _promoted(entry: Entry) -> str:
-    said = entry.content
-    instead = f"in place of version {said['replaced']}" if said["replaced"] else "as the first champion"
-    return f"promoted by {said['by']} {instead}" + (f": {said['comment']}" if said["comment"] else "")
+    replaced, comment = entry.content["replaced"], entry.content["comment"]
+    instead = f"in place of version {replaced}" if replaced else "as the first champion"
+    return f"promoted by {entry.by} {instead}" + (f": {comment}" if comment else "")
 
 
 _SENTENCES: dict[str, Callable[[Entry], str]] = {
-    audit.REGISTERED: _registered,
-    audit.PROMOTED: _promoted,
-    audit.REJECTED: lambda entry: f"rejected by {entry.content['by']}: {entry.content['reason']}",
-    audit.RESTORED: lambda entry: (
-        f"made the champion again by {entry.content['by']}: {entry.content['reason']}"
-    ),
-    audit.SHOWN: lambda entry: (
-        f"shown for review: {entry.content['verdict']}, against "
-        + (f"champion {entry.content['champion']}" if entry.content["champion"] else "no champion")
-    ),
-    audit.ADOPTED: lambda entry: (
-        f"its change plan was adopted by {entry.content['by']}: {entry.content['reason']}"
-    ),
-    audit.HELD: lambda entry: f"put on hold by {entry.content['by']}: {entry.content['reason']}",
-    audit.RELEASED: lambda entry: f"taken off hold by {entry.content['by']}: {entry.content['reason']}",
-    audit.REPAIRED: lambda entry: (
-        f"its alias was put back by {entry.content['by']}, having been moved outside of the record: "
-        f"{entry.content['reason']}"
+    record.REGISTERED: _registered,
+    record.SHOWN: _shown,
+    record.PROMOTED: _promoted,
+    record.REJECTED: lambda entry: f"rejected by {entry.by}: {entry.reason}",
+    record.RESTORED: lambda entry: f"made the champion again by {entry.by}: {entry.reason}",
+    record.ADOPTED: lambda entry: f"its change plan was adopted by {entry.by}: {entry.reason}",
+    record.HELD: lambda entry: f"put on hold by {entry.by}: {entry.reason}",
+    record.RELEASED: lambda entry: f"taken off hold by {entry.by}: {entry.reason}",
+    record.REPAIRED: lambda entry: (
+        f"its alias was put back by {entry.by}, having been moved outside of the record: {entry.reason}"
     ),
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
 from openmed.files import atomic_path, sha256_bytes
-from pipeline import registry
+from pipeline import ledger
 from pipeline.monitoring.judging.subject import Subject
 from pipeline.monitoring.log import WAIT_S, ScoreLog, labels, read_asks
 from pipeline.monitoring.windows import Eligible, latest, released
@@ -46,7 +46,7 @@ def ask(home: Path, films: int, source: Path | None = None) -> dict[str, Any]:
     """
     from pipeline.promotion.gates import Evidence
 
-    version = registry.champion()
+    version = ledger.champion()
     if version is None:
         raise BadInput("there is no champion: promote a version first")
     evidence = Evidence.of(version)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
 from openmed.files import sha256_bytes
-from pipeline import registry
+from pipeline import ledger, registry
 from pipeline.monitoring.log import SCORED, UNUSABLE, ScoreLog, chunks
 from pipeline.settings.project import locked
 
@@ -82,11 +82,11 @@ def score_films(home: Path, source: Path) -> dict[str, Any]:
 
 
 def _champion() -> str:
-    version = registry.champion()
+    version = ledger.champion()
     if version is None:
         raise BadInput("there is no champion to score films with: promote a version first")
-    if (entry := registry.on_hold().get(version)) is not None:
-        reason = entry.content["reason"].rstrip(".")
+    if (entry := ledger.on_hold().get(version)) is not None:
+        reason = entry.reason.rstrip(".")
         raise BadInput(
             f"version {version}, the champion, is on hold since {entry.at} ({reason}): roll back, promote "
             "another version, or release it with `openmed registry release`"

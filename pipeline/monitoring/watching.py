@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from openmed.errors import BadInput
 from openmed.files import read_json, write_json, write_text
 from openmed.gates.gate import FAIL
-from pipeline import registry
+from pipeline import ledger, registry
 from pipeline.monitoring.asking import drawn_with
 from pipeline.monitoring.judging import checks, wording
 from pipeline.monitoring.judging.judge import judge
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from openmed.metrics.score_intervals import Interval
 
-BY = "monitoring"
 _PERIODS = 12
 _COLUMNS = ("sha256", "patient", "score", "scored_at")
 _CONFIDENCE = 0.95
@@ -75,8 +74,8 @@ def watch(home: Path) -> dict[str, Any]:
     seen = (len(films), int(films["patient"].nunique()), sum(map(len, labelled.values())))
     sentence = wording.sentence(version, judged.checks, seen, plan)
     if judged.verdict == FAIL:
-        registry.hold(version, by=BY, reason=sentence)
-    held = registry.on_hold().get(version)
+        ledger.hold(version, by=ledger.MONITORING, reason=sentence)
+    held = ledger.on_hold().get(version)
     page = Path(home) / "watch" / "watch.html"
     result = {
         "version": version,
@@ -90,7 +89,7 @@ def watch(home: Path) -> dict[str, Any]:
         "checks": judged.checks,
         "shifts": [shift.to_json() for shift in judged.shifts],
         "periods": list(_periods(subject, log, known, plan.films))[::-1],
-        "hold": held and held.content["reason"],
+        "hold": held and held.reason,
         "page": str(page),
     }
     _write(result, reference, films)

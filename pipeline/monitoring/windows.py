@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import registry
+from pipeline import ledger
 from pipeline.monitoring.log import ScoreLog, read_films
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def latest(log: ScoreLog, films: int, eligible: Eligible, columns: Sequence[str]
 
 def released(version: str) -> str:
     """Returns when a person released a version last: what was released would hold it again. Empty: never."""
-    return max((each.at for each in registry.history(version) if each.event == registry.RELEASED), default="")
+    return max((each.at for each in ledger.history(version) if each.event == ledger.RELEASED), default="")
 
 
 def by_content(films: "pd.DataFrame") -> "pd.DataFrame":

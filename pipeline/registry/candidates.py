@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
 from openmed.files import hashes_below, sha256_file
+from pipeline import ledger
 from pipeline.evaluation.judgement import METHODS
-from pipeline.ledger.decisions import record_registration
 from pipeline.registry.evidence import log_numbers, stage_candidate, stage_parent
 from pipeline.registry.models import check_stored
 from pipeline.registry.profiles import profile_digest
@@ -124,7 +124,7 @@ def _versions(client: "MlflowClient", parent: "Run", done: Retraining) -> tuple[
             against = against or score_earlier(done.workspace, earlier())
             version = _candidate(client, parent, done, candidate, against)
         # Written for a version of an earlier, killed try as well.
-        record_registration(client, version, registration(client, version))
+        ledger.register(client, version, registration(client, version))
         versions[name] = version
     return versions, against is not None
 

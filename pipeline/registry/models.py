@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import check_hashes, hashes_below, sha256_file
-from pipeline.ledger.decisions import champion, on_hold
-from pipeline.ledger.record import Entry
+from pipeline.ledger import Entry, champion, on_hold
 from pipeline.registry.contents import names_version
 from pipeline.registry.retraining import Candidate
 from pipeline.tracking.store import CHAMPION, MODEL_NAME, connect, fetch
@@ -217,7 +216,7 @@ def hold_warning(address: str | Path) -> str | None:
 
 
 def _held(entry: Entry) -> str:
-    reason = entry.content["reason"].rstrip(".")
+    reason = entry.reason.rstrip(".")
     return f"version {entry.version} is on hold since {entry.at} ({reason})"
 
 

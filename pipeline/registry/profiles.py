@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from openmed.errors import IntegrityError, ResourceError
 from openmed.files import atomic_path, sha256_file
-from pipeline.ledger.decisions import champion
+from pipeline.ledger import champion
 from pipeline.registry.retraining import Retraining, read_table
 from pipeline.tracking.store import connect
 from pipeline.tracking.versions import find

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from openmed.errors import BadInput, IntegrityError
-from pipeline.ledger.decisions import champion, first_champion
+from pipeline.ledger import champion, first_champion
 from pipeline.registry.models import load
 from pipeline.registry.retraining import external_films_of, films_of
 from pipeline.tracking.store import MODEL_NAME, connect

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import IntegrityError, OpenMedError, ResourceError
 from openmed.files import check_hashes, hashes_below, read_json, read_table, sha256_bytes
-from pipeline.ledger import record as audit
-from pipeline.ledger.decisions import REVIEWS, alias_problem, tags_of
+from pipeline.ledger import record
+from pipeline.ledger.champion import alias_problem, tags_of
 from pipeline.ledger.record import Entry
+from pipeline.ledger.reviews import REVIEWS
 from pipeline.registry.contents import close, same
 from pipeline.registry.evidence import EXTERNAL_METRICS, EXTERNAL_PREDICTIONS, numbers, settings
 from pipeline.registry.models import check_files, load_predictor, stored
@@ -95,7 +96,7 @@ def verify(version: str) -> list[Link]:
         with locked("record"):
             found = find(client, version)
             try:
-                entries = audit.read(client)
+                entries = record.read(client)
             except IntegrityError as error:
                 return [Link("record of decisions", str(error))]
             chain = _Chain(client, entries, found, alias_problem(entries))
@@ -133,7 +134,7 @@ def _problem(check: Callable[[_Chain], None], chain: _Chain) -> str | None:
 
 def _registration(chain: _Chain) -> None:
     entry = next(
-        (each for each in chain.entries if (each.event, each.version) == (audit.REGISTERED, chain.number)),
+        (each for each in chain.entries if (each.event, each.version) == (record.REGISTERED, chain.number)),
         None,
     )
     if entry is None:
@@ -164,7 +165,7 @@ def _evidence(chain: _Chain) -> None:
     with _files_of(chain.client, run.info.run_id) as folder:
         shown: dict[str, str] = {}
         for entry in chain.entries:
-            if entry.event == audit.SHOWN and entry.version == chain.number:
+            if entry.event == record.SHOWN and entry.version == chain.number:
                 shown |= {entry.content["path"]: entry.content["sha256"], **entry.content.get("pictures", {})}
         # A page whose entry was never written was shown to nobody.
         found = {
@@ -306,9 +307,9 @@ def _decisions(chain: _Chain) -> None:
     """What MLflow shows of the decisions on the version, and that each was about this model."""
     expected: dict[str, str] = {}
     for entry in chain.entries:
-        if entry.event in (audit.PROMOTED, audit.RESTORED, audit.REJECTED):
+        if entry.event in (record.PROMOTED, record.RESTORED, record.REJECTED):
             expected |= tags_of(entry).get(chain.number, {})
-        if (entry.event, entry.version) == (audit.PROMOTED, chain.number):
+        if (entry.event, entry.version) == (record.PROMOTED, chain.number):
             shown_model = {"model_sha256": entry.content["model_sha256"]}
             own_model = {"model_sha256": sha256_bytes(chain.version.tags["model_files"].encode())}
             same(shown_model, own_model, f"%s in the promotion of {chain.what}")

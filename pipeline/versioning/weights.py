@@ -63,9 +63,9 @@ def pull_champion(root: Path, params_file: Path, say: Say) -> dict[str, Any]:
         ResourceError: The registry or the remote does not answer.
         IntegrityError: The registry's model is not the one that was registered.
     """
-    from pipeline import registry
+    from pipeline import ledger, registry
 
-    params, number = load_params(params_file), registry.champion()
+    params, number = load_params(params_file), ledger.champion()
     if number is None:
         raise BadInput(f"{registry.MODEL_NAME} has no champion: register and promote a model first")
     clean, source = _open(root, params_file, say), f"{registry.MODEL_NAME} version {number}"

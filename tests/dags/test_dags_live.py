@@ -116,10 +116,10 @@ def test_a_release_needs_a_reason(dags):  # noqa: F811
     import hold
 
     ask = dags["hold"].get_task("ask")
-    problem = "a release needs a reason in the comment"
-    assert hold.HoldOperator.problem_of(ask, answer(hold.RELEASE, " "), None) == problem
-    assert hold.HoldOperator.problem_of(ask, answer(hold.RELEASE, "checked"), None) is None
-    assert hold.HoldOperator.problem_of(ask, answer(hold.KEEP), None) is None
+    with pytest.raises(BadInput, match="a release needs a reason: say why"):
+        hold.HoldOperator.check(ask, answer(hold.RELEASE, " "), None)
+    hold.HoldOperator.check(ask, answer(hold.RELEASE, "checked"), None)
+    hold.HoldOperator.check(ask, answer(hold.KEEP), None)
 
 
 def test_the_message_is_sent_beside_the_question_not_before_it(dags, monkeypatch):  # noqa: F811
@@ -151,11 +151,15 @@ def test_people_are_told_of_the_newest_hold():
 def test_the_answer_is_carried_out_in_the_name_of_who_gave_it(monkeypatch, untouched):
     import hold
 
-    from pipeline.promotion import actions as promotion
+    from pipeline import ledger
 
-    monkeypatch.setattr(promotion, "release", lambda version, *, by, reason: (version, by, reason))
+    def release(version, *, by, reason):
+        return ledger.Entry(9, "", "released", version, {"by": by, "reason": reason}, "")
+
+    monkeypatch.setattr(ledger, "release", release)
     handed = Handed(tell={"version": "3"}, ask_answer=answer(hold.RELEASE, "checked"))
-    assert hold.release.function(ti=handed) == ("3", "ada", "checked")
+    done = hold.release.function(ti=handed)
+    assert (done["version"], done["content"]) == ("3", {"by": "ada", "reason": "checked"})
     silent = Handed(tell={"version": "3"}, ask_answer=answer(hold.KEEP, name=None))
     assert hold.keep.function(ti=silent) == "Version 3 stays on hold, by nobody: no answer came."
     event = next(hold.retrain.function(ti=handed))

@@ -11,7 +11,7 @@ import yaml
 
 from openmed.files import write_json
 from openmed.perturbations.hidden_parts import HIDDEN
-from pipeline import registry
+from pipeline import ledger, registry
 from pipeline.settings.plan import PLAN_FILE
 from pipeline.tools.dvc_lock import dvc_md5
 from tests.conftest import write_plan
@@ -288,7 +288,16 @@ def register(workspace, run_key="run-1", revision="abc", started_by=None):
 
 def crown(version, expected=None):
     """Makes a version the champion without judging it."""
-    content = {"by": "Dr Adams", "approvals": {"clinical": "Dr Adams"}, "comment": "", "verdict": "PASS"}
-    return registry.move_champion(
-        version, event=registry.PROMOTED, content=content, expected=expected, previous=expected
+    basis = ledger.Basis(version, "PASS", expected, "0" * 64, {"clinical": "Reads films."}, None)
+    return ledger.promote(
+        version,
+        approval=ledger.Approval.of({"clinical": "Dr Adams"}, ""),
+        expected_champion=expected,
+        expected_model=None,
+        judge=lambda: basis,
     )
+
+
+def roll_back(reason, by):
+    """Makes the previous champion the champion again, as the command does."""
+    return ledger.roll_back(by=by, reason=reason, check=registry.check)

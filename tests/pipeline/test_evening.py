@@ -10,10 +10,10 @@ import yaml
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.gates.gate import FAIL, PASS
-from pipeline import registry
+from pipeline import ledger, registry
 from pipeline.promotion import actions as promotion
 from pipeline.registry import scoring
-from tests.pipeline.conftest import crown, make_workspace, register
+from tests.pipeline.conftest import crown, make_workspace, register, roll_back
 
 SPLITS = ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 8 + ["test"] * 80
 
@@ -30,48 +30,48 @@ def workspace(folder, number, quality):
 
 def approve(version, by="Dr Adams"):
     return promotion.promote(
-        version, approved_by={"clinical": by}, comment="", expected_champion=registry.champion()
+        version, approved_by={"clinical": by}, comment="", expected_champion=ledger.champion()
     )
 
 
 def all_is_well():
     """What is wrong with the champion and the newest version."""
-    versions = {registry.champion(), registry.list_versions()[0]["version"]}
+    versions = {ledger.champion(), registry.list_versions()[0]["version"]}
     return {link.problem for version in versions for link in registry.verify(version)}
 
 
 def test_an_evening(store, tmp_path):
     first = register(workspace(tmp_path, 1, 0.4), "a")["version"]
     approve(first)
-    assert registry.champion() == first and all_is_well() == {None}
+    assert ledger.champion() == first and all_is_well() == {None}
 
     better = register(workspace(tmp_path, 2, 0.6), "b")["version"]
     assert promotion.gate(better)["verdict"] == PASS
     approve(better)
-    assert registry.champion() == better and all_is_well() == {None}
+    assert ledger.champion() == better and all_is_well() == {None}
 
     for number, quality, key in ((3, 0.2, "c"), (4, 0.0, "shuffled")):
         bad = register(workspace(tmp_path, number, quality), key)["version"]
         assert promotion.gate(bad)["verdict"] == FAIL
         with pytest.raises(BadInput, match="cannot be promoted"):
             approve(bad)
-        promotion.reject(bad, by="gate", reason="its gates say FAIL")
-        assert registry.champion() == better and all_is_well() == {None}
+        ledger.reject(bad, by="gate", reason="its gates say FAIL")
+        assert ledger.champion() == better and all_is_well() == {None}
 
     rivals = [register(workspace(tmp_path, number, 0.7), f"rival-{number}")["version"] for number in (5, 6)]
     winner = race([(version, f"Dr {number}") for number in range(4) for version in rivals], better)
-    assert registry.champion() == winner and all_is_well() == {None}
+    assert ledger.champion() == winner and all_is_well() == {None}
 
-    promotion.rollback("too many alarms", "Dr Brown")
-    promotion.rollback("still too many", "Dr Brown")
-    assert registry.champion() == first and all_is_well() == {None}
-    events = [entry.event for entry in registry.history() if entry.event != "moved"]
+    roll_back("too many alarms", "Dr Brown")
+    roll_back("still too many", "Dr Brown")
+    assert ledger.champion() == first and all_is_well() == {None}
+    events = [entry.event for entry in ledger.history() if entry.event != "moved"]
     assert events == [
         *("registered", "promoted", "registered", "promoted"),
         *("registered", "rejected", "registered", "rejected"),
         *("registered", "registered", "promoted", "restored", "restored"),
     ]
-    told = [what for _, what in registry.story(better)]
+    told = [what for _, what in ledger.story(better)]
     assert told[1].startswith("promoted by Dr Adams (clinical) in place of version 1")
     assert told[2].startswith(f"version {winner} took its place, by Dr")
     assert told[3:] == [
@@ -113,7 +113,7 @@ def test_small_losses_do_not_add_up(store, tmp_path, monkeypatch):
     crown(second, first)
     third = retrained(3, 0.165)
     judged = promotion.gate(third)
-    assert judged["champion"] == second and registry.first_champion() == first
+    assert judged["champion"] == second and ledger.first_champion() == first
     verdicts = {gate["name"]: gate["verdict"] for gate in judged["comparison"]}
     assert verdicts["auc vs champion"] != FAIL and verdicts["auc vs first approved"] == FAIL
     assert judged["verdict"] == FAIL

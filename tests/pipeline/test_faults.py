@@ -13,7 +13,7 @@ from openmed.gates.gate import FAIL, INSUFFICIENT, OUTSIDE_PLAN, PASS
 from openmed.inference.checkpoint import EXPORT_FILE, WEIGHTS_FILE, load_model, read_spec, write_spec
 from openmed.inference.control import CONTROL_FILE, write_control
 from openmed.inference.export import graph_bytes
-from pipeline import registry
+from pipeline import ledger, registry
 from pipeline.promotion import actions as promotion
 from tests.pipeline.conftest import make_workspace, register
 
@@ -44,7 +44,7 @@ def home(ground, monkeypatch):
 
 def decide(version):
     return promotion.promote(
-        version, approved_by={"clinical": "Dr Adams"}, comment="", expected_champion=registry.champion()
+        version, approved_by={"clinical": "Dr Adams"}, comment="", expected_champion=ledger.champion()
     )
 
 
@@ -57,7 +57,7 @@ def refused(workspace, request, gate, verdict):
     assert judged["verdict"] != PASS
     with pytest.raises(BadInput, match="cannot be promoted"):
         decide(version)
-    assert registry.champion() == "1"
+    assert ledger.champion() == "1"
     return gates[gate]["reason"]
 
 
@@ -210,7 +210,7 @@ def test_a_changed_threshold_is_refused(home, tmp_path, request):
     version = register(workspace, request.node.name)["version"]
     with pytest.raises(IntegrityError, match=r"the threshold of version \d+ is 0\.4"):
         decide(version)
-    assert registry.champion() == "1"
+    assert ledger.champion() == "1"
 
 
 def test_a_cut_test_set_is_refused(home, tmp_path, request):
@@ -259,10 +259,10 @@ def test_a_changed_plan_counts_only_once_a_person_has_adopted_it(home, tmp_path,
     assert "adopt it first" in refused(workspace, request, "change plan", OUTSIDE_PLAN)
     version = registry.list_versions()[0]["version"]
     with pytest.raises(BadInput, match="needs a reason"):
-        promotion.adopt(version, by="Dr Adams", reason="")
-    promotion.adopt(version, by="Dr Adams", reason="the calibration may be tuned")
+        ledger.adopt(version, by="Dr Adams", reason="")
+    ledger.adopt(version, by="Dr Adams", reason="the calibration may be tuned")
     assert promotion.gate(version)["verdict"] == PASS
-    assert "its change plan was adopted by Dr Adams" in registry.story(version)[-1][1]
+    assert "its change plan was adopted by Dr Adams" in ledger.story(version)[-1][1]
 
 
 def test_floors_below_those_of_the_plan_are_outside_it(home, tmp_path, request):

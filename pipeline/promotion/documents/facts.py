@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openmed.files import read_json
-from pipeline import registry
+from pipeline import ledger, registry
 from pipeline.promotion.gates import Evidence, limits_of_the_test, subgroups
 from pipeline.registry.evidence import EXTERNAL_METRICS
 
@@ -36,7 +36,7 @@ class Facts:
         )
         return cls(
             Evidence.of(version),
-            registry.story(version),
+            ledger.story(version),
             read_json(summary) if summary else None,
             read_json(explained) if explained else None,
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from openmed.errors import IntegrityError
 from openmed.files import read_table
 from openmed.gates.gate import FAIL, OUTSIDE_PLAN, PASS
-from pipeline import registry
+from pipeline import ledger, registry
 from pipeline.promotion.gates.evidence import Evidence, verdict_gate
 from pipeline.settings.plan import lax_limits, load_plan, unplanned_changes
 
@@ -75,10 +75,10 @@ def _plan(evidence: Evidence, champion: Evidence | None) -> dict[str, Any]:
 def _adopted(champion: Evidence) -> set[str]:
     """The plans that count: the champion's, and what a person has adopted since it was promoted."""
     plans = {champion.plan_sha256}
-    for entry in registry.history():
-        if entry.event in (registry.PROMOTED, registry.RESTORED) and entry.version == champion.version:
+    for entry in ledger.history():
+        if entry.event in (ledger.PROMOTED, ledger.RESTORED) and entry.version == champion.version:
             plans = {champion.plan_sha256}
-        elif entry.event == registry.ADOPTED:
+        elif entry.event == ledger.ADOPTED:
             plans.add(entry.content["plan_sha256"])
     return plans
 
@@ -117,7 +117,7 @@ def with_look(evidence: Evidence) -> Evidence:
     own = _patients(evidence.test)
     same: dict[str, bool] = {evidence.tags["test_sha256"]: True}
 
-    def on_these(entry: "registry.Entry") -> bool:
+    def on_these(entry: "ledger.Entry") -> bool:
         digest = entry.content["test_sha256"]
         if digest not in same:
             same[digest] = _mostly_same(own, _patients(_test_films(entry.version)))
@@ -143,7 +143,7 @@ def _mostly_same(own: Mapping[str, str], other: Mapping[str, str]) -> bool:
     return met > min(len(set(own.values())), len(set(other.values()))) / 2
 
 
-def versions_judged(evidence: Evidence, on_these: Callable[["registry.Entry"], bool]) -> int:
+def versions_judged(evidence: Evidence, on_these: Callable[["ledger.Entry"], bool]) -> int:
     """Counts the versions judged on the same films up to this one, which counts in any case.
 
     Of a retraining those count that were decided on, or else its one challenger. Retrainings that came later
@@ -154,15 +154,15 @@ def versions_judged(evidence: Evidence, on_these: Callable[["registry.Entry"], b
         on_these: Tells from the entry of a registration whether that version was judged on the same films.
     """
     runs: dict[str, set[str]] = {}
-    history = registry.history()
+    history = ledger.history()
     for entry in history:
-        if entry.event == registry.REGISTERED and on_these(entry):
+        if entry.event == ledger.REGISTERED and on_these(entry):
             if evidence.tags["run_key"] in runs and entry.content["run_key"] not in runs:
                 break
             runs.setdefault(entry.content["run_key"], set()).add(entry.version)
     runs.setdefault(evidence.tags["run_key"], set()).add(evidence.version)
     decided = {evidence.version} | {
-        entry.version for entry in history if entry.event in (registry.PROMOTED, registry.REJECTED)
+        entry.version for entry in history if entry.event in (ledger.PROMOTED, ledger.REJECTED)
     }
     return sum(max(1, len(versions & decided)) for versions in runs.values())
 

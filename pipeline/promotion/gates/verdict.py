@@ -7,7 +7,7 @@ from typing import Any
 
 from openmed.gates.gate import FAIL, INSUFFICIENT, NOT_SHOWN, PASS
 from openmed.gates.gate import overall as worst
-from pipeline import registry
+from pipeline import ledger, registry
 from pipeline.evaluation.judgement import named_gate
 from pipeline.promotion.gates.comparison import Comparison, compare_all
 from pipeline.promotion.gates.evidence import Evidence
@@ -31,7 +31,7 @@ def judge_version(
         finding with the champion.
     """
     registry.check(version)
-    evidence, now = with_look(Evidence.of(version)), registry.champion()
+    evidence, now = with_look(Evidence.of(version)), ledger.champion()
     live = None if now in (None, version) else Evidence.of(now)
     gates = _of_each(evidence, floor_gates) + soundness_gates(evidence, live)
     gates += [*_of_each(evidence, performance_gates), unlike_films(evidence)]

@@ -19,7 +19,7 @@ from openmed.files import sha256_file
 from openmed.films.images import read_film, resize_film
 from openmed.inference.checkpoint import load_model, read_spec
 from openmed.inference.referral import INVERTED, NO_CLASS, ROTATED, UNLIKE
-from pipeline import registry
+from pipeline import ledger
 from tests.conftest import ROOT
 from tests.pipeline.conftest import make_workspace, register
 
@@ -578,7 +578,7 @@ def test_a_version_is_promoted_used_and_rolled_back(openmed, store, tmp_path):
     assert json.loads(out)["probability"] == pytest.approx(float(probability(model, [film])[0]), abs=1e-5)
     done = openmed("registry", "rollback", "--reason", "too many alarms", "--by", "Dr Brown")
     assert done[:2] == (0, "version 1 is the champion again\n")
-    assert registry.champion() == "1"
+    assert ledger.champion() == "1"
     refused(openmed("registry", "rollback", "--reason", "again", "--by", "Dr Brown"), "no previous champion")
     refused(openmed("registry", "promote", "9", "--by", "clinical=Dr Brown"), "no version 9")
 

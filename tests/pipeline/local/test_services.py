@@ -293,13 +293,15 @@ def register_candidates(workspace, *, run_key, revision, started_by):
     return {"version": "7", "architecture": "vit", "verdict": "PASS", "run_id": "r", "metrics": metrics}
 """
 PROMOTION = """
+from pipeline.ledger import Entry
 def show(version, *, workspace):
     assert workspace and (workspace / "dvc.lock").exists()
     return {"version": version, "verdict": "PASS", "champion": None, "gates": [], "comparison": [],
             "table_markdown": "| gate |", "report": None, "model_sha256": "0", "started_by": None,
             "reviewers": {"clinical": "Reads films.", "technical": "Runs the pipeline."}}
 def promote(version, *, approved_by, comment, expected_champion, expected_model):
-    return {"version": version, "approved_by": approved_by, "comment": comment}
+    said = {"by": "two people", "approvals": approved_by, "comment": comment}
+    return Entry(1, "", "promoted", version, said, "")
 """
 DRIFT = """
 def check_drift(workspace, *, accept):
@@ -347,7 +349,7 @@ def toy(tmp_path) -> Path:
     (project / "data").mkdir(parents=True)
     shutil.copytree(ROOT / "dags", project / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "openmed", project / "openmed", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("settings", "tools", "versioning"):
+    for name in ("settings", "tools", "versioning", "tracking", "ledger"):
         shutil.copytree(ROOT / "pipeline" / name, project / "pipeline" / name)
     files = {
         "pipeline/__init__.py": "",
@@ -396,8 +398,9 @@ def test_from_retraining_over_the_review_to_promotion_and_a_kill(toy, tmp_path):
         promotion = admin.runs("promote")[0]["dag_run_id"]
         assert answered(people, promotion) == "success"
         approved_by = {"clinical": "reviewer", "technical": "engineer"}
-        record = {"version": "7", "approved_by": approved_by, "comment": "clinical: fine"}
-        assert admin.xcom("promote", promotion, "promote") == record
+        entry = admin.xcom("promote", promotion, "promote")
+        said = {"by": "two people", "approvals": approved_by, "comment": "clinical: fine"}
+        assert (entry["version"], entry["content"]) == ("7", said)
         assert [run["run_type"] for run in admin.runs("promote")] == ["asset_triggered"]
 
         # `openmed data add` finds this Airflow by the state folder alone.

@@ -9,8 +9,8 @@ import pytest
 from openmed.errors import BadInput
 from openmed.metrics.score_intervals import Interval
 from openmed.monitoring.drift import Limits, Shift
+from pipeline import ledger
 from pipeline import monitoring as live
-from pipeline import registry
 from pipeline.monitoring import ScoreLog
 from pipeline.monitoring.asking import drawn_with
 from pipeline.monitoring.judging import checks
@@ -183,7 +183,7 @@ def test_films_of_the_training_are_taken_at_the_share_of_the_new_ones(share):
 
 
 def test_referrals_that_a_changed_share_explains_warn_and_do_not_hold(home):  # noqa: F811
-    subject = Subject.of(Evidence.of(registry.champion()))
+    subject = Subject.of(Evidence.of(ledger.champion()))
     films = pd.DataFrame({"patient": [f"p{k}" for k in range(200)], "refer": [True] * 80 + [False] * 120})
     for refers, share, verdict in (((0.05, 0.6), 0.7, "WARNING"), ((0.05, 0.6), 0.1, "FAIL")):
         told = Subject(**{**vars(subject), "refers": refers})

@@ -15,11 +15,10 @@ import yaml
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_bytes
 from openmed.inference.referral import REASONS
+from pipeline import ledger, registry
 from pipeline import monitoring as live
-from pipeline import registry
 from pipeline.commands import app as cli
 from pipeline.monitoring import ScoreLog, add_labels, scoring
-from pipeline.promotion import actions as promotion
 from pipeline.settings.project import locked
 from tests.conftest import ROOT, write_plan
 from tests.openmed.films.stored import dicom
@@ -311,7 +310,7 @@ def test_films_that_are_harder_to_tell_ask_for_labels_and_hold_nothing(home, inc
     found = live.watch(home)
     warned = [check for check in found["checks"] if check["verdict"] == "WARNING"]
     assert "expected AUC" in {check["name"] for check in warned} and "Labels decide." in warned[0]["reason"]
-    assert (found["verdict"], found["hold"], registry.on_hold()) == ("WARNING", None, {})
+    assert (found["verdict"], found["hold"], ledger.on_hold()) == ("WARNING", None, {})
     assert found["sentence"].startswith(
         "Version 1 on its latest 100 films of 50 patients may be outside the limits"
     )
@@ -329,13 +328,13 @@ def test_films_that_look_otherwise_put_the_champion_on_hold(home, incoming):
         live.score_films(home, incoming)
     # Watching again neither forgets nor repeats it.
     assert live.watch(home)["hold"] == found["hold"]
-    assert [entry.event for entry in registry.history("1")].count(registry.HELD) == 1
-    assert any("put on hold by monitoring" in what for _, what in registry.story("1"))
-    promotion.release("1", by="Dr Adams", reason="a new detector, checked by hand")
+    assert [entry.event for entry in ledger.history("1")].count(registry.HELD) == 1
+    assert any("put on hold by monitoring" in what for _, what in ledger.story("1"))
+    ledger.release("1", by="Dr Adams", reason="a new detector, checked by hand")
     # What a person has looked at does not hold it again.
     assert live.watch(home)["verdict"] == "INSUFFICIENT EVIDENCE"
     assert live.score_films(home, incoming)["scored"] == 6
-    assert registry.champion() == "1"
+    assert ledger.champion() == "1"
 
 
 def test_of_films_that_are_nearly_all_ill_no_specificity_is_expected(home):
@@ -392,23 +391,23 @@ def test_a_damaged_log_is_found(home):
 def test_a_version_on_hold_cannot_become_the_champion(home, crowned, tmp_path):
     shutil.copytree(crowned / "mlartifacts", home / "mlartifacts")
     second = register(make_workspace(tmp_path / "second", seed=3), run_key="run-2")["version"]
-    held = promotion.hold(second, by="Dr Adams", reason="wrong scanner")
+    held = ledger.hold(second, by="Dr Adams", reason="wrong scanner")
     assert (held["version"], held["reason"]) == (second, "wrong scanner")
     with pytest.raises(BadInput, match=r"version 2 is on hold \(wrong scanner\): release it first"):
         crown(second, expected="1")
-    promotion.release(second, by="Dr Baker", reason="checked")
+    ledger.release(second, by="Dr Baker", reason="checked")
     crown(second, expected="1")
-    assert registry.champion() == second
+    assert ledger.champion() == second
 
 
 @pytest.mark.parametrize(
     ("act", "problem"),
     [
-        (lambda: promotion.hold("1", by="ada", reason=" "), "a hold needs a reason"),
-        (lambda: promotion.hold("1", by="", reason="why"), "must be named"),
-        (lambda: promotion.hold("9", by="ada", reason="why"), "has no version 9"),
-        (lambda: promotion.release("1", by="ada", reason=""), "a release needs a reason"),
-        (lambda: promotion.release("1", by="ada", reason="why"), "version 1 is not on hold"),
+        (lambda: ledger.hold("1", by="ada", reason=" "), "a hold needs a reason"),
+        (lambda: ledger.hold("1", by="", reason="why"), "must be named"),
+        (lambda: ledger.hold("9", by="ada", reason="why"), "has no version 9"),
+        (lambda: ledger.release("1", by="ada", reason=""), "a release needs a reason"),
+        (lambda: ledger.release("1", by="ada", reason="why"), "version 1 is not on hold"),
     ],
 )
 def test_holds_and_releases_that_say_too_little_are_refused(home, act, problem):

@@ -10,8 +10,8 @@ import pytest
 
 from openmed.files import sha256_bytes
 from openmed.measurement.measure import measurements
+from pipeline import ledger, registry
 from pipeline import monitoring as live
-from pipeline import registry
 from pipeline.monitoring import ScoreLog, scoring
 from pipeline.monitoring.windows import Eligible, windows
 from tests.pipeline.monitoring.test_monitoring import crowned, home, scored  # noqa: F401
@@ -229,7 +229,7 @@ def test_what_cannot_be_measured_keeps_the_champion_from_passing(home):  # noqa:
     said = verdicts(found)
     assert said["measured sensitivity"] == "PASS"
     assert said["measured specificity"] == said["measured AUC"] == "INSUFFICIENT EVIDENCE"
-    assert (found["verdict"], found["hold"], registry.on_hold()) == ("INSUFFICIENT EVIDENCE", None, {})
+    assert (found["verdict"], found["hold"], ledger.on_hold()) == ("INSUFFICIENT EVIDENCE", None, {})
     assert found["sentence"].endswith(
         "is not surely outside the limits of its change plan, but not all of it can be judged: evidence is "
         "missing for measured AUC, measured specificity."

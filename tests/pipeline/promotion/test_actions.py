@@ -19,15 +19,17 @@ from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, write_json
 from openmed.gates.gate import FAIL, INSUFFICIENT, NOT_SHOWN, OUTSIDE_PLAN, PASS
 from openmed.metrics.intervals import judged_intervals
-from pipeline import registry
+from pipeline import ledger, registry
+from pipeline.ledger import decisions
 from pipeline.promotion import actions as promotion
 from pipeline.promotion import review
 from pipeline.promotion.gates import Evidence, comparison, overall
 from pipeline.promotion.gates.comparison import CHAMPION as CHAMPION_ROLE
 from pipeline.promotion.gates.comparison import difference_gates
 from pipeline.promotion.gates.evidence import confidence_of_look
+from pipeline.tracking import versions
 from pipeline.tracking.store import connect
-from tests.pipeline.conftest import crown, make_workspace, register
+from tests.pipeline.conftest import crown, make_workspace, register, roll_back
 
 NO_FLOORS = {"auc": 0.0, "sensitivity": 0.0, "specificity": 0.0}
 CHAMPION, BETTER, WORSE, FAILED, UNKNOWN, OVERLAPPING, SWALLOWED = "1234567"
@@ -64,7 +66,7 @@ def ground(tmp_path_factory, migrated):
                 record = promotion.promote(
                     "1", approved_by={"clinical": "Dr First"}, comment="", expected_champion=None
                 )
-                assert record["previous_champion"] is None
+                assert record.content["replaced"] is None
     shutil.copy(home / "mlflow.db", root / "snapshot.db")
     return root
 
@@ -93,7 +95,7 @@ def promote(version=BETTER, by="Dr Adams", expected=CHAMPION, **more):
 
 
 def aliases():
-    return {name: version for name, version in registry.aliases().items() if name != "challenger"}
+    return {name: version for name, version in versions.aliases().items() if name != "challenger"}
 
 
 def test_the_gate_compares_on_the_same_films_and_its_numbers_are_right(stage):
@@ -136,7 +138,7 @@ def test_the_review_page_shows_where_the_two_disagree_and_belongs_to_the_record(
     assert judged["review"] in judged["table_markdown"] and "http" not in text.replace("data:image", "")
     films = pd.read_parquet(stage / BETTER / "artifacts/evaluate/vit/predictions.parquet")
     assert not any(patient in text for patient in films["patient"])
-    assert registry.history(BETTER)[-1].content["model_sha256"] == judged["model_sha256"]
+    assert ledger.history(BETTER)[-1].content["model_sha256"] == judged["model_sha256"]
     assert registry.verify(BETTER)[-1].problem is None
     page.write_text(text.replace("PASS", "FAIL"))
     assert f"reviews/{page.name} of version 2 was changed" in registry.verify(BETTER)[-1].problem
@@ -316,16 +318,12 @@ def test_a_champion_that_cannot_be_scored_or_looks_for_something_else_stops_the_
 def test_a_promotion_moves_the_alias_and_records_who_why_and_what_before(stage):
     record = promote()
     assert aliases() == {"champion": BETTER, "previous": CHAMPION}
-    assert {key: record[key] for key in ("decision", "version", "approved_by", "previous_champion")} == {
-        "decision": "promoted",
-        "version": BETTER,
-        "approved_by": "Dr Adams (clinical)",
-        "previous_champion": CHAMPION,
-    }
+    assert (record.event, record.version, record.by) == ("promoted", BETTER, "Dr Adams (clinical)")
+    assert record.content["replaced"] == CHAMPION
     found = registry.get_version(BETTER)
     assert found["approved_by"] == "Dr Adams (clinical)" and found["approved_at"].endswith("Z")
     assert found["tags"]["comment"] == "looks right" and found["aliases"][0] == "champion"
-    promoted, moved = registry.history(BETTER)[-2:]
+    promoted, moved = ledger.history(BETTER)[-2:]
     assert (promoted.event, moved.event, promoted.content["approvals"]) == (
         "promoted",
         "moved",
@@ -379,18 +377,19 @@ def test_a_promotion_writes_the_entry_first(stage, monkeypatch):
 def test_a_promotion_that_was_killed_is_finished_by_its_retry(stage, monkeypatch, write):
     calls_of_a_promotion(monkeypatch, kill_at=write)
     record = promote()
-    assert record["previous_champion"] == CHAMPION and record["comment"] == "looks right"
+    assert record.content["replaced"] == CHAMPION and record.content["comment"] == "looks right"
     assert aliases() == {"champion": BETTER, "previous": CHAMPION}
-    assert [entry.event for entry in registry.history(BETTER)] == ["registered", "promoted", "moved"]
+    assert [entry.event for entry in ledger.history(BETTER)] == ["registered", "promoted", "moved"]
     assert [link.problem for link in registry.verify(BETTER)] == [None] * 10
 
 
 @pytest.mark.parametrize("write", range(1, WRITES))
 def test_a_move_killed_before_any_of_its_writes_is_finished_by_whoever_comes_next(stage, monkeypatch, write):
     calls_of_a_promotion(monkeypatch, kill_at=write, promote=lambda: crown(BETTER, CHAMPION))
-    registry.finish()
+    with decisions._deciding():
+        pass
     assert aliases() == {"champion": BETTER, "previous": CHAMPION}
-    assert [entry.event for entry in registry.history(BETTER)] == ["registered", "promoted", "moved"]
+    assert [entry.event for entry in ledger.history(BETTER)] == ["registered", "promoted", "moved"]
     assert registry.get_version(BETTER)["decision"] == "promoted"
 
 
@@ -418,14 +417,14 @@ def test_of_eight_racing_promotions_one_wins_and_seven_are_told(stage):
         thread.start()
     for thread in threads:
         thread.join()
-    (winner,) = [record for record in outcome if isinstance(record, dict)]
+    (winner,) = [record for record in outcome if isinstance(record, ledger.Entry)]
     assert len(outcome) == 8 and sum(isinstance(error, BadInput) for error in outcome) == 7
-    assert aliases() == {"champion": winner["version"], "previous": CHAMPION}
-    assert [entry.event for entry in registry.history()][-2:] == ["promoted", "moved"]
-    assert sum(entry.event == "promoted" for entry in registry.history()) == 2
-    (loser,) = {BETTER, OVERLAPPING} - {winner["version"]}
+    assert aliases() == {"champion": winner.version, "previous": CHAMPION}
+    assert [entry.event for entry in ledger.history()][-2:] == ["promoted", "moved"]
+    assert sum(entry.event == "promoted" for entry in ledger.history()) == 2
+    (loser,) = {BETTER, OVERLAPPING} - {winner.version}
     assert registry.get_version(loser)["approved_by"] is None
-    assert registry.get_version(winner["version"])["approved_by"] == winner["approved_by"]
+    assert registry.get_version(winner.version)["approved_by"] == winner.by
 
 
 def test_a_champion_moved_behind_our_back_stops_everything_until_a_person_puts_it_back(stage):
@@ -434,25 +433,25 @@ def test_a_champion_moved_behind_our_back_stops_everything_until_a_person_puts_i
         client.set_registered_model_alias(registry.MODEL_NAME, "champion", WORSE)
     moved = "the alias champion points to version 3, but the record of decisions says version 2"
     for use in (
-        registry.champion,
+        ledger.champion,
         lambda: registry.load("models:/openmed-cxr@champion"),
         lambda: promote(OVERLAPPING, expected=WORSE),
-        lambda: promotion.rollback("bad", "Dr Adams"),
+        lambda: roll_back("bad", "Dr Adams"),
     ):
         with pytest.raises(IntegrityError, match=moved):
             use()
     assert moved in registry.verify(BETTER)[-1].problem
-    entry = registry.repair(by="Dr Adams", reason="someone played with the web page")
+    entry = ledger.repair(by="Dr Adams", reason="someone played with the web page")
     assert entry.content["found"] == {"champion": WORSE, "previous": CHAMPION}
     assert aliases() == {"champion": BETTER, "previous": CHAMPION}
     assert registry.verify(BETTER)[-1].problem is None
     with pytest.raises(BadInput, match="nothing to repair"):
-        registry.repair(by="Dr Adams", reason="again")
+        ledger.repair(by="Dr Adams", reason="again")
 
 
 def test_the_champion_moves_only_from_where_it_was_expected(stage):
     with pytest.raises(BadInput, match="the champion is version 1 by now, not none: compare 2 again"):
-        registry.move_champion(BETTER, event=registry.PROMOTED, content={}, expected=None, previous=None)
+        crown(BETTER, None)
 
 
 def test_a_promotion_against_another_champion_than_reviewed_is_refused(stage):
@@ -466,20 +465,18 @@ def test_a_promotion_against_another_champion_than_reviewed_is_refused(stage):
 
 
 def test_every_role_of_the_plan_says_yes_each_by_another_person_who_did_not_start_the_run():
-    judged = {
-        "version": "2",
-        "reviewers": {"clinical": "Reads films.", "technical": "Runs the pipeline."},
-        "started_by": "Ms Engineer",
-    }
+    roles = {"clinical": "Reads films.", "technical": "Runs the pipeline."}
+    basis = ledger.Basis("2", PASS, None, "0" * 64, roles, "Ms Engineer")
     for approvals, problem in (
         ({}, "needs the yes of every role: clinical and technical is missing"),
         ({"clinical": "Dr Adams"}, "technical is missing"),
-        ({"clinical": "Dr Adams", "technical": "Dr Adams"}, "needs another person in each role"),
+        ({"clinical": "Dr Adams", "technical": " Dr  Adams"}, "needs another person in each role"),
         ({"clinical": "Dr Adams", "technical": "Ms Engineer"}, "Ms Engineer started the retraining"),
         ({"clinical": "Dr Adams", "technical": "Ms Brown", "boss": "Mr C"}, "knows no role boss"),
     ):
-        assert problem in promotion.objection(judged, approvals)
-    assert promotion.objection(judged, {"clinical": "Dr Adams", "technical": "Ms Brown"}) is None
+        with pytest.raises(BadInput, match=problem):
+            basis.check(ledger.Approval.of(approvals, ""), None, None)
+    basis.check(ledger.Approval.of({"clinical": "Dr Adams", "technical": "Ms Brown"}, ""), None, None)
 
 
 def test_a_promotion_without_all_approvals_or_of_another_model_is_refused(stage):
@@ -487,51 +484,51 @@ def test_a_promotion_without_all_approvals_or_of_another_model_is_refused(stage)
         promotion.promote(BETTER, approved_by={}, comment="", expected_champion=CHAMPION)
     with pytest.raises(IntegrityError, match="is not the one that was reviewed"):
         promote(expected_model="0" * 64)
-    assert promote(expected_model=promotion.gate(BETTER)["model_sha256"])["version"] == BETTER
+    assert promote(expected_model=promotion.gate(BETTER)["model_sha256"]).version == BETTER
 
 
 def test_a_rejected_version_stays_rejected_and_the_champion_stays(stage):
-    assert registry.aliases()["challenger"] == SWALLOWED
-    record = promotion.reject(SWALLOWED, by="Dr Adams", reason="heat maps off the lung")
-    assert "challenger" not in registry.aliases() and aliases() == {"champion": CHAMPION}
+    assert versions.aliases()["challenger"] == SWALLOWED
+    record = ledger.reject(SWALLOWED, by="Dr Adams", reason="heat maps off the lung")
+    assert "challenger" not in versions.aliases() and aliases() == {"champion": CHAMPION}
     assert registry.get_version(SWALLOWED)["decision"] == "rejected"
-    assert promotion.reject(SWALLOWED, by="Dr Adams", reason="again") == record
-    promotion.reject(BETTER, by="Dr Adams", reason="no")
+    assert ledger.reject(SWALLOWED, by="Dr Adams", reason="again") == record
+    ledger.reject(BETTER, by="Dr Adams", reason="no")
     with pytest.raises(BadInput, match="version 2 was rejected by Dr Adams"):
         promote()
     with pytest.raises(BadInput, match="needs a reason"):
-        promotion.reject(FAILED, by="Dr Adams", reason=" ")
+        ledger.reject(FAILED, by="Dr Adams", reason=" ")
     with pytest.raises(BadInput, match="is the champion: roll back"):
-        promotion.reject(CHAMPION, by="Dr Adams", reason="no")
+        ledger.reject(CHAMPION, by="Dr Adams", reason="no")
 
 
 def test_rejecting_leaves_a_newer_challenger_alone(stage):
-    promotion.reject(BETTER, by="gate", reason="no")
-    assert registry.aliases()["challenger"] == SWALLOWED
+    ledger.reject(BETTER, by="gate", reason="no")
+    assert versions.aliases()["challenger"] == SWALLOWED
 
 
 def test_a_rollback_puts_the_previous_champion_back_and_goes_no_further_than_there_is(stage):
     promote()
     with pytest.raises(BadInput, match="needs a reason"):
-        promotion.rollback(" ", "Dr Adams")
-    record = promotion.rollback("misses apical opacities", "Dr Adams")
-    assert (record["version"], record["replaced"]) == (CHAMPION, BETTER)
+        roll_back(" ", "Dr Adams")
+    record = roll_back("misses apical opacities", "Dr Adams")
+    assert (record.version, record.content["replaced"]) == (CHAMPION, BETTER)
     assert aliases() == {"champion": CHAMPION}
     assert registry.get_version(BETTER)["decision"] == "rolled back"
     assert registry.get_version(BETTER)["tags"]["reason"] == "misses apical opacities"
     with pytest.raises(BadInput, match="no previous champion"):
-        promotion.rollback("again", "Dr Adams")
+        roll_back("again", "Dr Adams")
     # The model taken off can be let through again, by a new decision.
-    assert promote(by="Dr Brown")["approvals"] == {"clinical": "Dr Brown"}
+    assert promote(by="Dr Brown").content["approvals"] == {"clinical": "Dr Brown"}
 
 
 def test_each_rollback_goes_one_step_back(stage):
     promote()
     promote(OVERLAPPING, expected=BETTER, workspace=stage / OVERLAPPING)
     assert aliases() == {"champion": OVERLAPPING, "previous": BETTER}
-    promotion.rollback("first", "Dr Adams")
+    roll_back("first", "Dr Adams")
     assert aliases() == {"champion": BETTER, "previous": CHAMPION}
-    promotion.rollback("second", "Dr Adams")
+    roll_back("second", "Dr Adams")
     assert aliases() == {"champion": CHAMPION}
 
 
@@ -543,7 +540,7 @@ def test_changed_weights_are_neither_gated_promoted_nor_rolled_back_to(stage):
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     try:
         with pytest.raises(IntegrityError, match=r"weights\.safetensors of version 1 was changed"):
-            promotion.rollback("bad", "Dr Adams")
+            roll_back("bad", "Dr Adams")
         with pytest.raises(IntegrityError):
             promotion.gate(CHAMPION)
     finally:
@@ -580,11 +577,11 @@ def test_when_the_gates_refuse_the_first_candidate_the_next_one_is_judged(stage)
     judged = promotion.judge_in_turn([FAILED, BETTER, WORSE])
     assert (judged["version"], judged["verdict"], judged["first"]) == (BETTER, PASS, FAILED)
     assert [(each["version"], each["verdict"]) for each in judged["refused"]] == [(FAILED, FAIL)]
-    decided = registry.last_decision(FAILED)
-    assert (decided.event, decided.content["by"]) == (registry.REJECTED, "gate")
-    assert decided.content["reason"] == judged["refused"][0]["grounds"]
-    assert "AUC is 0.000, below the required" in decided.content["reason"]
-    assert registry.last_decision(BETTER) is None and registry.last_decision(WORSE) is None
+    decided = ledger.last_decision(FAILED)
+    assert (decided.event, decided.by) == (ledger.REJECTED, "gate")
+    assert decided.reason == judged["refused"][0]["grounds"]
+    assert "AUC is 0.000, below the required" in decided.reason
+    assert ledger.last_decision(BETTER) is None and ledger.last_decision(WORSE) is None
 
 
 def test_the_page_for_reviewers_names_those_that_were_refused_before(stage):
@@ -600,14 +597,14 @@ def test_the_last_candidate_of_all_is_left_to_whoever_asks_for_the_decision(stag
     judged = promotion.judge_in_turn([FAILED, WORSE])
     assert (judged["version"], judged["verdict"]) == (WORSE, OUTSIDE_PLAN) and judged["grounds"]
     assert [each["version"] for each in judged["refused"]] == [FAILED]
-    assert registry.last_decision(WORSE) is None and registry.champion() == CHAMPION
+    assert ledger.last_decision(WORSE) is None and ledger.champion() == CHAMPION
 
 
 def test_judging_in_turn_again_after_a_kill_writes_nothing_twice(stage):
     first = promotion.judge_in_turn([FAILED, BETTER])
-    before = registry.history()
+    before = ledger.history()
     again = promotion.judge_in_turn([FAILED, BETTER])
-    assert again == first and registry.history() == before
+    assert again == first and ledger.history() == before
 
 
 def redrawn(stage, tmp_path):
@@ -657,7 +654,7 @@ def test_every_candidate_that_is_judged_is_a_look_at_the_test_films(stage, tmp_p
     workspace = make_workspace(tmp_path / "ws", ("vit", "resnet50"), seed=9, films_seed=7)
     versions = register(workspace, "run-looks")["versions"]
     assert looks_at(versions["vit"]) == 1
-    promotion.reject(versions["vit"], by="gate", reason="for the test")
+    ledger.reject(versions["vit"], by="gate", reason="for the test")
     assert looks_at(versions["resnet50"]) == 2
     later = make_workspace(tmp_path / "later", ("vit",), seed=10, films_seed=7)
     assert looks_at(register(later, "run-later")["version"]) == 2

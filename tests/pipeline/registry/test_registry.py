@@ -18,12 +18,14 @@ from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import read_json, sha256_file, write_json
 from openmed.films.images import decode_film, resize_film
 from openmed.inference.checkpoint import WEIGHTS_FILE
-from pipeline import registry
+from pipeline import ledger, registry
 from pipeline.promotion import actions as promotion
 from pipeline.registry import candidates
 from pipeline.registry.retraining import Retraining
 from pipeline.settings import project
 from pipeline.tracking import server
+from pipeline.tracking.store import EXPERIMENT
+from pipeline.tracking.versions import aliases
 from tests.pipeline.conftest import crown, make_workspace, register, write_lock
 
 
@@ -44,7 +46,7 @@ def test_each_architecture_becomes_a_version_and_validation_films_choose_the_cha
     assert (result["architecture"], result["verdict"]) == ("vit", "PASS")
     assert result["version"] == result["versions"]["vit"]
     assert result["metrics"]["auc"] == 1.0
-    assert registry.aliases() == {"challenger": result["version"]}
+    assert aliases() == {"challenger": result["version"]}
     newest, oldest = registry.list_versions()
     assert (newest["version"], oldest["version"]) == ("2", "1")
     assert (
@@ -53,7 +55,7 @@ def test_each_architecture_becomes_a_version_and_validation_films_choose_the_cha
     assert newest["created"].endswith("+00:00")
     assert oldest["tags"]["data_md5"] == "0123abcd.dir"
     assert oldest["tags"]["dvc_lock_sha256"] == sha256_file(workspace / "dvc.lock")
-    assert registry.champion() is None
+    assert ledger.champion() is None
     runs = client(store).search_runs(["1"])
     assert {run.info.status for run in runs} == {"FINISHED"} and len(runs) == 3
     assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {None, result["run_id"]}
@@ -97,7 +99,7 @@ def test_a_retried_task_registers_nothing_twice(store, tmp_path):
     assert register(workspace) == first
     assert len(registry.list_versions()) == 1 and len(client(store).search_runs(["1"])) == 2
     # A decision made since then is not undone by the retry.
-    assert registry.aliases() == {}
+    assert aliases() == {}
 
 
 @pytest.mark.parametrize("step", ["check_stored", "_make_version", "alias", "end"])
@@ -129,7 +131,7 @@ def test_a_kill_between_steps_leaves_one_version_of_each_architecture_after_a_re
     assert sorted(version["architecture"] for version in found) == sorted(result["versions"])
     runs = client(store).search_runs(["1"])
     assert len(runs) == 1 + len(found) and {run.info.status for run in runs} == {"FINISHED"}
-    assert registry.aliases()["challenger"] == result["version"]
+    assert aliases()["challenger"] == result["version"]
 
 
 def test_a_model_that_was_stored_in_part_is_not_registered(store, tmp_path, monkeypatch):
@@ -267,7 +269,7 @@ def test_a_wrong_address_is_refused_in_one_sentence(registered, address, message
 
 
 def test_an_empty_registry_is_no_error_to_read(store):
-    assert registry.list_versions() == [] and registry.aliases() == {} and registry.champion() is None
+    assert registry.list_versions() == [] and aliases() == {} and ledger.champion() is None
     with pytest.raises(BadInput, match="openmed-cxr has no champion: register and promote a model first"):
         registry.load("models:/openmed-cxr@champion")
     with pytest.raises(BadInput, match="has no version 1: register a retraining first"):
@@ -486,7 +488,7 @@ def test_the_page_of_the_store_serves_the_store_and_its_command_shows_no_passwor
     ((_, command, environment),) = started
     assert environment["MLFLOW_BACKEND_STORE_URI"] == project.tracking_uri()
     assert project.tracking_uri() not in " ".join(command) and "127.0.0.1" in command
-    place = client(store).get_experiment_by_name(registry.EXPERIMENT).artifact_location
+    place = client(store).get_experiment_by_name(EXPERIMENT).artifact_location
     assert place == command[command.index("--artifacts-destination") + 1]
 
 
@@ -536,7 +538,7 @@ def test_a_tracking_server_serves_as_well_as_a_local_store(tracked, tmp_path):
     first = register(workspace)
     assert register(workspace) == first
     record = promotion.promote("1", approved_by={"clinical": "Dr Adams"}, comment="", expected_champion=None)
-    assert record["decision"] == "promoted" and registry.champion() == "1"
+    assert record.event == "promoted" and ledger.champion() == "1"
     assert len(registry.champion_profile()[1]) == 40
     second = make_workspace(tmp_path / "two", ("vit",), seed=1, films_seed=1)
     judged = promotion.gate(register(second, "run-2")["version"])

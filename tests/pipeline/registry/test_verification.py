@@ -9,12 +9,14 @@ import pytest
 
 from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import sha256_bytes
-from pipeline import registry
+from pipeline import ledger, registry
 from pipeline.commands import app as cli
+from pipeline.ledger import record
 from pipeline.promotion import actions as promotion
 from pipeline.registry import verification
 from pipeline.tracking.store import connect, fetch
-from tests.pipeline.conftest import make_workspace, register
+from pipeline.tracking.versions import aliases
+from tests.pipeline.conftest import make_workspace, register, roll_back
 
 LINKS = [
     "record of decisions",
@@ -143,7 +145,7 @@ def test_a_change_of_any_tag_of_a_version_is_found(home):
 
 def test_a_change_of_any_entry_of_the_record_is_found_and_the_entry_is_named(home):
     statement = "UPDATE model_version_tags SET value = ? WHERE key = ?"
-    entries = registry.history()
+    entries = ledger.history()
     assert [entry.event for entry in entries] == ["registered", "promoted", "moved"] * 2
     for entry in entries:
         text, key = entry.to_text(), f"audit.{entry.number:06d}"
@@ -166,8 +168,8 @@ def test_an_entry_that_is_missing_is_found(home, number):
 
 
 def test_an_entry_put_in_by_hand_is_found(home):
-    last = registry.history()[-1]
-    forged = registry.Entry(7, last.at, "promoted", "1", {"by": "Dr Eve"}, "0" * 64)
+    last = ledger.history()[-1]
+    forged = ledger.Entry(7, last.at, "promoted", "1", {"by": "Dr Eve"}, "0" * 64)
     change(
         home,
         "INSERT INTO model_version_tags (name, version, key, value) VALUES (?, 1, 'audit.000007', ?)",
@@ -189,7 +191,7 @@ def test_numbers_and_settings_shown_by_mlflow_are_those_of_the_evidence(home):
 
 def test_an_alias_moved_behind_the_record_is_found(home):
     for alias, version in (("champion", "1"), ("previous", "2")):
-        before = registry.aliases()[alias]
+        before = aliases()[alias]
         change(home, "UPDATE registered_model_aliases SET version = ? WHERE alias = ?", version, alias)
         found = broken()
         assert found.name == "aliases" and f"the alias {alias} points to version {version}" in found.problem
@@ -269,7 +271,7 @@ def test_whoever_asks_for_the_champion_does_not_wait_for_a_verification(home, mo
     def model(chain):
         with (home / "record.lock").open("w") as other:
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        asked.append(registry.champion())
+        asked.append(ledger.champion())
 
     monkeypatch.setitem(verification._LINKS, "model", model)
     assert broken().problem is None
@@ -278,8 +280,8 @@ def test_whoever_asks_for_the_champion_does_not_wait_for_a_verification(home, mo
 
 def test_a_decision_that_is_made_meanwhile_breaks_no_link(home, monkeypatch):
     def model(chain):
-        promotion.reject("1", by="Dr Adams", reason="misses apical opacities")
-        promotion.hold("2", by="Dr Adams", reason="more false alarms")
+        ledger.reject("1", by="Dr Adams", reason="misses apical opacities")
+        ledger.hold("2", by="Dr Adams", reason="more false alarms")
 
     monkeypatch.setitem(verification._LINKS, "model", model)
     assert broken("1").problem is None
@@ -365,34 +367,35 @@ def test_a_damaged_database_is_one_sentence(tmp_path, monkeypatch, capsys, conte
 
 
 def test_a_previous_champion_that_was_rejected_since_is_not_rolled_back_to(home):
-    promotion.reject("1", by="Dr Adams", reason="misses apical opacities")
+    ledger.reject("1", by="Dr Adams", reason="misses apical opacities")
     with pytest.raises(
         BadInput, match=r"version 1, the previous champion, was rejected by Dr Adams: promote"
     ):
-        promotion.rollback("more false alarms", "Dr Brown")
-    assert registry.champion() == "2"
+        roll_back("more false alarms", "Dr Brown")
+    assert ledger.champion() == "2"
 
 
 FORGED = "checked\n2026-12-01T00:00:00Z  released by Prof. Real: all\tchecked"
 
 
 def test_what_people_write_is_recorded_as_one_line(home):
-    record = promotion.hold("2", by=" Dr\u2028Adams ", reason=FORGED)
-    assert record["by"] == "Dr Adams"
-    assert record["reason"] == "checked 2026-12-01T00:00:00Z released by Prof. Real: all checked"
-    assert not [what for _, what in registry.story("2") if not what.isprintable()]
+    entry = ledger.hold("2", by=" Dr\u2028Adams ", reason=FORGED)
+    assert entry.by == "Dr Adams"
+    assert entry.reason == "checked 2026-12-01T00:00:00Z released by Prof. Real: all checked"
+    assert not [what for _, what in ledger.story("2") if not what.isprintable()]
     for odd in ("x\x1b[2K", "x\u202etxt", "x\x00", "x\u200b", "a" * 2001):
         for by, reason in ((odd, "a reason"), ("Dr Adams", odd)):
             with pytest.raises(BadInput, match=r"cannot be shown|longer than 2000") as refused:
-                promotion.reject("1", by=by, reason=reason)
+                ledger.reject("1", by=by, reason=reason)
             assert odd not in str(refused.value)
     with pytest.raises(BadInput, match="the comment holds characters"):
         promotion.promote("1", approved_by={"clinical": "Dr A"}, comment="\x1b[2K", expected_champion="2")
 
 
 def test_an_entry_of_before_is_shown_on_one_line(home):
-    registry.hold("2", by="x\x1b[2K", reason=FORGED)
-    (line,) = [what for _, what in registry.story("2") if "hold" in what]
+    with connect() as client:
+        record.append(client, ledger.history(), record.HELD, "2", {"by": "x\x1b[2K", "reason": FORGED})
+    (line,) = [what for _, what in ledger.story("2") if "hold" in what]
     assert line.isprintable()
     assert "x\\x1b[2K: checked\\n2026-12-01" in line
 

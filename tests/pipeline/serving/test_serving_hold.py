@@ -12,7 +12,7 @@ import pytest
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import hashes_below
-from pipeline import registry
+from pipeline import ledger, registry
 from pipeline.registry.models import check_files
 from pipeline.tracking.store import connect
 from pipeline.tracking.versions import find
@@ -51,7 +51,7 @@ def test_a_version_on_hold_is_refused_by_its_alias_and_warns_by_its_number(
     champion, openmed, tmp_path, monkeypatch
 ):
     assert served(ALIAS)["warning"] is None
-    entry = registry.hold("1", by="Dr Adams", reason="misses everything.")
+    entry = ledger.hold("1", by="Dr Adams", reason="misses everything.")
     sentence = f"version 1 is on hold since {entry.at} (misses everything)"
     with pytest.raises(BadInput, match=r"is on hold since .* and answers no films as challenger or champion"):
         served(ALIAS)
@@ -74,7 +74,7 @@ def test_a_version_on_hold_is_refused_by_its_alias_and_warns_by_its_number(
     assert openmed("explain", ALIAS, tmp_path / "film.png", "--out", tmp_path / "map.jpg")[0] == 2
     assert openmed("explain", NUMBER, tmp_path / "film.png", "--out", tmp_path / "map.jpg")[0] == 0
 
-    registry.release("1", by="Dr Adams", reason="a broken cable")
+    ledger.release("1", by="Dr Adams", reason="a broken cable")
     assert served(ALIAS)["warning"] is None is registry.hold_warning(NUMBER)
     assert openmed("predict", ALIAS, tmp_path / "film.png")[0] == 0
 
@@ -83,7 +83,7 @@ def test_a_registry_that_does_not_know_the_version_is_told_of_in_the_answer(cham
     import mlflow
 
     served(NUMBER)
-    registry.hold("1", by="Dr Adams", reason="misses everything")
+    ledger.hold("1", by="Dr Adams", reason="misses everything")
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{migrated}")
     mlflow.set_registry_uri(f"sqlite:///{migrated}")

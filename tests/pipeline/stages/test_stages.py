@@ -17,7 +17,7 @@ from openmed.films.images import read_film, resize_film
 from openmed.fitted.calibration import fit_calibration
 from openmed.inference.checkpoint import load_model, read_spec
 from openmed.metrics.calibration_error import expected_calibration_error
-from pipeline import registry
+from pipeline import ledger
 from pipeline.promotion import actions as promotion
 from pipeline.settings.params import load_params
 from tests.conftest import FILMS, forget_hashes, run_stages, write_params
@@ -449,7 +449,7 @@ def test_a_model_with_shuffled_training_labels_is_refused_and_the_champion_stays
     assert promotion.gate(bad)["verdict"] != "PASS"
     with pytest.raises(BadInput, match="cannot be promoted"):
         promotion.promote(bad, approved_by={"clinical": "Dr Adams"}, comment="", expected_champion=good)
-    assert registry.champion() == good
+    assert ledger.champion() == good
 
 
 def test_a_stage_of_its_own_ends_with_a_sentence_and_exit_code_2(workspace):

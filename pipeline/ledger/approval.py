@@ -1,0 +1,129 @@
+"""Who may decide: what each decision demands of the people who make it.
+
+The one place of these rules, for the command line and for the questions that Airflow asks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from openmed.errors import BadInput, IntegrityError
+from openmed.gates.gate import PASS
+from pipeline.ledger.record import ADOPTED, HELD, REJECTED, RELEASED, REPAIRED, RESTORED
+from pipeline.settings.plain_text import one_line, plain
+
+_DEMANDS = {
+    REJECTED: ("reviewer", "a rejection needs a reason: say what is wrong with the version"),
+    ADOPTED: ("person who adopts", "adopting a change plan needs a reason: say why it may change"),
+    HELD: ("person who holds", "a hold needs a reason: say what is wrong with the version"),
+    RELEASED: ("person who releases", "a release needs a reason: say why the version may answer again"),
+    RESTORED: ("person who rolls back", "a rollback needs a reason: say why the champion is taken back"),
+    REPAIRED: ("person who repairs", "a repair needs a reason: say how the alias came to be moved"),
+}
+"""Decision -> how an error calls who makes it, and what it says where no reason is given."""
+
+
+GATE, MONITORING = "gate", "monitoring"
+"""What decides without a person. Its sentences name every finding, so they may be long."""
+
+
+def signed(event: str, *, by: str | None, reason: str) -> dict[str, str]:
+    """Returns who decides and why, as they are recorded.
+
+    Raises:
+        BadInput: Nobody or no reason is named, or it cannot be written on one line.
+    """
+    person, without_reason = _DEMANDS[event]
+    if not reason.strip():
+        raise BadInput(without_reason)
+    if by in (GATE, MONITORING):
+        return {"by": by, "reason": plain(" ".join(reason.split()))}
+    return {"by": _named(by, person), "reason": one_line(reason, "the reason")}
+
+
+def _named(name: str | None, role: str) -> str:
+    if name is None or not name.strip():
+        raise BadInput(f"the {role} must be named: a decision without a person cannot be recorded")
+    return one_line(name, f"the name of the {role}")
+
+
+@dataclass(frozen=True)
+class Approval:
+    """Who says yes to a promotion: role -> name, in the order of the roles; and why, perhaps empty."""
+
+    people: dict[str, str]
+    comment: str
+
+    @classmethod
+    def of(cls, people: Mapping[str, str | None], comment: str | None) -> "Approval":
+        """Takes them as they were written; BadInput where a name is missing or a text is not one line."""
+        named = {role: _named(name, f"{role} reviewer") for role, name in sorted(people.items())}
+        return cls(named, one_line(comment or "", "the comment"))
+
+    @property
+    def by(self) -> str:
+        """The people with their roles, as one text."""
+        return ", ".join(f"{name} ({role})" for role, name in self.people.items())
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What the gates say of a version, as far as a promotion stands on it.
+
+    Attributes:
+        version: The version.
+        verdict: PASS, or another word, which promotes nothing.
+        champion: The version it was compared with, None for none.
+        model_sha256: Hash of the list of all files of its stored model.
+        reviewers: Role of its change plan -> what it answers for.
+        started_by: Who started its retraining, None for no person.
+    """
+
+    version: str
+    verdict: str
+    champion: str | None
+    model_sha256: str
+    reviewers: Mapping[str, str]
+    started_by: str | None
+
+    @classmethod
+    def of(cls, judged: Mapping[str, Any]) -> "Basis":
+        """Takes it from what `pipeline.promotion.actions.gate` returns."""
+        return cls(**{field.name: judged[field.name] for field in fields(cls)})
+
+    def check_people(self, people: Mapping[str, str]) -> None:
+        """Refuses who may not approve, role -> name: who started the retraining, and one person twice."""
+        if self.started_by in people.values():
+            raise BadInput(
+                f"{self.started_by} started the retraining of version {self.version} and cannot approve it"
+            )
+        if len(set(people.values())) < len(people):
+            roles = ", ".join(sorted(self.reviewers))
+            raise BadInput(f"version {self.version} needs another person in each role: {roles}")
+
+    def check(self, approval: Approval, expected_champion: str | None, expected_model: str | None) -> None:
+        """Refuses a promotion that this does not carry; see `pipeline.ledger.promote`."""
+        version, roles, people = self.version, self.reviewers.keys(), approval.people
+        if self.verdict != PASS:
+            raise BadInput(
+                f"version {version} cannot be promoted: its gate says {self.verdict}; see its table"
+            )
+        if unknown := sorted(people.keys() - roles):
+            raise BadInput(
+                f"the change plan knows no role {' and '.join(unknown)}: "
+                f"choose from {', '.join(sorted(roles))}"
+            )
+        if missing := sorted(roles - people.keys()):
+            raise BadInput(
+                f"version {version} needs the yes of every role: {' and '.join(missing)} is missing"
+            )
+        self.check_people(people)
+        if self.champion != expected_champion:
+            raise BadInput(
+                f"version {version} was reviewed against champion {expected_champion}, but the champion is "
+                f"{self.champion} by now: run the gate and the review again"
+            )
+        if expected_model not in (None, self.model_sha256):
+            raise IntegrityError(
+                f"the model of version {version} is not the one that was reviewed: review it again"
+            )

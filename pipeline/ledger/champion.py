@@ -1,0 +1,107 @@
+"""What the record says stands: the champion, moves that were cut off, holds; and how a move is carried out.
+
+Hides the aliases and tags that show it in MLflow. Aliases that were moved by anything else are noticed,
+because they differ from the record.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from openmed.errors import IntegrityError
+from pipeline.ledger import record
+from pipeline.ledger.record import MOVES, Entry
+from pipeline.tracking.store import CHAMPION, MODEL_NAME, PREVIOUS
+from pipeline.tracking.versions import aliases
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def last(entries: Sequence[Entry], *events: str, version: str | None = None) -> Entry | None:
+    """Returns the latest entry of these events, of one version or of any."""
+    return next(
+        (each for each in reversed(entries) if each.event in events and version in (None, each.version)), None
+    )
+
+
+def settled(entries: Sequence[Entry]) -> str | None:
+    """Returns the champion of the last move that was carried out."""
+    moved = last(entries, record.MOVED)
+    return moved and moved.version
+
+
+def pending(entries: Sequence[Entry]) -> Entry | None:
+    """Returns the last move, if nothing says that it was carried out."""
+    latest = last(entries, record.MOVED, *MOVES)
+    return latest if latest and latest.event in MOVES else None
+
+
+def standing_hold(entries: Sequence[Entry], version: str) -> Entry | None:
+    """Returns the entry that has a version on hold, None where none has."""
+    latest = last(entries, record.HELD, record.RELEASED, version=version)
+    return latest if latest and latest.event == record.HELD else None
+
+
+def wanted(entries: Sequence[Entry]) -> dict[str, str | None]:
+    """Returns where the record says that the aliases are: alias -> version, None for nowhere."""
+    move = last(entries, *MOVES)
+    return {CHAMPION: move and move.version, PREVIOUS: move and move.content["previous"]}
+
+
+def alias_problem(entries: Sequence[Entry]) -> str | None:
+    """Says in one sentence how the aliases differ from the record; None when they do not."""
+    if cut_off := pending(entries):
+        return f"the decision of entry {cut_off.number} was cut off: repeat it, or make the next one"
+    for alias, version in wanted(entries).items():
+        if (now := aliases().get(alias)) != version:
+            return str(moved_outside(now, version, alias))
+    return None
+
+
+def moved_outside(now: str | None, recorded: str | None, alias: str = CHAMPION) -> IntegrityError:
+    """Returns the error for an alias that is not where the record says."""
+    return IntegrityError(
+        f"the alias {alias} points to {spoken(now)}, but the record of decisions says {spoken(recorded)}: "
+        "it was moved by something else; put it back with `openmed registry repair`"
+    )
+
+
+def spoken(version: str | None) -> str:
+    """Returns how a sentence names a version that may be none."""
+    return "none" if version is None else f"version {version}"
+
+
+def carry_out(client: "MlflowClient", entries: Sequence[Entry], move: Entry) -> Entry:
+    """Sets aliases and tags as a move says and writes down that it was done."""
+    previous = move.content["previous"]
+    if previous is not None:
+        client.set_registered_model_alias(MODEL_NAME, PREVIOUS, previous)
+    elif PREVIOUS in aliases():
+        client.delete_registered_model_alias(MODEL_NAME, PREVIOUS)
+    client.set_registered_model_alias(MODEL_NAME, CHAMPION, move.version)
+    set_tags(client, move)
+    return record.append(client, entries, record.MOVED, move.version, {"by_entry": move.number})
+
+
+def set_tags(client: "MlflowClient", entry: Entry) -> None:
+    """Shows a decision in MLflow."""
+    for version, tags in tags_of(entry).items():
+        for key, value in tags.items():
+            client.set_model_version_tag(MODEL_NAME, version, key, value)
+
+
+def tags_of(entry: Entry) -> dict[str, dict[str, str]]:
+    """Returns the tags that show a promotion, a rollback or a rejection: version -> tag -> value."""
+    by, at = entry.by, entry.at
+    if entry.event == record.PROMOTED:
+        comment = entry.content["comment"]
+        tags = {"decision": "promoted", "approved_by": by, "approved_at": at, "comment": comment}
+        return {entry.version: tags}
+    if entry.event == record.REJECTED:
+        tags = {"decision": "rejected", "rejected_by": by, "rejected_at": at, "reason": entry.reason}
+        return {entry.version: tags}
+    why = {"by": by, "at": at, "reason": entry.reason}
+    shown = {entry.version: {"decision": "restored", **why}}
+    if (replaced := entry.content["replaced"]) is not None:
+        shown[replaced] = {"decision": "rolled back", "replaced_by": entry.version, **why}
+    return shown
