@@ -7,7 +7,8 @@ from nbclient import NotebookClient
 NOTEBOOK = Path(__file__).parents[1] / "notebooks/film_to_explanation.ipynb"
 
 
-@pytest.mark.slow
+# Its code runs with every test run, where the library alone is installed: tests/test_installation.py.
+@pytest.mark.long
 def test_the_notebook_goes_from_a_film_to_an_explained_prediction(tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
