@@ -111,7 +111,7 @@ with DAG(
         options_mapping={KEEP: "keep", RELEASE: "release", RETRAIN: "retrain"},
         defaults=KEEP,
         response_timeout=ANSWER_WITHIN,
-        assigned_users=named_people("OPENMED_REVIEWERS_HOLD"),
+        assigned_users=named_people("hold"),
         doc_md="A person decides under *Required Actions*; silence keeps the hold.",
     )
     told = tell()

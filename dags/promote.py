@@ -222,7 +222,7 @@ def review_tasks() -> list[ReviewOperator]:
                 options_mapping={APPROVE: following[number], REJECT: "reject"},
                 defaults=REJECT,
                 response_timeout=ANSWER_WITHIN,
-                assigned_users=named_people(f"OPENMED_REVIEWERS_{role.upper()}"),
+                assigned_users=named_people(role),
                 doc_md=f"The {role} reviewer says Approve or Reject under *Required Actions*; silence: no.",
             )
             for number, role in enumerate(ROLES)

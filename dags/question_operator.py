@@ -1,6 +1,5 @@
 """A question to a person in the Airflow UI, whose answer is kept with the name under it."""
 
-import os
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +8,7 @@ from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowException
 
 from openmed.errors import BadInput
+from pipeline.settings.variables import variables
 
 
 class QuestionOperator(HITLBranchOperator):
@@ -43,9 +43,9 @@ class QuestionOperator(HITLBranchOperator):
         return self.do_branch(context, [self.options_mapping[option] for option in answer["chosen_options"]])
 
 
-def named_people(variable: str) -> list[dict[str, str]] | None:
-    """Returns who may answer: the users in an environment variable, comma-separated, or None for anyone."""
-    names = [name.strip() for name in os.environ.get(variable, "").split(",")]
+def named_people(role: str) -> list[dict[str, str]] | None:
+    """Returns who may answer in a role: the users in OPENMED_REVIEWERS_<ROLE>, or None for anyone."""
+    names = [name.strip() for name in variables().reviewers.get(role.upper(), "").split(",")]
     return [{"id": name, "name": name} for name in names if name] or None
 
 

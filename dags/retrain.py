@@ -5,7 +5,6 @@ is what DVC must not own: time, the workspace and the registry.
 """
 
 import ast
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from stage_operator import (
     own_workspace,
 )
 
+from pipeline.settings.variables import variables
 from pipeline.tools.dvc_graph import load_graph
 
 # DAG bundles may be parsed from a copy elsewhere, so the graph comes from beside this file.
@@ -38,7 +38,7 @@ SOURCE = Path(__file__).resolve().parents[1]
 STAGES = load_graph(SOURCE / "dvc.yaml")
 DATASET = Asset("openmed_dataset")  # pipeline.tools.airflow_client.DATASET names it too
 CANDIDATE = Asset("openmed_candidate")
-KEEP_WORKSPACES_DAYS = float(os.environ.get("OPENMED_KEEP_WORKSPACES_DAYS", "14"))
+KEEP_WORKSPACES_DAYS = variables().keep_workspaces_days
 STAGE_TIMEOUT = timedelta(hours=4)
 STAGE_TIMEOUTS = {"train": timedelta(hours=12)}
 GPU_STAGES = {"train"}
@@ -79,7 +79,7 @@ PARAMS = {
 
 def schedule() -> Any:
     """Returns when to retrain: on new data, and by cron unless OPENMED_SCHEDULE is `off`."""
-    cron = os.environ.get("OPENMED_SCHEDULE", "0 2 * * 0")
+    cron = variables().schedule
     if cron == "off":
         return [DATASET]
     # By default a DAG without a start date makes up for the last slot when less than a tenth of

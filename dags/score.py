@@ -1,7 +1,6 @@
 """Scoring: new films answered by the champion, and the champion judged on them."""
 
 import logging
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 from airflow.sdk import DAG, Asset, CronTriggerTimetable, Metadata, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
 from stage_operator import HOME, TIMEZONE, enter_project, one_sentence
+
+from pipeline.settings.variables import variables
 
 HOLD = Asset("openmed_hold")
 
@@ -26,12 +27,12 @@ Runs by hand, or by the cron expression in OPENMED_SCORE_SCHEDULE.
 
 def incoming() -> str:
     """Returns the folder whose films are scored: OPENMED_INCOMING, or `incoming` of the state folder."""
-    return os.environ.get("OPENMED_INCOMING") or str(HOME / "incoming")
+    return variables().incoming or str(HOME / "incoming")
 
 
 def schedule() -> CronTriggerTimetable | None:
     """Returns when to score: by the cron expression in OPENMED_SCORE_SCHEDULE, if there is one."""
-    cron = os.environ.get("OPENMED_SCORE_SCHEDULE")
+    cron = variables().score_schedule
     return CronTriggerTimetable(cron, timezone=TIMEZONE) if cron else None
 
 

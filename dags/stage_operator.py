@@ -1,7 +1,7 @@
 """The one custom operator: runs a stage of dvc.yaml and leaves no process behind.
 
-Only the standard library, yaml and airflow.sdk are imported here: Airflow parses DAG files all the
-time, and once more in every task.
+Only the standard library, yaml, airflow.sdk and what this loads (pydantic) are imported here: Airflow parses
+DAG files all the time, and once more in every task.
 """
 
 import os
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from openmed.errors import BadInput, IntegrityError, OpenMedError, ResourceError
 from openmed.files import read_json
+from pipeline.settings.variables import variables
 from pipeline.settings.yaml_file import read_mapping
 from pipeline.tools.dvc_graph import load_graph
+from pipeline.tools.processes import signal_group
 
-PROJECT = Path(os.environ.get("OPENMED_PROJECT") or Path(__file__).resolve().parents[1]).resolve()
-HOME = Path(os.environ.get("OPENMED_HOME") or PROJECT / ".openmed").resolve()
-# The time zone of the schedules, such as Europe/Vienna.
-TIMEZONE = os.environ.get("OPENMED_TIMEZONE") or "UTC"
+_VARIABLES = variables()
+PROJECT = (_VARIABLES.project or Path(__file__).resolve().parents[1]).resolve()
+HOME = (_VARIABLES.home or PROJECT / ".openmed").resolve()
+TIMEZONE = _VARIABLES.timezone
 
 # DVC ends with 255 whatever the stage ended with; only its text has the stage's own exit code.
 _STAGE_EXIT = re.compile(r"exited with (-?\d+)")
@@ -190,20 +192,12 @@ class DvcStageOperator(BaseOperator):
         if process is None:
             return
         deadline = time.monotonic() + grace_s
-        _signal_group(process.pid, signal.SIGTERM)
-        while _signal_group(process.pid, 0) and time.monotonic() < deadline:
+        signal_group(process.pid, signal.SIGTERM)
+        while signal_group(process.pid, 0) and time.monotonic() < deadline:
             process.poll()
             time.sleep(0.05)
-        _signal_group(process.pid, signal.SIGKILL)
+        signal_group(process.pid, signal.SIGKILL)
         process.poll()
-
-
-def _signal_group(group: int, number: int) -> bool:
-    """Sends a signal to a process group; False when no process of it is left."""
-    with suppress(ProcessLookupError):
-        os.killpg(group, number)
-        return True
-    return False
 
 
 def _evidence(workspace: Path, stage: str) -> dict[str, Any]:

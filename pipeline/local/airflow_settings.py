@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from openmed.errors import BadInput, ResourceError
 from openmed.files import read_json, write_bytes, write_json
 from pipeline.settings.project import sqlite_address, without_proxy
+from pipeline.settings.variables import variables
 
 LOOPBACK = "127.0.0.1"
 ADMIN, REVIEWER, ENGINEER = "admin", "reviewer", "engineer"
@@ -82,7 +83,7 @@ class AirflowSettings:
         Raises:
             BadInput: OPENMED_TIMEZONE is no time zone.
         """
-        _check_time_zone(os.environ.get("OPENMED_TIMEZONE") or "UTC")
+        _check_time_zone(variables().timezone)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         known = read_json(self.password_file) if self.password_file.exists() else {}

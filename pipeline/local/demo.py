@@ -1,9 +1,7 @@
 """The demo: both DAGs once, under a real local Airflow, with the review answered over its REST API."""
 
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +12,7 @@ from openmed.errors import BadInput, OpenMedError, ResourceError
 from pipeline import registry
 from pipeline.local.services import ENGINEER, REVIEWER, Services
 from pipeline.tools.airflow_client import AirflowClient
-from pipeline.tools.git import has_commit
+from pipeline.tools.git import dvc, git, has_commit, run
 from pipeline.tools.processes import ending_signals
 from pipeline.versioning import workspace
 
@@ -23,6 +21,7 @@ _REF = "refs/openmed/demo"
 _RETRAIN_WITHIN_S = 4 * 3600
 _DECIDE_WITHIN_S = 1800
 _FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
+_AUTHOR = ("-c", "user.name=openmed demo", "-c", "user.email=demo@localhost", "-c", "commit.gpgsign=false")
 _COMMENT = "Approved by the demo on the user's behalf."
 
 
@@ -73,9 +72,9 @@ def run_demo(
 def _head(project: Path) -> str:
     if not has_commit(project):
         raise BadInput(f"{project} has no commit yet: commit the project first")
-    if _git(project, "status", "--porcelain"):
+    if git(project, "status", "--porcelain"):
         print("Note: the demo runs the last commit; your uncommitted changes take no part.")
-    return _git(project, "rev-parse", "HEAD")
+    return git(project, "rev-parse", "HEAD")
 
 
 def _commit_films(
@@ -88,26 +87,20 @@ def _commit_films(
     try:
         # The workspace is this run's own; what it got from the cache makes room.
         shutil.rmtree(folder / "data")
-        # The site's secret is the project's, not that of the folder of this run.
-        environment = {**os.environ, "OPENMED_HOME": str(home)}
         command = (sys.executable, "-m", "pipeline.commands.app", "data", "import", str(films), *options)
-        _run(folder, *command, environment=environment)
-        _run(folder, sys.executable, "-m", "dvc", "add", "data")
-        author = (
-            "-c",
-            "user.name=openmed demo",
-            "-c",
-            "user.email=demo@localhost",
-            "-c",
-            "commit.gpgsign=false",
-        )
-        if _git(folder, "status", "--porcelain"):
-            _git(folder, *author, "commit", "--quiet", "--all", "--message", f"Use {films.name} as data")
-        revision = _git(folder, "rev-parse", "HEAD")
+        # The site's secret is the project's, not that of the folder of this run.
+        done = run(folder, *command, OPENMED_HOME=str(home))
+        if done.returncode:
+            lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+            raise DemoFailed(lines[-1].removeprefix("openmed: ") if lines else f"{films.name} was not taken")
+        dvc(folder, "add", "data")
+        if git(folder, "status", "--porcelain"):
+            git(folder, *_AUTHOR, "commit", "--quiet", "--all", "--message", f"Use {films.name} as data")
+        revision = git(folder, "rev-parse", "HEAD")
     finally:
         workspace.remove(project, folder)
     # Without a reference git would collect the commit some day.
-    _git(project, "update-ref", _REF, revision)
+    git(project, "update-ref", _REF, revision)
     return revision
 
 
@@ -210,15 +203,3 @@ def _conclude(judged: dict[str, Any], outcome: str) -> None:
     print(f"Report:     {registry.artifact(judged['version'], 'report.html')}")
     print("Web pages:  make up   (Airflow and MLflow with these runs)")
     print(f"Try it:     .venv/bin/openmed evaluate models:/{name}{live} FOLDER_OR_ZIP --json")
-
-
-def _run(folder: Path, *command: str, environment: dict[str, str] | None = None) -> str:
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise DemoFailed(lines[-1].removeprefix("openmed: ") if lines else f"{command[0]} failed")
-    return done.stdout.strip()
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    return _run(folder, "git", *arguments)

@@ -11,17 +11,19 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
+
+import httpx
 
 from openmed.errors import ResourceError
 from openmed.files import read_json
 from pipeline.local.airflow_settings import ADMIN, ENGINEER, LOOPBACK, REVIEWER, AirflowSettings
 from pipeline.settings.project import state_folder
-from pipeline.tools.airflow_client import AirflowClient, open_local
-from pipeline.tools.processes import descendants, ending_signals, record, take_lock
+from pipeline.tools.airflow_client import AirflowClient
+from pipeline.tools.processes import descendants, ending_signals, record, signal_group, take_lock
+from pipeline.tools.torchrun import free_port
 
 _STOP_WITHIN_S = 15.0
 _KILLED_WITHIN_S = 5.0
@@ -57,11 +59,11 @@ class Services:
         self.logs = self.home / "logs"
         self.username = ADMIN
         self._settings = AirflowSettings(
-            self.project, self.home, airflow_port or _free_port(), schedule, parallelism
+            self.project, self.home, airflow_port or free_port(), schedule, parallelism
         )
         if os.environ.get("MLFLOW_TRACKING_URI", "").startswith(_REMOTE):
             mlflow_port = None
-        self._mlflow_port = _free_port() if mlflow_port == 0 else mlflow_port
+        self._mlflow_port = free_port() if mlflow_port == 0 else mlflow_port
         self._gpu_slots = gpu_slots
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock: io.TextIOWrapper | None = None
@@ -160,7 +162,7 @@ class Services:
         pids = [process.pid for process in self._processes.values()]
         family = descendants(pids)
         for process in self._processes.values():
-            _signal_group(process.pid, signal.SIGTERM)
+            signal_group(process.pid, signal.SIGTERM)
         deadline = time.monotonic() + within_s
         for name, process in self._processes.items():
             # The triggerer waits 10 s for triggers, and this project has none.
@@ -173,7 +175,7 @@ class Services:
             with suppress(Exception):
                 process.kill()
         for process in self._processes.values():
-            _signal_group(process.pid, signal.SIGKILL)
+            signal_group(process.pid, signal.SIGKILL)
             process.wait()
         psutil.wait_procs(left, _KILLED_WITHIN_S)
         self._processes.clear()
@@ -216,8 +218,8 @@ class Services:
         missing = []
         if self.mlflow_url:
             try:
-                open_local(urllib.request.Request(f"{self.mlflow_url}/health"), 5.0).close()
-            except OSError:
+                httpx.get(f"{self.mlflow_url}/health", timeout=5.0, trust_env=False).raise_for_status()
+            except httpx.HTTPError:
                 missing.append("mlflow")
         try:
             health = AirflowClient(self.airflow_url, ADMIN, "", timeout_s=5.0).health()
@@ -279,12 +281,6 @@ def _wait_unless(stopped: threading.Event, services: Services) -> float | None:
     return None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return probe.getsockname()[1]
-
-
 def _check_port(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -292,8 +288,3 @@ def _check_port(port: int) -> None:
             probe.bind((LOOPBACK, port))
         except OSError:
             raise ResourceError(f"port {port} is taken; choose another or 0 for a free one") from None
-
-
-def _signal_group(group: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, number)

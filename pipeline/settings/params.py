@@ -14,8 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from openmed.errors import BadInput
-from pipeline.settings.yaml_file import read_yaml
+from pipeline.settings.yaml_file import first_problem, read_settings
 
 
 def _refuse_truth_value(value: Any) -> Any:
@@ -269,15 +268,4 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     Raises:
         BadInput: The file is missing, is not YAML, or holds an unknown key or impossible value.
     """
-    content = read_yaml(path, missing="run this in the project's folder")
-    try:
-        return Params.model_validate(content)
-    except ValidationError as error:
-        raise BadInput(f"{path}: {first_problem(error)}") from None
-
-
-def first_problem(error: ValidationError) -> str:
-    """Says in a line what is wrong with the first wrong entry, and where."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the file"
-    return f"{place}: {first['msg']}"
+    return read_settings(Params, path, missing="run this in the project's folder")

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from openmed.errors import BadInput
-from pipeline.settings.params import Share, first_problem
-from pipeline.settings.yaml_file import read_yaml
+from pipeline.settings.params import Share
+from pipeline.settings.yaml_file import first_problem, read_settings
 
 PLAN_FILE = "change_plan.yaml"
 Text = Annotated[str, Field(min_length=1)]
@@ -151,11 +150,7 @@ def load_plan(path: Path) -> ChangePlan:
     Raises:
         BadInput: The file is missing, is not YAML, or holds an unknown key or impossible value.
     """
-    content = read_yaml(path, missing="a change plan says what may change and who decides")
-    try:
-        return ChangePlan.model_validate(content)
-    except ValidationError as error:
-        raise BadInput(f"{path}: {first_problem(error)}") from None
+    return read_settings(ChangePlan, path, missing="a change plan says what may change and who decides")
 
 
 def lax_limits(plan: ChangePlan, floors: Mapping[str, float], margins: Mapping[str, float]) -> Iterator[str]:

@@ -1,14 +1,13 @@
-"""Where the project and its state are, and the settings its tools need. Standard library only."""
+"""Where the project and its state are, and the settings its tools need.
 
-import fcntl
+Importing it loads the standard library alone, so that the command answers at once.
+"""
+
 import hashlib
-import math
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 from urllib.parse import quote
 
 from openmed.errors import BadInput, ResourceError
@@ -40,9 +39,10 @@ def project_root() -> Path:
     Raises:
         BadInput: Neither the named folder nor any above the current one is a project.
     """
-    named = os.environ.get("OPENMED_PROJECT")
-    if named:
-        root = Path(named).expanduser().resolve()
+    from pipeline.settings.variables import variables
+
+    if named := variables().project:
+        root = named.expanduser().resolve()
         if not (root / _GRAPH_FILE).is_file():
             raise BadInput(
                 f"OPENMED_PROJECT is {named}, which holds no {_GRAPH_FILE}: name the project's folder"
@@ -63,8 +63,10 @@ def home() -> Path:
     Raises:
         BadInput: OPENMED_HOME is not set and there is no project.
     """
-    named = os.environ.get("OPENMED_HOME")
-    return (Path(named).expanduser() if named else project_root() / ".openmed").resolve()
+    from pipeline.settings.variables import variables
+
+    named = variables().home
+    return (named.expanduser() if named else project_root() / ".openmed").resolve()
 
 
 def state_folder(folder: Path | None = None) -> Path:
@@ -133,28 +135,22 @@ def without_proxy(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def locked(what: str, *, wait_s: float = math.inf) -> Iterator[None]:
+def locked(what: str, *, wait_s: float = -1) -> Iterator[None]:
     """Lets one process or thread of this state folder do `what` at a time; a killed holder lets go.
 
     Raises:
-        ResourceError: Another one holds it for longer than `wait_s` seconds.
+        ResourceError: Another one holds it for longer than `wait_s` seconds; negative waits for ever.
     """
-    with (state_folder() / f"{what}.lock").open("w") as stream:
-        if math.isinf(wait_s):
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        else:
-            _wait_for(stream, what, wait_s)
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(state_folder() / f"{what}.lock", wait_s)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ResourceError(
+            f"another command works on the {what}, for {wait_s:g} s by now: try again when it has ended"
+        ) from None
+    try:
         yield
-
-
-def _wait_for(stream: TextIO, what: str, wait_s: float) -> None:
-    deadline = time.monotonic() + wait_s
-    while True:
-        with suppress(BlockingIOError):
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        if time.monotonic() > deadline:
-            raise ResourceError(
-                f"another command works on the {what}, for {wait_s:g} s by now: try again when it has ended"
-            )
-        time.sleep(0.05)
+    finally:
+        lock.release()

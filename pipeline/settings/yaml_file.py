@@ -7,19 +7,23 @@ away.
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from openmed.errors import BadInput
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+Settings = TypeVar("Settings", bound="BaseModel")
 _LONGEST_BYTES = 16 << 20
 # Aliases can make a short file mean an endless one; no file of this project comes near.
 _DEEPEST, _MOST_VALUES = 50, 1_000_000
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """The safe loader, which refuses a key that stands twice in a mapping."""
+class _Loader(yaml.CSafeLoader):
+    """The safe loader in C, which refuses a key that stands twice in a mapping."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
         if isinstance(node, yaml.MappingNode):
@@ -83,6 +87,23 @@ def read_mapping(path: Path | str, *, missing: str = "") -> dict[str, Any]:
     if not isinstance(content, dict | None):
         raise BadInput(f"{path} must hold a mapping at the top level, not {type(content).__name__}")
     return content or {}
+
+
+def read_settings(kind: type[Settings], path: Path | str, *, missing: str) -> Settings:
+    """Reads a YAML file into settings, as `read_yaml`; BadInput for an unknown key or impossible value."""
+    from pydantic import ValidationError
+
+    content = read_yaml(path, missing=missing)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise BadInput(f"{path}: {first_problem(error)}") from None
+
+
+def first_problem(error: "ValidationError") -> str:
+    """Says in a line what is wrong with the first wrong entry, and where."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
 
 
 def _composed(text: str) -> Any:

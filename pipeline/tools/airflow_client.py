@@ -1,23 +1,31 @@
-"""Airflow's REST API, as far as this project needs it, with the standard library alone."""
+"""Airflow's REST API, as far as this project needs it."""
 
 import configparser
-import json
-import os
+import ssl
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+import httpx
+from tenacity import retry, retry_if_exception_message, stop_after_attempt, wait_fixed
 
 from openmed.errors import BadInput, ResourceError
 from openmed.files import read_json
+from pipeline.settings.variables import variables
 
 DATASET = "openmed_dataset"
 """The asset whose event starts a retraining."""
 _ANSWER_AFTER_S = 4.0
-_EMIT_TRIES = 4
 _FINAL = ("success", "failed")
+# SQLite can be locked for a moment while tasks end; a second event starts no second run.
+_TRIED_AGAIN = retry(
+    retry=retry_if_exception_message(match="Airflow answered 500"),
+    stop=stop_after_attempt(4),
+    wait=wait_fixed(1),
+    reraise=True,
+)
 
 
 class AirflowClient:
@@ -37,13 +45,16 @@ class AirflowClient:
         self.url = url.rstrip("/")
         self.username = username
         self._credentials = {"username": username, "password": password}
-        self._timeout_s = timeout_s
-        self._token: str | None = None
+        # A proxy of the environment must not see calls to this machine.
+        self._http = httpx.Client(
+            timeout=timeout_s, trust_env=False, follow_redirects=True, verify=ssl.create_default_context()
+        )
 
     def request(self, method: str, path: str, body: Any = None) -> Any:
         """Sends one call to `/api/v2/<path>` and returns the decoded answer."""
-        if self._token is None:
-            self._token = self._send("POST", "/auth/token", self._credentials)["access_token"]
+        if "Authorization" not in self._http.headers:
+            token = self._send("POST", "/auth/token", self._credentials)["access_token"]
+            self._http.headers["Authorization"] = f"Bearer {token}"
         return self._send(method, f"/api/v2/{path}", body)
 
     def health(self) -> dict[str, Any]:
@@ -65,14 +76,7 @@ class AirflowClient:
 
     def wait_for_run(self, dag_id: str, run_id: str, timeout_s: float) -> str:
         """Returns the final state of a run; ResourceError when it takes longer."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if (state := self.run_state(dag_id, run_id)) in _FINAL:
-                return state
-            time.sleep(0.5)
-        raise ResourceError(
-            f"run {run_id} of {dag_id} is not done after {timeout_s:g} s; see its page in Airflow"
-        )
+        return self._until_final(dag_id, run_id, timeout_s, lambda: None)
 
     def task_states(self, dag_id: str, run_id: str) -> dict[str, str | None]:
         """Returns the state of each task by id."""
@@ -109,15 +113,7 @@ class AirflowClient:
         ids = [each["id"] for each in found if each["name"] == asset]
         if not ids:
             raise BadInput(f"Airflow knows no asset '{asset}'; wait until its DAGs are read")
-        for attempt in range(_EMIT_TRIES):
-            try:
-                self.request("POST", "assets/events", {"asset_id": ids[0], "extra": extra or {}})
-                return
-            except ResourceError as error:
-                # SQLite can be locked for a moment while tasks end; a second event starts no second run.
-                if "answered 500" not in str(error) or attempt == _EMIT_TRIES - 1:
-                    raise
-                time.sleep(1)
+        _TRIED_AGAIN(self.request)("POST", "assets/events", {"asset_id": ids[0], "extra": extra or {}})
 
     def pending_reviews(self) -> list[dict[str, Any]]:
         """Returns the questions that wait for a person: subject, body, options, task_instance."""
@@ -156,33 +152,36 @@ class AirflowClient:
         Raises:
             ResourceError: The run is not done in time.
         """
+
+        def answer_open() -> None:
+            for review in self.pending_reviews():
+                instance = review["task_instance"]
+                mine = task in (None, instance["task_id"])
+                if mine and (instance["dag_id"], instance["dag_run_id"]) == (dag_id, run_id):
+                    self.answer(review, option, comment)
+
+        return self._until_final(dag_id, run_id, timeout_s, answer_open)
+
+    def _until_final(self, dag_id: str, run_id: str, timeout_s: float, meanwhile: Callable[[], None]) -> str:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if (state := self.run_state(dag_id, run_id)) in _FINAL:
                 return state
-            for review in self.pending_reviews():
-                asked = review["task_instance"]
-                mine = task in (None, asked["task_id"])
-                if mine and (asked["dag_id"], asked["dag_run_id"]) == (dag_id, run_id):
-                    self.answer(review, option, comment)
+            meanwhile()
             time.sleep(0.5)
-        raise ResourceError(f"run {run_id} of {dag_id} is not decided after {timeout_s:g} s; see its page")
+        raise ResourceError(
+            f"run {run_id} of {dag_id} is not done after {timeout_s:g} s; see its page in Airflow"
+        )
 
     def _send(self, method: str, path: str, body: Any) -> Any:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
         try:
-            with open_local(request, self._timeout_s) as answer:
-                text = answer.read()
-        except urllib.error.HTTPError as error:
-            detail = " ".join(error.read().decode(errors="replace").split())[:300]
-            raise ResourceError(f"Airflow answered {error.code} to {method} {path}: {detail}") from None
-        except (urllib.error.URLError, OSError) as error:
+            answer = self._http.request(method, self.url + path, json=body)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ResourceError(f"Airflow does not answer at {self.url} ({error}); is it started?") from None
-        return json.loads(text) if text else None
+        if not answer.is_success:
+            detail = " ".join(answer.text.split())[:300]
+            raise ResourceError(f"Airflow answered {answer.status_code} to {method} {path}: {detail}")
+        return answer.json() if answer.content else None
 
 
 def running_airflow(home: Path) -> AirflowClient | None:
@@ -194,9 +193,11 @@ def running_airflow(home: Path) -> AirflowClient | None:
     Raises:
         ResourceError: The named server does not answer.
     """
-    if url := os.environ.get("OPENMED_AIRFLOW_URL"):
-        user, password = (os.environ.get(f"OPENMED_AIRFLOW_{name}", "") for name in ("USER", "PASSWORD"))
-        client = AirflowClient(url, user or "admin", password)
+    named = variables()
+    if named.airflow_url:
+        client = AirflowClient(
+            named.airflow_url, named.airflow_user, named.airflow_password.get_secret_value()
+        )
         client.health()
         return client
     settings, passwords = home / "airflow" / "airflow.cfg", home / "airflow" / "passwords.json"
@@ -215,13 +216,8 @@ def running_airflow(home: Path) -> AirflowClient | None:
     return client
 
 
-def open_local(request: urllib.request.Request, timeout_s: float) -> Any:
-    """Opens a URL of this machine; a proxy of the environment must not see the call."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout_s)
-
-
 def _quoted(text: str) -> str:
-    return urllib.parse.quote(text, safe="")
+    return quote(text, safe="")
 
 
 def _log_line(entry: Any) -> str:

@@ -1,17 +1,18 @@
 """Messages to people outside of Airflow and MLflow: one sentence, posted to a chat's incoming webhook."""
 
-import http.client
-import json
-import os
-import urllib.error
-import urllib.request
+import logging
+import ssl
 from urllib.parse import urlsplit
 
-from openmed.errors import BadInput, ResourceError
+import httpx
 
-_VARIABLE = "OPENMED_ALERT_URL"
+from openmed.errors import BadInput, ResourceError
+from pipeline.settings.variables import variables
+
 _TIMEOUT_S = 20
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# It would log the address, which is a secret.
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def send_alert(text: str) -> bool:
@@ -22,21 +23,22 @@ def send_alert(text: str) -> bool:
 
     Raises:
         BadInput: The address is no address, or neither https nor on this machine.
-        ResourceError: It does not answer, refuses the message or redirects.
+        ResourceError: It does not answer, refuses the message or redirects, which would carry the message
+            to where nobody sent it.
     """
-    url = os.environ.get(_VARIABLE)
-    if not url:
+    secret = variables().alert_url
+    if secret is None:
         return False
+    url = secret.get_secret_value()
     _check_address(url)
-    body, kind = json.dumps({"text": text}).encode(), {"Content-Type": "application/json"}
     try:
-        request = urllib.request.Request(url, data=body, headers=kind, method="POST")
-        with _OPENER.open(request, timeout=_TIMEOUT_S):
-            return True
-    # An odd address ends in a ValueError that repeats it.
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "code", None) or type(getattr(error, "reason", error)).__name__
-        raise ResourceError(f"{_VARIABLE} did not take the message ({reason}): check the webhook") from None
+        answer = httpx.post(url, json={"text": text}, timeout=_TIMEOUT_S, verify=ssl.create_default_context())
+        reason = "" if answer.is_success else str(answer.status_code)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = type(error).__name__
+    if reason:
+        raise ResourceError(f"OPENMED_ALERT_URL did not take the message ({reason}): check the webhook")
+    return True
 
 
 def _check_address(url: str) -> None:
@@ -48,14 +50,4 @@ def _check_address(url: str) -> None:
     except ValueError:
         safe = whole = False
     if not (safe and whole and url.isascii() and url.isprintable() and " " not in url):
-        raise BadInput(f"{_VARIABLE} must be an https address, without spaces")
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the message to where nobody sent it, or drop it: it counts as a refusal."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)
+        raise BadInput("OPENMED_ALERT_URL must be an https address, without spaces")

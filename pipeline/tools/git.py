@@ -6,8 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from openmed.errors import BadInput, ResourceError
+from openmed.errors import BadInput, OpenMedError, ResourceError
 
+_OFFLINE = {"DVC_NO_ANALYTICS": "1"}
+DVC = (sys.executable, "-m", "dvc")
 # What git sets for a hook and what leads to another repository; identity and settings stay.
 _OF_A_HOOK = frozenset(
     f"GIT_{name}"
@@ -21,10 +23,23 @@ _OF_A_HOOK = frozenset(
 
 def environment() -> dict[str, str]:
     """Returns the environment without what a git hook tells of another repository: GIT_DIR and its like."""
-    return {key: value for key, value in os.environ.items() if key not in _OF_A_HOOK}
+    return {key: value for key, value in os.environ.items() if key not in _OF_A_HOOK} | _OFFLINE
 
 
-def git(root: Path, *arguments: str, error: type[BadInput | ResourceError] = BadInput) -> str:
+def run(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a folder to its end, whatever that is, and keeps what it printed."""
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+
+
+def git(root: Path, *arguments: str, error: type[OpenMedError] = BadInput) -> str:
     """Runs git in a checkout and returns what it printed.
 
     Raises:
@@ -32,7 +47,7 @@ def git(root: Path, *arguments: str, error: type[BadInput | ResourceError] = Bad
         ResourceError: git is not installed.
     """
     try:
-        return _run(root, error, "git", *arguments)
+        return _checked(root, error, "git", *arguments)
     except FileNotFoundError:
         raise ResourceError("git was not found on this machine; install it") from None
 
@@ -43,7 +58,7 @@ def dvc(root: Path, *arguments: str) -> str:
     Raises:
         ResourceError: DVC refuses.
     """
-    return _run(root, ResourceError, sys.executable, "-m", "dvc", *arguments)
+    return _checked(root, ResourceError, *DVC, *arguments)
 
 
 def has_commit(root: Path) -> bool:
@@ -109,10 +124,8 @@ def push(root: Path, pointer: str, what: str, say: Callable[[str], None]) -> boo
     return True
 
 
-def _run(root: Path, error: type[BadInput | ResourceError], *command: str) -> str:
-    done = subprocess.run(
-        command, cwd=root, env=environment(), capture_output=True, text=True, errors="replace", check=False
-    )
+def _checked(root: Path, error: type[OpenMedError], *command: str) -> str:
+    done = run(root, *command)
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
         # DVC says more than its errors: progress, hints and where to ask for help.

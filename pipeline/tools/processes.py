@@ -73,8 +73,7 @@ def down(home: Path) -> int:
         _wait(home, _UP_ENDS_WITHIN_S)
     family |= descendants(pids) | _of_this_home(home)
     for pid in pids:
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGTERM)
+        signal_group(pid, signal.SIGTERM)
     _wait(home, _COMPONENTS_END_WITHIN_S)
     for process in family:
         _kill(process)
@@ -93,6 +92,14 @@ def descendants(pids: Iterable[int]) -> "set[Process]":
         with suppress(psutil.Error):
             found.update(psutil.Process(pid).children(recursive=True))
     return found
+
+
+def signal_group(group: int, number: int) -> bool:
+    """Sends a signal to a process group; False when no process of it is left."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
+        return True
+    return False
 
 
 def _is_free(home: Path) -> bool:

@@ -39,6 +39,7 @@ def guarded(action: Callable[[], None], *, debug: bool = False) -> int:
 
 
 def _say(sentence: str, code: int, debug: bool) -> int:
+    # Not by `variables`, which fails where what is to be told is that one of them is impossible.
     if debug or os.environ.get("OPENMED_DEBUG"):
         traceback.print_exc()
     print(f"openmed: {sentence}", file=sys.stderr, flush=True)

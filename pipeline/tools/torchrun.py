@@ -32,7 +32,7 @@ def run_processes(count: int, module: str, *arguments: str) -> None:
         nproc_per_node=count,
         run_id="training",
         rdzv_backend="static",
-        rdzv_endpoint=f"127.0.0.1:{_free_port()}",
+        rdzv_endpoint=f"127.0.0.1:{free_port()}",
         rdzv_configs={"rank": 0},
         local_addr="127.0.0.1",
         max_restarts=0,
@@ -54,7 +54,8 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a port of this machine alone that nothing listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

@@ -4,7 +4,6 @@ Hides MLflow's tags, aliases and error codes, and that its aliases let the last 
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from urllib.parse import urlencode
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_bytes, sha256_file
 from pipeline.settings import project
+from pipeline.settings.variables import variables
 from pipeline.tracking.store import (
     MODEL_NAME,
     connect,
@@ -137,7 +137,7 @@ def file_address(version: str, path: str) -> str | None:
 def _shown_at(version: str) -> "tuple[RunInfo, str | None]":
     with connect() as client:
         run = client.get_run(find(client, version).run_id).info
-    shown = os.environ.get("OPENMED_MLFLOW_URL")
+    shown = variables().mlflow_url
     if is_local(run.artifact_uri) and not shown:
         return run, None
     return run, (shown or without_password(project.tracking_uri())).rstrip("/")

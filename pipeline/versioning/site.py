@@ -1,14 +1,12 @@
 """The secret of a site, from which the pseudonyms of its patients are made."""
 
-import os
 import secrets
 from pathlib import Path
 
 from openmed.errors import BadInput
 from openmed.files import atomic_path
 from openmed.privacy.cleaning import Pseudonyms
-
-_VARIABLE = "OPENMED_SITE_SECRET"
+from pipeline.settings.variables import variables
 
 
 def pseudonyms(home: Path) -> Pseudonyms:
@@ -21,8 +19,8 @@ def pseudonyms(home: Path) -> Pseudonyms:
     Raises:
         BadInput: The secret is shorter than 16 bytes.
     """
-    if named := os.environ.get(_VARIABLE):
-        return Pseudonyms(named.encode())
+    if named := variables().site_secret:
+        return Pseudonyms(named.get_secret_value().encode())
     path = home / "site_secret"
     if not path.exists():
         with atomic_path(path) as temporary:
@@ -30,5 +28,5 @@ def pseudonyms(home: Path) -> Pseudonyms:
             temporary.write_text(secrets.token_hex(32))
     secret = path.read_text(encoding="ascii").strip()
     if not secret:
-        raise BadInput(f"{path} is empty: restore it, or name the secret in {_VARIABLE}")
+        raise BadInput(f"{path} is empty: restore it, or name the secret in OPENMED_SITE_SECRET")
     return Pseudonyms(secret.encode())

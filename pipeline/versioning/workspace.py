@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from openmed.errors import BadInput, OpenMedError, ResourceError
 from openmed.files import atomic_path, read_json, write_json, write_text
 from pipeline.settings.project import checkpoint_folder
 from pipeline.settings.yaml_file import read_yaml
-from pipeline.tools.git import environment, git, git_folder, has_commit, own_worktree_setting
+from pipeline.tools.git import DVC, git, git_folder, has_commit, own_worktree_setting, run
 from pipeline.versioning.external_sets import pointers
 
 DATA_FILE = "data.dvc"
@@ -185,10 +184,10 @@ def obtain(path: Path, *pointers: str) -> None:
     Raises:
         ResourceError: It is in neither.
     """
-    if _dvc(path, "checkout", *pointers).returncode == 0:
+    if run(path, *DVC, "checkout", *pointers).returncode == 0:
         return
-    pulled = _dvc(path, "pull", *pointers)
-    if pulled.returncode != 0:
+    pulled = run(path, *DVC, "pull", *pointers)
+    if pulled.returncode:
         raise ResourceError(
             f"what {' and '.join(pointers)} stand for is neither in the DVC cache nor on a remote "
             f"({_last_error(pulled)}); run 'dvc push' where it is, or check the remote"
@@ -278,12 +277,6 @@ def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         temporary.chmod(0o600)
         content.write(stream)
-
-
-def _dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dvc", *arguments]
-    own = {**environment(), "DVC_NO_ANALYTICS": "1"}
-    return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, check=False)
 
 
 def _last_error(done: subprocess.CompletedProcess[str]) -> str:

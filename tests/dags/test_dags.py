@@ -144,11 +144,11 @@ def test_silence_is_a_no_and_nobody_is_promoted_without_the_yes_of_every_role(da
 def test_reviewers_may_be_named_for_each_role(monkeypatch):
     from question_operator import named_people
 
-    assert named_people("OPENMED_REVIEWERS_CLINICAL") is None
+    assert named_people("clinical") is None
     monkeypatch.setenv("OPENMED_REVIEWERS_CLINICAL", "ada, ben")
-    found = named_people("OPENMED_REVIEWERS_CLINICAL")
+    found = named_people("clinical")
     assert found == [{"id": "ada", "name": "ada"}, {"id": "ben", "name": "ben"}]
-    assert named_people("OPENMED_REVIEWERS_TECHNICAL") is None
+    assert named_people("technical") is None
 
 
 def answered(option="Approve", name="ada", comment=None):

@@ -109,3 +109,9 @@ def test_an_address_that_is_none_is_refused_without_repeating_it(monkeypatch, ca
     assert "must be an https address" in shown
     assert "SECR" not in shown
     assert "h.example" not in shown
+
+
+def test_the_address_is_in_no_log(webhook, caplog):
+    caplog.set_level("INFO")
+    assert send_alert("anything")
+    assert "secret" not in caplog.text
