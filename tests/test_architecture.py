@@ -42,7 +42,6 @@ STILL_TOO_LONG = {
     "openmed/monitoring/label_free.py: expected_performance",
     "pipeline/commands/data.py: import_",
     "pipeline/monitoring/watching.py: watch",
-    "pipeline/promotion/actions.py: promote",
     "pipeline/registry/verification.py: _verdict",
     "pipeline/versioning/data_versions.py: add_version",
     "pipeline/versioning/external_import.py: add_set",

@@ -29,8 +29,8 @@ def list_(as_json: Json = False) -> None:
         held = {version: entry.reason for version, entry in on_hold().items()}
     except IntegrityError as error:
         held, broken = {}, error
-    versions = [version | {"hold": held.get(version["version"])} for version in versions]
-    _print_versions(versions, as_json, "unknown" if broken else None)
+    rows = [version.to_json() | {"hold": held.get(version.version)} for version in versions]
+    _print_versions(rows, as_json, "unknown" if broken else None)
     if broken:
         raise broken
 

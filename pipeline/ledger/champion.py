@@ -27,7 +27,7 @@ def last(entries: Sequence[Entry], *events: str, version: str | None = None) -> 
 def settled(entries: Sequence[Entry]) -> str | None:
     """Returns the champion of the last move that was carried out."""
     moved = last(entries, record.MOVED)
-    return moved and moved.version
+    return moved.version if moved else None
 
 
 def pending(entries: Sequence[Entry]) -> Entry | None:
@@ -45,7 +45,9 @@ def standing_hold(entries: Sequence[Entry], version: str) -> Entry | None:
 def wanted(entries: Sequence[Entry]) -> dict[str, str | None]:
     """Returns where the record says that the aliases are: alias -> version, None for nowhere."""
     move = last(entries, *MOVES)
-    return {CHAMPION: move and move.version, PREVIOUS: move and move.content["previous"]}
+    if move is None:
+        return {CHAMPION: None, PREVIOUS: None}
+    return {CHAMPION: move.version, PREVIOUS: move.content["previous"]}
 
 
 def alias_problem(entries: Sequence[Entry]) -> str | None:

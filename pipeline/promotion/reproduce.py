@@ -41,7 +41,7 @@ def reproduce(project: Path, home: Path, version: str) -> dict[str, Any]:
         ResourceError: Its data is neither in the cache nor on a remote.
     """
     registry.check(version)
-    tags = registry.get_version(version)["tags"]
+    tags = registry.get_version(version).tags
     folder = workspace.create(project, tags["revision"], f"reproduce-{version}", home)
     try:
         _prepare(folder, version, tags)

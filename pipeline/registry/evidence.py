@@ -146,7 +146,7 @@ def settings(params: Mapping[str, Any], architecture: str) -> dict[str, str]:
     sections = {key: params.get(key) for key in ("run", "resample", "evaluate", "promotion")}
     if findings := (sections["evaluate"] or {}).get("findings"):
         named = {plain: findings[name] for name, plain in _plain_names(findings).items()}
-        sections["evaluate"] = sections["evaluate"] | {"findings": named}
+        sections["evaluate"] = {**params["evaluate"], "findings": named}
     sections["train"] = (params.get("train") or {}).get(architecture)
     return {key: str(value) for key, value in _flat(sections).items()}
 

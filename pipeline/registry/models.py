@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import check_hashes, hashes_below, sha256_file
 from pipeline.ledger import Entry, champion, on_hold
-from pipeline.registry.contents import names_version
 from pipeline.registry.retraining import Candidate
+from pipeline.settings.yaml_file import read_yaml
 from pipeline.tracking.store import CHAMPION, MODEL_NAME, connect, fetch
 from pipeline.tracking.versions import aliases, find, is_number
 
@@ -127,9 +127,19 @@ def check_files(client: "MlflowClient", version: "ModelVersion") -> None:
     with _stored_files(client, version.tags["model_id"], what) as folder:
         found = {path: digest for path, digest in hashes_below(folder).items() if path != _META_FILE}
         # MLflow writes this file into a local store when it loads a version; it has nothing else to say.
-        if (folder / _META_FILE).exists() and not names_version(folder / _META_FILE, number):
+        if (folder / _META_FILE).exists() and not _names_version(folder / _META_FILE, number):
             raise IntegrityError(f"{_META_FILE} of {what} does not name it: restore it from the backup")
         check_hashes(found, json.loads(version.tags["model_files"]), what)
+
+
+def _names_version(path: Path, version: str) -> bool:
+    """Tells whether MLflow's own file beside a loaded model names this version and says nothing else."""
+    try:
+        meta = read_yaml(path)
+    except BadInput:
+        return False
+    # Asked for an alias, MLflow writes the version as a number.
+    return meta in ({"model_name": MODEL_NAME, "model_version": each} for each in (version, int(version)))
 
 
 @contextmanager

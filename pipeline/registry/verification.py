@@ -7,22 +7,21 @@ of decisions, never against another thing that could have been changed along wit
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import IntegrityError, OpenMedError, ResourceError
-from openmed.files import check_hashes, hashes_below, read_json, read_table, sha256_bytes
+from openmed.files import check_hashes, hashes_below, read_json, sha256_bytes
 from pipeline.ledger import record
 from pipeline.ledger.champion import alias_problem, tags_of
 from pipeline.ledger.record import Entry
 from pipeline.ledger.reviews import REVIEWS
-from pipeline.registry.contents import close, same
-from pipeline.registry.evidence import EXTERNAL_METRICS, EXTERNAL_PREDICTIONS, numbers, settings
-from pipeline.registry.models import check_files, load_predictor, stored
-from pipeline.registry.retraining import of_each_finding
+from pipeline.registry.evidence import numbers, settings
+from pipeline.registry.models import check_files, load_predictor
+from pipeline.registry.recomputed import check_external, check_verdict, same
 from pipeline.settings.project import locked
 from pipeline.settings.yaml_file import read_yaml
 from pipeline.tracking.store import MODEL_NAME, connect, fetch, is_entry
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
-
-    from openmed.metrics.intervals import Interval
 
 # Tags too long to be repeated in the record, where their hash stands for them.
 _HASHED = ("evidence", "shared_evidence", "model_files")
@@ -178,12 +175,12 @@ def _evidence(chain: _Chain) -> None:
         measured = numbers(read_json(folder / "metrics.json"), folder / "history.csv")
     same(dict(run.data.params), settings(params, chain.version.tags["architecture"]), "setting %s in MLflow")
     # A value may be logged more than once at a step: the phases of a training each count from 1.
-    shown = Counter(
+    logged = Counter(
         (key, point.step, point.value)
         for key in run.data.metrics
         for point in chain.client.get_metric_history(run.info.run_id, key)
     )
-    if different := (shown - Counter(measured)) + (Counter(measured) - shown):
+    if different := (logged - Counter(measured)) + (Counter(measured) - logged):
         key, step, _ = min(different)
         raise IntegrityError(
             f"metric {key} at step {step} in MLflow is not what was recorded: restore the registry from its "
@@ -204,103 +201,12 @@ def _control(chain: _Chain) -> None:
 
 
 def _verdict(chain: _Chain) -> None:
-    """Threshold, metrics and gates, computed anew from the predictions of each film."""
-    import numpy as np
-
-    from openmed.inference.checkpoint import read_spec
-    from pipeline.evaluation.judgement import (
-        METHODS,
-        called_films,
-        judge_findings,
-        unlike_limit,
-        with_thresholds,
-    )
-    from pipeline.evaluation.rules import Rules
-
-    with stored(chain.number) as folder:
-        spec = read_spec(folder)[0]
     with _files_of(chain.client, chain.version.run_id) as folder:
-        predictions = read_table(folder / "predictions.parquet")
-        params = read_yaml(folder / "params.yaml")
-        metrics, gates = read_json(folder / "metrics.json"), read_json(folder / "gates.json")
-    logits = predictions[[f"logit_{name}" for name in spec.class_names]].to_numpy()
-    scores = spec.probabilities(logits)[:, spec.positive_index]
-    if not np.allclose(scores, predictions["score"], atol=1e-6, rtol=0):
-        raise IntegrityError(f"the scores of {chain.what} are not those of its logits and its calibration")
-    rules = Rules.of_each(params, f"params.yaml of {chain.what}")
-    if tuple(rules) != spec.findings:
-        looked_for = ", ".join(rules)
-        raise IntegrityError(f"params.yaml of {chain.what} looks for {looked_for}, but its model does not")
-    found = with_thresholds(predictions, spec, rules)
-    for each in of_each_finding(metrics):
-        name = each["positive"]
-        frozen, chosen = spec.of_finding(name).threshold, found.of_finding(name).threshold
-        if not chosen == frozen == each["threshold"]:
-            raise IntegrityError(
-                f"the threshold of {chain.what} is {frozen}, but its calibration films give {chosen}"
-            )
-    if spec.novelty is not None:
-        limit = {"limit": unlike_limit(predictions, spec.novelty.share)[0]}
-        close(limit, {"limit": spec.novelty.limit}, f"the limit of novelty of {chain.what}")
-    intervals, judged = judge_findings(predictions, spec, rules)
-    if chain.version.tags.get("judged_by") != METHODS:
-        # Limits of before were computed otherwise; what was measured is the same.
-        values = {name: each.to_json()["value"] for name, each in intervals[spec.positive].items()}
-        shown = {name: metrics["test"][name]["value"] for name in values}
-        close(values, shown, f"metrics.json of {chain.what}")
-        return
-    close(json.loads(json.dumps(judged)), gates, f"gates.json of {chain.what}")
-    _measured(chain, metrics, intervals)
-    if "confusion" in metrics:  # versions of before have none
-        test, confidence = predictions[predictions["split"] == "test"], rules[spec.positive].confidence
-        counted = called_films(test, spec, confidence)
-        close(counted, {key: metrics[key] for key in counted}, f"metrics.json of {chain.what}")
-    if (verdict := judged["verdict"]) != chain.version.tags["verdict"]:
-        raise IntegrityError(f"the verdict on {chain.what} is {verdict}, not {chain.version.tags['verdict']}")
-
-
-def _measured(
-    chain: _Chain, metrics: Mapping[str, Any], intervals: "Mapping[str, Mapping[str, Interval]]"
-) -> None:
-    said = {each["positive"]: each["test"] for each in of_each_finding(metrics)}
-    for name, own in intervals.items():
-        values = {key: each.to_json() for key, each in own.items()}
-        shown = {key: said[name][key] for key in own} if name in said else {}
-        close(values, shown, f"metrics.json of {chain.what}")
+        check_verdict(chain.version, folder)
 
 
 def _external(chain: _Chain) -> None:
-    """What is said of films from elsewhere, computed anew from the prediction of each film."""
-    import numpy as np
-
-    from openmed.inference.checkpoint import read_spec
-    from pipeline.evaluation.judgement import METHODS, describe_external
-    from pipeline.evaluation.rules import Rules
-
-    # Versions of before there were external sets have none.
-    if EXTERNAL_METRICS not in json.loads(chain.version.tags["evidence"]):
-        return
-    with stored(chain.number) as folder:
-        spec = read_spec(folder)[0]
-    names = (EXTERNAL_METRICS, EXTERNAL_PREDICTIONS, "params.yaml")
-    metrics, predictions, params = (artifact(chain.number, name) for name in names)
-    films, sets = read_table(predictions), read_json(metrics)["sets"]
-    if films.empty and not sets:
-        return
-    scores = spec.probabilities(films[[f"logit_{name}" for name in spec.class_names]].to_numpy())
-    if not np.allclose(scores[:, spec.positive_index], films["score"], atol=1e-6, rtol=0):
-        raise IntegrityError(
-            f"the scores of {chain.what} on external sets are not those of its logits and its calibration"
-        )
-    settings = read_yaml(params)
-    found = describe_external(films, spec, Rules.of(settings, f"params.yaml of {chain.what}"))
-    shown = {
-        name: {key: value for key, value in one.items() if key != "unusable"} for name, one in sets.items()
-    }
-    if chain.version.tags.get("judged_by") == METHODS:
-        close(found, shown, f"{EXTERNAL_METRICS} of {chain.what}")
-    digests = {name: one["sha256"] for name, one in found.items()}
-    same(digests, json.loads(chain.version.tags["external_sha256"]), f"external set %s of {chain.what}")
+    check_external(chain.version)
 
 
 def _decisions(chain: _Chain) -> None:

@@ -6,6 +6,7 @@ Hides MLflow's tags, aliases and error codes, and that its aliases let the last 
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -34,31 +35,89 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 JUDGED = ("auc", "sensitivity", "specificity")
+_TOLD = (
+    *("architecture", "verdict", "decision", "approved_by", "approved_at"),
+    *("run_key", "revision", "data_md5"),
+)
 
 
-def get_version(version: str) -> dict[str, Any]:
-    """Describes one version as `list_versions` does, with all its tags under `tags`."""
+@dataclass(frozen=True)
+class Version:
+    """One version of the model, as its tags say it; None where they do not.
+
+    Attributes:
+        version: Its number.
+        aliases: What points to it, sorted.
+        created: When, ISO 8601 in UTC.
+        run_id: The MLflow run that holds its evidence.
+        tags: All its tags but the entries of the record.
+        architecture: The kind of network.
+        verdict: Of the gates of its evaluation.
+        decision: The last one: promoted, rejected, restored or rolled back.
+        approved_by: Who promoted it, with their roles.
+        approved_at: When, ISO 8601 in UTC.
+        run_key: The retraining.
+        revision: The git commit of that.
+        data_md5: The version of the data.
+        auc: On test films, 0..1.
+        sensitivity: On test films, 0..1.
+        specificity: On test films, 0..1.
+    """
+
+    version: str
+    aliases: list[str]
+    created: str
+    run_id: str
+    tags: dict[str, str]
+    architecture: str | None
+    verdict: str | None
+    decision: str | None
+    approved_by: str | None
+    approved_at: str | None
+    run_key: str | None
+    revision: str | None
+    data_md5: str | None
+    auc: float | None
+    sensitivity: float | None
+    specificity: float | None
+
+    @classmethod
+    def of(cls, version: "ModelVersion", aliases: Mapping[str, str]) -> "Version":
+        """Takes what MLflow says of a version, and alias -> version."""
+        number, tags = str(version.version), {k: v for k, v in version.tags.items() if not is_entry(k)}
+        created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
+        return cls(
+            number,
+            sorted(alias for alias, target in aliases.items() if target == number),
+            created.isoformat(timespec="seconds"),
+            version.run_id,
+            tags,
+            *(tags.get(key) for key in _TOLD),
+            *(_number(tags.get(key)) for key in JUDGED),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON content."""
+        return asdict(self)
+
+
+def get_version(version: str) -> Version:
+    """Describes one version; BadInput when there is none of this number."""
     with connect() as client:
-        return _described(find(client, version), aliases())
+        return Version.of(find(client, version), aliases())
 
 
 def model_digest(version: str) -> str:
     """Returns what a decision is bound to: the hash of the list of all files of a stored model."""
-    return sha256_bytes(get_version(version)["tags"]["model_files"].encode())
+    return sha256_bytes(get_version(version).tags["model_files"].encode())
 
 
-def list_versions() -> list[dict[str, Any]]:
-    """Describes all versions, the newest first.
-
-    Returns:
-        For each: version, architecture, verdict, aliases, created (ISO 8601, UTC), auc, sensitivity and
-        specificity on test films (None if unknown), decision, approved_by, approved_at, run_key,
-        revision, data_md5, run_id and tags.
-    """
+def list_versions() -> list[Version]:
+    """Describes all versions, the newest first."""
     with connect() as client:
         named = aliases()
-        found = [_described(version, named) for version in search(client, f"name = '{MODEL_NAME}'")]
-    return sorted(found, key=lambda version: int(version["version"]), reverse=True)
+        versions = [Version.of(version, named) for version in search(client, f"name = '{MODEL_NAME}'")]
+    return sorted(versions, key=lambda version: int(version.version), reverse=True)
 
 
 def aliases() -> dict[str, str]:
@@ -164,29 +223,5 @@ def is_number(text: str) -> bool:
     return re.fullmatch(r"[1-9][0-9]{0,8}", text) is not None
 
 
-def _described(version: "ModelVersion", named: Mapping[str, str]) -> dict[str, Any]:
-    tags = {key: value for key, value in version.tags.items() if not is_entry(key)}
-    created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds")
-    kept = (
-        "architecture",
-        "verdict",
-        "decision",
-        "approved_by",
-        "approved_at",
-        "run_key",
-        "revision",
-        "data_md5",
-    )
-    return {
-        "version": str(version.version),
-        "aliases": sorted(alias for alias, target in named.items() if target == str(version.version)),
-        "created": created,
-        "run_id": version.run_id,
-        "tags": tags,
-        **{key: tags.get(key) for key in kept},
-        **{key: _number(tags.get(key)) for key in JUDGED},
-    }
-
-
 def _number(text: str | None) -> float | None:
-    return None if text in (None, "None", "") else float(text)
+    return None if text is None or text in ("None", "") else float(text)

@@ -36,7 +36,7 @@ def approve(version, by="Dr Adams"):
 
 def all_is_well():
     """What is wrong with the champion and the newest version."""
-    versions = {ledger.champion(), registry.list_versions()[0]["version"]}
+    versions = {ledger.champion(), registry.list_versions()[0].version}
     return {link.problem for version in versions for link in registry.verify(version)}
 
 
@@ -142,7 +142,7 @@ def race(racers, before):
         thread.join()
     (record,) = [each for each in outcome if each]
     assert len(outcome) == len(racers) == 8
-    return record["version"]
+    return record.version
 
 
 def planted_changes_are_found(home, version):

@@ -257,7 +257,7 @@ def test_a_changed_plan_counts_only_once_a_person_has_adopted_it(home, tmp_path,
     plan["modifications"]["settings"].append("evaluate.*")
     (workspace / "change_plan.yaml").write_text(yaml.safe_dump(plan))
     assert "adopt it first" in refused(workspace, request, "change plan", OUTSIDE_PLAN)
-    version = registry.list_versions()[0]["version"]
+    version = registry.list_versions()[0].version
     with pytest.raises(BadInput, match="needs a reason"):
         ledger.adopt(version, by="Dr Adams", reason="")
     ledger.adopt(version, by="Dr Adams", reason="the calibration may be tuned")

@@ -67,7 +67,7 @@ class Evidence:
         """
         import pandas as pd
 
-        tags, spec = registry.get_version(version)["tags"], registry.check_model(version)
+        tags, spec = registry.get_version(version).tags, registry.check_model(version)
         plan = registry.artifact(version, PLAN_FILE)
         profile = registry.find_artifact(version, "data_profile.parquet")
         external = registry.find_artifact(version, EXTERNAL_PREDICTIONS)

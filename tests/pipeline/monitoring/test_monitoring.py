@@ -328,7 +328,7 @@ def test_films_that_look_otherwise_put_the_champion_on_hold(home, incoming):
         live.score_films(home, incoming)
     # Watching again neither forgets nor repeats it.
     assert live.watch(home)["hold"] == found["hold"]
-    assert [entry.event for entry in ledger.history("1")].count(registry.HELD) == 1
+    assert [entry.event for entry in ledger.history("1")].count("held") == 1
     assert any("put on hold by monitoring" in what for _, what in ledger.story("1"))
     ledger.release("1", by="Dr Adams", reason="a new detector, checked by hand")
     # What a person has looked at does not hold it again.
@@ -392,7 +392,7 @@ def test_a_version_on_hold_cannot_become_the_champion(home, crowned, tmp_path):
     shutil.copytree(crowned / "mlartifacts", home / "mlartifacts")
     second = register(make_workspace(tmp_path / "second", seed=3), run_key="run-2")["version"]
     held = ledger.hold(second, by="Dr Adams", reason="wrong scanner")
-    assert (held["version"], held["reason"]) == (second, "wrong scanner")
+    assert (held.version, held.reason) == (second, "wrong scanner")
     with pytest.raises(BadInput, match=r"version 2 is on hold \(wrong scanner\): release it first"):
         crown(second, expected="1")
     ledger.release(second, by="Dr Baker", reason="checked")

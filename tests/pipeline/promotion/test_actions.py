@@ -154,7 +154,7 @@ def test_the_films_that_harm_most_stand_beside_the_question_and_belong_to_the_re
     assert titles[0][0] == "New misses: the champion flags them" and len(titles) == 4
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if "![" in line]
     assert len(rows) == sum(min(3, int(count)) for _, count in titles) > 0
-    run = registry.get_version(BETTER)["run_id"]
+    run = registry.get_version(BETTER).run_id
     stored = next((stage / "home/mlartifacts" / run).rglob("reviews")).parent
     for cells in rows:
         for cell, caption in zip(cells, ("film", "this version", "champion"), strict=True):
@@ -321,8 +321,8 @@ def test_a_promotion_moves_the_alias_and_records_who_why_and_what_before(stage):
     assert (record.event, record.version, record.by) == ("promoted", BETTER, "Dr Adams (clinical)")
     assert record.content["replaced"] == CHAMPION
     found = registry.get_version(BETTER)
-    assert found["approved_by"] == "Dr Adams (clinical)" and found["approved_at"].endswith("Z")
-    assert found["tags"]["comment"] == "looks right" and found["aliases"][0] == "champion"
+    assert found.approved_by == "Dr Adams (clinical)" and found.approved_at.endswith("Z")
+    assert found.tags["comment"] == "looks right" and found.aliases[0] == "champion"
     promoted, moved = ledger.history(BETTER)[-2:]
     assert (promoted.event, moved.event, promoted.content["approvals"]) == (
         "promoted",
@@ -390,7 +390,7 @@ def test_a_move_killed_before_any_of_its_writes_is_finished_by_whoever_comes_nex
         pass
     assert aliases() == {"champion": BETTER, "previous": CHAMPION}
     assert [entry.event for entry in ledger.history(BETTER)] == ["registered", "promoted", "moved"]
-    assert registry.get_version(BETTER)["decision"] == "promoted"
+    assert registry.get_version(BETTER).decision == "promoted"
 
 
 def test_a_promotion_killed_halfway_is_finished_by_the_next_decision(stage, monkeypatch):
@@ -398,7 +398,7 @@ def test_a_promotion_killed_halfway_is_finished_by_the_next_decision(stage, monk
     with pytest.raises(BadInput, match="was reviewed against champion 1, but the champion is 2 by now"):
         promote(OVERLAPPING, by="Dr Brown", workspace=stage / OVERLAPPING)
     assert aliases() == {"champion": BETTER, "previous": CHAMPION}
-    assert registry.get_version(BETTER)["approved_by"] == "Dr Adams (clinical)"
+    assert registry.get_version(BETTER).approved_by == "Dr Adams (clinical)"
 
 
 def test_of_eight_racing_promotions_one_wins_and_seven_are_told(stage):
@@ -423,8 +423,8 @@ def test_of_eight_racing_promotions_one_wins_and_seven_are_told(stage):
     assert [entry.event for entry in ledger.history()][-2:] == ["promoted", "moved"]
     assert sum(entry.event == "promoted" for entry in ledger.history()) == 2
     (loser,) = {BETTER, OVERLAPPING} - {winner.version}
-    assert registry.get_version(loser)["approved_by"] is None
-    assert registry.get_version(winner.version)["approved_by"] == winner.by
+    assert registry.get_version(loser).approved_by is None
+    assert registry.get_version(winner.version).approved_by == winner.by
 
 
 def test_a_champion_moved_behind_our_back_stops_everything_until_a_person_puts_it_back(stage):
@@ -491,7 +491,7 @@ def test_a_rejected_version_stays_rejected_and_the_champion_stays(stage):
     assert versions.aliases()["challenger"] == SWALLOWED
     record = ledger.reject(SWALLOWED, by="Dr Adams", reason="heat maps off the lung")
     assert "challenger" not in versions.aliases() and aliases() == {"champion": CHAMPION}
-    assert registry.get_version(SWALLOWED)["decision"] == "rejected"
+    assert registry.get_version(SWALLOWED).decision == "rejected"
     assert ledger.reject(SWALLOWED, by="Dr Adams", reason="again") == record
     ledger.reject(BETTER, by="Dr Adams", reason="no")
     with pytest.raises(BadInput, match="version 2 was rejected by Dr Adams"):
@@ -514,8 +514,8 @@ def test_a_rollback_puts_the_previous_champion_back_and_goes_no_further_than_the
     record = roll_back("misses apical opacities", "Dr Adams")
     assert (record.version, record.content["replaced"]) == (CHAMPION, BETTER)
     assert aliases() == {"champion": CHAMPION}
-    assert registry.get_version(BETTER)["decision"] == "rolled back"
-    assert registry.get_version(BETTER)["tags"]["reason"] == "misses apical opacities"
+    assert registry.get_version(BETTER).decision == "rolled back"
+    assert registry.get_version(BETTER).tags["reason"] == "misses apical opacities"
     with pytest.raises(BadInput, match="no previous champion"):
         roll_back("again", "Dr Adams")
     # The model taken off can be let through again, by a new decision.
@@ -534,7 +534,7 @@ def test_each_rollback_goes_one_step_back(stage):
 
 def test_changed_weights_are_neither_gated_promoted_nor_rolled_back_to(stage):
     promote()
-    model = registry.get_version(CHAMPION)["tags"]["model_id"]
+    model = registry.get_version(CHAMPION).tags["model_id"]
     path = stage / f"home/mlartifacts/models/{model}/artifacts/artifacts/model/weights.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

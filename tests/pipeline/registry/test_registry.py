@@ -48,21 +48,19 @@ def test_each_architecture_becomes_a_version_and_validation_films_choose_the_cha
     assert result["metrics"]["auc"] == 1.0
     assert aliases() == {"challenger": result["version"]}
     newest, oldest = registry.list_versions()
-    assert (newest["version"], oldest["version"]) == ("2", "1")
-    assert (
-        newest["aliases"] == ["challenger"] and newest["sensitivity"] == 1.0 and newest["approved_by"] is None
-    )
-    assert newest["created"].endswith("+00:00")
-    assert oldest["tags"]["data_md5"] == "0123abcd.dir"
-    assert oldest["tags"]["dvc_lock_sha256"] == sha256_file(workspace / "dvc.lock")
+    assert (newest.version, oldest.version) == ("2", "1")
+    assert newest.aliases == ["challenger"] and newest.sensitivity == 1.0 and newest.approved_by is None
+    assert newest.created.endswith("+00:00")
+    assert oldest.tags["data_md5"] == "0123abcd.dir"
+    assert oldest.tags["dvc_lock_sha256"] == sha256_file(workspace / "dvc.lock")
     assert ledger.champion() is None
     runs = client(store).search_runs(["1"])
     assert {run.info.status for run in runs} == {"FINISHED"} and len(runs) == 3
     assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {None, result["run_id"]}
-    child = client(store).get_run(newest["run_id"]).data
+    child = client(store).get_run(newest.run_id).data
     assert child.params["train.timm_name"] == "test_vit" and child.params["evaluate.floors.auc"] == "0.5"
     assert child.metrics["test_auc"] == 1.0 and child.metrics["best_validation_auc"] == 0.8
-    history = client(store).get_metric_history(newest["run_id"], "train_loss")
+    history = client(store).get_metric_history(newest.run_id, "train_loss")
     assert [(point.step, point.value) for point in history] == [(1, 0.7), (2, 0.5)]
 
 
@@ -128,7 +126,7 @@ def test_a_kill_between_steps_leaves_one_version_of_each_architecture_after_a_re
             register(workspace)
     result = register(workspace)
     found = registry.list_versions()
-    assert sorted(version["architecture"] for version in found) == sorted(result["versions"])
+    assert sorted(str(version.architecture) for version in found) == sorted(result["versions"])
     runs = client(store).search_runs(["1"])
     assert len(runs) == 1 + len(found) and {run.info.status for run in runs} == {"FINISHED"}
     assert aliases()["challenger"] == result["version"]
@@ -166,7 +164,7 @@ def test_nothing_stored_is_pickled_and_it_loads_where_pickles_are_refused(regist
     import mlflow
 
     store, version = registered[0], "1"
-    assert registry.list_versions()[0]["version"] == version
+    assert registry.list_versions()[0].version == version
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     files = [path for path in store.joinpath("mlartifacts").rglob("*") if path.is_file()]
     assert len(files) > 20
@@ -188,7 +186,7 @@ def test_no_patient_is_named_anywhere_in_the_store(store, tmp_path):
     result = register(workspace)
     first = client(store).get_run(result["run_id"])
     assert first.data.tags["withheld"] == "validate/expectations.html"
-    assert registry.get_version(result["version"])["tags"]["withheld"] == "explain.json"
+    assert registry.get_version(result["version"]).tags["withheld"] == "explain.json"
     for path in store.rglob("*"):
         assert "DOE" not in path.name
         if path.is_file():
@@ -510,11 +508,11 @@ def test_tasks_and_the_page_may_use_a_fresh_store_at_once_and_the_page_shows_wha
             with urllib.request.urlopen(f"{page}/{path}", timeout=30) as answer:
                 return answer.read()
 
-        listed = json.loads(fetch(f"ajax-api/2.0/mlflow/artifacts/list?run_id={version['run_id']}"))
+        listed = json.loads(fetch(f"ajax-api/2.0/mlflow/artifacts/list?run_id={version.run_id}"))
         assert {"report.html", "metrics.json"} <= {each["path"] for each in listed["files"]}
-        report = fetch(f"get-artifact?run_uuid={version['run_id']}&path=report.html")
-        assert report == Path(registry.report_address(version["version"])).read_bytes()
-        model = f"ajax-api/2.0/mlflow/logged-models/{version['tags']['model_id']}/artifacts"
+        report = fetch(f"get-artifact?run_uuid={version.run_id}&path=report.html")
+        assert report == Path(registry.report_address(version.version)).read_bytes()
+        model = f"ajax-api/2.0/mlflow/logged-models/{version.tags['model_id']}/artifacts"
         found = fetch(f"{model}/files?artifact_file_path=artifacts/model/model.json")
         assert found == stored_weights(home)[0].with_name("model.json").read_bytes()
 

@@ -85,11 +85,11 @@ def change(home, statement, *values):
 def files_of(home, version):
     found = registry.get_version(version)
     with connect() as client:
-        parent = client.get_run(found["run_id"]).data.tags["mlflow.parentRunId"]
+        parent = client.get_run(found.run_id).data.tags["mlflow.parentRunId"]
     places = {
         "data, code, settings and split": home / "mlartifacts" / parent,
-        "evidence": home / "mlartifacts" / found["run_id"],
-        "model": home / "mlartifacts/models" / found["tags"]["model_id"],
+        "evidence": home / "mlartifacts" / found.run_id,
+        "model": home / "mlartifacts/models" / found.tags["model_id"],
     }
     return [
         (link, path) for link, root in places.items() for path in sorted(root.rglob("*")) if path.is_file()
@@ -132,7 +132,7 @@ def test_a_file_that_is_added_or_missing_is_named(home):
 
 def test_a_change_of_any_tag_of_a_version_is_found(home):
     version = "2"
-    tags = registry.get_version(version)["tags"]
+    tags = registry.get_version(version).tags
     assert {"verdict", "weights_sha256", "evidence", "approved_by", "started_by"} <= tags.keys()
     statement = "UPDATE model_version_tags SET value = ? WHERE version = ? AND key = ?"
     for key, value in tags.items():
@@ -181,7 +181,7 @@ def test_an_entry_put_in_by_hand_is_found(home):
 
 
 def test_numbers_and_settings_shown_by_mlflow_are_those_of_the_evidence(home):
-    run = registry.get_version("2")["run_id"]
+    run = registry.get_version("2").run_id
     change(home, "UPDATE params SET value = '0.1' WHERE run_uuid = ? AND key = 'evaluate.floors.auc'", run)
     assert "setting evaluate.floors.auc in MLflow" in broken().problem
     change(home, "UPDATE params SET value = '0.5' WHERE run_uuid = ? AND key = 'evaluate.floors.auc'", run)

@@ -235,7 +235,7 @@ def test_training_again_is_the_same_only_where_it_is_for_each_finding(within, ve
     metrics["findings"][VIRAL]["test"]["auc"]["value"] += 0.1
     write_json(tmp_path / "metrics.json", metrics)
     write_text(tmp_path / "model/weights.safetensors", "others")
-    compared = reproduce._compared(tmp_path, version, registry.get_version(version)["tags"])
+    compared = reproduce._compared(tmp_path, version, registry.get_version(version).tags)
     assert compared["agreement"] == reproduce.DIFFERENT
     assert f"{VIRAL}: auc" in compared["metrics"]
 

@@ -45,7 +45,7 @@ def copied(shared, tmp_path, monkeypatch):
 
 def test_a_copy_reads_and_writes_its_own_files_and_leaves_the_original(copied, shared, capsys):
     original = contents(shared[0])
-    assert registry.list_versions()[0]["version"] == "1"
+    assert registry.list_versions()[0].version == "1"
     assert f"was moved or copied to {copied}" in capsys.readouterr().err
     assert str(registry.artifact("1", "report.html")).startswith(str(copied))
     with connect() as client:
@@ -77,7 +77,7 @@ def test_a_folder_of_any_name_keeps_a_registry_and_nothing_lies_beside_it(tmp_pa
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     workspace = make_workspace(tmp_path / "workspace")
     register(workspace)
-    assert broken() == [] and registry.list_versions()[0]["version"] == "1"
+    assert broken() == [] and registry.list_versions()[0].version == "1"
     assert Path(address_of("1", "report.html")).read_text() == "<p>Report</p>"
     assert list(home.parent.iterdir()) == [home]
     assert (home / "mlflow.db").is_file() and (home / "mlartifacts").is_dir()

@@ -1,0 +1,152 @@
+"""What was judged of a version, computed anew from the stored prediction of each film.
+
+Hides how it is held against what was recorded: the first difference is refused, and named.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openmed.errors import IntegrityError
+from openmed.files import read_json, read_table
+from pipeline.registry.evidence import EXTERNAL_METRICS, EXTERNAL_PREDICTIONS
+from pipeline.registry.models import stored
+from pipeline.registry.retraining import of_each_finding
+from pipeline.settings.yaml_file import read_yaml
+from pipeline.tracking.versions import artifact
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow.entities.model_registry import ModelVersion
+
+    from openmed.fitted.spec import ModelSpec
+    from openmed.metrics.intervals import Interval
+    from pipeline.evaluation.rules import Rules
+
+
+def same(now: Mapping[str, Any], recorded: Mapping[str, Any], what: str) -> None:
+    """Refuses the first key whose two values differ; %s in `what` stands for the key."""
+    for key in sorted(now.keys() | recorded.keys()):
+        if now.get(key) != recorded.get(key):
+            raise IntegrityError(
+                f"{what.replace('%s', key)} is not what was recorded: restore the registry from its backup"
+            )
+
+
+def close(now: Any, recorded: Any, what: str) -> None:
+    """Compares JSON content, numbers to 1e-9: another processor may round the last digit otherwise."""
+    if isinstance(now, Mapping) and isinstance(recorded, Mapping) and now.keys() == recorded.keys():
+        for key in now:
+            close(now[key], recorded[key], what)
+    elif isinstance(now, list) and isinstance(recorded, list) and len(now) == len(recorded):
+        for one, other in zip(now, recorded, strict=True):
+            close(one, other, what)
+    elif isinstance(now, float) and isinstance(recorded, int | float):
+        if abs(now - recorded) > 1e-9:
+            raise IntegrityError(f"{what} says {recorded}, but its predictions give {now}")
+    elif now != recorded:
+        raise IntegrityError(f"{what} says {recorded}, but its predictions give {now}")
+
+
+def check_verdict(version: "ModelVersion", folder: Path) -> None:
+    """Computes threshold, metrics and gates anew from the predictions among the evidence in a folder."""
+    from pipeline.evaluation.judgement import METHODS, called_films, judge_findings
+    from pipeline.evaluation.rules import Rules
+
+    what, spec = f"version {version.version}", _spec(version)
+    predictions, params = read_table(folder / "predictions.parquet"), read_yaml(folder / "params.yaml")
+    metrics, gates = read_json(folder / "metrics.json"), read_json(folder / "gates.json")
+    _check_scores(predictions, spec, what)
+    rules = Rules.of_each(params, f"params.yaml of {what}")
+    _check_fitted(predictions, spec, rules, metrics, what)
+    intervals, judged = judge_findings(predictions, spec, rules)
+    if version.tags.get("judged_by") != METHODS:
+        # Limits of before were computed otherwise; what was measured is the same.
+        values = {name: each.to_json()["value"] for name, each in intervals[spec.positive].items()}
+        shown = {name: metrics["test"][name]["value"] for name in values}
+        close(values, shown, f"metrics.json of {what}")
+        return
+    close(json.loads(json.dumps(judged)), gates, f"gates.json of {what}")
+    _check_measured(intervals, metrics, what)
+    if "confusion" in metrics:  # versions of before have none
+        test, confidence = predictions[predictions["split"] == "test"], rules[spec.positive].confidence
+        counted = called_films(test, spec, confidence)
+        close(counted, {key: metrics[key] for key in counted}, f"metrics.json of {what}")
+    if (verdict := judged["verdict"]) != version.tags["verdict"]:
+        raise IntegrityError(f"the verdict on {what} is {verdict}, not {version.tags['verdict']}")
+
+
+def _spec(version: "ModelVersion") -> "ModelSpec":
+    from openmed.inference.checkpoint import read_spec
+
+    with stored(str(version.version)) as folder:
+        return read_spec(folder)[0]
+
+
+def _check_scores(films: "pd.DataFrame", spec: "ModelSpec", what: str) -> None:
+    import numpy as np
+
+    scores = spec.probabilities(films[[f"logit_{name}" for name in spec.class_names]].to_numpy())
+    if not np.allclose(scores[:, spec.positive_index], films["score"], atol=1e-6, rtol=0):
+        raise IntegrityError(f"the scores of {what} are not those of its logits and its calibration")
+
+
+def _check_fitted(
+    predictions: "pd.DataFrame",
+    spec: "ModelSpec",
+    rules: "Mapping[str, Rules]",
+    metrics: Mapping[str, Any],
+    what: str,
+) -> None:
+    """Chooses thresholds and the limit of novelty again from the calibration films."""
+    from pipeline.evaluation.judgement import unlike_limit, with_thresholds
+
+    if tuple(rules) != spec.findings:
+        looked_for = ", ".join(rules)
+        raise IntegrityError(f"params.yaml of {what} looks for {looked_for}, but its model does not")
+    again = with_thresholds(predictions, spec, rules)
+    for each in of_each_finding(metrics):
+        frozen, chosen = (of.of_finding(each["positive"]).threshold for of in (spec, again))
+        if not chosen == frozen == each["threshold"]:
+            raise IntegrityError(
+                f"the threshold of {what} is {frozen}, but its calibration films give {chosen}"
+            )
+    if spec.novelty is not None:
+        limit = {"limit": unlike_limit(predictions, spec.novelty.share)[0]}
+        close(limit, {"limit": spec.novelty.limit}, f"the limit of novelty of {what}")
+
+
+def _check_measured(
+    intervals: "Mapping[str, Mapping[str, Interval]]", metrics: Mapping[str, Any], what: str
+) -> None:
+    recorded = {each["positive"]: each["test"] for each in of_each_finding(metrics)}
+    for name, own in intervals.items():
+        values = {key: each.to_json() for key, each in own.items()}
+        shown = {key: recorded[name][key] for key in own} if name in recorded else {}
+        close(values, shown, f"metrics.json of {what}")
+
+
+def check_external(version: "ModelVersion") -> None:
+    """Computes anew what is said of films from elsewhere."""
+    from pipeline.evaluation.judgement import METHODS, describe_external
+    from pipeline.evaluation.rules import Rules
+
+    # Versions of before there were external sets have none.
+    if EXTERNAL_METRICS not in json.loads(version.tags["evidence"]):
+        return
+    what, spec = f"version {version.version}", _spec(version)
+    names = (EXTERNAL_METRICS, EXTERNAL_PREDICTIONS, "params.yaml")
+    metrics, predictions, params = (artifact(str(version.version), name) for name in names)
+    films, sets = read_table(predictions), read_json(metrics)["sets"]
+    if films.empty and not sets:
+        return
+    _check_scores(films, spec, f"{what} on external sets")
+    again = describe_external(films, spec, Rules.of(read_yaml(params), f"params.yaml of {what}"))
+    shown = {
+        name: {key: value for key, value in one.items() if key != "unusable"} for name, one in sets.items()
+    }
+    if version.tags.get("judged_by") == METHODS:
+        close(again, shown, f"{EXTERNAL_METRICS} of {what}")
+    digests = {name: one["sha256"] for name, one in again.items()}
+    same(digests, json.loads(version.tags["external_sha256"]), f"external set %s of {what}")
