@@ -32,11 +32,7 @@ _one_large_film = threading.RLock()
 
 
 def read_film_file(path: Path) -> bytes:
-    """Reads a film's file.
-
-    Raises:
-        OSError: It cannot be read, is no regular file or is larger than `MAX_FILE_BYTES`.
-    """
+    """Reads a film's file; OSError where it is none, cannot be read or is larger than `MAX_FILE_BYTES`."""
     return read_regular(path, MAX_FILE_BYTES)
 
 

@@ -8,10 +8,7 @@ SIDES = ("left", "right", "top", "bottom")
 
 
 def likeness(small: np.ndarray) -> dict[str, float]:
-    """Correlates a film with a drawn frontal chest, its turns and its cut halves, by the ranks of pixels.
-
-    Args:
-        small: uint8 (32, 32).
+    """Correlates a film, uint8 (32, 32), with a drawn frontal chest, by the ranks of pixels.
 
     Returns:
         -1 to 1 for upright, 90, 180, 270 (degrees to the left) and each of `SIDES` that is cut off. An

@@ -45,12 +45,8 @@ def quiet() -> Iterator[None]:
                 _quiet_state.close()
 
 
-def check_shape(shape: tuple[int, int] | None, name: str) -> None:
-    """Refuses what a header promises before anything is allocated.
-
-    Args:
-        shape: (height, width), None when the header does not tell.
-        name: What to call the film in an error.
+def check_shape(shape: tuple[int, int] | None, name: str) -> tuple[int, int]:
+    """Returns (height, width) as a header promises them, before anything is allocated; None is unknown.
 
     Raises:
         BadInput: There is no size, or no film has it.
@@ -64,6 +60,7 @@ def check_shape(shape: tuple[int, int] | None, name: str) -> None:
         raise BadInput(f"{name} is {width} x {height} pixels; a film has at most {_MAX_SIDE_PX} a side")
     if min(height, width) < MIN_SIDE_PX:
         raise BadInput(f"{name} is {width} x {height} pixels; a film has at least {MIN_SIDE_PX} a side")
+    return shape
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:
@@ -87,14 +84,10 @@ def to_uint8(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def depth(values: np.ndarray, *, least: int = 8) -> int:
-    """Tells how many bits the values of a film use, whatever its header says.
+    """Tells how many bits, `least` or more, the values of a film (0 to 65,535) use, whatever its header says.
 
     They are the fewest that hold all but a few saturated pixels, such as a burned-in marker: up to 2 % of
     the film, or any number of one value, that lie two bits or more above what the film uses.
-
-    Args:
-        values: Whole numbers from 0 to 65,535, of any shape.
-        least: The fewest bits to tell.
     """
     brightest = int(values.max())
     bits = brightest.bit_length()

@@ -4,12 +4,13 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_bytes
@@ -40,14 +41,7 @@ _ORIENTATION = 0x0112
 
 
 def read_film(path: Path) -> np.ndarray:
-    """Reads a film file.
-
-    Returns:
-        uint8 (H, W), 0 black to 255 white.
-
-    Raises:
-        BadInput: The file is missing or is not a usable image.
-    """
+    """Reads a film file: uint8 (H, W), 0 black to 255 white; BadInput where it is no usable image."""
     return decode_film(_content(path), str(path))
 
 
@@ -64,12 +58,7 @@ def _content(path: Path) -> bytes:
 
 
 def film_bytes(data: Path, path: str, sha256: str) -> bytes:
-    """Reads a film's file and holds it against its hash.
-
-    Args:
-        data: The data folder.
-        path: The film's path below it, as in the manifest.
-        sha256: The hash that the manifest recorded.
+    """Reads the file of a film in the manifest and holds it against its hash.
 
     Raises:
         IntegrityError: The file is gone or its content is another.
@@ -95,10 +84,6 @@ def decode_film(data: bytes, name: str = "the image") -> np.ndarray:
     DICOM says what that range is. PNG and TIFF with 16 bits usually do not: there it is that of the
     fewest bits, 8 or more, that hold the brightest pixel, because films of 10 to 14 bits stored in 16
     would come out black otherwise.
-
-    Args:
-        data: Content of the file.
-        name: What to call it in an error.
 
     Returns:
         uint8 (H, W), 0 black to 255 white.
@@ -134,16 +119,8 @@ def decode_squares(data: bytes, sizes_px: Sequence[int], name: str = "the image"
     JPEG decoders can reduce while they decode, which is faster. It is not used: their cruder average
     moved probabilities by up to 0.06 against the same film stored in another format.
 
-    Args:
-        data: Content of the file.
-        sizes_px: Sides of the squares.
-        name: What to call the film in an error.
-
     Returns:
         uint8 (size, size) for each size.
-
-    Raises:
-        BadInput: As `decode_film`.
     """
     film = decode_film(data, name)
     return [resize_film(film, size) for size in sizes_px]
@@ -171,14 +148,7 @@ def check_usable(film: np.ndarray, name: str = "the image", min_side_px: int = M
 
 
 def unusable_reason(width: int, height: int, std: float, min_side_px: int = MIN_SIDE_PX) -> str:
-    """Says why a decoded film cannot be used; empty where it can.
-
-    Args:
-        width: In pixels.
-        height: In pixels.
-        std: Standard deviation of its grey levels, 0 to 255.
-        min_side_px: The shortest side that a film may have.
-    """
+    """Says why a decoded film cannot be used, by its sides in pixels and the deviation of its grey levels."""
     if min(width, height) < min_side_px:
         return f"only {width} x {height} pixels"
     return _BLANK if std < _BLANK_STD else ""
@@ -197,22 +167,14 @@ def blank_reason(film: np.ndarray) -> str:
 
 
 def resize_film(film: np.ndarray, size_px: int) -> np.ndarray:
-    """Stretches a film to a square by area averaging.
-
-    Args:
-        film: uint8 (H, W).
-        size_px: Side of the result.
-
-    Returns:
-        uint8 (size_px, size_px).
-    """
+    """Stretches a film, uint8 (H, W), to a square of `size_px` by area averaging."""
     if film.shape == (size_px, size_px):
         return film
     shrinks = min(film.shape) >= size_px
     return cv2.resize(film, (size_px, size_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _decoder(data: bytes):
+def _decoder(data: bytes) -> Callable[[bytes, str], tuple[NDArray[np.uint8], int]] | None:
     """Chooses by content; the decoders would take a dozen other formats too."""
     if has_preamble(data):  # which may look like another format
         return decode_dicom
@@ -226,9 +188,7 @@ def _decoder(data: bytes):
 
 
 def _decode_jpeg(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    shape = jpeg_shape(data)
-    check_shape(shape, name)
-    with room_for(math.prod(shape)):
+    with room_for(math.prod(check_shape(jpeg_shape(data), name))):
         return rightly_turned(jpeg_grey(data, name), orientation_of(data)), 8
 
 
@@ -260,7 +220,8 @@ def _png_chunks(data: bytes, name: str) -> list[tuple[bytes, memoryview]]:
 
     OpenCV allocates what a chunk claims, gigabytes of it, and passes over wrong checksums beside the pixels.
     """
-    chunks, place, content = [], len(_PNG_START), memoryview(data)
+    chunks: list[tuple[bytes, memoryview]] = []
+    place, content = len(_PNG_START), memoryview(data)
     while place + 12 <= len(data) and (not chunks or chunks[-1][0] != b"IEND"):
         length, kind = struct.unpack_from(">I4s", data, place)
         end = place + 8 + length

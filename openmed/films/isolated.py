@@ -15,8 +15,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import BinaryIO
+from typing import cast
 
 import numpy as np
 
@@ -38,10 +39,7 @@ os.register_at_fork(after_in_child=_idle.clear)  # a pipe has one user
 def decode_isolated(decoder: str, data: bytes, name: str) -> tuple[np.ndarray, int]:
     """Decodes a film in another process.
 
-    Args:
-        decoder: gdcm, pylibjpeg or rle for the pixels of a DICOM file whose header was checked; tiff.
-        data: Content of the file.
-        name: What to call it in an error.
+    The decoders are gdcm, pylibjpeg and rle, for pixels of a DICOM file whose header was checked, and tiff.
 
     Returns:
         For DICOM the stored values, (H, W) or (H, W, 3) red first, without any correction of unused bits,
@@ -51,11 +49,12 @@ def decode_isolated(decoder: str, data: bytes, name: str) -> tuple[np.ndarray, i
         BadInput: It is damaged, or takes more than a film may.
     """
     with _process() as process:
+        target, source = cast(BufferedWriter, process.stdin), cast(BufferedReader, process.stdout)
         try:
-            send(process.stdin, json.dumps([decoder, name]).encode())
-            send(process.stdin, data)
-            head = json.loads(receive(process.stdout, LONGEST_S))
-            pixels = receive(process.stdout)
+            send(target, json.dumps([decoder, name]).encode())
+            send(target, data)
+            head = json.loads(receive(source, LONGEST_S))
+            pixels = receive(source)
         except (OSError, EOFError) as error:  # it ended, or was too slow
             process.kill()
             too_slow = isinstance(error, TimeoutError) or process.wait() == -signal.SIGXCPU
@@ -96,14 +95,14 @@ def _start() -> subprocess.Popen:
         raise ResourceError(f"no process for decoding can be started: {error.strerror}") from None
 
 
-def send(stream: BinaryIO, content: bytes | memoryview) -> None:
+def send(stream: BufferedWriter, content: bytes | memoryview) -> None:
     """Writes a message with its length before it."""
     stream.write(len(content).to_bytes(_LENGTH_BYTES))
     stream.write(content)
     stream.flush()
 
 
-def receive(stream: BinaryIO, longest_s: float | None = None) -> bytearray:
+def receive(stream: BufferedReader, longest_s: float | None = None) -> bytearray:
     """Reads a message; EOFError when the other side ended, TimeoutError when it is silent for too long."""
     if longest_s is not None and not select.select([stream], [], [], longest_s)[0]:
         raise TimeoutError

@@ -18,14 +18,7 @@ _SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.S)
 
 
 def jpeg_grey(stream: bytes, name: str) -> np.ndarray:
-    """Decodes a JPEG stream of 8 bits to its luma, whatever its components are.
-
-    Args:
-        stream: From its start mark on; what follows its end is ignored.
-        name: What to call it in an error.
-
-    Returns:
-        uint8 (H, W).
+    """Decodes a JPEG stream of 8 bits to its luma, uint8 (H, W), whatever its components are.
 
     Raises:
         BadInput: It is cut, damaged or of another kind, or takes more work than a film may.

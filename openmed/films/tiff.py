@@ -4,13 +4,16 @@ import io
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from openmed.errors import BadInput
 from openmed.films.grey import check_shape, quiet, rightly_turned, scaled
 from openmed.films.jpeg import jpeg_grey
+
+if TYPE_CHECKING:
+    from PIL.TiffImagePlugin import TiffImageFile
 
 _COMPRESSION, _JPEG, _DEFLATE, _JPEG_TABLES = 259, 7, (8, 32946), 347
 _STRIPS, _TILES = (273, 279), (324, 325)  # offsets and lengths
@@ -28,8 +31,9 @@ def decode_tiff(data: bytes, name: str) -> tuple[np.ndarray, int]:
         with suppress(EOFError):  # not n_frames, which reads every page
             image.seek(1)
             raise BadInput(f"{name} has several pages; a film has one")
-        inverted = image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-        _check_parts(data, image.tag_v2, name)
+        tags = cast("TiffImageFile", image).tag_v2
+        inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        _check_parts(data, tags, name)
         image.load()
         orientation = image.getexif().get(_ORIENTATION, 1)  # what loading has not applied already
         if image.mode.startswith("I;16"):

@@ -9,12 +9,7 @@ _FORM = re.compile(re.escape(_START) + rb"([ -~]{1,300})\n\nSHA-256 of what it w
 
 
 def withheld(content: bytes, reason: str) -> bytes:
-    """Returns what stands in for a file, which decoders refuse with its reason.
-
-    Args:
-        content: The file.
-        reason: Why it cannot be used, what a sentence says of it. It is cut to plain characters.
-    """
+    """Returns what stands in for a file, which decoders refuse with its reason, cut to plain characters."""
     plain = re.sub(r"[^ -~]", "?", reason)[:300]
     return _START + f"{plain}\n\nSHA-256 of what it was: {sha256_bytes(content)}\n".encode()
 

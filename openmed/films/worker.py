@@ -8,7 +8,9 @@ import resource
 import sys
 import tempfile
 import warnings
+from io import BufferedReader
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from pydicom.pixels import pixel_array
@@ -21,14 +23,14 @@ from openmed.films.tiff import decode_tiff
 
 
 def _gdcm(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    pixels = _stored(data, name, decoding_plugin="gdcm", correct_unused_bits=False)
+    pixels = _stored(data, name, "gdcm", correct_unused_bits=False)
     if os.fstat(2).st_size:  # it completes half a film, and says so on stderr alone
         raise BadInput(f"{name} cannot be decoded: it is damaged")
     return pixels, 0
 
 
-def _stored(data: bytes, name: str, **options: str | bool) -> np.ndarray:
-    return pixel_array(checked(data, name), raw=True, **options)
+def _stored(data: bytes, name: str, plugin: str, **options: Any) -> np.ndarray:
+    return pixel_array(checked(data, name), raw=True, decoding_plugin=plugin, **options)
 
 
 def _rle(data: bytes, name: str) -> tuple[np.ndarray, int]:
@@ -40,7 +42,7 @@ def _rle(data: bytes, name: str) -> tuple[np.ndarray, int]:
 
 _DECODERS = {
     "gdcm": _gdcm,
-    "pylibjpeg": lambda data, name: (_stored(data, name, decoding_plugin="pylibjpeg"), 0),
+    "pylibjpeg": lambda data, name: (_stored(data, name, "pylibjpeg"), 0),
     "rle": _rle,
     "tiff": decode_tiff,
 }
@@ -78,7 +80,7 @@ def _limit_memory() -> None:
 
 def _serve() -> None:
     """Answers films from stdin on stdout until its owner is gone."""
-    source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    source, target = cast(BufferedReader, sys.stdin.buffer), os.fdopen(os.dup(1), "wb")
     warnings.simplefilter("ignore")  # of odd values in the header, which say nothing of the stream
     logging.disable()
     printed = tempfile.TemporaryFile(mode="ab")  # noqa: SIM115, it lives as long as the process
@@ -90,7 +92,7 @@ def _serve() -> None:
             decoder, name = json.loads(receive(source))
             head, pixels = _decoded(decoder, bytes(receive(source)), name)
             send(target, json.dumps(head).encode())
-            send(target, memoryview(pixels).cast("B") if pixels.size else b"")
+            send(target, pixels.data.cast("B") if pixels.size else b"")
             del pixels
 
 

@@ -4,7 +4,8 @@ Split conformal prediction, class by class (Vovk, Gammerman and Shafer, Algorith
 World, 2005, chapter 4.5, "Mondrian"; Sadinle, Lei and Wasserman, J Am Stat Assoc 2019;114:223-234): a class
 is kept for a film when its probability is not unusually low among calibration films of that class. The set of
 classes kept holds the true one with the wished coverage, for every class, whatever the model. A film is
-referred when its set does not hold exactly one class: several are possible, or none is.
+referred when its set does not hold exactly one class: several are possible, or none is. Wrong shapes raise
+ValueError.
 """
 
 import math
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from openmed.errors import BadInput
 from openmed.fitted.stored_numbers import stored_count, stored_list, stored_number, stored_numbers
 from openmed.metrics.clustered import clustered_share
-from openmed.metrics.resampling import cohort
+from openmed.metrics.resampling import cohort, lowest_of_each
 from openmed.metrics.score_intervals import Interval
 
 
@@ -48,9 +49,6 @@ class Abstention:
 
         A film with a probability that is missing or not in [0, 1] keeps every class: it is always referred.
 
-        Args:
-            probabilities: float (N, classes).
-
         Raises:
             ValueError: Another number of classes.
         """
@@ -70,11 +68,7 @@ class Abstention:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Abstention":
-        """Reads what `to_json` gave.
-
-        Raises:
-            BadInput: It is not an abstention.
-        """
+        """Reads what `to_json` gave; BadInput where it is no abstention."""
         try:
             lowest = stored_numbers(content["lowest"], "the abstention's lowest", 0, 1)
             listed = stored_list(content["patients"], "the abstention's patients")
@@ -120,15 +114,11 @@ def fit_abstention(
     the film with the lowest probability counts, so the promise holds for the worst film of a new patient and
     thereby for any.
 
-    Args:
-        labels: int (N,), the class of each calibration film, 0 to classes - 1.
-        probabilities: float (N, classes) in [0, 1], for two classes or more.
-        patients: (N,) identifiers, text or whole numbers.
-        coverage: In (0, 1).
+    `labels` are int (N,), 0 to classes - 1; `probabilities` float (N, classes) in [0, 1], of two classes or
+    more; `patients` (N,) identifiers, text or whole numbers; `coverage` is in (0, 1).
 
     Raises:
         BadInput: The coverage is out of range, or a class has fewer patients than `fewest_patients`.
-        ValueError: Wrong shapes or values.
     """
     needed = fewest_patients(coverage)
     truth, values = _checked(labels, probabilities)
@@ -136,9 +126,7 @@ def fit_abstention(
     lowest, counts = [], []
     for number in range(values.shape[1]):
         of_class = truth == number
-        worst = np.full(int(patient.max()) + 1, np.inf)
-        np.minimum.at(worst, patient[of_class], values[of_class, number])
-        worst = np.sort(worst[np.isfinite(worst)])[::-1]
+        worst = lowest_of_each(values[of_class, number], patient[of_class])[::-1]
         if len(worst) < needed:
             raise BadInput(
                 f"abstention with a coverage of {coverage:g} needs at least {needed} calibration patients of "
@@ -150,11 +138,7 @@ def fit_abstention(
 
 
 def fewest_patients(coverage: float) -> int:
-    """Returns how many calibration patients of each class a coverage needs: 9 for 0.9, 19 for 0.95.
-
-    Raises:
-        BadInput: The coverage is not in (0, 1).
-    """
+    """Returns the calibration patients of each class that a coverage in (0, 1) needs: 19 for 0.95."""
     if not 0 < coverage < 1:
         raise BadInput(f"the coverage of an abstention must be above 0 and below 1, found {coverage}")
     return max(1, math.ceil(round(coverage / (1 - coverage), 9)))
@@ -169,15 +153,7 @@ def check_abstention(
 ) -> AbstentionCheck:
     """Measures coverage and referrals on films that shaped nothing, with intervals that know of patients.
 
-    Args:
-        abstention: As fitted.
-        labels: int (N,), the class of each film.
-        probabilities: float (N, classes); films with NaN are referred.
-        patients: (N,) identifiers, text or whole numbers.
-        confidence: Coverage of the intervals, in (0, 1).
-
-    Raises:
-        ValueError: Wrong shapes or values.
+    Of `labels` int (N,) and `probabilities` float (N, classes); films with NaN are referred.
     """
     truth, sets, group = np.asarray(labels), abstention.prediction_sets(probabilities), np.asarray(patients)
     if truth.shape != (len(sets),) or group.shape != truth.shape:

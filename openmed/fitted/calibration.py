@@ -9,7 +9,7 @@ strictly rising: it changes no ranking and no AUC.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from openmed.fitted.stored_numbers import (
     stored_number,
     stored_numbers,
 )
+
+Curve = tuple[tuple[float, ...], tuple[float, ...]]
 
 FEWEST_FILMS = {"platt": 5, "temperature": 5, "isotonic": 50, "none": 0}
 """Methods, with the calibration films of each class below which they are refused.
@@ -55,12 +57,13 @@ class Calibration:
     prior_correction: tuple[float, ...]
     bias: tuple[float, ...]
     scale: float = 1.0
-    curves: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = ()
+    curves: tuple[Curve, ...] = ()
     films: int = 0
 
     def __post_init__(self) -> None:
         classes = len(self.prior_correction)
-        numbers = (self.scale, *self.prior_correction, *self.bias, *_flat(self.curves))
+        flat = (number for curve in self.curves for knots in curve for number in knots)
+        numbers = (self.scale, *self.prior_correction, *self.bias, *flat)
         if self.method not in METHODS:
             raise BadInput(f"unknown calibration {self.method!r}: choose one of {', '.join(METHODS)}")
         if len(self.bias) != classes or len(self.curves) != (classes if self.method == "isotonic" else 0):
@@ -98,11 +101,7 @@ class Calibration:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Calibration":
-        """Reads what `to_json` gave.
-
-        Raises:
-            BadInput: It is not a calibration.
-        """
+        """Reads what `to_json` gave; BadInput where it is no calibration."""
         try:
             check_fields(content, cls, "a calibration")
             lists = {
@@ -125,13 +124,8 @@ def prior_correction(before: Sequence[int], after: Sequence[int]) -> tuple[float
 
     A network trained at the shares `after` gives p'(class | film) proportional to p(class | film) times
     after / before, so log(before / after) added to its logits gives back p at the shares `before`.
-
-    Args:
-        before: Films of each class among the untouched training patients.
-        after: Rows of each class that the network was trained on.
-
-    Returns:
-        One number a class, zeros where nothing changed.
+    `before` are the films of each class among the untouched training patients, `after` the rows of each class
+    that the network was trained on. Zeros where nothing changed.
 
     Raises:
         BadInput: A class has no films or no rows: nothing can be said of its probability.
@@ -161,11 +155,8 @@ def fit_calibration(
     rest shared by the other classes: perfectly separated films then give a finite map, one as steep as so few
     films can vouch for. A model that ranks no better than chance gets the flattest map that keeps its order.
 
-    Args:
-        method: One of `METHODS`.
-        logits: float (N, classes), as the network gives them.
-        labels: int (N,).
-        correction: (classes,) from `prior_correction`.
+    `logits` are float (N, classes) as the network gives them, `labels` int (N,), `correction` is (classes,)
+    from `prior_correction`.
 
     Raises:
         BadInput: The method is unknown, a class has too few films, or a logit is not finite.
@@ -185,11 +176,10 @@ def fit_calibration(
         return plain
     corrected = outputs + plain.prior_correction
     if method == "isotonic":
-        fitted = {"bias": plain.bias, "curves": _curves(log_odds(corrected), truth)}
-    else:
-        scale, bias = _fit_affine(corrected, _smoothed(truth, counts), with_bias=method == "platt")
-        fitted = {"scale": scale, "bias": bias}
-    return Calibration(method, plain.prior_correction, films=len(truth), **fitted)
+        curves = _curves(log_odds(corrected), truth)
+        return replace(plain, method=method, curves=curves, films=len(truth))
+    scale, bias = _fit_affine(corrected, _smoothed(truth, counts), with_bias=method == "platt")
+    return replace(plain, method=method, scale=scale, bias=bias, films=len(truth))
 
 
 def softmax(logits: ArrayLike) -> NDArray[np.float64]:
@@ -247,7 +237,7 @@ def _fit_affine(logits: NDArray, targets: NDArray, *, with_bias: bool) -> tuple[
     return float(found[0] / spread), tuple(bias.tolist())
 
 
-def _curves(odds: NDArray, labels: NDArray) -> tuple:
+def _curves(odds: NDArray, labels: NDArray) -> tuple[Curve, ...]:
     from sklearn.isotonic import IsotonicRegression
 
     least = 1 / (len(labels) + 2)
@@ -263,7 +253,3 @@ def _checked_logits(logits: ArrayLike, classes: int) -> NDArray[np.float64]:
     if values.ndim != 2 or values.shape[1] != classes:
         raise ValueError(f"logits must be (N, {classes}), not {values.shape}")
     return values
-
-
-def _flat(curves: tuple) -> tuple[float, ...]:
-    return tuple(number for pair in curves for knots in pair for number in knots)

@@ -80,8 +80,7 @@ class FeatureStatistics:
     def distances(self, vectors: ArrayLike) -> NDArray[np.float64]:
         """Distances of films from the nearest class, float64 (N,): a mean over the depths, about 0 is usual.
 
-        Args:
-            vectors: float32 (N, D), the features of all depths side by side.
+        Of vectors float32 (N, D), the features of all depths side by side.
 
         Raises:
             ValueError: The vectors have another length.
@@ -96,12 +95,12 @@ class FeatureStatistics:
         parts = zip(self.depths, np.split(features, ends, axis=1), strict=True)
         # What is not finite is an error; a warning beside it would say no more.
         with np.errstate(all="ignore"):
-            found = np.mean([depth.log_deviations(part) for depth, part in parts], axis=0).min(axis=1)
-        if not np.isfinite(found).all():
+            distances = np.mean([depth.log_deviations(part) for depth, part in parts], axis=0).min(axis=1)
+        if not np.isfinite(distances).all():
             raise IntegrityError(
                 f"distances by {STATISTICS_FILE} are not finite: restore the model, or train it again"
             )
-        return found
+        return distances
 
     def to_bytes(self) -> bytes:
         """Returns the content of a safetensors file."""
@@ -114,11 +113,7 @@ class FeatureStatistics:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "FeatureStatistics":
-        """Reads what `to_bytes` gave.
-
-        Raises:
-            IntegrityError: It is something else.
-        """
+        """Reads what `to_bytes` gave; IntegrityError where it is something else."""
         try:
             held = load(content)
             count = len(held) // len(_PARTS)
@@ -147,18 +142,16 @@ def _is_usable(depth: DepthStatistics) -> bool:
 
 
 def fit_statistics(features: Sequence[ArrayLike], labels: ArrayLike) -> FeatureStatistics:
-    """Fits the statistics of a model's training films.
+    """Fits the statistics of a model's training films, by the pooled features of each depth, float32 (N, D).
 
-    Args:
-        features: For each depth float32 (N, D), the pooled features of the films.
-        labels: int (N,), their classes; a class without films has no mean.
+    A class without films among the labels, int (N,), has no mean.
 
     Raises:
         BadInput: Too few films: at least four more than there are classes.
         ValueError: Wrong shapes.
     """
     truth = np.asarray(labels)
-    if any(np.ndim(part) != 2 or len(part) != len(truth) for part in features) or not len(features):
+    if any(np.ndim(part) != 2 or np.shape(part)[0] != len(truth) for part in features) or not features:
         raise ValueError(f"expected features (N, D) of {len(truth)} films at each depth")
     present, of_class = np.unique(truth, return_inverse=True)
     spare = len(truth) - len(present)

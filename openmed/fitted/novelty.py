@@ -46,11 +46,7 @@ class Novelty:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Novelty":
-        """Reads what `to_json` gave.
-
-        Raises:
-            BadInput: It is not a limit of novelty.
-        """
+        """Reads what `to_json` gave; BadInput where it is no limit of novelty."""
         try:
             share = stored_number(content["share"], "the novelty's share", 0, 1)
             limit = stored_number(content["limit"], "the novelty's limit")
@@ -72,10 +68,7 @@ def conformal_limit(distances: ArrayLike, patients: ArrayLike, share: float) -> 
     weighs the same, divided among the patient's films (Dunn, Wasserman and Ramdas, J Am Stat Assoc
     2023;118:2491-2502, "pooling CDFs"), and a new patient is allowed for.
 
-    Args:
-        distances: float (N,), of calibration films.
-        patients: (N,) identifiers, text or whole numbers.
-        share: In (0, 1).
+    `distances` are float (N,) of calibration films; `share` is in (0, 1).
 
     Returns:
         The limit, and the number of patients.

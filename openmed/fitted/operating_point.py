@@ -12,7 +12,7 @@ from scipy.special import betaincinv
 from openmed.errors import BadInput
 from openmed.metrics.classification import checked_labels, checked_scores
 from openmed.metrics.clustered import design_effect
-from openmed.metrics.resampling import patient_codes
+from openmed.metrics.resampling import lowest_of_each, patient_codes
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,8 @@ def choose_threshold(labels: ArrayLike, scores: ArrayLike, target_sensitivity: f
         scores: (N,) probabilities of the finding in [0, 1].
         target_sensitivity: In (0, 1].
 
-    Returns:
-        The threshold in [0, 1]; a film is flagged when its score is at or above it.
-
     Raises:
         BadInput: The target is out of range, or no film has the finding.
-        ValueError: Wrong shapes or values.
     """
     if not 0 < target_sensitivity <= 1:
         raise BadInput(f"target_sensitivity must be above 0 and at most 1, found {target_sensitivity}")
@@ -91,25 +87,18 @@ def controlled_threshold(
     films, it raises the sensitivity for films far above the target and costs specificity. Neither threshold
     is ever above that of `choose_threshold`.
 
-    Args:
-        labels: (N,) 0 or 1, of calibration films: never the films the model is judged on.
-        scores: (N,) probabilities of the finding in [0, 1].
-        patients: (N,) identifiers, text or whole numbers.
-        target_sensitivity: In (0, 1).
-        confidence: In (0, 1).
-        of: "films" or "patients", for which the promise is made.
+    `of` says for which the promise is made, "films" or "patients".
 
     Raises:
-        BadInput: A number is out of range, or too few patients have the finding: even if all were found, the
+        BadInput: A number is not in (0, 1), or too few patients have the finding: even if all were found, the
             limit would not reach the target.
-        ValueError: Wrong shapes or values.
     """
     needed = patients_needed(target_sensitivity, confidence)
     truth = checked_labels(labels)
     values = checked_scores(scores, len(truth))
     patient = patient_codes(patients, len(truth))[truth == 1]
     if of == "patients":
-        lowest = _lowest_of_each(values[truth == 1], patient)
+        lowest = lowest_of_each(values[truth == 1], patient)
         films = np.arange(lowest.size)
     elif of == "films":
         order = np.argsort(values[truth == 1], kind="stable")
@@ -136,18 +125,11 @@ def spared_threshold(labels: ArrayLike, scores: ArrayLike, target_specificity: f
     Where a sensitivity is promised by a higher threshold, this one finds more and still raises no more false
     alarms than are accepted: what a better model can do goes into sensitivity.
 
-    Args:
-        labels: (N,) 0 or 1, of calibration films.
-        scores: (N,) probabilities of the finding in [0, 1].
-        target_specificity: In (0, 1).
-
-    Returns:
-        Half way between the highest score that must stay below it and the next higher one; above 1 where no
-        threshold in [0, 1] keeps the target, NaN without a film that lacks the finding.
+    Half way between the highest score that must stay below it and the next higher one; above 1 where no
+    threshold in [0, 1] keeps the target, NaN without a film that lacks the finding.
 
     Raises:
-        BadInput: The target is out of range.
-        ValueError: Wrong shapes or values.
+        BadInput: The target is not in (0, 1).
     """
     if not 0 < target_specificity < 1:
         raise BadInput(f"target_specificity must be above 0 and below 1, found {target_specificity}")
@@ -166,10 +148,7 @@ def spared_threshold(labels: ArrayLike, scores: ArrayLike, target_specificity: f
 def _limits(patient: NDArray, target: float, confidence: float) -> Iterator[float]:
     """Lower limits of the sensitivity with the first none, one, two ... missed, while they reach the target.
 
-    Args:
-        patient: (N,) of each film with the finding, the lowest score first.
-        target: The sensitivity.
-        confidence: One-sided.
+    Of the patient of each film with the finding, (N,), the lowest score first.
     """
     films = len(patient)
     for missed in range(films):
@@ -190,14 +169,8 @@ def transfer_chance(
     that itself varies as Beta(k, n + 1 - k); so of m new ones a beta-binomial number is flagged (Wilks, Ann
     Math Statist 1941;12:91-96). Counts are divided by the design effects of their patients.
 
-    Args:
-        flagged_before: bool (N,), the films with the finding on which the threshold was chosen.
-        patients_before: (N,) their patients.
-        flagged: bool (M,), the films with the finding that are judged by it.
-        patients: (M,) their patients.
-
-    Returns:
-        In [0, 1]; NaN without films on either side.
+    The flags are bool (N,) and (M,), of the films with the finding on which the threshold was chosen and of
+    those that are judged by it. NaN without films on either side.
     """
     before, now = (np.asarray(flags, bool) for flags in (flagged_before, flagged))
     if not before.size or not now.size:
@@ -239,13 +212,6 @@ def _lowest_flagged(values: NDArray, truth: NDArray, target_sensitivity: float) 
     # Compared as shares: 0.07 * 100 is 7.000000000000001 and would ask for an eighth film.
     reached = np.arange(1, having.size + 1) / having.size >= target_sensitivity
     return float(having[np.argmax(reached)])
-
-
-def _lowest_of_each(values: NDArray, patient: NDArray) -> NDArray[np.float64]:
-    """The lowest score of each patient, rising."""
-    lowest = np.full(int(patient.max(initial=-1)) + 1, np.inf)
-    np.minimum.at(lowest, patient, values)
-    return np.sort(lowest[np.isfinite(lowest)])
 
 
 def _half_way(values: NDArray, flagged: float) -> float:

@@ -128,16 +128,13 @@ class ModelSpec:
             raise BadInput(f"the model looks for {', '.join(self.findings)}, not for {name}")
         points = {self.positive: self.threshold, **self.further_thresholds}
         threshold = points.pop(name)
-        return replace(self, positive=name, threshold=threshold, further_thresholds=points)
+        others = {other: point for other, point in points.items() if point is not None}
+        return replace(self, positive=name, threshold=threshold, further_thresholds=others)
 
     def probabilities(self, logits: ArrayLike) -> NDArray[np.float32]:
-        """Turns the network's logits into class probabilities: the only place where that is done.
+        """Turns logits (N, classes) into class probabilities: the only place where that is done.
 
-        Args:
-            logits: float (N, classes), of the PyTorch network or of any other runtime.
-
-        Returns:
-            float32 (N, classes); rows sum to 1.
+        float32 (N, classes); rows sum to 1.
 
         Raises:
             ValueError: The logits are of another number of classes.
@@ -146,13 +143,13 @@ class ModelSpec:
         calibration = self.calibration or Calibration.of_prior((0.0,) * len(self.class_names))
         # What is not finite ends in NaN; a warning beside the error would say no more.
         with np.errstate(invalid="ignore", over="ignore"):
-            found = calibration.apply(logits).astype(np.float32)
-        if not np.isfinite(found).all() or not np.isfinite(np.asarray(logits)).all():
+            probabilities = calibration.apply(logits).astype(np.float32)
+        if not np.isfinite(probabilities).all() or not np.isfinite(np.asarray(logits)).all():
             raise IntegrityError(
                 f"the {self.architecture} answers with numbers that are not finite: restore the model, or "
                 "train it again"
             )
-        return found
+        return probabilities
 
     def with_calibration(self, calibration: Calibration) -> "ModelSpec":
         """Returns a copy with a calibration; what was chosen on other probabilities is taken off."""

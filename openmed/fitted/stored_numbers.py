@@ -3,6 +3,7 @@
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -10,16 +11,10 @@ from openmed.errors import BadInput
 
 
 def stored_number(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """Returns a finite number.
-
-    Args:
-        value: What the file holds; true and "0.5" are no numbers.
-        name: What it is, for the message.
-        low: The smallest that it may be.
-        high: The largest that it may be.
+    """Returns a finite number; true and "0.5" of a file are none.
 
     Raises:
-        BadInput: It is something else, or out of range.
+        BadInput: It is something else, or out of range; `name` says what it is.
     """
     # Whole numbers of a file may be too large for a float.
     if not _is_a(value, Real) or not low <= value <= high or not abs(value) <= 1e300:
@@ -50,13 +45,9 @@ def stored_list(values: Any, name: str) -> Iterable[Any]:
     return values
 
 
-def check_fields(content: Mapping[str, Any], kind: type, what: str) -> None:
-    """Refuses fields that a dataclass does not have.
-
-    Raises:
-        BadInput: There is one; it may be any text, so it is shown in short and escaped.
-    """
-    if strange := sorted(content.keys() - kind.__dataclass_fields__.keys()):
+def check_fields(content: Mapping[str, Any], kind: type[Any], what: str) -> None:
+    """Refuses fields that a dataclass lacks: they may be any text, so one is shown short and escaped."""
+    if strange := sorted(content.keys() - {field.name for field in fields(kind)}):
         raise BadInput(f"{what} has no field {reprlib.repr(strange[0])}")
 
 

@@ -149,7 +149,12 @@ def calibration_intercept(labels: ArrayLike, scores: ArrayLike) -> float:
     return float(brentq(lambda shift: np.mean(expit(odds + shift)) - truth.mean(), -far, far, xtol=1e-12))
 
 
+def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-odds of probabilities; those of 0 and 1 are finite."""
+    inside = np.clip(probabilities, _LEAST, 1 - _LEAST)
+    return np.log(inside) - np.log1p(-inside)
+
+
 def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     truth = checked_labels(labels)
-    values = np.clip(checked_scores(scores, len(truth)), _LEAST, 1 - _LEAST)
-    return truth, np.log(values) - np.log1p(-values)
+    return truth, log_odds(checked_scores(scores, len(truth)))

@@ -67,6 +67,18 @@ def patient_codes(patients: ArrayLike, films: int) -> NDArray[np.intp]:
     return np.unique(array, return_inverse=True)[1]
 
 
+def lowest_of_each(values: NDArray, patient: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Returns the lowest value of each patient, rising, of values (N,) and codes (N,) from 0."""
+    lowest = np.full(int(patient.max(initial=-1)) + 1, np.inf)
+    np.minimum.at(lowest, patient, values)
+    return np.sort(lowest[np.isfinite(lowest)])
+
+
+def ratios(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
+    """Returns part / whole, element by element; NaN where the whole is 0."""
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+
+
 def multiplicities(group: Cohort, replicates: int, seed: int) -> Iterator[NDArray[np.float64]]:
     """Draws resamples: each stratum's patients with replacement, as many as it has.
 
@@ -132,13 +144,13 @@ class Ranking:
         fn, tn, films = positives - tp, negatives - fp, positives + negatives
         defined = (positives > 0) & (tp + fp > 0)
         values = {
-            "accuracy": _divide(tp + tn, films),
-            "f1": np.where(defined, _divide(2 * tp, 2 * tp + fp + fn), np.nan),
-            "sensitivity": _divide(tp, positives),
-            "specificity": _divide(tn, negatives),
-            "ppv": _divide(tp, tp + fp),
-            "npv": _divide(tn, tn + fn),
-            "brier": _divide(squared, films),
+            "accuracy": ratios(tp + tn, films),
+            "f1": np.where(defined, ratios(2 * tp, 2 * tp + fp + fn), np.nan),
+            "sensitivity": ratios(tp, positives),
+            "specificity": ratios(tn, negatives),
+            "ppv": ratios(tp, tp + fp),
+            "npv": ratios(tn, tn + fn),
+            "brier": ratios(squared, films),
         }
         values["auc"], values["average_precision"] = self._ranked(drawn, positives, negatives)
         return values
@@ -152,7 +164,7 @@ class Ranking:
         below = np.take(cumulated, self.negatives_below, axis=1, mode="clip")
         up_to = np.take(cumulated, self.negatives_up_to, axis=1, mode="clip")
         wins = np.einsum("rp,rp->r", having, below) + np.einsum("rp,rp->r", having, up_to)
-        auc = _divide(wins, 2 * positives * negatives)
+        auc = ratios(wins, 2 * positives * negatives)
 
         missed = np.take(_cumulated(having), self.positives_below, axis=1, mode="clip")
         true_flags = np.subtract(positives[:, None], missed, out=missed)
@@ -162,7 +174,7 @@ class Ranking:
         np.maximum(all_flags, 1, out=all_flags)
         true_flags /= all_flags
         precision = np.einsum("rp,rp->r", having, true_flags)
-        return auc, np.where(negatives > 0, _divide(precision, positives), np.nan)
+        return auc, np.where(negatives > 0, ratios(precision, positives), np.nan)
 
 
 def _draw(stream: np.random.Generator, rows: int, size: int) -> NDArray:
@@ -175,7 +187,3 @@ def _cumulated(weights: NDArray) -> NDArray:
     result = np.zeros((weights.shape[0], weights.shape[1] + 1))
     np.cumsum(weights, axis=1, out=result[:, 1:])
     return result
-
-
-def _divide(part: NDArray, whole: NDArray) -> NDArray:
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)

@@ -44,6 +44,15 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class ShareShift:
+    """Share of one category on both sides, in [0, 1], and the new one minus that of the reference."""
+
+    reference: float
+    new: float
+    difference: Interval
+
+
+@dataclass(frozen=True)
 class Shift:
     """One aspect of the films, compared.
 
@@ -54,7 +63,7 @@ class Shift:
         limits: Limits of the distance.
         verdict: none, moderate, large or not measured.
         reason: Why it could not be measured; else empty.
-        shares: Category -> {reference, new, difference: Interval}; empty for other distances.
+        shares: By category; empty for other distances.
     """
 
     aspect: str
@@ -63,13 +72,13 @@ class Shift:
     limits: Limits
     verdict: str
     reason: str = ""
-    shares: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    shares: Mapping[str, ShareShift] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain numbers and text."""
         shares = {
-            name: {**found, "difference": found["difference"].to_json()}
-            for name, found in self.shares.items()
+            name: {**vars(share), "difference": share.difference.to_json()}
+            for name, share in self.shares.items()
         }
         plain = {"aspect": self.aspect, "unit": self.unit, **self.interval.to_json()}
         plain |= {"moderate": self.limits.moderate, "large": self.limits.large, "verdict": self.verdict}
@@ -99,13 +108,8 @@ def compare(
     percentile intervals, that of the AUC at least as wide as Newcombe's with patients counted. The classifier
     is not fitted again in each resample. At most `MAX_PATIENTS` patients a side are used.
 
-    Args:
-        reference: Films as from `profile_films`; patients as `link_patients` numbers them.
-        new: The same. Films and patients may be in both.
-        limits: Limits of class_share, composition, intensity, resolution and embedding.
-        replicates: Number of resamples.
-        confidence: Coverage of the intervals.
-        seed: The same seed gives the same intervals.
+    The films are those of `profile_films`, the patients as `link_patients` numbers them; both may be in both.
+    `limits` are those of class_share, composition, intensity, resolution and embedding.
 
     Returns:
         One shift an aspect, those that could not be measured too.
@@ -114,32 +118,31 @@ def compare(
     films = pd.concat([reference, new], ignore_index=True)
     membership = np.repeat([0, 1], [len(reference), len(new)])
     context = _Context(films, membership, cohort(membership, films["patient"].to_numpy()), seed)
-    plans = [
+    plans: list[_Plan | Shift] = [
         *(context.share_plan(aspect, column, limits[key]) for aspect, (column, key) in SHARES.items()),
         context.intensity_plan("brightness", "mean", limits["intensity"]),
         context.intensity_plan("contrast", "std", limits["intensity"]),
         context.resolution_plan(limits["resolution"]),
         context.embedding_plan(limits["embedding"]),
     ]
-    measured = [plan for plan in plans if plan.distance]
-    chunks = [
-        [plan.distance(drawn) for plan in measured]
-        for drawn in (multiplicities(context.group, replicates, seed) if measured else ())
-    ]
+    measured = [plan for plan in plans if isinstance(plan, _Plan)]
+    draws = multiplicities(context.group, replicates, seed) if measured else ()
+    chunks = [{plan.aspect: plan.distance(drawn) for plan in measured} for drawn in draws]
     everyone = np.ones((1, context.group.patients))
-    resampled = dict(zip([plan.aspect for plan in measured], zip(*chunks, strict=True), strict=True))
     return [
-        plan.shift(plan.distance(everyone)[0], np.concatenate(resampled[plan.aspect]), confidence)
-        if plan.distance
-        else Shift(plan.aspect, plan.unit, Interval(NAN, NAN, NAN), plan.limits, UNKNOWN, plan.reason)
+        plan.shift(
+            plan.distance(everyone)[0], np.concatenate([chunk[plan.aspect] for chunk in chunks]), confidence
+        )
+        if isinstance(plan, _Plan)
+        else plan
         for plan in plans
     ]
 
 
 def verdict(shifts: list[Shift]) -> str:
     """Returns the worst verdict; not measured only when nothing could be."""
-    found = {shift.verdict for shift in shifts}
-    return next((name for name in (LARGE, MODERATE, NONE) if name in found), UNKNOWN)
+    verdicts = {shift.verdict for shift in shifts}
+    return next((name for name in (LARGE, MODERATE, NONE) if name in verdicts), UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -149,10 +152,9 @@ class _Plan:
     aspect: str
     unit: str
     limits: Limits
-    reason: str = ""
-    distance: Distance | None = None
-    interval: Callable[[Any, NDArray, float], Interval] | None = None
-    shares: Callable[[NDArray, NDArray, float], dict] | None = None
+    distance: Distance
+    interval: Callable[[Any, NDArray, float], Interval]
+    shares: Callable[[NDArray, NDArray, float], dict[str, ShareShift]] | None = None
 
     def shift(self, value: Any, resampled: NDArray, confidence: float) -> Shift:
         interval = self.interval(value, resampled, confidence)
@@ -171,10 +173,10 @@ class _Context:
     group: Cohort
     seed: int
 
-    def share_plan(self, aspect: str, column: str, limits: Limits) -> _Plan:
+    def share_plan(self, aspect: str, column: str, limits: Limits) -> _Plan | Shift:
         unit = "total variation of the shares, 0 to 1"
         if reason := self._missing(column):
-            return _Plan(aspect, unit, limits, reason)
+            return _unmeasured(aspect, unit, limits, reason)
         texts = self.films[column].astype(object)
         codes, names = pd.factorize(texts.where(self._known(column), None), sort=True)
         known = codes >= 0
@@ -183,55 +185,51 @@ class _Context:
         ]
         old, new = (count / count.sum() for count in counts)
 
-        def shares(value: NDArray, resampled: NDArray, confidence: float) -> dict:
-            found = [_percentile(value[i], resampled[:, i], confidence) for i in range(len(names))]
-            return {
-                str(name): {"reference": float(old[i]), "new": float(new[i]), "difference": found[i]}
-                for i, name in enumerate(names)
-            }
+        def shares(value: NDArray, resampled: NDArray, confidence: float) -> dict[str, ShareShift]:
+            differences = [_percentile(value[i], resampled[:, i], confidence) for i in range(len(names))]
+            parts = zip(old.tolist(), new.tolist(), differences, strict=True)
+            return {str(name): ShareShift(*part) for name, part in zip(names, parts, strict=True)}
 
         def interval(value: NDArray, resampled: NDArray, confidence: float) -> Interval:
             return _basic(np.abs(value).sum() / 2, np.abs(resampled).sum(axis=1) / 2, confidence)
 
         distance = share_differences(codes, self.membership, self.group)
-        return _Plan(aspect, unit, limits, distance=distance, interval=interval, shares=shares)
+        return _Plan(aspect, unit, limits, distance, interval, shares)
 
-    def intensity_plan(self, aspect: str, column: str, limits: Limits) -> _Plan:
+    def intensity_plan(self, aspect: str, column: str, limits: Limits) -> _Plan | Shift:
         unit = f"Wasserstein distance of the films' {'mean' if column == 'mean' else 'standard deviation'}, "
         unit += "in standard deviations of the reference"
         if reason := self._missing(column):
-            return _Plan(aspect, unit, limits, reason)
+            return _unmeasured(aspect, unit, limits, reason)
         values = self.films[column].to_numpy(float, na_value=np.nan)
         # An archive of one grey would have no scale at all; one grey level is the least there is.
         scale = max(1.0, float(np.nanstd(values[self.membership == 0])))
         distance = wasserstein(values / scale, self.membership, self.group)
-        return _Plan(aspect, unit, limits, distance=distance, interval=_basic)
+        return _Plan(aspect, unit, limits, distance, _basic)
 
-    def resolution_plan(self, limits: Limits) -> _Plan:
+    def resolution_plan(self, limits: Limits) -> _Plan | Shift:
         unit = "Wasserstein distance of the shorter side, in octaves (1 is twice or half)"
         if reason := self._missing("width") or self._missing("height"):
-            return _Plan("resolution", unit, limits, reason)
+            return _unmeasured("resolution", unit, limits, reason)
         sides = [self.films[name].to_numpy(float, na_value=np.nan) for name in ("width", "height")]
         distance = wasserstein(np.log2(np.minimum(*sides)), self.membership, self.group)
-        return _Plan("resolution", unit, limits, distance=distance, interval=_basic)
+        return _Plan("resolution", unit, limits, distance, _basic)
 
-    def embedding_plan(self, limits: Limits) -> _Plan:
+    def embedding_plan(self, limits: Limits) -> _Plan | Shift:
         unit = "AUC of a classifier that tells new films from those of the reference; 0.5 is chance"
         if reason := self._missing("embedding"):
-            return _Plan("embedding", unit, limits, reason)
+            return _unmeasured("embedding", unit, limits, reason)
         features = np.stack(self.films["embedding"].to_numpy()).astype(np.float32)
         scores = domain_scores(features, self.membership, self.group, self.seed)
         ranking = Ranking.of(self.membership, scores, 0.5, self.group)
         patients = [self._patients(self.membership == side) for side in (0, 1)]
 
         def interval(value: float, resampled: NDArray, confidence: float) -> Interval:
-            found = _percentile(value, resampled, confidence)
+            drawn = _percentile(value, resampled, confidence)
             score = newcombe_auc(float(value), patients[1], patients[0], confidence)
-            return Interval(found.value, min(found.low, score.low), max(found.high, score.high))
+            return Interval(drawn.value, min(drawn.low, score.low), max(drawn.high, score.high))
 
-        return _Plan(
-            "embedding", unit, limits, distance=lambda drawn: ranking.metrics(drawn)["auc"], interval=interval
-        )
+        return _Plan("embedding", unit, limits, lambda drawn: ranking.metrics(drawn)["auc"], interval)
 
     def _known(self, column: str) -> pd.Series:
         values = self.films[column]
@@ -250,6 +248,10 @@ class _Context:
             if (count := self._patients(known & (self.membership == side))) < MIN_PATIENTS:
                 return f"only {count} patients of the {name} films have {column}; {MIN_PATIENTS} are needed"
         return ""
+
+
+def _unmeasured(aspect: str, unit: str, limits: Limits, reason: str) -> Shift:
+    return Shift(aspect, unit, Interval(NAN, NAN, NAN), limits, UNKNOWN, reason)
 
 
 def _thinned(reference: pd.DataFrame, new: pd.DataFrame, seed: int) -> list[pd.DataFrame]:
@@ -271,7 +273,7 @@ def _percentile(value: float, resampled: NDArray, confidence: float) -> Interval
 
 def _basic(value: float, resampled: NDArray, confidence: float) -> Interval:
     """Basic bootstrap interval of a distance, which is never below 0."""
-    found = _percentile(value, resampled, confidence)
+    measured = _percentile(value, resampled, confidence)
     # Where chance makes up most of the value, the interval would end below the value itself.
-    low, high = 2 * found.value - found.high, max(found.value, 2 * found.value - found.low)
-    return Interval(found.value, max(0.0, low), high)
+    low, high = 2 * measured.value - measured.high, max(measured.value, 2 * measured.value - measured.low)
+    return Interval(measured.value, max(0.0, low), high)

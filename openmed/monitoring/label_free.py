@@ -14,10 +14,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from openmed.metrics.calibration_error import log_odds
 from openmed.metrics.classification import checked_scores, checked_threshold
 from openmed.metrics.intervals import Interval, percentile_interval
-from openmed.metrics.resampling import cohort, multiplicities
-from openmed.monitoring.prior_shift import Known, log_odds, share_of
+from openmed.metrics.resampling import cohort, multiplicities, ratios
+from openmed.monitoring.prior_shift import Known, share_of
 
 
 def expected_performance(
@@ -38,21 +39,11 @@ def expected_performance(
     say which films happened to come and which calibration films (patients of both are resampled, the share
     and the calibration found again in each), not whether the looks of the finding still hold.
 
-    Args:
-        scores: (N,) calibrated probabilities of the finding, in [0, 1].
-        patients: (N,) identifiers, text or whole numbers.
-        threshold: A film is flagged when its score is at or above it.
-        known: The films on which the probabilities hold.
-        replicates: Number of resamples.
-        confidence: Coverage of the intervals, in (0, 1).
-        seed: The same seed gives the same intervals.
+    The scores are (N,) calibrated probabilities of the finding, in [0, 1], that hold on the known films.
 
     Returns:
         auc, sensitivity, specificity and share (of the films, with the finding) -> interval; NaN where
         nothing is expected of one side.
-
-    Raises:
-        ValueError: Wrong shapes or values.
     """
     values = checked_scores(scores, np.size(scores))
     order = np.argsort(values, kind="stable")
@@ -69,9 +60,9 @@ def expected_performance(
         below = np.concatenate([np.zeros((len(films), 1)), below], axis=1)
         won = (having * (below[:, places[0]] + below[:, places[1]])).sum(1) / 2
         return {
-            "auc": _share(won, having.sum(1) * without.sum(1)),
-            "sensitivity": _share(having[:, flagged].sum(1), having.sum(1)),
-            "specificity": _share(without[:, ~flagged].sum(1), without.sum(1)),
+            "auc": ratios(won, having.sum(1) * without.sum(1)),
+            "sensitivity": ratios(having[:, flagged].sum(1), having.sum(1)),
+            "specificity": ratios(without[:, ~flagged].sum(1), without.sum(1)),
             "share": share,
         }
 
@@ -86,10 +77,6 @@ def expected_performance(
 
 def posteriors(scores: ArrayLike, known: Known) -> tuple[float, NDArray[np.float64]]:
     """Carries probabilities over to the share of the finding that the films themselves have.
-
-    Args:
-        scores: (N,) calibrated probabilities of the finding, in [0, 1].
-        known: The films on which they hold.
 
     Returns:
         The estimated share, and the probabilities (N,) at that share.
@@ -114,7 +101,3 @@ def _with_maps(drawn: Iterator[NDArray], maps: NDArray) -> Iterator[tuple[NDArra
     for part in drawn:
         yield part, maps[start : start + len(part)]
         start += len(part)
-
-
-def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(part, whole, out=np.full_like(whole, np.nan), where=whole > 0)

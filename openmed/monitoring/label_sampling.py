@@ -23,11 +23,7 @@ def importance(
 ) -> NDArray[np.float64]:
     """Returns how much each film's label is expected to move the two estimates; 1 on average.
 
-    Args:
-        posterior: (N,) probability of the finding at the films' own share of it.
-        share: That share.
-        threshold: A film is flagged when its score is at or above it.
-        scores: (N,) scores.
+    Of the probability of the finding at the films' own share of it, (N,), and of the scores, (N,).
     """
     flagged = scores >= threshold
     parts = []
@@ -78,8 +74,8 @@ def draw(
     for number, count in enumerate(wanted):
         own = np.flatnonzero(stratum == number)
         own = own[np.argsort(turns[own], kind="stable")]
-        ends = np.flatnonzero(np.cumsum(~known[own]) >= count) if count else []
-        size = int(ends[0]) + 1 if len(ends) else 0
+        reached = np.cumsum(~known[own]) >= count
+        size = int(reached.argmax()) + 1 if count and reached.any() else 0
         sample[own[:size]] = True
         probability[own] = size / len(own) if len(own) else 0.0
     return sample, probability

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from openmed.metrics.calibration_error import log_odds
 from openmed.metrics.classification import checked_labels, checked_scores
 from openmed.metrics.resampling import cohort, multiplicities
 
 PRIOR_FILMS = 5
 _STEPS, _NEWTON_STEPS = 32, 12
-# Probabilities nearer to 0 or 1 than this are stored as float32 with no more digits than these.
-_LEAST = 1e-7
 
 
 @dataclass(frozen=True)
@@ -59,24 +58,16 @@ class Known:
             (replicates, 3): what each resample adds to the log-odds, per unit of them and at 0, and the share
             of the finding in it.
         """
-        labels, odds = (
-            checked_labels(self.labels),
-            log_odds(checked_scores(self.scores, np.size(self.scores))),
-        )
+        labels = checked_labels(self.labels)
+        odds = log_odds(checked_scores(self.scores, len(labels)))
         group = cohort(labels, self.patients)
         whole = _logistic_maps(odds, labels, np.ones((1, len(labels))))
-        found = []
+        maps = []
         for drawn in multiplicities(group, replicates, seed):
             films = drawn[:, group.patient_of_film]
             share = (films @ labels) / films.sum(1)
-            found.append(np.column_stack([_logistic_maps(odds, labels, films) - whole, share]))
-        return np.concatenate(found)
-
-
-def log_odds(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Log-odds of probabilities; those of 0 and 1 are finite."""
-    inside = np.clip(scores, _LEAST, 1 - _LEAST)
-    return np.log(inside) - np.log1p(-inside)
+            maps.append(np.column_stack([_logistic_maps(odds, labels, films) - whole, share]))
+        return np.concatenate(maps)
 
 
 def share_of(

@@ -43,7 +43,7 @@ class Estimate:
             return Interval(self.value, NAN, NAN)
         if len(self.sizes) == 1:
             return _exact(self.value, self.sizes[0], confidence, self.patients - 1)
-        score = newcombe_auc(self.value, *self.sizes, confidence)
+        score = newcombe_auc(self.value, self.sizes[0], self.sizes[1], confidence)
         spread = self.value * (1 - self.value)
         if not self.variance or not spread:
             return score
@@ -65,12 +65,7 @@ def performance(
 ) -> dict[str, Estimate]:
     """Estimates AUC, sensitivity and specificity of the films that others were drawn from.
 
-    Args:
-        labels: (N,) 0 or 1.
-        scores: (N,) probabilities of the finding in [0, 1].
-        patients: (N,) identifiers, text or whole numbers.
-        threshold: A film is flagged when its score is at or above it.
-        probabilities: (N,) with what probability each film was drawn, in (0, 1]; default: all with the same.
+    `probabilities` are (N,) with which each film was drawn, in (0, 1]; None: all with the same.
 
     Raises:
         ValueError: Wrong shapes or values.
@@ -127,7 +122,7 @@ def _auc(having: NDArray, scores: NDArray, weights: NDArray, patients: NDArray) 
     wins = [_beaten(own[0], other[0], other[1]) for own, other in (sides, sides[::-1])]
     totals = [own[1].sum() for own in sides]
     value = float(np.clip(sides[0][1] @ wins[0] / totals[0], 0, 1))
-    size, influence = patients.max() + 1, 0
+    size, influence = patients.max() + 1, np.zeros(patients.max() + 1)
     # A film without the finding does well by losing.
     for side, total, won, mean, sign in zip(sides, totals, wins, (value, 1 - value), (1, -1), strict=True):
         influence = influence + sign * np.bincount(side[2], side[1] * (won - mean), size) / total
@@ -148,7 +143,7 @@ def _variance(sums: NDArray[np.float64], patients: int) -> float:
     return float((sums**2).sum() * patients / max(1, patients - 1))
 
 
-def _worth(weights: NDArray[np.float64]) -> float:
+def _worth(weights: NDArray) -> float:
     """As how many equal ones unequal weights count (Kish, Survey Sampling, 1965)."""
     return float(weights.sum() ** 2 / (weights**2).sum())
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from openmed.metrics.resampling import Cohort
+from openmed.metrics.resampling import Cohort, ratios
 
 Distance = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 _FOLDS = 5
@@ -21,10 +21,7 @@ _FOLDS = 5
 def share_differences(codes: NDArray, membership: NDArray, group: Cohort) -> Distance:
     """Prepares the difference of the shares of each category, new minus reference.
 
-    Args:
-        codes: (N,) category of each film, 0 to K - 1, or -1 for films that are not counted.
-        membership: (N,) 0 or 1.
-        group: Patients of the films.
+    Of the category of each film, (N,), 0 to K - 1, or -1 for films that are not counted.
 
     Returns:
         A function from (R, patients) multiplicities to (R, K) differences in [-1, 1]; NaN where a resample
@@ -42,7 +39,7 @@ def share_differences(codes: NDArray, membership: NDArray, group: Cohort) -> Dis
 
     def differences(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
         old, new = (drawn @ table for table in counts)
-        return _shares(new) - _shares(old)
+        return ratios(new, new.sum(1, keepdims=True)) - ratios(old, old.sum(1, keepdims=True))
 
     return differences
 
@@ -53,10 +50,7 @@ def wasserstein(values: NDArray, membership: NDArray, group: Cohort) -> Distance
     It is the area between the two distribution functions (Ramdas et al., On Wasserstein Two-Sample Testing,
     Entropy 2017;19:47).
 
-    Args:
-        values: (N,) the measurement; films where it is NaN are not counted.
-        membership: (N,) 0 or 1.
-        group: Patients of the films.
+    Of (N,) values; films where it is NaN are not counted.
 
     Returns:
         A function from (R, patients) multiplicities to (R,) distances; NaN where a resample has no film on
@@ -84,11 +78,7 @@ def domain_scores(features: NDArray, membership: NDArray, group: Cohort, seed: i
     sets apart, the AUC of these scores is near 0.5. A logistic regression is fitted to four fifths of the
     patients at a time and scores the rest.
 
-    Args:
-        features: (N, K).
-        membership: (N,) 0 or 1.
-        group: Patients of the films.
-        seed: Changes the folds.
+    Of features (N, K); the seed changes the folds.
 
     Returns:
         (N,) probabilities in [0, 1].
@@ -105,8 +95,3 @@ def domain_scores(features: NDArray, membership: NDArray, group: Cohort, seed: i
         model.fit(features[rest], membership[rest])
         scores[~rest] = model.predict_proba(features[~rest])[:, 1]
     return scores
-
-
-def _shares(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    totals = counts.sum(axis=1, keepdims=True)
-    return np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)

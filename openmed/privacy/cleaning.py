@@ -79,14 +79,8 @@ class Pseudonyms:
 def clean_film(content: bytes, name: str, pseudonyms: Pseudonyms) -> CleanFilm:
     """Takes everything out of a film's file that is neither pixels nor one of the facts that are kept.
 
-    Args:
-        content: Bytes of a JPEG, PNG, TIFF or DICOM file.
-        name: Its name, of which only a known suffix is used.
-        pseudonyms: Of the site.
-
-    Returns:
-        The cleaned film. Of a file that cannot be used as a film, or that says that its pixels show whose
-        it is, nothing is kept but the reason, with which decoders refuse it.
+    Of a file that cannot be used as a film, or that says that its pixels show whose it is, nothing is kept
+    but the reason, with which decoders refuse it. Of its name only a known suffix is used.
     """
     if not content:
         return CleanFilm(content, _suffix(name))

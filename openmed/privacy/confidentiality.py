@@ -52,10 +52,7 @@ def written_anew(
 
     A lossy JPEG of 8 bits keeps its scans; any other film becomes uncompressed, without loss.
 
-    Args:
-        content: The file.
-        new_uid: Gives the SOP instance UID that stands for the one that is told.
-        name: What to call the film in an error.
+    `new_uid` gives the SOP instance UID that stands for the one that is told.
 
     Returns:
         The film as it was read but for its pixels, to look facts up in, and the new file.
@@ -64,14 +61,15 @@ def written_anew(
         BadInput: As `decode_dicom`; or it says that its pixels name somebody, or it cannot be written anew.
         Exception: Whatever pydicom and its decoders raise on damaged content.
     """
+    from pydicom.uid import UID
+
     source, pixels, grey = stored_and_grey(content, name)
     for keyword in _NAMING:
         if (word := _word(source, keyword)) not in ("", "NO"):
             said = "YES" if word == "YES" else "not NO"
             raise BadInput(f"{name} may show who it is of ({keyword} is {said}): blacken that and correct it")
     film = _described(source, pixels, new_uid(str(source.get("SOPInstanceUID", ""))), name)
-    syntax = _keep_scans(source, film) or _store(source, film, pixels)
-    film.file_meta.TransferSyntaxUID = syntax
+    film.file_meta.TransferSyntaxUID = UID(_keep_scans(source, film) or _store(source, film, pixels))
     stream = io.BytesIO()
     film.save_as(stream, enforce_file_format=True)
     clean = stream.getvalue()
@@ -99,7 +97,7 @@ def _described(source: "Dataset", pixels: np.ndarray, sop_instance_uid: str, nam
     film.SOPInstanceUID = sop_instance_uid
     film.file_meta = FileMetaDataset()
     film.file_meta.MediaStorageSOPClassUID = film.SOPClassUID
-    film.file_meta.MediaStorageSOPInstanceUID = sop_instance_uid
+    film.file_meta.MediaStorageSOPInstanceUID = film.SOPInstanceUID
     film.Rows, film.Columns = pixels.shape[:2]
     if is_grey:
         _keep_greys(source, film, pixels, name)
@@ -164,7 +162,7 @@ def _keep_scans(source: "Dataset", film: "Dataset") -> str:
     stream = cut_jpeg(get_frame(source.PixelData, 0, number_of_frames=1))
     if not stream:
         return ""
-    _describe_pixels(film, np.uint8, 8, kind, int(source.SamplesPerPixel))
+    _describe_pixels(film, np.dtype(np.uint8), 8, kind, int(source.SamplesPerPixel))
     film.add_new("PixelData", "OB", encapsulate([stream]))
     film["PixelData"].is_undefined_length = True
     return syntax
@@ -192,5 +190,5 @@ def _describe_pixels(film: "Dataset", dtype: np.dtype, bits: int, kind: str, sam
     film.SamplesPerPixel, film.PhotometricInterpretation = samples, kind
     if samples == 3:
         film.PlanarConfiguration = 0
-    film.BitsAllocated, film.BitsStored, film.HighBit = 8 * np.dtype(dtype).itemsize, bits, bits - 1
-    film.PixelRepresentation = int(np.dtype(dtype).kind == "i")
+    film.BitsAllocated, film.BitsStored, film.HighBit = 8 * dtype.itemsize, bits, bits - 1
+    film.PixelRepresentation = int(dtype.kind == "i")

@@ -35,10 +35,6 @@ class _Segment(NamedTuple):
 def scrub(content: bytes, name: str = "the film") -> tuple[bytes, str]:
     """Keeps of a film's file what its pixels need, and the orientation.
 
-    Args:
-        content: Bytes of a JPEG, PNG or TIFF file.
-        name: What to call it in an error.
-
     Returns:
         The cleaned file and its suffix.
 
@@ -49,20 +45,15 @@ def scrub(content: bytes, name: str = "the film") -> tuple[bytes, str]:
     if content.startswith(_JPEG_START) and (cut := cut_jpeg(content, orientation_of(content))):
         return cut, ".jpg"
     if content.startswith(_PNG_START) and bits > 8:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        image = np.asarray(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED))
         film = rightly_turned(to_grey(image), orientation_of(content))
     return cv2.imencode(".png", film)[1].tobytes(), ".png"
 
 
 def cut_jpeg(content: bytes, orientation: int = 1) -> bytes:
-    """Cuts a JPEG stream to its scans, the tables that they use, its colours and orientation.
+    """Cuts a JPEG stream to its scans, the tables that they use, its colours and an orientation, 1 to 8.
 
-    Args:
-        content: The stream.
-        orientation: To record in it, 1 (upright) to 8.
-
-    Returns:
-        The stream, empty for one that is built in an unusual way.
+    Empty for one that is built in an unusual way.
     """
     try:
         segments = list(_segments(content))
@@ -76,11 +67,7 @@ def cut_jpeg(content: bytes, orientation: int = 1) -> bytes:
 
 
 def _segments(content: bytes) -> Iterator[_Segment]:
-    """Yields the segments up to the end of the image; what follows is no part of the film.
-
-    Raises:
-        ValueError, IndexError: The stream is not one after the other.
-    """
+    """Yields the segments up to the end of the image; ValueError or IndexError where they do not join."""
     place = 2
     while (marker := content[place + 1]) != _EOI or content[place] != 0xFF:
         if content[place] != 0xFF:

@@ -33,13 +33,7 @@ class _CountedStream(io.BytesIO):
 def read_elements(data: bytes, name: str = "the film", **options: Any) -> "Dataset":
     """Reads a DICOM file as `pydicom.dcmread` does, also one without preamble or file meta information.
 
-    Args:
-        data: Content of the file.
-        name: What to call it in an error.
-        options: Of `pydicom.dcmread`.
-
-    Returns:
-        Its elements, without those beside the image that are longer than 1 MiB.
+    Elements beside the image that are longer than 1 MiB are left out. `options` are those of `dcmread`.
 
     Raises:
         BadInput: It is deflated (a megabyte can hold gigabytes), has too many elements, or one that
@@ -73,7 +67,7 @@ def _transfer_syntax(data: bytes, name: str) -> str:
         stream.seek(_PREAMBLE_BYTES + len(_DICM))
     meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag >> 16 != _META)
     for tag in meta.keys():  # noqa: SIM118, iterating over a dataset makes elements of them
-        if (meta.get_item(tag).length or 0) > _MOST_META_BYTES and tag.elem <= 0x0010:
+        if (getattr(meta.get_item(tag), "length", 0) or 0) > _MOST_META_BYTES and tag.elem <= 0x0010:
             raise BadInput(f"{name} is damaged: its file header is far too long")
     try:
         return str(meta.get("TransferSyntaxUID") or "")

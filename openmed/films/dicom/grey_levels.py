@@ -1,7 +1,7 @@
 """From the values that a DICOM film stores to grey levels: tables, windows, colours and polarity."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
@@ -16,19 +16,11 @@ if TYPE_CHECKING:
 _LEAST_LEVELS = 8
 _QUARTER = 64
 _LEAST_LIKENESS = 0.15  # the least among 600 films of children
+_Default = TypeVar("_Default", float, None)
 
 
 def grey_levels(film: "Dataset", pixels: np.ndarray, name: str) -> np.ndarray:
-    """Turns stored values into grey levels.
-
-    Args:
-        film: The header of the film.
-        pixels: (H, W), or (H, W, 3) red first.
-        name: What to call it in an error.
-
-    Returns:
-        uint8 (H, W), 0 black to 255 white.
-    """
+    """Turns stored values, (H, W) or (H, W, 3) red first, into grey levels, uint8 (H, W), 0 is black."""
     if str(film.PhotometricInterpretation) == "PALETTE COLOR":
         return to_grey(through_palettes(film, pixels)[:, :, ::-1])
     if pixels.ndim == 3:
@@ -153,11 +145,7 @@ def _looked_up(table: "Dataset", values: np.ndarray) -> tuple[np.ndarray, float,
 
 
 def table_in(table: "Dataset", values: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Reads a table.
-
-    Args:
-        table: The item of its sequence.
-        values: What is to be looked up in it.
+    """Reads a table for values that are to be looked up in it.
 
     Returns:
         Its entries, uint16, the value that the first is for, and the bits that an entry is said to have.
@@ -176,7 +164,7 @@ def table_in(table: "Dataset", values: np.ndarray) -> tuple[np.ndarray, int, int
     return entries.astype(np.uint16)[:count], first, bits
 
 
-def number_in(film: "Dataset", keyword: str, name: str, default: float | None) -> float | None:
+def number_in(film: "Dataset", keyword: str, name: str, default: _Default) -> float | _Default:
     """The first value of an element, `default` when it is missing or empty."""
     value = film.get(keyword)
     if value is not None and not isinstance(value, (str, float, int)):

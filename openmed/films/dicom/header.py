@@ -31,11 +31,7 @@ _NEXT_GROUPS = (b"\x02\0", b"\x08\0", b"\x10\0")
 
 
 def is_dicom(data: bytes) -> bool:
-    """Tells whether content is a DICOM file, with or without preamble and file meta information.
-
-    Args:
-        data: The content, or its first `START_BYTES`.
-    """
+    """Tells by a file's first `START_BYTES` whether it is DICOM, with or without preamble or meta header."""
     if has_preamble(data) or data[:4] == _MARK:
         return True
     if data[:2] not in _FIRST_GROUPS:
@@ -60,8 +56,10 @@ def checked(data: bytes, name: str) -> "Dataset":
     Raises:
         BadInput: As `openmed.films.dicom.pixels.decode_dicom`.
     """
+    from pydicom.uid import UID
+
     film = read_elements(data, name)
-    film.file_meta.TransferSyntaxUID = _syntax(film)
+    film.file_meta.TransferSyntaxUID = UID(_syntax(film))
     _check(film, name)
     return film
 
@@ -92,11 +90,7 @@ def _family(stream: bytes) -> tuple[str, ...]:
 
 
 def streams(film: "Dataset") -> list[bytes]:
-    """The codestreams of compressed pixels, one a frame, whatever NumberOfFrames says.
-
-    Raises:
-        Exception: Whatever pydicom raises on damaged content.
-    """
+    """The codestreams of compressed pixels, one a frame, whatever NumberOfFrames says."""
     from pydicom.encaps import generate_fragments
 
     _offsets, *fragments = generate_fragments(film.PixelData)

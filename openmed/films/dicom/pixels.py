@@ -25,10 +25,6 @@ def decode_dicom(data: bytes, name: str) -> tuple[np.ndarray, int]:
     interpretation are applied (DICOM PS3.3 C.11, C.7.6.3.1.2). Without a window that shows the film, the
     range of the bits that its values use becomes 0 to 255.
 
-    Args:
-        data: Content of a DICOM file.
-        name: What to call it in an error.
-
     Returns:
         uint8 (H, W), 0 black to 255 white, and the bits a pixel was stored with.
 

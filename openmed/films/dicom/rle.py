@@ -11,16 +11,7 @@ _MOST_PADDING = 2
 
 
 def decode_rle(stream: bytes, shape: tuple[int, int], samples: int, dtype: np.dtype) -> np.ndarray:
-    """Decodes a frame.
-
-    Args:
-        stream: The frame, from its header on.
-        shape: (height, width).
-        samples: Values a pixel, 1 or 3.
-        dtype: Of a value, 8 or 16 bits.
-
-    Returns:
-        (H, W) or (H, W, 3) of the dtype.
+    """Decodes a frame of `samples` values (1 or 3) of 8 or 16 bits a pixel: (H, W) or (H, W, 3) of the dtype.
 
     Raises:
         ValueError: It is damaged.

@@ -121,8 +121,8 @@ def test_values_are_the_plain_distances_of_the_two_tables(old, later):
     counts = [table["label"].value_counts(normalize=True) for table in (old, later)]
     share = found["class share"]
     assert share.interval.value == pytest.approx((counts[1] - counts[0]).abs().sum() / 2)
-    assert share.shares["NORMAL"]["reference"] == pytest.approx(counts[0]["NORMAL"])
-    assert share.shares["NORMAL"]["difference"].value == pytest.approx((counts[1] - counts[0])["NORMAL"])
+    assert share.shares["NORMAL"].reference == pytest.approx(counts[0]["NORMAL"])
+    assert share.shares["NORMAL"].difference.value == pytest.approx((counts[1] - counts[0])["NORMAL"])
 
 
 @pytest.mark.parametrize("seed", range(6))

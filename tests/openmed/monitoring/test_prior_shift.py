@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from openmed.monitoring.prior_shift import PRIOR_FILMS, Known, log_odds, share_of
+from openmed.metrics.calibration_error import log_odds
+from openmed.monitoring.prior_shift import PRIOR_FILMS, Known, share_of
 
 
 def drawn(count, share, seed):
