@@ -35,9 +35,8 @@ class FilmCache:
         if not shards:
             raise BadInput(f"the film cache has no films of {size_px} px: run the preprocess stage")
         names = [*shards, INDEX_FILE]
-        for name, whole in zip(
-            names, ordered_map(lambda name: _is_whole(folder, name, hashes), names), strict=True
-        ):
+        intact = ordered_map(lambda name: _is_whole(folder, name, hashes), names)
+        for name, whole in zip(names, intact, strict=True):
             if not whole:
                 raise IntegrityError(f"{folder / name} is gone or was changed: run preprocess again")
         self.films = ShardedFilms([folder / name for name in shards], size_px)

@@ -116,14 +116,7 @@ class FilmStore:
         self._write("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?)", rows)
 
     def measurements(self, films: Sequence[str]) -> list[pa.Table]:
-        """Returns what is known of films.
-
-        Args:
-            films: SHA-256 of each.
-
-        Returns:
-            Tables as they were remembered, with the rows of these films alone; unknown films are absent.
-        """
+        """Returns what is known of films, by SHA-256, in tables as remembered; unknown films are absent."""
         query = "SELECT DISTINCT block FROM measurements WHERE film IN ({}) AND code = ?"
         blocks = {block for (block,) in self._in_parts(query, films, (self.code,))}
         wanted, known = pa.array(films, pa.string()), []
@@ -168,8 +161,8 @@ class FilmStore:
         if len(films) > SHARD_FILMS:
             raise ValueError(f"{len(films)} films do not fit a shard of {SHARD_FILMS}")
         files = {size: self._name(films, size) for size in sizes_px}
-        whole = {size: self._whole(file) for size, file in files.items()}
-        missing = [size for size in sizes_px if whole[size] is None]
+        digests = {size: digest for size, file in files.items() if (digest := self._whole(file))}
+        missing = [size for size in sizes_px if size not in digests]
         if missing:
             arrays = {size: _empty(len(films), size) for size in missing}
             known = [self._take(films, array) for array in arrays.values()]
@@ -178,8 +171,8 @@ class FilmStore:
                 for size, square in zip(sizes_px, squares, strict=True):
                     if size in arrays:
                         arrays[size][position] = square
-            whole |= {size: self._keep(films, array, files[size]) for size, array in arrays.items()}
-        return {size: (self.folder / files[size], whole[size]) for size in sizes_px}
+            digests |= {size: self._keep(films, array, files[size]) for size, array in arrays.items()}
+        return {size: (self.folder / files[size], digests[size]) for size in sizes_px}
 
     def tidy(self) -> None:
         """Deletes shards that nothing points to any more, and what other code made."""
@@ -200,10 +193,10 @@ class FilmStore:
 
     def _whole(self, file: str) -> str | None:
         """Returns the hash of a shard that is there as it was written, None for any other."""
-        found = self._database.execute("SELECT digest FROM shards WHERE file = ?", (file,)).fetchone()
+        recorded = self._database.execute("SELECT digest FROM shards WHERE file = ?", (file,)).fetchone()
         with suppress(OSError):
-            if found and sha256_file(self.folder / file) == found[0]:
-                return found[0]
+            if recorded and sha256_file(self.folder / file) == recorded[0]:
+                return recorded[0]
         return None
 
     def _take(self, films: Sequence[str], array: np.ndarray) -> np.ndarray:

@@ -27,10 +27,7 @@ class ShardedFilms:
         return self.shape[0]
 
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
-        """Reads films.
-
-        Args:
-            rows: One position, a slice, or int (k,) positions from 0 in any order.
+        """Reads films, by one position, a slice, or int (k,) positions from 0 in any order.
 
         Returns:
             uint8 (S, S) for one position, else (k, S, S), in memory and free to change.

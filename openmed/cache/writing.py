@@ -29,13 +29,8 @@ def write_cache(
     The result depends on the films and their order alone, not on what the store held. Films that are
     appended leave all full shards as they are.
 
-    Args:
-        folder: Where the cache goes: <size>/<number>.npy, an index and the hashes of them all.
-        data: The data folder.
-        films: Accepted films: columns id, path, sha256.
-        sizes_px: Sides of the squares to store.
-        store: Remembers decoded films.
-        tick: Called once a film, for progress.
+    The folder will hold <size>/<number>.npy, an index and the hashes of them all. The films have the columns
+    id, path and sha256; `tick` is called once for each.
 
     Raises:
         IntegrityError: A film's content is not what the manifest recorded.

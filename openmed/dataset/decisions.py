@@ -56,11 +56,7 @@ def apply_decisions(
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Excludes and relabels films; exact copies of a film share its decision.
 
-    Args:
-        manifest: Columns sha256, label (int), status and reason at least.
-        decisions: What `read_decisions` returned.
-        class_names: The classes; the position is the label.
-        path: Where the decisions came from, for an error.
+    Of a manifest with the columns sha256, label (int, a position in `class_names`), status and reason.
 
     Returns:
         The manifest with the columns decision (empty without one), original_label and relabelled
@@ -76,8 +72,8 @@ def apply_decisions(
     by_film = (
         decisions.assign(film=digests).drop_duplicates("film").set_index("film").drop("", errors="ignore")
     )
-    said = by_film["decision"].to_dict()
-    manifest["decision"] = [said.get(digest, "") for digest in manifest["sha256"]]
+    decision_of = by_film["decision"].to_dict()
+    manifest["decision"] = [decision_of.get(digest, "") for digest in manifest["sha256"]]
     excluded = (manifest["decision"] == "exclude") & (manifest["status"] == "accepted")
     manifest.loc[excluded, ["status", "reason"]] = [EXCLUDED, "excluded by a reviewer"]
     names = {name: index for index, name in enumerate(class_names)}
@@ -110,21 +106,21 @@ def _checked(row: dict, place: str, known: set[str]) -> dict:
 
 def _digests(decisions: pd.DataFrame, digests: list[str], path: Path) -> pd.Series:
     """The whole sha256 that each decision speaks of, empty where no film fits."""
-    found = []
+    whole = []
     for film, line in zip(decisions["film"], decisions["line"], strict=True):
-        place = bisect_left(digests, film)
-        fitting = [digest for digest in digests[place : place + 2] if digest.startswith(film)]
+        position = bisect_left(digests, film)
+        fitting = [digest for digest in digests[position : position + 2] if digest.startswith(film)]
         if len(fitting) > 1:
             raise BadInput(f"{path}, line {line}: {film} fits more than one film: give more digits")
-        found.append(fitting[0] if fitting else "")
-    return pd.Series(found, index=decisions.index, dtype=object)
+        whole.append(fitting[0] if fitting else "")
+    return pd.Series(whole, index=decisions.index, dtype=object)
 
 
 def _refuse_contradictions(decisions: pd.DataFrame, films: pd.Series, path: Path) -> None:
-    said = decisions.assign(film=films)
+    named = decisions.assign(film=films)
     # Only a relabelling says something by its label.
-    said["label"] = said["label"].where(said["decision"] == "relabel", "")
-    differing = said.drop_duplicates(["film", "decision", "label"])
+    named["label"] = named["label"].where(named["decision"] == "relabel", "")
+    differing = named.drop_duplicates(["film", "decision", "label"])
     second = differing[differing["film"].duplicated()]
     if len(second):
         raise BadInput(

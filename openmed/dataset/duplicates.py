@@ -29,12 +29,10 @@ def near_duplicates(hashes: list[str], max_bits: int) -> np.ndarray:
     cost n - 1 pairs. Where more than 12 hashes lie close together, not every pair of them is returned, but
     pairs that connect them.
 
-    Args:
-        hashes: One hex string a film, all of 64 digits.
-        max_bits: Pairs that differ in at most this many bits are reported; 0 finds equal hashes.
+    The hashes are hex texts of 64 digits, one a film.
 
     Returns:
-        int64 (pairs, 2), positions i < j, sorted.
+        int64 (pairs, 2), positions i < j of films within `max_bits`, sorted.
     """
     if len(hashes) < 2:
         return np.zeros((0, 2), np.int64)
@@ -54,11 +52,8 @@ def same_film(
 ) -> np.ndarray:
     """Confirms pairs of films on their pixels, on all cores, each core reading one pair at a time.
 
-    Args:
-        data: The data folder.
-        films: Columns path, sha256.
-        pairs: Positions in `films`. Equal contents are the same film and are not read.
-        tick: Called once a pair, for progress.
+    Of films with the columns path and sha256, below `data`. Equal contents are the same film and are not
+    read; `tick` is called once a pair.
 
     Returns:
         bool, one a pair.

@@ -1,5 +1,7 @@
 """Films whose label is probably wrong, by predictions of models that never saw them."""
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -25,13 +27,10 @@ _STEPS, _TOLERANCE = 500, 1e-8
 def pixel_features(cache: FilmCache, rows: np.ndarray, seed: int) -> np.ndarray:
     """Principal components of films shrunk to 32 x 32 and freed of brightness and contrast.
 
-    Args:
-        cache: The decoded films; they are read in chunks.
-        rows: Positions in the cache, int64 (n,), two or more.
-        seed: Chooses the films on which the components are fitted.
+    They are fitted on films that the seed chooses, and read in chunks.
 
     Returns:
-        float32 (n, components), 80 components at most.
+        float32 (n, components), 80 components at most, of the rows (n,) of the cache, two or more.
     """
     sample = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_FITTED_FILMS])
     fitted = np.concatenate(list(_chunks(cache, rows[sample])))
@@ -45,12 +44,8 @@ def cross_fitted_probabilities(
 ) -> np.ndarray | None:
     """Predicts each film by a logistic regression fitted on other patients alone.
 
-    Args:
-        features: float (n, k).
-        labels: int (n,), 0 to classes - 1.
-        patients: (n,); all films of a patient are held out together.
-        classes: Number of classes.
-        seed: Of the folds.
+    Of features float (n, k), labels int (n,) from 0 to classes - 1 and patients (n,), of whom all films are
+    held out together.
 
     Returns:
         float64 (n, classes), or None where a class has fewer than five patients: its films could
@@ -76,9 +71,7 @@ def label_errors(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     rates are estimated together by expectation maximisation (Lawrence and Schölkopf, ICML 2001).
     The rates are held near 2 %: without that, classes that overlap would trade their films.
 
-    Args:
-        labels: int (n,), 0 to classes - 1.
-        probabilities: float (n, classes), of models that did not learn the film.
+    Of labels int (n,) and probabilities float (n, classes), of models that did not learn the film.
 
     Returns:
         Columns score (the probability that the given label is wrong, 0 to 1) and suggested (int,
@@ -114,7 +107,7 @@ def _true_class_probabilities(labels: np.ndarray, log_odds: np.ndarray, classes:
     return truth
 
 
-def _chunks(cache: FilmCache, rows: np.ndarray):
+def _chunks(cache: FilmCache, rows: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(rows), _CHUNK):
         films = cache.films[rows[start : start + _CHUNK]]
         size = (_SIDE_PX, _SIDE_PX)

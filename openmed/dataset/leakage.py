@@ -12,13 +12,12 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from openmed.dataset.splits import LEAST_VALIDATION_SHARE, LEFT_OUT
+from openmed.dataset.splits import LEAST_VALIDATION_SHARE, LEFT_OUT, families
 from openmed.errors import BadInput
 
 _NAMED_FILMS = 5  # in an error's sentence
+Outcome = Literal["clean", "repaired", "recorded"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Finding:
     """
 
     check: str
-    outcome: Literal["clean", "repaired", "recorded"]
+    outcome: Outcome
     found: int
     detail: str
     films: tuple[str, ...] = ()
@@ -48,10 +47,8 @@ class Finding:
 def copies(films: pd.DataFrame, pairs: np.ndarray, same: np.ndarray) -> Finding:
     """Records exact and near duplicates, and that patients who share one count as one group.
 
-    Args:
-        films: With the column group.
-        pairs: What `duplicates.near_duplicates` returned for these films.
-        same: What `duplicates.same_film` said of each pair.
+    The pairs are those of `near_duplicates`, and `same` what `same_film` said of each; the films have a
+    group.
     """
     candidates, pairs = len(pairs), pairs[same]
     digests, patients = films["sha256"].to_numpy()[pairs], films["patient"].to_numpy()[pairs]
@@ -75,11 +72,7 @@ def copies(films: pd.DataFrame, pairs: np.ndarray, same: np.ndarray) -> Finding:
 
 
 def pairs_across_labels(films: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
-    """Spells out which near-duplicates of different content and label `pairs` stand for.
-
-    Args:
-        films: The films.
-        pairs: What `duplicates.near_duplicates` returned for these films.
+    """Spells out the near-duplicates of different content and label that `near_duplicates` stands for.
 
     Returns:
         int64 (n, 2), positions of pairs whose pixels decide; of equal contents one stands for all.
@@ -104,21 +97,18 @@ def label_conflicts(
 ) -> tuple[np.ndarray, Finding]:
     """Finds films that are filed under two labels: none of their labels can be trusted.
 
-    Args:
-        films: The films.
-        same_pairs: Pairs that were confirmed to be the same film. Copies of a copy are the same film
-            too, and so are equal contents, which need no pair.
-        max_share: More such films than this share of all stop the run.
+    `same_pairs` were confirmed to be the same film. Copies of a copy are the same film too, and so are equal
+    contents, which need no pair.
 
     Returns:
         bool, one a film: leave it out; and the finding.
 
     Raises:
-        BadInput: The share is exceeded.
+        BadInput: More than `max_share` of all films are such.
     """
     exact = films.groupby("sha256")["label"].transform("nunique") > 1
     content = films.groupby("sha256").ngroup().to_numpy()
-    family = _families(content[same_pairs], len(films))[content]
+    family = families(content[same_pairs], len(films))[content]
     conflict = (films.groupby(family)["label"].transform("nunique") > 1).to_numpy()
     count, ids = int(conflict.sum()), _ids(films, np.flatnonzero(conflict))
     if count > max_share * len(films):
@@ -170,12 +160,7 @@ def patients_of_several_labels(films: pd.DataFrame) -> Finding:
 
 
 def declared_overlap(films: pd.DataFrame, conflict: np.ndarray) -> Finding:
-    """Records the films left out because their patient, or a copy, is in a declared set.
-
-    Args:
-        films: With the column split.
-        conflict: What `label_conflicts` returned; these films are left out for another reason.
-    """
+    """Records the films left out, but for conflicts: their patient, or a copy, is in a declared set."""
     out = np.flatnonzero((films["split"] == LEFT_OUT).to_numpy() & ~conflict)
     detail = (
         f"{len(out)} films are left out: their patient, or a copy, is in a declared validation or test set"
@@ -207,7 +192,7 @@ def verify_copies(films: pd.DataFrame, pairs: np.ndarray) -> Finding:
     Raises:
         BadInput: Some are not.
     """
-    used = films.assign(family=_families(pairs, len(films)))[films["split"] != LEFT_OUT]
+    used = films.assign(family=families(pairs, len(films)))[films["split"] != LEFT_OUT]
     torn = used[used.groupby("family")["split"].transform("nunique") > 1]
     if len(torn):
         ids = _named(tuple(torn["id"]))
@@ -217,14 +202,7 @@ def verify_copies(films: pd.DataFrame, pairs: np.ndarray) -> Finding:
 
 
 def verify_training_rows(rows: pd.DataFrame, split: pd.DataFrame) -> int:
-    """Proves that every training row is a film of the training split.
-
-    Args:
-        rows: Column id; films may repeat.
-        split: Columns id, split.
-
-    Returns:
-        The rows checked.
+    """Proves that every training row is a film of the training split, by id, and counts the rows.
 
     Raises:
         BadInput: A row is a film of another split, or of none.
@@ -240,13 +218,7 @@ def verify_training_rows(rows: pd.DataFrame, split: pd.DataFrame) -> int:
     return len(rows)
 
 
-def _families(pairs: np.ndarray, count: int) -> np.ndarray:
-    """Numbers the connected components of 0 .. count - 1 that the pairs make."""
-    links = coo_array((np.ones(len(pairs), bool), tuple(pairs.T)), shape=(count, count))
-    return connected_components(links, directed=False)[1]
-
-
-def _finding(check: str, outcome: str, found: int, detail: str, ids: tuple[str, ...]) -> Finding:
+def _finding(check: str, outcome: Outcome, found: int, detail: str, ids: tuple[str, ...]) -> Finding:
     return Finding(check, outcome if found else "clean", found, detail, ids)
 
 

@@ -1,7 +1,9 @@
 """The manifest: one row a film, with what was measured on it and whether it is usable."""
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,10 +32,7 @@ _CHUNK_FILMS = 1024
 def read_films(data: Path, class_names: Iterable[str], *, more: Iterable[str] = ()) -> pd.DataFrame:
     """Reads the list of films of a data folder.
 
-    Args:
-        data: The data folder, which holds films.csv.
-        class_names: The known classes; the index becomes the label.
-        more: Columns that this list may have beside those of `ABOUT_COLUMNS`.
+    The index of a class becomes its label; the list may have the columns `more` beside `ABOUT_COLUMNS`.
 
     Returns:
         Columns path, label (int), patient, declared_split (empty when none is declared), and those of
@@ -90,11 +89,7 @@ def measure_films(
     min_side_px: int = MIN_SIDE_PX,
     tick: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
-    """Measures every film, as `judge_films`, and returns its details too.
-
-    Returns:
-        What `judge_films` returns and the columns of `DETAILS`.
-    """
+    """Measures every film as `judge_films`, and returns the columns of `DETAILS` too."""
     details: list[pa.Table] = []
     manifest = judge_films(data, films, store, details.append, min_side_px=min_side_px, tick=tick)
     return pd.concat([manifest, pa.concat_tables(details).to_pandas().set_axis(films.index)], axis=1)
@@ -114,15 +109,8 @@ def judge_films(
     Memory holds the rows that are returned, the details of one part of the films, and the few films
     that are being decoded.
 
-    Args:
-        data: The data folder.
-        films: What `read_films` returned.
-        store: Remembers measurements.
-        keep: Called with the details of each part of the films, in order, with the columns of `DETAILS`:
-            sharpness (variance of the Laplacian), perceptual_hash, quality_<name> (see
-            openmed.measurement.quality) and embedding (float32 (64,)).
-        min_side_px: Smaller films are quarantined.
-        tick: Called once a film, for progress.
+    `keep` is called with the details of each part of the films, in order, with the columns of `DETAILS`;
+    `tick` once a film. Films with a shorter side than `min_side_px` are quarantined.
 
     Returns:
         `films` plus id, sha256, width, height, bits, mean and std (grey levels 0..255), reason and status
@@ -143,13 +131,7 @@ def judge_films(
 
 
 def write_manifest(path: Path, films: pd.DataFrame, details: Iterable[pa.Table | pa.RecordBatch]) -> None:
-    """Writes a manifest part by part, so that memory never holds all details.
-
-    Args:
-        path: The parquet file.
-        films: What `judge_films` returned, perhaps with further columns.
-        details: What it kept, in order.
-    """
+    """Writes the films of `judge_films` and the details that it kept, part by part to spare memory."""
     listed = pa.Table.from_pandas(films, preserve_index=False)
     schema, start = pa.schema([*listed.schema, *DETAILS], listed.schema.metadata), 0
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
@@ -170,7 +152,8 @@ def _measure_part(paths: list[str], store: FilmStore, tick: Callable[[], None]) 
     new = [position for position, place in enumerate(places) if place is None]
     for _ in range(len(paths) - len(new)):
         tick()
-    states, rows = [], []
+    states: list[os.stat_result | None] = []
+    rows: list[dict[str, Any]] = []
     for position, (state, row) in zip(new, ordered_map(measure_film, [paths[i] for i in new]), strict=True):
         places[position] = len(known) + len(rows)
         states.append(state)
@@ -196,19 +179,12 @@ def _hold_against_list(data: Path, films: pd.DataFrame, found: pd.Series) -> Non
 
 
 def judge_facts(facts: pa.Table, *, min_side_px: int = MIN_SIDE_PX) -> pd.DataFrame:
-    """Tells which measured films are usable.
-
-    Args:
-        facts: With the columns of `FACTS`.
-        min_side_px: Smaller films are quarantined.
-
-    Returns:
-        The facts, reasons completed, and status: accepted or quarantined.
-    """
+    """Tells which films, by the columns of `FACTS`, are usable: completes the reasons, adds the status."""
     films = facts.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     decoded = films["reason"] == ""
     measured = films.loc[decoded, ["width", "height", "std"]].itertuples(index=False)
-    films.loc[decoded, "reason"] = [unusable_reason(*film, min_side_px) for film in measured]
+    reasons = [unusable_reason(width, height, std, min_side_px) for width, height, std in measured]
+    films.loc[decoded, "reason"] = reasons
     return films.assign(status=(films["reason"] == "").map({True: "accepted", False: "quarantined"}))
 
 

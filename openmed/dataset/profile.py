@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from openmed.dataset.splits import families
+
 COLUMNS = ("sha256", "patient", "label", "mean", "std", "width", "height", "bits", "embedding")
 OPTIONAL_COLUMNS = ("manufacturer", "view", "sex", "age_band", "source")
 AGE_BANDS = {0: "below 2", 2: "2 to 17", 18: "18 to 39", 40: "40 to 64", 65: "65 and older"}
@@ -15,12 +17,7 @@ AGE_BANDS = {0: "below 2", 2: "2 to 17", 18: "18 to 39", 40: "40 to 64", 65: "65
 def profile_films(manifest: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
     """Returns what is compared of a data version: one row an accepted film, without path or file name.
 
-    Args:
-        manifest: As `openmed.dataset.manifest.measure_films` makes it, perhaps with further columns.
-        class_names: Names of the labels; they replace the numbers, which depend on the settings.
-
-    Returns:
-        Those of the columns `COLUMNS` and `OPTIONAL_COLUMNS` that the manifest has.
+    Those of the columns `COLUMNS` and `OPTIONAL_COLUMNS` that the manifest has; labels become class names.
     """
     films = manifest[manifest["status"] == "accepted"].reset_index(drop=True)
     if "age_years" in films:
@@ -44,16 +41,12 @@ def link_patients(reference: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFr
     Returns:
         Copies of both tables whose `patient` is a whole number.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     owners, numbers = zip(*(pd.factorize(table["patient"])[::-1] for table in (reference, new)), strict=True)
     first, second = numbers[0], numbers[1] + len(owners[0])
     films = pd.DataFrame({"sha256": [*reference["sha256"], *new["sha256"]], "node": [*first, *second]})
     films["anchor"] = films.groupby("sha256")["node"].transform("first")
-    nodes = len(owners[0]) + len(owners[1])
-    edges = coo_array((np.ones(len(films)), (films["node"], films["anchor"])), shape=(nodes, nodes))
-    films["component"] = connected_components(edges, directed=False)[1][films["node"]]
+    edges = films[["node", "anchor"]].to_numpy()
+    films["component"] = families(edges, len(owners[0]) + len(owners[1]))[films["node"]]
     lowest = films.groupby("component")["sha256"].transform("min").to_numpy(str)
     patient = np.unique(lowest, return_inverse=True)[1].astype(np.int64)
     return reference.assign(patient=patient[: len(reference)]), new.assign(patient=patient[len(reference) :])

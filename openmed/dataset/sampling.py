@@ -1,13 +1,8 @@
 """Balanced resampling of training rows. Rows are drawn, pixels are never mixed; features may be."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from openmed.errors import BadInput
-
-if TYPE_CHECKING:
-    pass
 
 STRATEGIES = ("over", "under", "weighted", "none")
 _NEIGHBOURS = 5
@@ -57,10 +52,7 @@ def smote_features(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple
     other; on a backbone's features, which the head alone sees, a point between two films of a class is a
     fair guess at a third. Give it each training film once: a repeated film is its own neighbour.
 
-    Args:
-        features: float32 (n, d), of training films alone.
-        labels: int (n,).
-        seed: Seed of the draw.
+    Of features float32 (n, d) of training films alone, and labels int (n,).
 
     Returns:
         float32 (m, d) and labels (m,): all given rows in their order, then the invented ones; every class

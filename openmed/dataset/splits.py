@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from openmed.errors import BadInput
 
@@ -19,26 +22,21 @@ _LEAST_GAIN = 0.005  # of chi-square
 def group_patients(patients: pd.Series, pairs: np.ndarray) -> pd.Series:
     """Joins patients who share a near-duplicate film, so that the film cannot cross a split.
 
-    Args:
-        patients: Patient of each film.
-        pairs: What `duplicates.near_duplicates` returned for the same films.
+    Of the patient of each film and pairs of films.
 
     Returns:
         A group name a film: the first (alphabetically) of the joined patients.
     """
-    names = patients.to_numpy()
-    parent = {name: name for name in names}
+    codes, names = pd.factorize(patients, sort=True)
+    family = families(codes[pairs], len(names))
+    first = names[np.unique(family, return_index=True)[1]]
+    return pd.Series(first[family[codes]].tolist(), index=patients.index, name="group")
 
-    def root(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
 
-    for i, j in pairs:
-        a, b = sorted((root(names[i]), root(names[j])))
-        parent[b] = a
-    return pd.Series([root(name) for name in names], index=patients.index, name="group")
+def families(pairs: NDArray[np.intp], count: int) -> NDArray[np.int32]:
+    """Numbers the connected components of 0 .. count - 1 that the pairs (n, 2) make."""
+    links = coo_array((np.ones(len(pairs), bool), tuple(pairs.T)), shape=(count, count))
+    return connected_components(links, directed=False)[1]
 
 
 def assign(
@@ -54,11 +52,8 @@ def assign(
     the remaining splits. Where a group has films in a declared set, its other films are left out of
     everything; a group in both declared sets is kept in the test set only.
 
-    Args:
-        films: Columns group, label, declared_split.
-        shares: Share of each of train, validation, calibration, test; they add up to 1.
-        seed: Changes the assignment.
-        class_names: Of the labels 0, 1, ...; every one of them must then be in every split.
+    Of films with the columns group, label and declared_split. The shares are those of train, validation,
+    calibration and test and add up to 1. Every class named must then be in every split.
 
     Returns:
         One of `SPLITS` or "left_out" a film.
@@ -93,11 +88,7 @@ def _cut(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cuts each stratum at the shares of its films.
 
-    Args:
-        counts: int (groups, classes), films.
-        stratum: int (groups,).
-        order: The groups as they are to be cut.
-        shares: float (splits,), adding up to 1.
+    Of films, int (groups, classes), the stratum of each group, the groups in order, and shares (splits,).
 
     Returns:
         The split of each group, and the groups next to a cut, the nearest first.
@@ -122,11 +113,7 @@ def _balance(counts: np.ndarray, place: np.ndarray, movable: np.ndarray, shares:
 
     Chi-square is the sum over splits and classes of (films - expected)^2 / expected (Pearson).
 
-    Args:
-        counts: int (groups, classes), films.
-        place: The split of each group.
-        movable: Groups that may move.
-        shares: float (splits,), adding up to 1.
+    Of films, int (groups, classes), the split of each group, those that may move, and shares (splits,).
 
     Returns:
         The new split of each group.

@@ -173,12 +173,8 @@ class ModelSpec:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "ModelSpec":
-        """Builds a spec from JSON content.
-
-        Raises:
-            BadInput: A field is missing, unknown, of another type or out of range.
-        """
+    def from_json(cls, content: Any) -> "ModelSpec":
+        """Builds a spec from JSON content; BadInput where a field is missing, unknown, or of another kind."""
         try:
             check_fields(content, cls, "a model description")
             lists = [name for name in ("mean", "std", "class_names") if name in content]

@@ -14,13 +14,9 @@ from openmed.intake.importing import write_list
 def append_films(new: Path, data: Path, class_names: Sequence[str]) -> pd.DataFrame:
     """Moves the films of one data folder into another one, behind those that are there.
 
-    Films whose content is there already are passed over, so that the same call can be made again
-    after a kill. The films that were there keep their place in films.csv.
-
-    Args:
-        new: A data folder on the same disk, which is used up.
-        data: The data folder to add to.
-        class_names: The known classes.
+    Films whose content is there already are passed over, so that the same call can be made again after a
+    kill. The films that were there keep their place in films.csv. The folder `new`, on the same disk, is used
+    up.
 
     Returns:
         The rows that were added, as in films.csv.

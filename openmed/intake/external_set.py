@@ -21,7 +21,7 @@ SET_NAME = r"[a-z][a-z0-9-]{0,31}"
 """A name of an external set: lower-case letters, digits and dashes."""
 SECOND_LABEL = "second_label"
 """Column of a list: the class that a second reader gave, empty where none did."""
-_TOLD = ("view", "sex", "age_band", "source")
+_ABOUT = ("view", "sex", "age_band", "source")
 _MORE_COLUMNS = ("age_band", SECOND_LABEL)
 _AGE_BAND = rf"\d{{1,3}} ?(-|to) ?\d{{1,3}}|\d{{1,3}}\+|{'|'.join(map(re.escape, AGE_BANDS.values()))}"
 _SEXES = ("F", "M", "O")
@@ -74,15 +74,9 @@ def import_set(
     its splits are passed over. A .csv may also have the columns view, sex (F, M, O), age_band (such as 40-64
     or 80+), source (a short plain name), and a second label. What is no such value is not kept.
 
-    Args:
-        source: Folder, .zip or .csv.
-        target: The folder of the set; must not exist. It appears whole or not at all.
-        class_names: The known classes.
-        pseudonyms: Of the site.
-        aliases: What the source calls a class -> its name here, for both labels.
-        second_label: Column of the .csv with the label of a second reader. Values that are neither a class
-            nor an alias are no second label.
-        patients_from: One of `openmed.intake.identity.PATIENTS_FROM`.
+    The target must not exist; it appears whole or not at all. `aliases` are what the source calls a class ->
+    its name here, for both labels. `second_label` is the column of the .csv with the label of a second
+    reader; what is neither a class nor an alias there is no second label.
 
     Raises:
         BadInput: The source cannot be used as it is, or an alias means an unknown class.
@@ -90,9 +84,9 @@ def import_set(
     """
     names = _class_of(class_names, aliases or {})
     # A name with a slash cannot be that of a folder, so it can only be a second label.
-    told = [*_TOLD, *filter(None, [(second_label or "").casefold()])]
+    more = [*_ABOUT, *filter(None, [(second_label or "").casefold()])]
     known = [name for name in names if "/" not in name]
-    listing = list_source(source, known, patients_from=patients_from, told=told)
+    listing = list_source(source, known, patients_from=patients_from, more=more)
     if not listing.films:
         raise BadInput(f"{source} has no film of the classes {', '.join(class_names)}")
     films = [film._replace(label=names[film.label], split="") for film in listing.films]
@@ -100,7 +94,7 @@ def import_set(
     with new_folder(Path(target).absolute()) as folder:
         rows, withheld = cleaned_films(films, [film.label for film in films], folder, pseudonyms)
         # What the list says goes before what the header of a film says.
-        rows = [row | told for row, told in zip(rows, about, strict=True)]
+        rows = [row | listed for row, listed in zip(rows, about, strict=True)]
         columns = (*ABOUT_COLUMNS, *_MORE_COLUMNS)
         write_list(folder / FILMS_FILE, sorted(rows, key=lambda row: row["path"]), columns)
     return _summary(films, rows, listing, class_names, withheld)
@@ -132,7 +126,7 @@ def read_set(folder: Path, class_names: Sequence[str]) -> pd.DataFrame:
 
 
 def films_in_training(films: pd.DataFrame, training: pd.DataFrame, max_bits: int, root: Path) -> np.ndarray:
-    """Finds films of a set that a model has learnt from.
+    """Finds films of a set that a model has learnt from: themselves, or near-duplicates of them.
 
     Args:
         films: Of the set: path (below `root`), sha256, perceptual_hash.
@@ -141,18 +135,17 @@ def films_in_training(films: pd.DataFrame, training: pd.DataFrame, max_bits: int
         root: Folder that both lie below.
 
     Returns:
-        bool, one a film of the set: its content, or a near-duplicate of it, is among the other films.
+        bool, one a film of the set.
 
     Raises:
         IntegrityError: A film that had to be looked at is not what its sha256 says.
     """
-    found = films["sha256"].isin(training["sha256"]).to_numpy(copy=True)
+    known = films["sha256"].isin(training["sha256"]).to_numpy(copy=True)
     both = pd.concat([films, training], ignore_index=True)
     pairs = _near_pairs(both["perceptual_hash"], len(films), max_bits)
-    pairs = pairs[~found[pairs[:, 0]]]
-    same = same_film(root, both, pairs)
-    found[pairs[same, 0]] = True
-    return found
+    pairs = pairs[~known[pairs[:, 0]]]
+    known[pairs[same_film(root, both, pairs), 0]] = True
+    return known
 
 
 def _near_pairs(hashes: pd.Series, first: int, max_bits: int) -> np.ndarray:
@@ -192,21 +185,21 @@ def _about(
     if column and column not in listing.rows[0]:
         raise BadInput(f"{source} has no column {second_label}")
     folded = {alias.casefold(): name for alias, name in names.items()}
-    return [_told(row, folded, column) for row in listing.rows]
+    return [_values(row, folded, column) for row in listing.rows]
 
 
-def _told(cells: Mapping[str, str], names: Mapping[str, str], second_label: str) -> dict[str, str]:
+def _values(cells: Mapping[str, str], names: Mapping[str, str], second_label: str) -> dict[str, str]:
     """The values of a line that are kept; free text never is, for it may name somebody."""
     view, sex = cells.get("view", "").upper(), cells.get("sex", "").upper()
     band, site = cells.get("age_band", ""), cells.get("source", "")
-    told = {
+    values = {
         "view": view if view in VIEWS else "other" if view else "",
         "sex": sex if sex in _SEXES else "",
         "age_band": band if re.fullmatch(_AGE_BAND, band) else "",
         "source": site if re.fullmatch(SOURCE_NAME, site) else "",
         SECOND_LABEL: names.get(cells.get(second_label, "").casefold(), ""),
     }
-    return {column: text for column, text in told.items() if text}
+    return {column: text for column, text in values.items() if text}
 
 
 def _summary(

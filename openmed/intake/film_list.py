@@ -21,17 +21,17 @@ SPLIT_NAMES = {
 
 
 def read_list(
-    source: Path, classes: Mapping[str, str], told: Sequence[str] = ()
+    source: Path, classes: Mapping[str, str], more: Sequence[str] = ()
 ) -> tuple[list[dict[str, str]], int]:
     """Reads a list of films, each once.
 
     A list may have several rows for a film, such as one for each box that was drawn in it. They must agree in
-    path, label, patient, split and the columns `told`; what they say in others does not matter.
+    path, label, patient, split and the columns `more`; what they say in others does not matter.
 
     Args:
         source: The .csv, with the columns path, label, patient and perhaps split, in UTF-8.
         classes: Name of each class in lower case -> name.
-        told: Further columns that count, in lower case.
+        more: Further columns that count, in lower case.
 
     Returns:
         The rows of the films by column in lower case, with every column of `FILMS_COLUMNS`, the path POSIX
@@ -41,7 +41,9 @@ def read_list(
     Raises:
         BadInput: It is no such list, a row is bad, or two rows of a film contradict each other.
     """
-    root, films, line_of, repeated = source.parent.resolve(), {}, {}, 0
+    films: dict[str, dict[str, str]] = {}
+    line_of: dict[str, int] = {}
+    root, repeated = source.parent.resolve(), 0
     try:
         with source.open(newline="", encoding="utf-8-sig") as stream:
             rows = csv.DictReader(stream, strict=True)
@@ -58,7 +60,7 @@ def read_list(
                     films[path] = cells | {"place": f"the film on line {rows.line_num} of {source}"}
                     continue
                 repeated += 1
-                if odd := _contradiction(first, cells, told):
+                if odd := _contradiction(first, cells, more):
                     raise BadInput(
                         f"{source} says two things of one film in the column {odd}, on lines "
                         f"{line_of[path]} and {rows.line_num}: correct or remove one"
@@ -103,11 +105,10 @@ def _problem(cells: dict[str, str], root: Path, classes: Mapping[str, str]) -> s
     return ""
 
 
-def _contradiction(first: Mapping[str, str], again: Mapping[str, str], told: Sequence[str]) -> str:
+def _contradiction(first: Mapping[str, str], again: Mapping[str, str], more: Sequence[str]) -> str:
     """The first column in which two rows of a film say different things; empty where they agree."""
-    for column in (*FILMS_COLUMNS, *told):
+    for column in (*FILMS_COLUMNS, *more):
         one, other = first.get(column, ""), again.get(column, "")
-        same = one == other if column in ("path", "patient") else one.casefold() == other.casefold()
-        if not same:
+        if one != other and (column in ("path", "patient") or one.casefold() != other.casefold()):
             return column
     return ""

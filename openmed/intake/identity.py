@@ -42,7 +42,7 @@ _FEWEST_PATIENTS = 4
 _GO_ON = "say --patients-from film to count each film as a patient of its own"
 
 
-class Found(NamedTuple):
+class Clues(NamedTuple):
     """A film of a source, and what may name its patient.
 
     Attributes:
@@ -100,9 +100,9 @@ class Recognised:
 
     def sentences(self) -> list[str]:
         """Tells people of it; nothing that names a patient is repeated."""
-        told = [f"patients from {by}: {count} of {self.films} films" for by, count in self.by.items()]
+        lines = [f"patients from {by}: {count} of {self.films} films" for by, count in self.by.items()]
         if self.mixed:
-            told.append(
+            lines.append(
                 f"{self.mixed} of these patients have films of several classes: where that cannot be, their "
                 "numbers begin anew in each folder"
             )
@@ -110,28 +110,26 @@ class Recognised:
             why = [f"{self.returning} have a name that returns in another folder"] * bool(self.returning)
             why += [f"{self.nobody} an identifier that stands for nobody"] * bool(self.nobody)
             details = f" ({', '.join(why)})" if why else ""
-            told.append(f"{self.unnamed} films name no patient{details}: each counts as a patient of its own")
+            lines.append(
+                f"{self.unnamed} films name no patient{details}: each counts as a patient of its own"
+            )
         if self.copies:
-            told.append(f"{self.copies} of {self.films + self.copies} films are copies, taken once")
+            lines.append(f"{self.copies} of {self.films + self.copies} films are copies, taken once")
         if self.repeated_rows:
-            told.append(f"{self.repeated_rows} rows of the list repeat another one: each film was taken once")
-        return told
+            lines.append(
+                f"{self.repeated_rows} rows of the list repeat another one: each film was taken once"
+            )
+        return lines
 
 
 def identify(
-    films: Sequence[Found], patients_from: str, source: Path, *, is_list: bool = False
+    films: Sequence[Clues], patients_from: str, source: Path, *, is_list: bool = False
 ) -> tuple[list[Identity], Recognised]:
     """Says whose each film of a source is.
 
     A film belongs to the patient that its header or list states; else to that of a folder or a file name of a
     known pattern, see `patient_of`; else it is a patient of its own, named by its file name, or by its path
-    where that name returns in the source.
-
-    Args:
-        films: The films.
-        patients_from: One of `PATIENTS_FROM`.
-        source: Named in errors.
-        is_list: Whether the source is a list, which states the patients itself.
+    where that name returns in the source. A list states the patients itself.
 
     Returns:
         An identity a film, and what was recognised.
@@ -174,9 +172,6 @@ def patient_of(file_name: str) -> tuple[str, bool]:
     tells whether equal numbers are one child, so they are taken for one: such patients' training
     films are left out when the declared test set is used.
 
-    Args:
-        file_name: Name with its suffix; folders before it are ignored.
-
     Returns:
         The patient, and whether a rule matched.
     """
@@ -206,7 +201,7 @@ def own_patient(sha256: str) -> str:
     return f"film {sha256}"
 
 
-def _named(film: Found, patients_from: str, is_list: bool) -> Identity | None:
+def _named(film: Clues, patients_from: str, is_list: bool) -> Identity | None:
     """Whom a film names as its patient, None for nobody."""
     auto = patients_from == "auto"
     if film.stated and (patients_from in ("header", "list") or (auto and not is_nobody(film.stated))):
@@ -227,11 +222,11 @@ def _matched(text: str, rules: Sequence[tuple[str, re.Pattern, str]], kind: str)
     return None
 
 
-def _ask_about_folders(films: Sequence[Found], named: Sequence[Identity | None], source: Path) -> None:
+def _ask_about_folders(films: Sequence[Clues], named: Sequence[Identity | None], source: Path) -> None:
     """Refuses films in folders below a class folder of which nothing says what they are."""
     # A name of a known pattern is not enough: masks are named after the films that they belong to.
     clear = [one is not None and not one.by.startswith(_NAMES) for one in named]
-    unclear = [film for film, said in zip(films, clear, strict=True) if film.folders and not said]
+    unclear = [film for film, is_clear in zip(films, clear, strict=True) if film.folders and not is_clear]
     if unclear:
         raise BadInput(
             f"{source} has {len(unclear)} films in folders below a class folder, the first is "

@@ -69,28 +69,22 @@ def import_films(
 ) -> ImportSummary:
     """Lays out a data folder: films.csv and films/<split as found>/<CLASS>/<file name>.
 
-    A source is a folder or a .zip of class folders, with or without train, val and test folders
-    above them, or a .csv with the columns path, label, patient and perhaps split. The column `split`
-    of films.csv is what counts as declared: as found, except that a validation split of less than 1 %
-    of the films becomes train, and that a train split without any other declares nothing.
+    The column `split` of films.csv is what counts as declared: as found, except that a validation split of
+    less than 1 % of the films becomes train, and that a train split without any other declares nothing.
 
     Args:
-        source: Folder, .zip or .csv.
+        source: A folder or a .zip of class folders, with or without train, val and test folders above them,
+            or a .csv with the columns path, label, patient and perhaps split.
         target: The data folder; must not exist or be empty. It appears whole or not at all.
         class_names: The known classes; folders and labels may differ in case.
         pseudonyms: Of the site. With them patients get pseudonyms, files are named after their content
             and cleaned of everything that could name somebody; without them names and files stay as
             they are, which suits published films only.
-        limit: Import about this many films: whole patients, drawn at random, in the proportions of
-            the classes. None imports all.
+        limit: About how many films: whole patients, drawn at random, in the proportions of the classes.
         seed: Seed of the draw.
         every_class: Refuse a source that lacks films of some class.
-        source_name: Name of the hospital or archive: up to 32 letters, digits, dots, dashes and
-            underscores. Drift and subgroups tell films apart by it. Empty says nothing.
+        source_name: Name of the hospital or archive, as `SOURCE_NAME`; drift and subgroups go by it.
         patients_from: One of `openmed.intake.identity.PATIENTS_FROM`.
-
-    Returns:
-        What was imported.
 
     Raises:
         BadInput: The source cannot be used as it is, it has to be asked who the patients are, its name is no
@@ -98,12 +92,8 @@ def import_films(
         ResourceError: The target cannot be written.
     """
     target = Path(target).absolute()
-    if source_name and not re.fullmatch(SOURCE_NAME, source_name):
-        raise BadInput(
-            f"{source_name!r} cannot name a source: up to 32 letters, digits, dots, dashes or underscores can"
-        )
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise BadInput(f"{target} exists and is not empty: choose another folder or move it away")
+    _refuse(source_name, target)
+    target = Path(target).absolute()
     listing = list_source(source, class_names, patients_from=patients_from)
     missing = [name for name in class_names if name not in {film.label for film in listing.films}]
     if missing and (every_class or not listing.films):
@@ -111,13 +101,12 @@ def import_films(
     declared, merged = _with_declared_splits(listing.films)
     chosen = range(len(declared)) if limit is None else whole_patients(declared, limit, seed)
     films = [declared[index] for index in chosen]
-    paths = [] if pseudonyms is not None else _stored_paths(listing, source)
-    withheld = Counter[str]()
     with new_folder(target) as folder:
         if pseudonyms is None:
+            paths, withheld = _stored_paths(listing, source), Counter[str]()
             rows = [_copied(film, folder, paths[i]) for i, film in zip(chosen, films, strict=True)]
         else:
-            folders = [_folder_of(listing.films[i]) for i in chosen]
+            folders = ["/".join(filter(None, listing.films[i][2:0:-1])) for i in chosen]
             rows, withheld = cleaned_films(films, folders, folder, pseudonyms)
         listed = [row | {"source": source_name} for row in sorted(rows, key=lambda row: row["path"])]
         write_list(folder / FILMS_FILE, listed)
@@ -134,6 +123,15 @@ def import_films(
     )
 
 
+def _refuse(source_name: str, target: Path) -> None:
+    if source_name and not re.fullmatch(SOURCE_NAME, source_name):
+        raise BadInput(
+            f"{source_name!r} cannot name a source: up to 32 letters, digits, dots, dashes or underscores can"
+        )
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise BadInput(f"{target} exists and is not empty: choose another folder or move it away")
+
+
 def _copied(film: LabelledFilm, folder: Path, path: str) -> dict[str, str]:
     """Copies a film as it is and returns its row of films.csv."""
     target, digest = folder / path, hashlib.sha256()
@@ -148,13 +146,7 @@ def _copied(film: LabelledFilm, folder: Path, path: str) -> dict[str, str]:
 def cleaned_films(
     films: Sequence[LabelledFilm], folders: Sequence[str], target: Path, pseudonyms: Pseudonyms
 ) -> tuple[list[dict[str, str]], Counter[str]]:
-    """Writes films without identifiers, named after their content.
-
-    Args:
-        films: The films.
-        folders: Where each goes, below films/.
-        target: The data folder.
-        pseudonyms: Of the site.
+    """Writes films without identifiers, named after their content, each into its folder below films/.
 
     Returns:
         A row of films.csv for each film, in order, with what its header tells; and why nothing of some
@@ -210,11 +202,11 @@ def _stored_paths(listing: Listing, source: Path) -> list[str]:
 
 def _with_declared_splits(films: list[LabelledFilm]) -> tuple[list[LabelledFilm], int]:
     """Films with the splits to declare, and how many validation films went back to train."""
-    found = Counter(film.split for film in films if film.split)
+    declared = Counter(film.split for film in films if film.split)
     becomes, merged = {}, 0
-    if 0 < found["validation"] < LEAST_VALIDATION_SHARE * len(films):
-        becomes, merged = {"validation": "train"}, found.pop("validation")
-    if not found.keys() & {"validation", "test"}:
+    if 0 < declared["validation"] < LEAST_VALIDATION_SHARE * len(films):
+        becomes, merged = {"validation": "train"}, declared.pop("validation")
+    if not declared.keys() & {"validation", "test"}:
         # A declared split of one part says nothing.
         becomes = {"train": "", "validation": ""}
     return [film._replace(split=becomes.get(film.split, film.split)) for film in films], merged
@@ -245,15 +237,7 @@ def write_list(path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[
 
 
 def whole_patients(films: Sequence[LabelledFilm], limit: int, seed: int) -> list[int]:
-    """Draws whole patients until each class has its share of a number of films.
-
-    Args:
-        films: With label and patient.
-        limit: About how many films.
-        seed: Seed of the draw.
-
-    Returns:
-        Positions of the films.
+    """Draws whole patients until each class has its share of about so many films; returns their positions.
 
     Raises:
         BadInput: The limit cannot hold every class.

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from openmed.dataset.manifest import is_inside
 from openmed.errors import BadInput
 from openmed.files import open_regular
 from openmed.films.budgets import MAX_FILE_BYTES
-from openmed.intake.unpacking import ARCHIVE_ERRORS, open_entry
+from openmed.intake.unpacking import ARCHIVE_ERRORS, ByteStream, open_entry
 
 _CHUNK_BYTES = 1 << 20
 _MOST_ENTRY_BYTES = 512 << 20
@@ -32,7 +31,7 @@ class FilmReader:
     """
 
     place: str
-    opener: Callable[[], BinaryIO]
+    opener: Callable[[], ByteStream]
 
     def __call__(self) -> bytes:
         """Returns the whole content. Raises BadInput as `chunks` does."""
@@ -64,11 +63,7 @@ class FilmReader:
 
 
 def folder_files(source: Path) -> list[tuple[str, FilmReader]]:
-    """Lists all files below a folder: POSIX path below it and reader.
-
-    Raises:
-        BadInput: A folder cannot be read.
-    """
+    """Lists all files below a folder, POSIX path below it and reader; BadInput where one cannot be read."""
 
     def refuse(error: OSError) -> None:
         # Its name is not told: it may be a patient's.
@@ -83,8 +78,8 @@ def folder_files(source: Path) -> list[tuple[str, FilmReader]]:
 
 def reason_of(error: Exception) -> str:
     """Says why something cannot be read, without the names that errors quote: they may be a patient's."""
-    said = getattr(error, "strerror", None) or re.split("b?[\"']", str(error))[0].strip()
-    return said or type(error).__name__
+    reason = getattr(error, "strerror", None) or re.split("b?[\"']", str(error))[0].strip()
+    return reason or type(error).__name__
 
 
 def file_reader(path: Path, place: str) -> FilmReader:

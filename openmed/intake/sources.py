@@ -13,7 +13,7 @@ from openmed.errors import BadInput
 from openmed.films.dicom.header import START_BYTES, is_dicom
 from openmed.films.images import SUFFIXES
 from openmed.intake.film_list import SPLIT_NAMES, read_list
-from openmed.intake.identity import Found, Recognised, identify
+from openmed.intake.identity import Clues, Recognised, identify
 from openmed.intake.readers import FilmReader, file_reader, folder_files, is_plain, zip_files
 from openmed.privacy.cleaning import dicom_patient
 
@@ -117,15 +117,11 @@ def list_films(source: Path) -> list[Film]:
 
 
 def list_source(
-    source: Path, class_names: Sequence[str], *, patients_from: str = "auto", told: Sequence[str] = ()
+    source: Path, class_names: Sequence[str], *, patients_from: str = "auto", more: Sequence[str] = ()
 ) -> Listing:
-    """Lists a source's labelled films; of DICOM files and of copies the content is read.
+    """Lists a source's labelled films, see `import_films`; of DICOM files and of copies the content is read.
 
-    Args:
-        source: Folder, .zip or .csv, as `openmed.intake.importing.import_films` takes it.
-        class_names: The known classes; folders and labels may differ in case.
-        patients_from: One of `openmed.intake.identity.PATIENTS_FROM`.
-        told: Further columns of a .csv in which rows of one film must agree.
+    `more` are further columns of a .csv in which rows of one film must agree.
 
     Raises:
         BadInput: The source cannot be used as it is, or it has to be asked who the patients are.
@@ -138,7 +134,7 @@ def list_source(
     if source.suffix.lower() == ".zip":
         return _from_class_folders(zip_files(source), classes, source, patients_from)
     if source.suffix.lower() == ".csv":
-        return _from_list(source, classes, patients_from, told)
+        return _from_list(source, classes, patients_from, more)
     raise BadInput(f"{source} is neither a folder nor a .zip or .csv file: give one of them")
 
 
@@ -183,7 +179,8 @@ def _from_class_folders(
                 f"({', '.join(classes.values())}): rename the folder or take it away"
             )
     kept, copies = without_copies(films)
-    films, recognised = _identified(kept, patients_from, source, class_folder)
+    folders = {path: folder for path, folder in class_folder.items() if folder}
+    films, recognised = _identified(kept, patients_from, source, folders)
     return Listing(films, skipped, recognised=replace(recognised, copies=copies, mixed=_mixed(films)))
 
 
@@ -206,16 +203,16 @@ def _identified(
     films: list[LabelledFilm],
     patients_from: str,
     source: Path,
-    class_folder: Mapping[PurePosixPath, PurePosixPath | None],
+    class_folder: Mapping[PurePosixPath, PurePosixPath],
 ) -> tuple[list[LabelledFilm], Recognised]:
     """Films with their patients."""
-    found = []
+    clues = []
     for film in films:
         path = PurePosixPath(film.name)
         folders = path.parent.relative_to(class_folder[path]).parts
         stated = _patient_in(film.reader) if patients_from in ("auto", "header") else None
-        found.append(Found(film.name, folders, stated, film.reader.place))
-    identities, recognised = identify(found, patients_from, source)
+        clues.append(Clues(film.name, folders, stated, film.reader.place))
+    identities, recognised = identify(clues, patients_from, source)
     named = [
         film._replace(patient=one.patient, is_named=bool(one.by))
         for film, one in zip(films, identities, strict=True)
@@ -265,10 +262,10 @@ def _is_ignored(part: str) -> bool:
     return part.startswith(".") or part.casefold() in _IGNORED
 
 
-def _from_list(source: Path, classes: dict[str, str], patients_from: str, told: Sequence[str]) -> Listing:
-    rows, repeated = read_list(source, classes, told)
-    found = [Found(row["path"], (), row["patient"], "") for row in rows]
-    identities, recognised = identify(found, patients_from, source, is_list=True)
+def _from_list(source: Path, classes: dict[str, str], patients_from: str, more: Sequence[str]) -> Listing:
+    rows, repeated = read_list(source, classes, more)
+    clues = [Clues(row["path"], (), row["patient"], "") for row in rows]
+    identities, recognised = identify(clues, patients_from, source, is_list=True)
     films = [
         LabelledFilm(
             row["path"],

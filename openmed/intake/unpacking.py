@@ -6,8 +6,9 @@ import lzma
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import IO, Protocol, Self
 
 # What zipfile and its decompressors raise on damaged archives (RuntimeError: an unknown method).
 ARCHIVE_ERRORS = (
@@ -18,7 +19,20 @@ _PACKED_BYTES = 1 << 16
 _LEAST_DICTIONARY_BYTES, _MOST_DICTIONARY_BYTES = 1 << 12, 64 << 20
 
 
-def open_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> BinaryIO:
+class ByteStream(Protocol):
+    """What gives a film's bytes piece by piece, as a context."""
+
+    def read(self, most_bytes: int, /) -> bytes:
+        """Returns at most so many bytes, none at the end."""
+
+    def __enter__(self) -> "ByteStream": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+
+def open_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> ByteStream:
     """Opens an entry for reading; a read never unpacks more than it is asked for.
 
     Raises:
@@ -56,9 +70,7 @@ class _Unpacker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._packed.close()
 
 
@@ -80,7 +92,7 @@ class _Inflater:
         return self._inflater.decompress(self._inflater.unconsumed_tail + packed, most_bytes)
 
 
-def _lzma_decompressor(packed: BinaryIO) -> lzma.LZMADecompressor:
+def _lzma_decompressor(packed: IO[bytes]) -> lzma.LZMADecompressor:
     """Reads the properties before an LZMA stream in a zip (APPNOTE 5.8.8): their size, then five bytes."""
     head = packed.read(9)
     code, dictionary_bytes = struct.unpack_from("<BI", head, 4)
@@ -91,7 +103,7 @@ def _lzma_decompressor(packed: BinaryIO) -> lzma.LZMADecompressor:
     return lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[filters])
 
 
-_DECOMPRESSORS = {
+_DECOMPRESSORS: dict[int, Callable[[IO[bytes]], _Inflater | bz2.BZ2Decompressor | lzma.LZMADecompressor]] = {
     zipfile.ZIP_DEFLATED: lambda packed: _Inflater(),
     zipfile.ZIP_BZIP2: lambda packed: bz2.BZ2Decompressor(),
     zipfile.ZIP_LZMA: _lzma_decompressor,

@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 
 EMBEDDING_SIDE = 8
-EMBEDDING_LENGTH = EMBEDDING_SIDE**2
 _SAMPLED_PX = 128
 
 
@@ -15,9 +14,6 @@ def embed_film(film: np.ndarray) -> np.ndarray:
     brightness and contrast are taken out, because the manifest measures them on their own. Rabanser et al.
     (Failing Loudly: An Empirical Study of Methods for Detecting Dataset Shift, NeurIPS 2019) test for
     shift on such a reduction of the pixels.
-
-    Args:
-        film: uint8 (H, W).
 
     Returns:
         float32 (64,), row by row, with mean 0 and standard deviation 1; all 0 for a blank film.

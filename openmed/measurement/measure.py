@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from openmed.errors import BadInput
 from openmed.files import sha256_bytes
@@ -36,7 +38,7 @@ FACTS = pa.schema(
 MEASURED = pa.schema([*FACTS, *DETAILS])
 
 
-def measure_film(path: str) -> tuple[os.stat_result | None, dict]:
+def measure_film(path: str) -> tuple[os.stat_result | None, dict[str, Any]]:
     """Reads a film's file and measures it.
 
     Returns:
@@ -45,7 +47,7 @@ def measure_film(path: str) -> tuple[os.stat_result | None, dict]:
     """
     row = dict.fromkeys(MEASURED.names) | {"sha256": "", "perceptual_hash": "", "reason": ""}
     try:
-        state, data = Path(path).stat(), read_film_file(path)
+        state, data = Path(path).stat(), read_film_file(Path(path))
     except OSError as error:
         return None, row | {"reason": f"cannot be read: {error.strerror or error}"}
     row["sha256"] = sha256_bytes(data)
@@ -57,12 +59,8 @@ def measure_film(path: str) -> tuple[os.stat_result | None, dict]:
         return state, row | measurements(film, bits)
 
 
-def measurements(film: np.ndarray, bits: int) -> dict:
-    """Measures a decoded film.
-
-    Args:
-        film: uint8 (H, W).
-        bits: What a pixel was stored with.
+def measurements(film: NDArray[np.uint8], bits: int) -> dict[str, Any]:
+    """Measures a decoded film, uint8 (H, W), of which a pixel was stored with so many bits.
 
     Returns:
         The columns of `MEASURED` but sha256; the reason says whether the film is blank.

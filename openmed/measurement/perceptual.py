@@ -28,12 +28,7 @@ def perceptual_hash(film: np.ndarray) -> str:
     Copies of a film differ in few bits, whatever their size: in 28 (median) after a cut of 2 % at each
     border, 25 after a turn of 2 degrees, 28 after strong local equalisation, 1 after JPEG of quality 50.
     The nearest different films of a public set differ in 33. Inverted and mirrored films are other films.
-
-    Args:
-        film: uint8 (H, W).
-
-    Returns:
-        64 hex digits.
+    64 hex digits of a film, uint8 (H, W).
     """
     return np.packbits(low_frequencies(film) > 0).tobytes().hex()
 
@@ -44,12 +39,7 @@ def low_frequencies(film: np.ndarray) -> np.ndarray:
     The film is stretched to 64 x 64 pixels, each divided by the contrast around it, and faded out over the
     quarter next to each border, so that what a cut or a turn brings in weighs little. A discrete cosine
     transform follows, as in Zauner, Implementation and benchmarking of perceptual image hash functions, 2010.
-
-    Args:
-        film: uint8 (H, W).
-
-    Returns:
-        float32 (256,), the lowest first, without the constant one.
+    float32 (256,) of a film, uint8 (H, W), the lowest first, without the constant one.
     """
     contrast = _local_contrast(film, HASHED_PX, _COARSE_SIGMA_PX)
     return cv2.dct(contrast * np.outer(_FADE, _FADE))[LOWEST]
@@ -64,13 +54,7 @@ def likeness(first: np.ndarray, second: np.ndarray) -> float:
     (Evangelidis and Psarakis, Parametric image alignment using enhanced correlation coefficient maximization,
     IEEE TPAMI 2008). There their finest detail (sigma 1.5 pixels), which different films of one patient do
     not share, is correlated (Pearson); where that is no better, as the films lie.
-
-    Args:
-        first: uint8 (H, W).
-        second: uint8 (H', W').
-
-    Returns:
-        -1 to 1; 0 for films without detail. See `LEAST_LIKENESS`.
+    Of films uint8 (H, W): -1 to 1; 0 without detail. See `LEAST_LIKENESS`.
     """
     shape = (_COMPARED_PX, _COMPARED_PX)
     films = [cv2.resize(film, shape, interpolation=cv2.INTER_AREA) for film in (first, second)]

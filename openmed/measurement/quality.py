@@ -5,7 +5,7 @@ nearly all untouched films stay under 0.5 on every score, planted defects rise a
 a reason to look at a film, never a verdict on it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -35,9 +35,7 @@ def measure_quality(film: np.ndarray) -> dict[str, float]:
     with a drawn frontal chest, its turns and its cut halves; blur by how little of the detail a
     further blur takes away (Crete et al., "The blur effect", Proc. SPIE 6492, 2007); text by rows
     of thin strokes much brighter or darker than what they lie on.
-
-    Args:
-        film: uint8 (H, W), 16 pixels a side or more.
+    Of a film uint8 (H, W), 16 pixels a side or more.
 
     Returns:
         A score from 0 to 1 for each key of `REASONS`, 1 the most suspicious; 0.5 is the limit.
@@ -77,10 +75,7 @@ def quality_columns(film: np.ndarray) -> dict[str, float]:
 
 
 def suspicion(scores: Mapping[str, float]) -> tuple[float, list[str]]:
-    """Ranks a film by its worst score.
-
-    Args:
-        scores: What `measure_quality` returned.
+    """Ranks a film by the worst score of `measure_quality`.
 
     Returns:
         The worst score, 0 to 1, and the names of the scores above 0.5, the worst first and nearly
@@ -163,11 +158,12 @@ def _text(film: np.ndarray) -> float:
     lines = cv2.morphologyEx(lines, cv2.MORPH_OPEN, np.ones((3, 12), np.uint8))
     outlines, _ = cv2.findContours(lines, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     boxes = [cv2.boundingRect(outline) for outline in outlines]
-    return max((_strokes(strokes, *box) for box in boxes if _like_text(*box, film.shape)), default=0.0)
+    return max((_strokes(strokes, *box) for box in boxes if _like_text(box, film.shape)), default=0.0)
 
 
-def _like_text(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -> bool:
-    """Tells a line of small text near a border from anything else by its box."""
+def _like_text(box: Sequence[int], shape: tuple[int, ...]) -> bool:
+    """Tells a line of small text near a border from anything else by its box: x, y, width, height."""
+    x, y, width, height = box
     across, down = (x + width / 2) / shape[1], (y + height / 2) / shape[0]
     return height <= 28 and width >= 2 * height and min(across, 1 - across, down, 1 - down) <= 0.3
 

@@ -126,10 +126,7 @@ class BaseModel(nn.Module, ABC):
         return self._mean.device
 
     def prepare(self, films: np.ndarray | Tensor) -> Tensor:
-        """Normalises grey films for the network.
-
-        Args:
-            films: (N, S, S), uint8 in 0..255 or float in 0..1, S being the spec's input size.
+        """Normalises grey films (N, S, S), uint8 in 0..255 or float in 0..1, S being the spec's input size.
 
         Returns:
             float32 (N, 3, S, S) on the model's device.
@@ -150,15 +147,7 @@ class BaseModel(nn.Module, ABC):
 
     @torch.inference_mode()
     def logits(self, films: np.ndarray | Tensor, *, batch_films: int = 32) -> np.ndarray:
-        """What the network says of grey films, before any calibration.
-
-        Args:
-            films: uint8 (N, S, S).
-            batch_films: Films that go through the network at once.
-
-        Returns:
-            float32 (N, classes).
-        """
+        """Logits of grey films, uint8 (N, S, S), before any calibration: float32 (N, classes)."""
         with evaluation_mode(self), _exact_convolutions():
             parts = [
                 self(self.prepare(films[start : start + batch_films])).float().cpu().numpy()
@@ -167,46 +156,26 @@ class BaseModel(nn.Module, ABC):
         return np.concatenate(parts) if parts else np.zeros((0, len(self.spec.class_names)), np.float32)
 
     def predict(self, films: np.ndarray | Tensor, *, batch_films: int = 32) -> np.ndarray:
-        """Class probabilities of grey films, calibrated where the spec holds a calibration.
-
-        Args:
-            films: uint8 (N, S, S).
-            batch_films: Films that go through the network at once.
-
-        Returns:
-            float32 (N, classes); rows sum to 1.
-        """
+        """Class probabilities of grey films, float32 (N, classes), calibrated as the spec says."""
         return self.spec.probabilities(self.logits(films, batch_films=batch_films))
 
     @torch.inference_mode()
     def examine(
         self, films: np.ndarray | Tensor, *, batch_films: int = 32
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Logits of grey films, and their features.
-
-        Args:
-            films: uint8 (N, S, S), N > 0.
-            batch_films: Films that go through the network at once.
-
-        Returns:
-            float32 (N, classes), and for each of `depths` float32 (N, D).
-        """
+        """Logits of grey films, N > 0, float32 (N, classes), and features of each depth, float32 (N, D)."""
         logits, features = [], []
         with evaluation_mode(self), _exact_convolutions():
             for start in range(0, len(films), batch_films):
-                found, profiles = self.described(self.prepare(films[start : start + batch_films]))
-                logits.append(found.float().cpu().numpy())
+                answers, profiles = self.described(self.prepare(films[start : start + batch_films]))
+                logits.append(answers.float().cpu().numpy())
                 features.append([part.cpu().numpy() for part in profiles])
         return np.concatenate(logits), [np.concatenate(parts) for parts in zip(*features, strict=True)]
 
     def outputs(
         self, films: np.ndarray | Tensor, *, batch_films: int = 32
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Logits of grey films, and how far the films lie from the known.
-
-        Returns:
-            float32 (N, classes), and the distances, float64 (N,), None without statistics.
-        """
+        """Logits of grey films, and their distances from the known, float64 (N,), None without statistics."""
         if self.statistics is None:
             return self.logits(films, batch_films=batch_films), None
         if not len(films):

@@ -54,32 +54,24 @@ class ModelFactory:
             architecture: One of `names()`.
             class_names: Names of the classes; the index is the label.
             positive: The finding of interest.
-            timm_name: A network of the same family, e.g. a smaller one; default: the
-                architecture's own.
+            timm_name: A network of the same family; default: the architecture's own.
             image_size_px: Side of the input; default: the architecture's own.
             model_options: Further arguments of the timm network.
-            weights: "imagenet" (timm's pinned weights), "champion" (the whole state of the vault's
-                champion), "none" (random) or the path of a safetensors file.
-            weights_sha256: When given, the weights file must have this hash; required for weights
-                from the vault.
-            vault: Folder of a weights vault; ImageNet weights are looked up there first.
+            weights: As `find_weights` takes them, with their hash and the folder of a vault.
+            weights_sha256: When given, the file must have it; required for weights from the vault.
+            vault: ImageNet weights are looked up there first.
             seed: Seed of the random initial weights.
 
         Raises:
             BadInput: An unknown architecture or network, or weights that do not fit.
-            ResourceError: ImageNet weights that cannot be fetched.
-            IntegrityError: Weights with another hash.
+            ResourceError, IntegrityError: As `find_weights`.
         """
         family = family_of(architecture)
         name = timm_name or family.timm_name
         size = image_size_px or family.image_size_px
         options = dict(model_options or {})
         start = find_weights(weights, name, weights_sha256, vault=vault)
-        if start.spec is not None and start.spec.architecture != architecture:
-            raise BadInput(
-                f"{start.source} is a {start.spec.architecture}: {architecture} cannot start from it, "
-                f"so set its `weights` to something else than {start.kind}"
-            )
+        start.check_architecture(architecture)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = _network(family, name, size, len(class_names), options, start)
@@ -88,25 +80,20 @@ class ModelFactory:
                 timm_name=name,
                 model_options=options,
                 image_size_px=size,
-                mean=tuple(family.mean),
-                std=tuple(family.std),
+                mean=family.mean,
+                std=family.std,
                 class_names=tuple(class_names),
                 positive=positive,
                 explanation_layer=family.explanation_layer(network, size),
                 weights=start.to_json(),
             )
             _calm_head(network.get_classifier())
-        if start.spec is not None:
-            start.continue_from(network, spec.class_names)
+        start.continue_from(network, spec.class_names)
         return family(spec, network)
 
 
 def family_of(architecture: str) -> type[BaseModel]:
-    """Returns the class of an architecture.
-
-    Raises:
-        BadInput: The name is unknown.
-    """
+    """Returns the class of an architecture; BadInput where the name is unknown."""
     try:
         return _ARCHITECTURES[architecture]
     except KeyError:
@@ -117,15 +104,9 @@ def family_of(architecture: str) -> type[BaseModel]:
 def build_empty(spec: ModelSpec) -> BaseModel:
     """Builds the model a spec describes, with random weights, for loading a state into it."""
     family = family_of(spec.architecture)
-    network = _network(
-        family,
-        spec.timm_name,
-        spec.image_size_px,
-        len(spec.class_names),
-        dict(spec.model_options),
-        StartingWeights("none"),
-    )
-    return family(spec, network)
+    options, classes = dict(spec.model_options), len(spec.class_names)
+    scratch = StartingWeights("none")
+    return family(spec, _network(family, spec.timm_name, spec.image_size_px, classes, options, scratch))
 
 
 def _calm_head(classifier: torch.nn.Linear) -> None:

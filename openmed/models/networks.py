@@ -22,8 +22,8 @@ def _without_compiler() -> Iterator[None]:
         yield
         return
     compiler, details = ModuleType(_COMPILER), ModuleType(f"{_COMPILER}.utils")
-    compiler.disable, compiler.utils = _undecorated, details
-    details.is_compile_supported = lambda device: False
+    vars(details).update(is_compile_supported=lambda device: False)
+    vars(compiler).update(disable=_undecorated, utils=details)
     standing_in = {module.__name__: module for module in (compiler, details)}
     sys.modules.update(standing_in)
     try:

@@ -14,11 +14,8 @@ def profile(maps: Tensor) -> Tensor:
 
     The means tell a turned film from an upright one; the spread tells textures apart.
 
-    Args:
-        maps: (N, C, h, w), any size.
-
-    Returns:
-        float32 (N, 9 C): four bands down of each channel, four across, one spread.
+    Of maps (N, C, h, w), any size: float32 (N, 9 C), four bands down of each channel, four across, one
+    spread.
     """
     maps = maps.float()
     down = maps.mean(3) @ _bands(int(maps.shape[2])).to(maps.device)

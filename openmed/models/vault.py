@@ -13,7 +13,7 @@ from openmed.errors import BadInput, IntegrityError
 from openmed.files import atomic_path, read_json, sha256_file, write_json
 
 VAULT_FILE = "vault.json"
-CHAMPION = "champion"
+CHAMPION_WEIGHTS = "champion"
 UNKNOWN_LICENCE = "unknown"
 _TEXTS = ("kind", "timm_name", "file", "source", "licence", "sha256", "added_at")
 
@@ -49,7 +49,7 @@ class VaultEntry:
     @property
     def key(self) -> str:
         """Name under which the vault holds it: there is one champion, and one file for each network."""
-        return CHAMPION if self.kind == CHAMPION else self.timm_name
+        return CHAMPION_WEIGHTS if self.kind == CHAMPION_WEIGHTS else self.timm_name
 
     def state(self, vault: Path) -> str:
         """Returns "intact", "missing" or "damaged", by hashing the file."""
@@ -59,11 +59,7 @@ class VaultEntry:
         return "intact" if sha256_file(path) == self.sha256 else "damaged"
 
     def path_in(self, vault: Path) -> Path:
-        """Returns the file's path after checking its content.
-
-        Raises:
-            IntegrityError: The file is missing or damaged.
-        """
+        """Returns the file's path after checking its content; IntegrityError where it is gone or damaged."""
         if (state := self.state(vault)) != "intact":
             raise IntegrityError(
                 f"{Path(vault) / self.file} is {state}: get it back with `dvc checkout --force` or "
@@ -74,15 +70,11 @@ class VaultEntry:
     @property
     def remedy(self) -> str:
         """The command that puts it into the vault."""
-        return "openmed weights pull" + (" --champion" if self.kind == CHAMPION else "")
+        return "openmed weights pull" + (" --champion" if self.kind == CHAMPION_WEIGHTS else "")
 
 
 def read_vault(vault: Path) -> dict[str, VaultEntry]:
-    """Returns what a vault holds, by `VaultEntry.key`; empty where there is no vault.
-
-    Raises:
-        BadInput: The record cannot be read.
-    """
+    """Returns what a vault holds by `VaultEntry.key`, nothing where there is none; BadInput if unreadable."""
     path = Path(vault) / VAULT_FILE
     if not path.is_file():
         return {}
@@ -110,11 +102,7 @@ def _is_typed(entry: VaultEntry) -> bool:
 
 
 def put_in_vault(vault: Path, source: Path, entry: VaultEntry) -> None:
-    """Copies a file into a vault, checks the copy and records it; replaces what had the same key.
-
-    Raises:
-        IntegrityError: The copy does not have the entry's hash.
-    """
+    """Copies a file into a vault, checks the copy's hash and records it; replaces what had the same key."""
     vault, held = Path(vault), read_vault(vault)
     with atomic_path(vault / entry.file) as temporary:
         shutil.copyfile(source, temporary)

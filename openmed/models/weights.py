@@ -14,7 +14,7 @@ from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import sha256_file
 from openmed.fitted.spec import ModelSpec
 from openmed.models.networks import timm
-from openmed.models.vault import CHAMPION, UNKNOWN_LICENCE, VaultEntry, read_vault
+from openmed.models.vault import CHAMPION_WEIGHTS, UNKNOWN_LICENCE, VaultEntry, read_vault
 
 T = TypeVar("T")
 
@@ -46,19 +46,21 @@ class StartingWeights:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the origin without the path, which means nothing elsewhere."""
-        return {
-            "kind": self.kind,
-            "source": self.source,
-            "revision": self.revision,
-            "sha256": self.sha256,
-        }
+        names = ("kind", "source", "revision", "sha256")
+        return {name: getattr(self, name) for name in names}
+
+    def check_architecture(self, architecture: str) -> None:
+        """Refuses the weights of a champion of another architecture, with BadInput."""
+        if self.spec is not None and self.spec.architecture != architecture:
+            raise BadInput(
+                f"{self.source} is a {self.spec.architecture}: {architecture} cannot start from it, "
+                f"so set its `weights` to something else than {self.kind}"
+            )
 
     def check_fits(self, network: nn.Module) -> None:
-        """Refuses a file that left a part of the backbone at its random start.
-
-        Raises:
-            BadInput: A backbone tensor is not in the file.
-        """
+        """Refuses a file that left a part of the backbone at its random start, with BadInput."""
+        if self.path is None:
+            return
         held, head = tensor_names(self.path), _head_of(network)
         missing = [
             name
@@ -72,11 +74,13 @@ class StartingWeights:
             )
 
     def continue_from(self, network: nn.Module, class_names: tuple[str, ...]) -> None:
-        """Loads a champion's whole state; its head stays out where it was trained for other classes.
+        """Loads a champion's whole state, if it is one; its head stays out where its classes were others.
 
         Raises:
             BadInput: The champion is another network.
         """
+        if self.path is None or self.spec is None:
+            return
         state, own = load_file(self.path), network.state_dict()
         if self.spec.class_names != tuple(class_names):
             state |= {name: own[name] for name in _head_of(network)}
@@ -112,10 +116,11 @@ def find_weights(
     """
     if weights == "none":
         return StartingWeights("none")
-    held = read_vault(vault) if vault is not None and weights in ("imagenet", CHAMPION) else {}
-    if entry := held.get(CHAMPION if weights == CHAMPION else timm_name):
-        return _from_vault(entry, vault, sha256)
-    if weights == CHAMPION:
+    if vault is not None and weights in ("imagenet", CHAMPION_WEIGHTS):
+        key = timm_name if weights == "imagenet" else CHAMPION_WEIGHTS
+        if entry := read_vault(vault).get(key):
+            return _from_vault(entry, vault, sha256)
+    if weights == CHAMPION_WEIGHTS:
         raise BadInput(
             "`weights: champion` starts from the weights vault, which holds no champion: "
             "put it there with `openmed weights pull --champion`"
@@ -129,9 +134,7 @@ def find_weights(
 def fetch_imagenet(timm_name: str, revision: str | None = None) -> StartingWeights:
     """Finds a network's ImageNet weights in this machine's hub cache, or fetches them there.
 
-    Args:
-        timm_name: The network.
-        revision: Commit of the hub's repository; default: what is cached, or else the newest.
+    `revision` is the commit of the hub's repository; None takes what is cached, or else the newest.
 
     Raises:
         BadInput: There are no ImageNet weights for this network.
@@ -140,13 +143,13 @@ def fetch_imagenet(timm_name: str, revision: str | None = None) -> StartingWeigh
     """
     hub_id = _hub_id(timm_name)
     path = _from_hub(hub_id, lambda: _cached_or_fetched(hub_id, revision))
-    found, announced = sha256_file(path), announced_sha256(path)
-    if announced not in (None, found):
+    digest, announced = sha256_file(path), announced_sha256(path)
+    if announced not in (None, digest):
         raise IntegrityError(
             f"the ImageNet weights {hub_id} on this machine are damaged: delete {path.resolve()}"
         )
     # The hub keeps each commit in a folder of its own, which is the revision to record.
-    return StartingWeights("imagenet", hub_id, path.parent.name, found, path)
+    return StartingWeights("imagenet", hub_id, path.parent.name, digest, path)
 
 
 def announced_sha256(path: Path) -> str | None:
@@ -156,11 +159,7 @@ def announced_sha256(path: Path) -> str | None:
 
 
 def fetch_licence(hub_id: str, revision: str) -> str:
-    """Asks the hub for the licence that a repository states; "unknown" if it states none.
-
-    Raises:
-        ResourceError: The hub cannot be reached.
-    """
+    """Asks the hub for the licence that a repository states, else "unknown"; ResourceError without a hub."""
     from huggingface_hub import HfApi, constants
 
     api = HfApi(endpoint=constants.ENDPOINT)
@@ -182,7 +181,7 @@ def _from_vault(entry: VaultEntry, vault: Path, sha256: str | None) -> StartingW
             f"the weights vault holds {entry.source} with sha256 {entry.sha256}, "
             f"but the settings ask for {sha256}"
         )
-    spec = ModelSpec.from_json(entry.spec) if entry.kind == CHAMPION else None
+    spec = ModelSpec.from_json(entry.spec) if entry.kind == CHAMPION_WEIGHTS else None
     return StartingWeights(entry.kind, entry.source, entry.revision, sha256, entry.path_in(vault), spec)
 
 
@@ -229,11 +228,7 @@ def _cached_or_fetched(hub_id: str, revision: str | None) -> Path:
 
 
 def tensor_names(path: Path) -> set[str]:
-    """Names of the tensors in a safetensors file.
-
-    Raises:
-        BadInput: The file is none.
-    """
+    """Names of the tensors in a safetensors file; BadInput where it is none."""
     try:
         with safe_open(path, framework="pt") as stream:
             return set(stream.keys())

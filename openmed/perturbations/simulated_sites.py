@@ -10,9 +10,8 @@ from functools import lru_cache, partial
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-Films = NDArray[np.uint8]
+from openmed.perturbations.hidden_parts import Films
 
 _COARSE_SHARE = 0.4
 _TILES, _CLIP_LIMIT = (8, 8), 2.0
@@ -29,7 +28,7 @@ def stretched(film: Films, across: float, down: float) -> Films:
     """Enlarges what the film shows by two factors about its middle; the border is repeated."""
     size = len(film)
     middle = (size - 1) / 2
-    matrix = np.float64([[across, 0, middle * (1 - across)], [0, down, middle * (1 - down)]])
+    matrix = np.array([[across, 0, middle * (1 - across)], [0, down, middle * (1 - down)]], np.float64)
     return cv2.warpAffine(film, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
 
 
@@ -96,9 +95,9 @@ SITES: dict[str, Callable[[Films], Films]] = {
 
 
 @lru_cache(maxsize=4)
-def _noise(size_px: int) -> NDArray[np.float64]:
+def _noise(size_px: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((size_px, size_px))
 
 
-def _rounded(films: NDArray[np.floating]) -> Films:
+def _rounded(films: np.ndarray) -> Films:
     return np.clip(np.rint(films), 0, 255).astype(np.uint8)

@@ -77,11 +77,7 @@ def draw(patient_seed: int, film_seed: int, *, pneumonia: bool, size_px: int = 2
     the strength of the opacities from both seeds. Drawn with and without pneumonia, a film differs
     only in and closely around its mask.
 
-    Args:
-        patient_seed: The patient, 0 or more.
-        film_seed: The film of this patient, 0 or more.
-        pneumonia: Whether to add one to three opacities to the lungs.
-        size_px: Side of the square film, 32 or more.
+    Seeds are 0 or more; pneumonia adds one to three opacities to the lungs; `size_px` is 32 or more.
 
     Raises:
         BadInput: A seed is negative or the size is under 32.
@@ -110,13 +106,9 @@ def sample_plan(
     film: six near-duplicates under the same patient, two under another patient's name (a trap for
     splits that only look at names) and one exact copy.
 
-    Args:
-        films: How many files in all, 30 or more.
-        seed: Seed of the whole set, 0 or more.
-        class_names: The name of the normal class, then that of pneumonia.
-
     Raises:
-        BadInput: Too few films, a negative seed, or not two different class names.
+        BadInput: Fewer than 30 films, a negative seed, or not two different class names, the normal one
+        first.
     """
     if films < 30 or seed < 0:
         raise BadInput(f"films {films}, seed {seed}: give 30 films or more and a seed of 0 or more")

@@ -15,7 +15,7 @@ import yaml
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import write_text
-from openmed.models.vault import CHAMPION, UNKNOWN_LICENCE, VaultEntry, put_in_vault, read_vault
+from openmed.models.vault import CHAMPION_WEIGHTS, UNKNOWN_LICENCE, VaultEntry, put_in_vault, read_vault
 from pipeline.settings.artifacts import VAULT
 from pipeline.settings.params import Params, Train, load_params
 from pipeline.tools.dvc_lock import read_pointer
@@ -71,7 +71,7 @@ def pull_champion(root: Path, params_file: Path, say: Say) -> dict[str, Any]:
     clean, source = _open(root, params_file, say), f"{registry.MODEL_NAME} version {number}"
     with registry.stored(number) as folder:
         fetched = _bring_champion(root / VAULT, folder, params, source, say)
-    return {"fetched": fetched} | _record(root, params_file, CHAMPION, clean, say)
+    return {"fetched": fetched} | _record(root, params_file, CHAMPION_WEIGHTS, clean, say)
 
 
 def list_vault(root: Path) -> list[dict[str, Any]]:
@@ -156,12 +156,12 @@ def _bring_champion(vault: Path, folder: Path, params: Params, source: str, say:
     spec, sha256 = read_spec(folder)
     _refuse_others(params, spec.architecture, source)
     held = read_vault(vault)
-    before = held.get(CHAMPION)
+    before = held.get(CHAMPION_WEIGHTS)
     if before and (before.source, before.sha256, before.state(vault)) == (source, sha256, "intact"):
         say(f"{source} is there already")
         return []
     entry = VaultEntry(
-        kind=CHAMPION,
+        kind=CHAMPION_WEIGHTS,
         timm_name=spec.timm_name,
         file=f"champion-{source.split()[-1]}.safetensors",
         source=source,
@@ -179,7 +179,7 @@ def _bring_champion(vault: Path, folder: Path, params: Params, source: str, say:
 
 def _refuse_others(params: Params, architecture: str, source: str) -> None:
     """A state fits its own architecture alone, which is better said before a training starts."""
-    asking = [name for name in params.architectures if params.train[name].weights == CHAMPION]
+    asking = [name for name in params.architectures if params.train[name].weights == CHAMPION_WEIGHTS]
     if others := " and ".join(name for name in asking if name != architecture):
         raise BadInput(
             f"the champion, {source}, is a {architecture}: {others} cannot start from it, "
@@ -279,7 +279,7 @@ def _pin(root: Path, params_file: Path, kind: str) -> list[str]:
     changed = {}
     for name in params.architectures:
         section = params.train[name]
-        entry = held.get(CHAMPION if kind == CHAMPION else section.timm_name)
+        entry = held.get(CHAMPION_WEIGHTS if kind == CHAMPION_WEIGHTS else section.timm_name)
         if section.weights == kind and entry and section.weights_sha256 != entry.sha256:
             changed[name] = entry.sha256
     set_values(params_file, {f"train.{name}.weights_sha256": sha256 for name, sha256 in changed.items()})

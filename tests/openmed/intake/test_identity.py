@@ -14,7 +14,7 @@ from PIL import Image
 from openmed.errors import BadInput
 from openmed.files import sha256_file
 from openmed.intake.external_set import import_set
-from openmed.intake.identity import Found, identify, is_nobody, own_patient, patient_of_one
+from openmed.intake.identity import Clues, identify, is_nobody, own_patient, patient_of_one
 from openmed.intake.importing import import_films
 from openmed.intake.sources import list_source
 from openmed.privacy.cleaning import Pseudonyms
@@ -322,4 +322,4 @@ def test_an_external_list_with_a_row_a_box_keeps_what_it_says_of_each_film(tmp_p
 
 def test_an_unknown_way_to_patients_is_refused(tmp_path):
     with pytest.raises(BadInput, match="cannot be taken from 'list': choose auto, film, folder"):
-        identify([Found("a.png", (), None, "")], "list", tmp_path)
+        identify([Clues("a.png", (), None, "")], "list", tmp_path)
