@@ -22,9 +22,7 @@ def rollout(model: ViT, x: Tensor) -> np.ndarray:
     from the pooled tokens down to the patches. Fused attention stays on and never shows its
     weights, so they are computed beside it from the same queries and keys.
 
-    Args:
-        model: A vision transformer.
-        x: float (N, 3, S, S), as `model.prepare` returns it.
+    Of input (N, 3, S, S), as `model.prepare` returns it.
 
     Returns:
         float32 (N, patches down, patches across) in 0..1, each film scaled from its own minimum to its
@@ -38,32 +36,21 @@ def rollout(model: ViT, x: Tensor) -> np.ndarray:
 
 @torch.inference_mode()
 def rollout_with_logits(model: ViT, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Attention rollout and the prediction beside it, of one pass through the network.
-
-    Args:
-        model: A vision transformer.
-        x: float (N, 3, S, S), as `model.prepare` returns it.
-
-    Returns:
-        The maps as `rollout` returns them, and logits, float32 (N, classes), for `model.spec.probabilities`.
-
-    Raises:
-        BadInput: As `rollout`.
-    """
+    """Attention rollout as `rollout`, and the logits beside it, float32 (N, classes), of one pass."""
     layers = _attention_layers(model)
-    found: list[Tensor] = []
+    attentions: list[Tensor] = []
 
     def record(layer: timm.layers.Attention) -> RemovableHandle:
         # Of the last block the class token's row is enough where the head sees nothing else.
         rows = 1 if layer is layers[-1] and model.network.global_pool == "token" else None
         return layer.qkv.register_forward_hook(
-            lambda _module, _inputs, qkv: found.append(_head_mean_attention(layer, qkv, rows))
+            lambda _module, _inputs, qkv: attentions.append(_head_mean_attention(layer, qkv, rows))
         )
 
     with evaluation_mode(model), _removed_after(record(layer) for layer in layers):
         logits = model(x)
-    relevance = _pooled_tokens(model, found[0])
-    for attention in reversed(found):
+    relevance = _pooled_tokens(model, attentions[0])
+    for attention in reversed(attentions):
         relevance = (relevance + relevance[..., : attention.shape[1]] @ attention) / 2
     return _patch_map(model, relevance), logits.float().cpu().numpy()
 
@@ -74,10 +61,7 @@ def gradient_attention(model: ViT, x: Tensor, class_index: int) -> np.ndarray:
     Attention counts as far as its gradient says that it raised the class's logit; the positive
     parts are averaged over the heads and accumulated over the blocks with the identity.
 
-    Args:
-        model: A vision transformer.
-        x: float (N, 3, S, S), as `model.prepare` returns it.
-        class_index: Label whose logit is explained.
+    Of input (N, 3, S, S), as `model.prepare` returns it.
 
     Returns:
         float32 (N, patches down, patches across) in 0..1, each film scaled from its own minimum to its
@@ -98,22 +82,22 @@ def gradient_attention(model: ViT, x: Tensor, class_index: int) -> np.ndarray:
 def _attention_gradients(model: ViT, x: Tensor, class_index: int) -> tuple[list[Tensor], list[Tensor]]:
     """Attention weights (N, heads, T, T) of each block and the logit's gradient at them."""
     layers = _attention_layers(model)
-    found: list[Tensor] = []
+    seen: list[Tensor] = []
 
     def record(_module: nn.Module, _inputs: tuple, attention: Tensor) -> Tensor:
-        if not found:
+        if not seen:
             # The graph starts here, so that a frozen network gives gradients as well.
             attention = attention.detach().requires_grad_()
             torch.set_grad_enabled(True)  # undone by the no_grad block below
-        found.append(attention)
+        seen.append(attention)
         return attention
 
     hooks = (layer.attn_drop.register_forward_hook(record) for layer in layers)
     with evaluation_mode(model), torch.inference_mode(False), torch.no_grad():
         with _visible(layers), _removed_after(hooks):
             score = model(x)[:, class_index].sum()
-        gradients = torch.autograd.grad(score, found)
-    return [attention.detach() for attention in found], list(gradients)
+        gradients = torch.autograd.grad(score, seen)
+    return [attention.detach() for attention in seen], list(gradients)
 
 
 def _attention_layers(model: ViT) -> list[timm.layers.Attention]:

@@ -81,11 +81,7 @@ def check_maps(model: BaseModel, films: np.ndarray, class_index: int, seed: int 
     on what the model learned (untrained networks give other maps) and is repeatable (the same film gives
     the same map, an imperceptibly changed one a similar map).
 
-    Args:
-        model: The model that is explained; it is not changed.
-        films: uint8 (N, S, S), S being the model's input size; films that the model calls `class_index`.
-        class_index: Label that is explained.
-        seed: Seed of random places, weights and noise.
+    The films are uint8 (N, S, S), S being the model's input size, that the model calls `class_index`.
 
     Returns:
         By method, the primary one first; with fewer than 8 films nothing is measured or trusted.

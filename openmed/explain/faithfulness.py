@@ -90,9 +90,6 @@ def deletion_drop(
         seed: Seed of the random places.
         places: Random places tried for each film.
 
-    Returns:
-        The two mean falls and the verdict; fewer than 8 films are never enough to trust a map.
-
     Raises:
         ValueError: Films and maps do not pair up, or `share` is out of range.
     """
@@ -125,19 +122,10 @@ def perturbation_curves(
 
     A map that points at the evidence loses the class early in deletion and finds it early in insertion.
 
-    Args:
-        model: The model that is explained.
-        films: uint8 (N, S, S), one or more; S being the model's input size.
-        heat: float (N, h, w), one map a film, of any size.
-        class_index: Label whose log-odds are watched.
-        seed: Seed of the random places.
-        steps: Equal steps from the whole film to the blurred one.
+    Films, maps and errors are those of `deletion_drop`.
 
     Returns:
         The four curves, at `steps` + 1 shares. Those of map and control begin and end alike.
-
-    Raises:
-        ValueError: Films and maps do not pair up.
     """
     check_pairs(films, heat)
     rng = np.random.default_rng(seed)

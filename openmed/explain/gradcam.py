@@ -15,10 +15,7 @@ def grad_cam(model: BaseModel, x: Tensor, class_index: int) -> np.ndarray:
     sum keeps what speaks for the class. Trainable and frozen networks give the same map, and the
     model's modes, gradients and hooks are left as they were.
 
-    Args:
-        model: A CNN.
-        x: float (N, 3, S, S), as `model.prepare` returns it.
-        class_index: Label whose logit is explained.
+    Of a CNN and input (N, 3, S, S), as `model.prepare` returns it.
 
     Returns:
         float32 (N, h, w) in 0..1, each film divided by its own maximum; a film in which nothing
@@ -31,19 +28,7 @@ def grad_cam(model: BaseModel, x: Tensor, class_index: int) -> np.ndarray:
 
 
 def grad_cam_with_logits(model: BaseModel, x: Tensor, class_index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Grad-CAM and the prediction that it explains, of one pass through the network.
-
-    Args:
-        model: A CNN.
-        x: float (N, 3, S, S), as `model.prepare` returns it.
-        class_index: Label whose logit is explained.
-
-    Returns:
-        The maps as `grad_cam` returns them, and logits, float32 (N, classes), for `model.spec.probabilities`.
-
-    Raises:
-        BadInput: As `grad_cam`.
-    """
+    """Grad-CAM as `grad_cam`, and the logits that it explains, float32 (N, classes), of one pass."""
     check_class(model, class_index)
     layer = _target_layer(model)
     # An explanation may be asked for inside a block that has gradients switched off.
@@ -63,11 +48,7 @@ def grad_cam_with_logits(model: BaseModel, x: Tensor, class_index: int) -> tuple
 
 
 def check_class(model: BaseModel, class_index: int) -> None:
-    """Refuses a label that the model does not have.
-
-    Raises:
-        BadInput: The label is outside the model's classes.
-    """
+    """Refuses a label that the model does not have, with BadInput."""
     classes = model.spec.class_names
     if not 0 <= class_index < len(classes):
         raise BadInput(f"class {class_index} does not exist: the model knows 0 to {len(classes) - 1}")
@@ -93,21 +74,21 @@ def _through_head(model: BaseModel, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _through_network(model: BaseModel, layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """An inner layer's maps and the logits, with a graph that starts at the layer."""
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def start_graph(_layer: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-        found.append(_leaf(output, model))
+        outputs.append(_leaf(output, model))
         torch.set_grad_enabled(True)  # undone by the caller's no_grad block
-        return found[-1].clone()  # the next layer may work in place, which a leaf forbids
+        return outputs[-1].clone()  # the next layer may work in place, which a leaf forbids
 
     handle = layer.register_forward_hook(start_graph)
     try:
         logits = model(x)
     finally:
         handle.remove()
-    if len(found) != 1:
-        raise BadInput(f"layer {model.explanation_target()!r} runs {len(found)} times a film, not once")
-    return found[0], logits
+    if len(outputs) != 1:
+        raise BadInput(f"layer {model.explanation_target()!r} runs {len(outputs)} times a film, not once")
+    return outputs[0], logits
 
 
 def _leaf(maps: Tensor, model: BaseModel) -> Tensor:

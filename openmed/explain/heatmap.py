@@ -29,11 +29,8 @@ def explain(
 ) -> dict[str, np.ndarray]:
     """Draws heat maps of what spoke for a class.
 
-    Args:
-        model: Any of the models.
-        films: uint8 (N, S, S), S being the model's input size.
-        class_index: Label that is explained. Rollout is the same for every label.
-        method: "auto" for all methods of the architecture, or one of `methods(model)`.
+    Of films uint8 (N, S, S), S being the model's input size, by all methods of the architecture ("auto") or
+    one of `methods(model)`. Rollout is the same for every label.
 
     Returns:
         By method, the primary one first: float32 (N, S, S) in 0..1, enlarged bilinearly.

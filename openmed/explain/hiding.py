@@ -10,23 +10,15 @@ _MOST_CELLS = 14
 
 
 def check_pairs(films: np.ndarray, heat: np.ndarray) -> None:
-    """Refuses films (N, S, S) and maps (N, h, w) that do not pair up.
-
-    Raises:
-        ValueError: There is not one map a film.
-    """
+    """Refuses films (N, S, S) and maps (N, h, w) that do not pair up, with ValueError."""
     if heat.ndim != 3 or len(films) != len(heat):
         raise ValueError(f"{len(films)} films need as many maps (N, h, w), not {heat.shape}")
 
 
 def blurred(films: np.ndarray) -> np.ndarray:
-    """What hidden pixels are replaced by: a black patch would be a thing of its own that no model saw.
+    """What hidden pixels of films, uint8 (N, S, S), are replaced by: an eighth of the side is one smudge.
 
-    Args:
-        films: uint8 (N, S, S).
-
-    Returns:
-        uint8 (N, S, S), blurred so heavily that an eighth of the side is one smudge.
+    A black patch would be a thing of its own that no model saw.
     """
     return np.stack([cv2.GaussianBlur(film, (0, 0), films.shape[1] / 8) for film in films])
 
@@ -41,13 +33,7 @@ def cells_of(heat: np.ndarray, size: int) -> np.ndarray:
 def heat_ranks(heat: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Ranks of all pixels, cell by cell, 0 being the hottest; equally hot cells come in random order.
 
-    Args:
-        heat: float (N, h, w), of any size.
-        size: Side S of the films.
-        rng: Orders equally hot cells.
-
-    Returns:
-        int (N, S, S), the ranks 0 to cells - 1.
+    Of heat (N, h, w), any size, and the side of the films: int (N, S, S), 0 to cells - 1.
     """
     ranks = [_ranks_of_one(cells, rng) for cells in cells_of(heat, size)]
     enlarged = [cv2.resize(one, (size, size), interpolation=cv2.INTER_NEAREST) for one in ranks]
@@ -73,10 +59,9 @@ def log_odds(probabilities: np.ndarray) -> np.ndarray:
 
 
 def p_value_of(differences: np.ndarray) -> float:
-    """One-sided Wilcoxon signed-rank test that differences (N,) lie above 0.
+    """P-value of a one-sided Wilcoxon signed-rank test that differences (N,) lie above 0.
 
-    Returns:
-        The p-value; NaN for fewer than 8 films and where nothing differs.
+    NaN for fewer than 8 films and where nothing differs.
     """
     if len(differences) < FEWEST_FILMS or not np.any(differences != 0):
         return float("nan")

@@ -10,12 +10,7 @@ _FILM_SHARE_AT_HOTTEST = 0.4
 def overlay(film: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Lays heat over a film; the colder a place, the more of the plain film is seen.
 
-    Args:
-        film: uint8 (H, W), grey.
-        heat: float (h, w) in 0..1; enlarged bilinearly to the film.
-
-    Returns:
-        uint8 (H, W, 3), RGB.
+    Of a grey film, uint8 (H, W), and heat (h, w) in 0..1, enlarged bilinearly: uint8 (H, W, 3), RGB.
 
     Raises:
         ValueError: The film or the heat has another shape, type or range.
@@ -34,15 +29,7 @@ def overlay(film: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def encode_jpeg(rgb: np.ndarray, quality: int = 85) -> bytes:
-    """Encodes a picture as JPEG.
-
-    Args:
-        rgb: uint8 (H, W, 3).
-        quality: 0..100.
-
-    Returns:
-        The file's bytes, with no metadata about the film.
-    """
+    """Encodes a picture, uint8 (H, W, 3), as JPEG of quality 0..100, with no metadata about the film."""
     done, encoded = cv2.imencode(
         ".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )
@@ -52,15 +39,7 @@ def encode_jpeg(rgb: np.ndarray, quality: int = 85) -> bytes:
 
 
 def fitted(film: np.ndarray, most_px: int) -> np.ndarray:
-    """Scales a film so that its longer side has that many pixels; its shape stays.
-
-    Args:
-        film: uint8 (H, W).
-        most_px: Longer side of the result.
-
-    Returns:
-        uint8 (h, w).
-    """
+    """Scales a film, uint8 (H, W), so that its longer side has that many pixels; its shape stays."""
     scale = most_px / max(film.shape)
     size = (max(1, round(film.shape[1] * scale)), max(1, round(film.shape[0] * scale)))
     return cv2.resize(film, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)

@@ -23,23 +23,17 @@ def randomisation(
     not what the model learned. One untrained network may happen to look where the trained one does, so
     several are asked.
 
-    Args:
-        model: The model that is explained; it is not changed.
-        films: uint8 (N, S, S), one or more; S being the model's input size.
-        maps: By method, the model's maps (N, h, w).
-        class_index: Label that the maps explain.
-        seed: Seed of the new weights.
-        networks: Untrained networks asked.
+    The films are uint8 (N, S, S), one or more; the maps, by method, (N, h, w), those of the model.
 
     Returns:
         By method, the mean rank correlation (-1..1) with the maps of the untrained networks.
     """
-    found = {method: [] for method in maps}
+    correlations: dict[str, list[float]] = {method: [] for method in maps}
     for number in range(networks):
         untrained = reinitialised(model, seed + number)
         for method, heat in _for_or_against(untrained, films, class_index).items():
-            found[method].append(rank_correlation(maps[method], heat).mean())
-    return {method: float(np.mean(values)) for method, values in found.items()}
+            correlations[method].append(rank_correlation(maps[method], heat).mean())
+    return {method: float(np.mean(values)) for method, values in correlations.items()}
 
 
 def repetition(
@@ -85,12 +79,7 @@ def reinitialised(model: BaseModel, seed: int) -> BaseModel:
 def slightly_changed(films: np.ndarray, seed: int = 0) -> np.ndarray:
     """Films one pixel aside, up, down, left or right, with noise of a standard deviation of 1 grey level.
 
-    Args:
-        films: uint8 (N, S, S).
-        seed: Seed of the noise and the directions.
-
-    Returns:
-        uint8 (N, S, S); the border is repeated where the film moved away from it.
+    The border is repeated where a film, uint8 (S, S) of (N, S, S), moved away from it.
     """
     rng = np.random.default_rng(seed)
     size = films.shape[1]

@@ -81,28 +81,25 @@ def controlled_threshold(
     limit holds although the threshold is chosen by it, because the sensitivity only falls as the threshold
     rises (fixed-sequence testing; Angelopoulos et al., Learn then Test, Ann Appl Stat 2025;19:1641-1662).
 
-    Films of one patient are no independent evidence. The promise is made either for films, which are then
-    divided by their design effect, or for patients, of whom each counts once, and as found only when every
+    Films of one patient are no independent evidence. The promise is made either `of` films, which are then
+    divided by their design effect, or `of` patients, of whom each counts once, and as found only when every
     one of their films with the finding is flagged. That is the stronger one: where patients have several
     films, it raises the sensitivity for films far above the target and costs specificity. Neither threshold
     is ever above that of `choose_threshold`.
 
-    `of` says for which the promise is made, "films" or "patients".
-
     Raises:
-        BadInput: A number is not in (0, 1), or too few patients have the finding: even if all were found, the
-            limit would not reach the target.
+        BadInput: A number is not in (0, 1), or too few patients have the finding even if all are found.
     """
     needed = patients_needed(target_sensitivity, confidence)
     truth = checked_labels(labels)
     values = checked_scores(scores, len(truth))
-    patient = patient_codes(patients, len(truth))[truth == 1]
+    having, patient = values[truth == 1], patient_codes(patients, len(truth))[truth == 1]
     if of == "patients":
-        lowest = lowest_of_each(values[truth == 1], patient)
+        lowest = lowest_of_each(having, patient)
         films = np.arange(lowest.size)
     elif of == "films":
-        order = np.argsort(values[truth == 1], kind="stable")
-        lowest, films = values[truth == 1][order], patient[order]
+        order = np.argsort(having, kind="stable")
+        lowest, films = having[order], patient[order]
     else:
         raise ValueError(f"the promise is made for films or for patients, not for {of}")
     limits = list(_limits(films, target_sensitivity, confidence))

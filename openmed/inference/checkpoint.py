@@ -36,6 +36,8 @@ def save_model(folder: Path, model: BaseModel) -> str:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
     digest = sha256_file(folder / WEIGHTS_FILE)
     if model.spec.novelty is not None:
+        if model.statistics is None:
+            raise ValueError("the model has a limit of novelty, but no feature statistics")
         write_statistics(folder, model.statistics)
     write_spec(folder, model.spec, digest)
     return digest
@@ -63,11 +65,7 @@ def write_statistics(folder: Path, statistics: FeatureStatistics) -> str:
 
 
 def read_statistics(folder: Path, spec: ModelSpec) -> FeatureStatistics | None:
-    """Reads the feature statistics that a description names; None when it names none.
-
-    Raises:
-        IntegrityError: The file is missing, or is not the one that the description names.
-    """
+    """Reads the feature statistics that a description names, if any; IntegrityError if they are others."""
     if spec.novelty is None:
         return None
     path = Path(folder) / STATISTICS_FILE
@@ -78,26 +76,18 @@ def read_statistics(folder: Path, spec: ModelSpec) -> FeatureStatistics | None:
 
 
 def read_spec(folder: Path) -> tuple[ModelSpec, str]:
-    """Reads a model folder's description and the hash its weights must have.
-
-    Raises:
-        BadInput: The folder is not a model folder.
-    """
+    """Reads a model folder's description and its weights' hash; BadInput where it is no such folder."""
     content = _description(folder)
     return ModelSpec.from_json(content["spec"]), content["weights_sha256"]
 
 
 def export_hash(folder: Path) -> str | None:
-    """Reads the hash that the exported graph must have, None when the folder was never exported.
-
-    Raises:
-        BadInput: The folder is not a model folder.
-    """
+    """Reads the hash that the exported graph must have, None when the folder was never exported."""
     return _description(folder).get("export_sha256")
 
 
 def control_hash(folder: Path) -> str | None:
-    """Reads the hash that the folder's phantoms must have, None when it has none; raises as `export_hash`."""
+    """Reads the hash that the folder's phantoms must have, None when it has none."""
     return _description(folder).get("control_sha256")
 
 
@@ -105,7 +95,6 @@ def read_control(folder: Path) -> bytes | None:
     """Reads the phantoms of a folder with the answers on them; None when it has none.
 
     Raises:
-        BadInput: The folder is not a model folder.
         IntegrityError: The file is missing or is not the one that the description names.
     """
     expected, path = control_hash(folder), Path(folder) / CONTROL_FILE
@@ -137,7 +126,7 @@ def read_export(folder: Path) -> bytes:
     """Reads the exported graph: what is checked is what is returned, whatever happens to the file then.
 
     Raises:
-        BadInput: The folder is not a model folder, or was never exported.
+        BadInput: The folder was never exported.
         IntegrityError: The graph is missing or is not the one that the description names.
     """
     expected, path = export_hash(folder), Path(folder) / EXPORT_FILE

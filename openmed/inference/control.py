@@ -20,11 +20,11 @@ from openmed.fitted.spec import ModelSpec
 from openmed.inference.predictor import Predictor
 
 CONTROL_FILE = "control.safetensors"
-TOLERANCE = 1e-3
+CONTROL_TOLERANCE = 1e-3
 """Most that a probability may differ: processors and versions of the runtimes round differently."""
 
 DISTANCE_TOLERANCE = 1e-2
-"""Most that a distance from the known films may differ."""
+"""Most that a distance from the known films may differ; usual ones spread over about 0.3."""
 
 LOGIT_TOLERANCE = 5e-3
 """Most that a logit may differ, beside a thousandth of it; PyTorch and ONNX Runtime are some 1e-5 apart."""
@@ -49,10 +49,7 @@ def control_films(path: Path) -> NDArray[np.uint8]:
 
 
 def check_control(path: Path, predictor: Predictor) -> float:
-    """Asks a model again.
-
-    Returns:
-        The largest difference of a probability.
+    """Asks a model again and returns the largest difference of a probability.
 
     Raises:
         IntegrityError: The file is no control set of such a model, a probability differs by more than 1e-3,
@@ -63,14 +60,14 @@ def check_control(path: Path, predictor: Predictor) -> float:
         films, expected = content["films"], content["probabilities"]
         probabilities, distances = predictor.assess(films)
         worst = float(np.abs(probabilities - expected).max()) if len(films) else float("nan")
-        apart = _apart(distances, content.get("distances"))
+        apart = largest_difference(distances, content.get("distances"))
     except (KeyError, OSError, SafetensorError, ValueError) as error:
         kind = type(error).__name__
         raise IntegrityError(f"{path.name} is no control set of this model ({kind})") from error
-    if not worst <= TOLERANCE:
+    if not worst <= CONTROL_TOLERANCE:
         raise IntegrityError(
             "the model answers otherwise than when it was judged: probabilities of its control set differ by "
-            f"up to {worst:.1e} ({TOLERANCE:.0e} is allowed)"
+            f"up to {worst:.1e} ({CONTROL_TOLERANCE:.0e} is allowed)"
         )
     if not apart <= DISTANCE_TOLERANCE:
         raise IntegrityError(
@@ -81,12 +78,7 @@ def check_control(path: Path, predictor: Predictor) -> float:
 
 
 def check_answers(content: bytes, predictor: Predictor, what: str) -> None:
-    """Asks a model the phantoms that `answered_phantoms` gave.
-
-    Args:
-        content: The file.
-        predictor: What was loaded from the model folder.
-        what: What it computes with, for the message.
+    """Asks a model the phantoms of a file that `answered_phantoms` gave; `what` is what it computes with.
 
     Raises:
         IntegrityError: It answers otherwise than the weights did, its description gives other classes or
@@ -98,7 +90,7 @@ def check_answers(content: bytes, predictor: Predictor, what: str) -> None:
         same = held["logits"].shape == logits.shape and np.allclose(
             logits, held["logits"], rtol=1e-3, atol=LOGIT_TOLERANCE
         )
-        apart = _apart(distances, held.get("distances"))
+        apart = largest_difference(distances, held.get("distances"))
         # Folders of before do not note it.
         means = np.array_equal(meaning_of(predictor.spec), held.get("meaning", meaning_of(predictor.spec)))
     except (KeyError, SafetensorError, ValueError) as error:
@@ -124,8 +116,8 @@ def meaning_of(spec: ModelSpec) -> NDArray[np.uint8]:
     return np.frombuffer(json.dumps(content, sort_keys=True).encode(), np.uint8)
 
 
-def _apart(found: NDArray | None, expected: NDArray | None) -> float:
+def largest_difference(distances: NDArray | None, expected: NDArray | None) -> float:
     """The largest difference of a distance; without a number where only one side has them."""
-    if found is None or expected is None:
-        return 0.0 if found is expected else float("nan")
-    return float(np.abs(found - expected).max())
+    if distances is None or expected is None:
+        return 0.0 if distances is expected else float("nan")
+    return float(np.abs(distances - expected).max())

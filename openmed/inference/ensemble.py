@@ -35,10 +35,8 @@ class Ensemble:
     ) -> None:
         """Puts members together.
 
-        Args:
-            members: The predictors.
-            threshold: Chosen on scores of this very ensemble; default: a single plain model's own.
-            views: Whether each member averages over small affine views of a film (`VIEWS`).
+        `threshold` was chosen on scores of this very ensemble; None is a single plain model's own. With
+        `views` each member averages over small affine views of a film (`VIEWS`).
 
         Raises:
             BadInput: The members tell different classes or findings, or the threshold is not in 0..1.
@@ -55,14 +53,7 @@ class Ensemble:
             self.spec = replace(self.spec, further_thresholds={})
 
     def predict(self, films: Mapping[int, np.ndarray]) -> np.ndarray:
-        """Mean class probabilities.
-
-        Args:
-            films: The same films, uint8 (N, S, S), at each size S of `sizes_px`.
-
-        Returns:
-            float32 (N, classes); rows sum to 1.
-        """
+        """Mean class probabilities, float32 (N, classes), of films, uint8 (N, S, S), by their size."""
         return self.assess(films)[0]
 
     def assess(self, films: Mapping[int, np.ndarray]) -> tuple[np.ndarray, list[str | None] | None]:
@@ -81,9 +72,9 @@ class Ensemble:
                 # The first view is the film as it is, and only that one can be unlike.
                 probabilities, distances = member.assess(view)
                 answers.append(probabilities)
-                if (found := unlike_reasons(member, view, distances)) is not None:
-                    reasons.append(found)
-        mean = np.mean(answers, axis=0, dtype=np.float64).astype(np.float32)
+                if (unlike := unlike_reasons(member, view, distances)) is not None:
+                    reasons.append(unlike)
+        mean = np.asarray(np.mean(answers, axis=0, dtype=np.float64), np.float32)
         return mean, [_first(each) for each in zip(*reasons, strict=True)] if reasons else None
 
     def _seen(self, films: Mapping[int, np.ndarray], spec: ModelSpec) -> Iterator[np.ndarray]:
@@ -93,8 +84,7 @@ class Ensemble:
 
 def _first(reasons: Sequence[str | None]) -> str | None:
     """The reason that says most: a fault before "unlike" alone."""
-    found = [each for each in reasons if each is not None]
-    return max(found, key=REASONS.index, default=None)
+    return max((each for each in reasons if each is not None), key=REASONS.index, default=None)
 
 
 def affine_views(films: np.ndarray) -> Iterator[np.ndarray]:

@@ -13,16 +13,20 @@ from openmed.errors import IntegrityError
 from openmed.files import sha256_bytes, write_bytes
 from openmed.films.images import resize_film
 from openmed.inference.checkpoint import EXPORT_FILE, load_model, read_spec, write_spec
-from openmed.inference.control import CONTROL_FILE, check_answers, meaning_of
+from openmed.inference.control import (
+    CONTROL_FILE,
+    DISTANCE_TOLERANCE,
+    check_answers,
+    largest_difference,
+    meaning_of,
+)
 from openmed.inference.predictor import Predictor
 from openmed.inference.session import FEATURES, FILMS, LOGITS, ExportedModel, called_classes
 from openmed.models.base import BaseModel, evaluation_mode
 from openmed.phantoms.phantom import draw
 
-TOLERANCE = 1e-4
+EXPORT_TOLERANCE = 1e-4
 """Most that a probability may differ between a model and its export."""
-DISTANCE_TOLERANCE = 1e-2
-"""Most that a film's distance from the known films may differ; usual ones spread over about 0.3."""
 _OPSET = 18
 
 
@@ -48,16 +52,10 @@ _PHANTOMS = 2
 
 
 def finish_export(folder: Path, films: np.ndarray) -> str:
-    """Exports the model of a finished folder, if the export decides as the model does.
+    """Exports the model of a finished folder, if the export decides as the model does; says what was done.
 
-    A model that cannot be exported is no worse for that: it stays, and predicts in PyTorch.
-
-    Args:
-        folder: A model folder with its threshold.
-        films: uint8 (N, S, S), N > 0; see `export_onnx`.
-
-    Returns:
-        One sentence on what was done, for a log.
+    A model that cannot be exported is no worse for that: it stays, and predicts in PyTorch. The folder has
+    its threshold; for the films see `export_onnx`.
     """
     model = load_model(folder)
     try:
@@ -74,13 +72,9 @@ def export_onnx(model: BaseModel, folder: Path, films: np.ndarray) -> Path:
     where the model has statistics of them; it holds the weights. The same model gives the same bytes. Nothing
     is written before model and export have decided alike.
 
-    Args:
-        model: The model that the folder holds, on the CPU.
-        folder: Its model folder.
-        films: uint8 (N, S, S), N > 0, to compare on; those with scores near the threshold tell most.
+    The model is that of the folder, on the CPU. Of the films to compare on, uint8 (N, S, S), N > 0, those
+    with scores near the threshold tell most.
 
-    Returns:
-        The written file.
 
     Raises:
         IntegrityError: The model cannot be exported, or the export differs from it.
@@ -98,10 +92,7 @@ def export_onnx(model: BaseModel, folder: Path, films: np.ndarray) -> Path:
 
 
 def check_parity(model: BaseModel, exported: ExportedModel, films: np.ndarray) -> float:
-    """Compares a model with its export.
-
-    Returns:
-        The largest difference of a probability.
+    """Compares a model with its export and returns the largest difference of a probability.
 
     Raises:
         IntegrityError: A film is called another class, a probability differs by more than 1e-4, or a
@@ -110,16 +101,16 @@ def check_parity(model: BaseModel, exported: ExportedModel, films: np.ndarray) -
     """
     if not len(films):
         raise ValueError("an export cannot be compared with its model without films")
-    (expected, near), (found, near_too) = model.assess(films), exported.assess(films)
+    (expected, near), (exported_answers, near_exported) = model.assess(films), exported.assess(films)
     threshold = model.spec.threshold
-    called = [called_classes(model.spec, answers, threshold) for answers in (expected, found)]
-    flips, worst = int((called[0] != called[1]).sum()), float(np.abs(expected - found).max())
-    if flips or not worst <= TOLERANCE:
+    called = [called_classes(model.spec, each, threshold) for each in (expected, exported_answers)]
+    flips, worst = int((called[0] != called[1]).sum()), float(np.abs(expected - exported_answers).max())
+    if flips or not worst <= EXPORT_TOLERANCE:
         raise IntegrityError(
             f"the export of this {model.spec.architecture} decides otherwise on {flips} of {len(films)} "
-            f"films and its probabilities differ by up to {worst:.1e} ({TOLERANCE:.0e} is allowed)"
+            f"films and its probabilities differ by up to {worst:.1e} ({EXPORT_TOLERANCE:.0e} is allowed)"
         )
-    apart = 0.0 if near is None and near_too is None else float(np.abs(near - near_too).max())
+    apart = largest_difference(near, near_exported)
     if not apart <= DISTANCE_TOLERANCE:
         raise IntegrityError(
             f"the export of this {model.spec.architecture} sees films otherwise: distances from those "

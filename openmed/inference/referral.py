@@ -45,34 +45,25 @@ def referrals(
 ) -> list[Referral]:
     """Decides which films are referred: those that are unlike, and those whose class does not stand out.
 
-    Args:
-        spec: Says when a class stands out; without an abstention no film is referred for that.
-        probabilities: (N, classes).
-        called: int (N,), as `called_classes` gives them.
-        unlike: For each film why it is unlike, or None, as `unlike_reasons` gives them; None where the model
-            has no statistics.
-        is_mean: Whether the probabilities are a mean, over models or views, of which the abstention of one
-            says nothing.
+    Of probabilities (N, classes), the classes called, int (N,), and the reasons of `unlike_reasons`. The
+    abstention of one model says nothing of a mean, over models or views.
     """
     unclear = [None] * len(called) if is_mean else unclear_films(spec, probabilities, called)
-    found = []
+    decided = []
     for why, not_clear in zip(unlike or [None] * len(called), unclear, strict=True):
         if why is not None:
-            found.append(Referral(True, why))
+            decided.append(Referral(True, why))
         elif not_clear:
-            found.append(Referral(True, NO_CLASS))
+            decided.append(Referral(True, NO_CLASS))
         else:
-            found.append(Referral(None if unlike is None and not_clear is None else False, None))
-    return found
+            decided.append(Referral(None if unlike is None and not_clear is None else False, None))
+    return decided
 
 
 def unclear_films(spec: ModelSpec, probabilities: NDArray, called: NDArray[np.int_]) -> list[bool | None]:
     """The films whose class does not stand out, or whose one class that does is not the one called.
 
-    Args:
-        spec: Says when; without an abstention nothing is said of any film.
-        probabilities: (N, classes).
-        called: int (N,), as `called_classes` gives them.
+    None of each without an abstention.
     """
     if spec.abstention is None:
         return [None] * len(called)
@@ -88,10 +79,7 @@ def unlike_reasons(
     A film that is unlike, but much less so once it is inverted, turned by a right angle or brought to a usual
     exposure, has that fault; of any other nothing more is known. Films that are not unlike cost nothing.
 
-    Args:
-        predictor: The model.
-        films: uint8 (N, S, S).
-        distances: float (N,), as its `assess` gives them, or None.
+    Of films, uint8 (N, S, S), and their distances, float (N,), as the model's `assess` gives them.
 
     Returns:
         For each film a reason, None where it is not unlike; None where the model has no statistics.
@@ -101,19 +89,20 @@ def unlike_reasons(
         return None
     reasons: list[str | None] = [None] * len(films)
     for position in np.flatnonzero(novelty.unlike(distances)):
-        reasons[position] = _fault(predictor, films[position], float(distances[position]))
+        reasons[position] = _fault(predictor, films[position], float(distances[position]), novelty.limit)
     return reasons
 
 
-def _fault(predictor: Predictor, film: NDArray[np.uint8], distance: float) -> str:
+def _fault(predictor: Predictor, film: NDArray[np.uint8], distance: float, limit: float) -> str:
     changed = [(INVERTED, cv2.bitwise_not(film))]
     changed += [(ROTATED, np.rot90(film, turns)) for turns in (1, 2, 3)]
     if measure_quality(film)["exposure"] > 0.5:
         changed.append((EXPOSED, usual_exposure(film)))
-    found = predictor.assess(np.stack([each for _, each in changed]))[1]
-    nearest = int(np.argmin(found))
-    limit = predictor.spec.novelty.limit
-    return changed[nearest][0] if found[nearest] < limit + _CLEARLY * (distance - limit) else UNLIKE
+    distances = predictor.assess(np.stack([each for _, each in changed]))[1]
+    if distances is None:
+        raise ValueError("a model that told how far films lie no longer does")
+    nearest = int(np.argmin(distances))
+    return changed[nearest][0] if distances[nearest] < limit + _CLEARLY * (distance - limit) else UNLIKE
 
 
 def usual_exposure(film: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -23,6 +23,7 @@ from openmed.inference.checkpoint import (
 )
 from openmed.inference.control import check_answers
 from openmed.inference.predictor import Predictor
+from openmed.models.base import BaseModel
 
 FILMS, LOGITS, FEATURES = "films", "logits", "features"
 """Names of the graph's input, uint8 (N, S, S), and outputs, float32 (N, classes) and (N, D). A graph has the
@@ -90,38 +91,23 @@ class ExportedModel:
         except Exception as error:  # see above
             kind = type(error).__name__
             raise IntegrityError(f"{EXPORT_FILE} cannot be computed ({kind}): restore the model") from None
-        found = [
+        whole = [
             np.concatenate([np.atleast_1d(part) for part in outputs]) for outputs in zip(*parts, strict=True)
         ]
-        for name, width, output in zip(names, widths, found, strict=True):
+        for name, width, output in zip(names, widths, whole, strict=True):
             if output.shape != (len(films), width) or output.dtype != np.float32:
                 raise IntegrityError(
                     f"{EXPORT_FILE} gives {output.dtype} {output.shape} as {name}, not float32 "
                     f"{(len(films), width)}: restore the model"
                 )
-        return found
+        return whole
 
     def predict(self, films: np.ndarray, *, batch_films: int = 32) -> np.ndarray:
-        """Class probabilities of grey films, calibrated where the spec holds a calibration.
-
-        Args:
-            films: uint8 (N, S, S), S being the spec's input size.
-            batch_films: Films that go through the graph at once.
-
-        Returns:
-            float32 (N, classes); rows sum to 1.
-
-        Raises:
-            ValueError: The films have another size or type.
-        """
+        """Class probabilities, float32 (N, classes), of films, uint8 (N, S, S), calibrated."""
         return self.spec.probabilities(self.logits(films, batch_films=batch_films))
 
     def outputs(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
-        """Logits, and how far the films lie from the known.
-
-        Returns:
-            float32 (N, classes), and the distances, float64 (N,), None without statistics.
-        """
+        """Logits, and how far the films lie from the known, float64 (N,), None without statistics."""
         if self.statistics is None:
             return self.logits(films, batch_films=batch_films), None
         widths = [len(self.spec.class_names), self.statistics.width]
@@ -171,9 +157,7 @@ def load_predictor(folder: Path, device: torch.device | str = "cpu") -> Predicto
 
 def runtime(predictor: Predictor) -> str:
     """Says what computes a predictor's probabilities: onnxruntime, or pytorch and the device."""
-    if isinstance(predictor, ExportedModel):
-        return "onnxruntime"
-    return f"pytorch {predictor.device.type}"
+    return f"pytorch {predictor.device.type}" if isinstance(predictor, BaseModel) else "onnxruntime"
 
 
 def called_classes(spec: ModelSpec, probabilities: np.ndarray, threshold: float | None) -> np.ndarray:
@@ -183,13 +167,8 @@ def called_classes(spec: ModelSpec, probabilities: np.ndarray, threshold: float 
     are the most times those of the threshold. Where no finding is reached, the most probable class that is
     none counts, or the most probable of all where every class is one.
 
-    Args:
-        spec: Names the classes and the findings.
-        probabilities: (N, classes).
-        threshold: Of the probability of the first finding (0..1), or None.
-
-    Returns:
-        int (N,), indices of `spec.class_names`.
+    Of probabilities (N, classes) and the threshold of the first finding (0..1): int (N,), indices of
+    `spec.class_names`.
     """
     if threshold is None:
         return probabilities.argmax(1)
@@ -198,9 +177,9 @@ def called_classes(spec: ModelSpec, probabilities: np.ndarray, threshold: float 
     others = np.setdiff1d(np.arange(len(spec.class_names)), findings)
     called = others[probabilities[:, others].argmax(1)] if others.size else probabilities.argmax(1)
     # Not in 32 bits, to which numpy would round a threshold that a person has given.
-    found, limits = probabilities[:, findings].astype(np.float64), np.array(list(points.values()))
-    reached = found >= limits
-    clearest = np.where(reached, _log_odds(found) - _log_odds(limits), -np.inf).argmax(1)
+    scores, limits = probabilities[:, findings].astype(np.float64), np.array(list(points.values()))
+    reached = scores >= limits
+    clearest = np.where(reached, _log_odds(scores) - _log_odds(limits), -np.inf).argmax(1)
     return np.where(reached.any(1), findings[clearest], called)
 
 
@@ -209,8 +188,7 @@ def count_called(
 ) -> dict[str, dict[str, int]]:
     """Counts films by the class that they have, int (N,), and the one that they are called.
 
-    Returns:
-        Class that films have -> class that they are called -> films.
+    Class that films have -> class that they are called -> films.
     """
     counts = np.zeros((len(spec.class_names),) * 2, int)
     np.add.at(counts, (labels, called_classes(spec, probabilities, threshold)), 1)

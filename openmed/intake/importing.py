@@ -69,47 +69,53 @@ def import_films(
 ) -> ImportSummary:
     """Lays out a data folder: films.csv and films/<split as found>/<CLASS>/<file name>.
 
-    The column `split` of films.csv is what counts as declared: as found, except that a validation split of
-    less than 1 % of the films becomes train, and that a train split without any other declares nothing.
+    The column `split` of films.csv is what counts as declared, see `_with_declared_splits`.
 
     Args:
-        source: A folder or a .zip of class folders, with or without train, val and test folders above them,
-            or a .csv with the columns path, label, patient and perhaps split.
+        source: A folder or .zip of class folders, with or without train, val and test folders above them, or
+            a .csv with the columns path, label, patient and perhaps split.
         target: The data folder; must not exist or be empty. It appears whole or not at all.
         class_names: The known classes; folders and labels may differ in case.
-        pseudonyms: Of the site. With them patients get pseudonyms, files are named after their content
-            and cleaned of everything that could name somebody; without them names and files stay as
-            they are, which suits published films only.
+        pseudonyms: Of the site: patients get pseudonyms, files are named after their content and cleaned of
+            all that could name somebody. None leaves them, which suits published films only.
         limit: About how many films: whole patients, drawn at random, in the proportions of the classes.
-        seed: Seed of the draw.
+        seed: Of the draw.
         every_class: Refuse a source that lacks films of some class.
         source_name: Name of the hospital or archive, as `SOURCE_NAME`; drift and subgroups go by it.
         patients_from: One of `openmed.intake.identity.PATIENTS_FROM`.
 
     Raises:
-        BadInput: The source cannot be used as it is, it has to be asked who the patients are, its name is no
-            such name, or the target is taken.
+        BadInput: The source cannot be used as it is, who its patients are is unclear, or the target is taken.
         ResourceError: The target cannot be written.
     """
     target = Path(target).absolute()
     _refuse(source_name, target)
-    target = Path(target).absolute()
     listing = list_source(source, class_names, patients_from=patients_from)
-    missing = [name for name in class_names if name not in {film.label for film in listing.films}]
-    if missing and (every_class or not listing.films):
-        raise BadInput(f"{source} has no film of class {missing[0]}: every class needs films")
+    if not listing.films or every_class:
+        _refuse_missing_class(listing, class_names, source)
     declared, merged = _with_declared_splits(listing.films)
     chosen = range(len(declared)) if limit is None else whole_patients(declared, limit, seed)
     films = [declared[index] for index in chosen]
+    places = _stored_paths(listing, source) if pseudonyms is None else list(map(_folder_of, listing.films))
+    places = [places[index] for index in chosen]
     with new_folder(target) as folder:
         if pseudonyms is None:
-            paths, withheld = _stored_paths(listing, source), Counter[str]()
-            rows = [_copied(film, folder, paths[i]) for i, film in zip(chosen, films, strict=True)]
+            rows, withheld = [_copied(*each, folder) for each in zip(films, places, strict=True)], Counter()
         else:
-            folders = ["/".join(filter(None, listing.films[i][2:0:-1])) for i in chosen]
-            rows, withheld = cleaned_films(films, folders, folder, pseudonyms)
+            rows, withheld = cleaned_films(films, places, folder, pseudonyms)
         listed = [row | {"source": source_name} for row in sorted(rows, key=lambda row: row["path"])]
         write_list(folder / FILMS_FILE, listed)
+    return _summary(films, rows, class_names, listing, merged, withheld)
+
+
+def _summary(
+    films: Sequence[LabelledFilm],
+    rows: Sequence[Mapping[str, str]],
+    class_names: Sequence[str],
+    listing: Listing,
+    merged: int,
+    withheld: Mapping[str, int],
+) -> ImportSummary:
     return ImportSummary(
         films=len(films),
         per_class={name: sum(film.label == name for film in films) for name in class_names},
@@ -132,7 +138,12 @@ def _refuse(source_name: str, target: Path) -> None:
         raise BadInput(f"{target} exists and is not empty: choose another folder or move it away")
 
 
-def _copied(film: LabelledFilm, folder: Path, path: str) -> dict[str, str]:
+def _refuse_missing_class(listing: Listing, class_names: Sequence[str], source: Path) -> None:
+    if missing := [name for name in class_names if name not in {film.label for film in listing.films}]:
+        raise BadInput(f"{source} has no film of class {missing[0]}: every class needs films")
+
+
+def _copied(film: LabelledFilm, path: str, folder: Path) -> dict[str, str]:
     """Copies a film as it is and returns its row of films.csv."""
     target, digest = folder / path, hashlib.sha256()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -179,6 +190,10 @@ def _folder_of(film: LabelledFilm) -> str:
     return "/".join(filter(None, (film.split, film.label)))
 
 
+def _folder_of(film: LabelledFilm) -> str:
+    return "/".join(filter(None, (film.split, film.label)))
+
+
 def _stored_paths(listing: Listing, source: Path) -> list[str]:
     """Where each film goes below the data folder; one place for two films is refused."""
     taken: dict[str, str] = {}
@@ -201,7 +216,11 @@ def _stored_paths(listing: Listing, source: Path) -> list[str]:
 
 
 def _with_declared_splits(films: list[LabelledFilm]) -> tuple[list[LabelledFilm], int]:
-    """Films with the splits to declare, and how many validation films went back to train."""
+    """Films with the splits to declare, and how many validation films went back to train.
+
+    As found, but a validation split of less than 1 % of the films becomes train, and a train split without
+    any other declares nothing.
+    """
     declared = Counter(film.split for film in films if film.split)
     becomes, merged = {}, 0
     if 0 < declared["validation"] < LEAST_VALIDATION_SHARE * len(films):

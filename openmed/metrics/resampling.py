@@ -160,13 +160,13 @@ class Ranking:
         # All positions are in range; "clip" only spares numpy the check, at half the time.
         weights = np.take(drawn, self.patient, axis=1, mode="clip")
         having = weights[:, self.negatives :]
-        cumulated = _cumulated(weights[:, : self.negatives])
-        below = np.take(cumulated, self.negatives_below, axis=1, mode="clip")
-        up_to = np.take(cumulated, self.negatives_up_to, axis=1, mode="clip")
+        summed = cumulated(weights[:, : self.negatives])
+        below = np.take(summed, self.negatives_below, axis=1, mode="clip")
+        up_to = np.take(summed, self.negatives_up_to, axis=1, mode="clip")
         wins = np.einsum("rp,rp->r", having, below) + np.einsum("rp,rp->r", having, up_to)
         auc = ratios(wins, 2 * positives * negatives)
 
-        missed = np.take(_cumulated(having), self.positives_below, axis=1, mode="clip")
+        missed = np.take(cumulated(having), self.positives_below, axis=1, mode="clip")
         true_flags = np.subtract(positives[:, None], missed, out=missed)
         all_flags = np.subtract(negatives[:, None], below, out=below)
         all_flags += true_flags
@@ -183,7 +183,8 @@ def _draw(stream: np.random.Generator, rows: int, size: int) -> NDArray:
     return np.bincount(picks.ravel(), minlength=rows * size).reshape(rows, size)
 
 
-def _cumulated(weights: NDArray) -> NDArray:
+def cumulated(weights: NDArray) -> NDArray[np.float64]:
+    """Returns cumulative sums along rows (R, N), with a 0 before them: (R, N + 1)."""
     result = np.zeros((weights.shape[0], weights.shape[1] + 1))
     np.cumsum(weights, axis=1, out=result[:, 1:])
     return result

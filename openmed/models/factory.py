@@ -50,17 +50,10 @@ class ModelFactory:
     ) -> BaseModel:
         """Builds a model ready for training.
 
-        Args:
-            architecture: One of `names()`.
-            class_names: Names of the classes; the index is the label.
-            positive: The finding of interest.
-            timm_name: A network of the same family; default: the architecture's own.
-            image_size_px: Side of the input; default: the architecture's own.
-            model_options: Further arguments of the timm network.
-            weights: As `find_weights` takes them, with their hash and the folder of a vault.
-            weights_sha256: When given, the file must have it; required for weights from the vault.
-            vault: ImageNet weights are looked up there first.
-            seed: Seed of the random initial weights.
+        The index of a class is its label, `positive` the finding of interest. `timm_name` may be a network of
+        the same family, `model_options` are its further arguments; by default network and input size are the
+        architecture's own. `weights`, their hash and the vault are those of `find_weights`; `seed` is that of
+        random initial weights.
 
         Raises:
             BadInput: An unknown architecture or network, or weights that do not fit.

@@ -128,11 +128,8 @@ def compare(
     measured = [plan for plan in plans if isinstance(plan, _Plan)]
     draws = multiplicities(context.group, replicates, seed) if measured else ()
     chunks = [{plan.aspect: plan.distance(drawn) for plan in measured} for drawn in draws]
-    everyone = np.ones((1, context.group.patients))
     return [
-        plan.shift(
-            plan.distance(everyone)[0], np.concatenate([chunk[plan.aspect] for chunk in chunks]), confidence
-        )
+        plan.shift(context.group, [chunk[plan.aspect] for chunk in chunks], confidence)
         if isinstance(plan, _Plan)
         else plan
         for plan in plans
@@ -156,7 +153,8 @@ class _Plan:
     interval: Callable[[Any, NDArray, float], Interval]
     shares: Callable[[NDArray, NDArray, float], dict[str, ShareShift]] | None = None
 
-    def shift(self, value: Any, resampled: NDArray, confidence: float) -> Shift:
+    def shift(self, group: Cohort, chunks: list[NDArray], confidence: float) -> Shift:
+        value, resampled = self.distance(np.ones((1, group.patients)))[0], np.concatenate(chunks)
         interval = self.interval(value, resampled, confidence)
         low = interval.low
         worst = LARGE if low > self.limits.large else MODERATE if low > self.limits.moderate else NONE

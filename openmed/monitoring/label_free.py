@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from openmed.metrics.calibration_error import log_odds
 from openmed.metrics.classification import checked_scores, checked_threshold
 from openmed.metrics.intervals import Interval, percentile_interval
-from openmed.metrics.resampling import cohort, multiplicities, ratios
+from openmed.metrics.resampling import cohort, cumulated, multiplicities, ratios
 from openmed.monitoring.prior_shift import Known, share_of
 
 
@@ -37,9 +37,8 @@ def expected_performance(
     films without it that is not; the AUC is that of every film counted twice, as having the finding with
     the weight of its probability at the estimated share and as not having it with the rest. The intervals
     say which films happened to come and which calibration films (patients of both are resampled, the share
-    and the calibration found again in each), not whether the looks of the finding still hold.
-
-    The scores are (N,) calibrated probabilities of the finding, in [0, 1], that hold on the known films.
+    and the calibration found again in each), not whether the looks of the finding still hold. The scores are
+    (N,) calibrated probabilities of the finding, in [0, 1], that hold on the known films.
 
     Returns:
         auc, sensitivity, specificity and share (of the films, with the finding) -> interval; NaN where
@@ -56,8 +55,7 @@ def expected_performance(
         films = drawn[:, group.patient_of_film]
         share, posterior = _carried(odds, films, maps)
         having, without = films * posterior, films * (1 - posterior)
-        below = np.cumsum(without, axis=1)
-        below = np.concatenate([np.zeros((len(films), 1)), below], axis=1)
+        below = cumulated(without)
         won = (having * (below[:, places[0]] + below[:, places[1]])).sum(1) / 2
         return {
             "auc": ratios(won, having.sum(1) * without.sum(1)),

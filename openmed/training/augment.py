@@ -4,9 +4,10 @@ OpenCV does it film by film on the CPU; on any other device a few operations on 
 films within one grey level.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,10 +32,8 @@ def augment(films: Tensor, settings: Augmentation, share: slice = slice(None)) -
     generator, so that a run is the same on any device within one grey level, and bit for bit on one machine,
     whatever the number of threads.
 
-    Args:
-        films: uint8 or float (N, S, S), a whole batch; uint8 is scaled to 0..1.
-        settings: Largest changes.
-        share: The films of the batch to change; the others only lend their surroundings.
+    The films are uint8 or float (N, S, S), a whole batch; uint8 is scaled to 0..1. Those outside the share
+    only lend their surroundings.
 
     Returns:
         float32 (n, S, S) in 0..1, on the films' device. What is moved in from outside repeats the border.
@@ -111,9 +110,7 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="augment")
 
 
-def _change_film(
-    pixels: np.ndarray, c: dict[str, np.ndarray], settings: Augmentation, out: np.ndarray
-) -> None:
+def _change_film(pixels: np.ndarray, c: Mapping[str, Any], settings: Augmentation, out: np.ndarray) -> None:
     """Writes one film of a batch (N, S, S), changed as drawn for it, to float32 (S, S)."""
     size = len(out)
     film = _grey(pixels[c["film"]], c["gamma"])

@@ -51,15 +51,10 @@ class Changes:
 
 
 def draw_changes(films: int, settings: Augmentation, share: slice) -> Changes:
-    """Draws what happens to a share of a batch.
+    """Draws what happens to a share of a batch of so many films.
 
     Random numbers come from torch's CPU generator. Those of the whole batch are drawn whatever the share, so
     that a film changes alike whoever works on it.
-
-    Args:
-        films: Films of the whole batch.
-        settings: Largest changes.
-        share: Which of them.
     """
     drawn = (torch.rand(films, len(_NAMES)) * 2 - 1)[share]
     u = dict(zip(_NAMES, drawn.T, strict=True))

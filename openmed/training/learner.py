@@ -82,15 +82,9 @@ class Learner:
     def step(
         self, source: Source, batch: Tensor, labels: Tensor, rate: float, seed: int, number: int
     ) -> Tensor:
-        """One optimiser step.
+        """One optimiser step, the `number`th of its phase, from 1, on a source's batch and labels int64 (n,).
 
-        Args:
-            source: Where the batch comes from.
-            batch: What the source gave for it.
-            labels: int64 (n,).
-            rate: Learning rate of the head.
-            seed: Seed of augmentation and dropout.
-            number: Number of the step in its phase, from 1.
+        `rate` is the learning rate of the head, `seed` that of augmentation and dropout.
 
         Returns:
             The sum of the films' losses, on the device: to read it at each step would hold the device up.

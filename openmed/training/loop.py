@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class Trainer:
         self.workers = workers
         self.fingerprint = _fingerprint(model, train, validation, settings, f"{fingerprint} {workers.count}")
         self.position = Position()
-        self.learner: Learner | None = None
+        self.learner: Learner  # of the phase that is run
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)
         self._saved_at, self._saving_took = time.monotonic(), 0.0
         self._unsaved_best: dict[str, Tensor] | None = None
@@ -158,10 +159,10 @@ class Trainer:
     def _run_phase(self, phase: Phase, tensors: dict | None) -> None:
         if self._is_over(phase):
             return
-        place = self.position
-        self.learner = Learner(self.model, phase, self.settings, self.workers, place.micro_batch_films)
+        position = self.position
+        self.learner = Learner(self.model, phase, self.settings, self.workers, position.micro_batch_films)
         if tensors:
-            self.learner.restore(tensors, place.scaler)
+            self.learner.restore(tensors, position.scaler)
         train, validation = self._sources(phase)
         # Features are on the disk by now: a kill would lose nothing yet.
         self._saved_at = time.monotonic()
@@ -175,80 +176,82 @@ class Trainer:
     def _sources(self, phase: Phase) -> tuple[Source, Source]:
         both = (self.train, self.validation)
         if phase.blocks != 0:
-            train, validation = (FilmSource(self.model, one, self.settings.augmentation) for one in both)
-            return train, validation
-        train, validation = (self.learner.within_memory(lambda one=one: self._features(one)) for one in both)
+            drawn = [FilmSource(self.model, films, self.settings.augmentation) for films in both]
+            return drawn[0], drawn[1]
+        fixed = [self.learner.within_memory(partial(self._features, films)) for films in both]
         smote = phase.oversampling == "smote"
-        return (train.oversampled(self.settings.seed) if smote else train), validation
+        return (fixed[0].oversampled(self.settings.seed) if smote else fixed[0]), fixed[1]
 
     def _features(self, films: Films) -> FeatureSource:
         size = self.learner.micro_batch_films
         return FeatureSource.of(self.model, films, self.folder, size, self.workers)
 
     def _run_epoch(self, phase: Phase, train: Source, validation: Source) -> None:
-        place, films = self.position, len(train.labels)
+        position, films = self.position, len(train.labels)
         batches = self._batches(films)
         total = len(batches) * phase.epochs
-        started = time.monotonic() - place.seconds
+        started = time.monotonic() - position.seconds
         self._set_mode(phase)
-        left = batches[place.batch :]
+        left = batches[position.batch :]
         for batch, content in zip(left, train.stream(left), strict=True):
             self._step(phase, train, batch, content, total)
-            place.batch += 1
-            place.seconds = time.monotonic() - started
-            self.report(Progress(phase.name, place.epoch + 1, place.step, total))
+            position.batch += 1
+            position.seconds = time.monotonic() - started
+            self.report(Progress(phase.name, position.epoch + 1, position.step, total))
             self._save_if_due(math.inf)
             self._stop_if_asked()
         self._end_epoch(phase, validation, total, films)
 
     def _step(self, phase: Phase, train: Source, batch: np.ndarray, content: Tensor, total: int) -> None:
-        place = self.position
+        position = self.position
         labels = torch.from_numpy(train.labels[batch]).to(self.model.device)
-        rate = self._rate(phase, place.step, total)
-        seed = step_seed(self.settings.seed, place.phase, place.step)
-        place.step += 1
-        self._loss_sum += self.learner.step(train, content, labels, rate=rate, seed=seed, number=place.step)
+        rate = self._rate(phase, position.step, total)
+        seed = step_seed(self.settings.seed, position.phase, position.step)
+        position.step += 1
+        self._loss_sum += self.learner.step(
+            train, content, labels, rate=rate, seed=seed, number=position.step
+        )
 
     def _rate(self, phase: Phase, step: int, total_steps: int) -> float:
         return phase.learning_rate * learning_rate_share(step, total_steps, self.settings.warmup_share)
 
     def _end_epoch(self, phase: Phase, validation: Source, total: int, films: int) -> None:
-        place = self.position
+        position = self.position
         self._settle()
         auc, loss = self._validate(validation)
         row = {
             "phase": phase.name,
-            "epoch": place.epoch + 1,
-            "train_loss": place.loss_sum / films,
+            "epoch": position.epoch + 1,
+            "train_loss": position.loss_sum / films,
             "validation_loss": loss,
             "validation_auc": auc,
-            "learning_rate": self._rate(phase, place.step - 1, total),
-            "seconds": place.seconds,
+            "learning_rate": self._rate(phase, position.step - 1, total),
+            "seconds": position.seconds,
         }
-        place.history.append(row)
-        place.stale_epochs += 1
-        best = place.best
+        position.history.append(row)
+        position.stale_epochs += 1
+        best = position.best
         if best is None or (auc, -loss) > (best["validation_auc"], -best["validation_loss"]):
-            place.best = {key: row[key] for key in ("phase", "epoch", "validation_auc", "validation_loss")}
-            place.stale_epochs = 0
+            position.best = {key: row[key] for key in ("phase", "epoch", "validation_auc", "validation_loss")}
+            position.stale_epochs = 0
             self._unsaved_best = _copied(self.learner.judged.network)
-        place.epoch, place.batch, place.seconds = place.epoch + 1, 0, 0.0
+        position.epoch, position.batch, position.seconds = position.epoch + 1, 0, 0.0
         self._loss_sum.zero_()
         if self._is_over(phase):
             self._save(over=True)
         else:
             self._save_if_due(max(_LEAST_BETWEEN_SAVES_S, self._saving_took / _MOST_SAVING))
-        self.report(Progress(phase.name, place.epoch, place.step, total, row))
+        self.report(Progress(phase.name, position.epoch, position.step, total, row))
         self._stop_if_asked()
 
     def _settle(self) -> None:
         """Reads the loss off the device."""
-        place = self.position
-        place.loss_sum = self._loss_sum.item()
-        if not math.isfinite(place.loss_sum):
-            phase = self.settings.phases[place.phase].name
+        position = self.position
+        position.loss_sum = self._loss_sum.item()
+        if not math.isfinite(position.loss_sum):
+            phase = self.settings.phases[position.phase].name
             raise TrainingDiverged(
-                f"the loss is not finite in epoch {place.epoch + 1} of {phase}: lower its learning rate"
+                f"the loss is not finite in epoch {position.epoch + 1} of {phase}: lower its learning rate"
             )
 
     @torch.inference_mode()
@@ -293,8 +296,8 @@ class Trainer:
         """Writes the state; of a phase that is over its place alone: what follows starts from the best."""
         self._settle()
         started = time.monotonic()
-        place, learner = self.position, self.learner
-        place.scaler, place.micro_batch_films = learner.scaler.state_dict(), learner.micro_batch_films
+        position, learner = self.position, self.learner
+        position.scaler, position.micro_batch_films = learner.scaler.state_dict(), learner.micro_batch_films
         if self.workers.leads:
             # In this order: what the state calls the best has to be there.
             if self._unsaved_best is not None:
@@ -302,7 +305,7 @@ class Trainer:
                     save_file(self._unsaved_best, temporary)
             average = None if learner.average is None else learner.average.module.network
             learning = (None, None, None) if over else (self.model.network, learner.optimizer, average)
-            save_state(self.folder, self.fingerprint, place, *learning)
+            save_state(self.folder, self.fingerprint, position, *learning)
         self._unsaved_best = None
         self._saved_at = time.monotonic()
         self._saving_took = self._saved_at - started

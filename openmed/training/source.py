@@ -3,7 +3,7 @@
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -76,7 +76,7 @@ class FilmSource:
             yield from (pixels[places[torch.from_numpy(part).to(pixels.device)]] for part in parts)
             return
         with ThreadPoolExecutor(1) as reader:
-            waiting = deque()
+            waiting: deque[Future[Tensor]] = deque()
             for part in parts:
                 waiting.append(reader.submit(self._read, part))
                 if len(waiting) > 1:
@@ -115,12 +115,7 @@ class FeatureSource:
 
         The features lie in a file without a name in `folder`, so that memory does not grow with the films.
 
-        Args:
-            model: Gives the features; its backbone is frozen.
-            films: The films.
-            folder: Where there is room for them, 4 bytes a number.
-            batch_films: Films that go through the backbone at once.
-            workers: Each process does its share.
+        Each process does its share.
         """
         unique, rows = np.unique(films.rows, return_inverse=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,9 +146,9 @@ class FeatureSource:
         """Returns the share as it is: features cannot be augmented."""
         return batch[share]
 
-    def forward(self, model: BaseModel) -> Callable[[Tensor], Tensor]:
-        """The classifier alone."""
-        return model.classifier()
+    def forward(self, model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The classifier alone, of the model that gave the features."""
+        return self._model.classifier()
 
 
 def _parts(positions: np.ndarray, most: int) -> list[np.ndarray]:
