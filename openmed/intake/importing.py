@@ -91,8 +91,7 @@ def import_films(
     target = Path(target).absolute()
     _refuse(source_name, target)
     listing = list_source(source, class_names, patients_from=patients_from)
-    if not listing.films or every_class:
-        _refuse_missing_class(listing, class_names, source)
+    _refuse_missing_class(listing, class_names, source, every_class)
     declared, merged = _with_declared_splits(listing.films)
     chosen = range(len(declared)) if limit is None else whole_patients(declared, limit, seed)
     films = [declared[index] for index in chosen]
@@ -138,8 +137,11 @@ def _refuse(source_name: str, target: Path) -> None:
         raise BadInput(f"{target} exists and is not empty: choose another folder or move it away")
 
 
-def _refuse_missing_class(listing: Listing, class_names: Sequence[str], source: Path) -> None:
-    if missing := [name for name in class_names if name not in {film.label for film in listing.films}]:
+def _refuse_missing_class(
+    listing: Listing, class_names: Sequence[str], source: Path, every_class: bool
+) -> None:
+    missing = [name for name in class_names if name not in {film.label for film in listing.films}]
+    if missing and (every_class or not listing.films):
         raise BadInput(f"{source} has no film of class {missing[0]}: every class needs films")
 
 
