@@ -22,11 +22,8 @@ def rollout(model: ViT, x: Tensor) -> np.ndarray:
     from the pooled tokens down to the patches. Fused attention stays on and never shows its
     weights, so they are computed beside it from the same queries and keys.
 
-    Of input (N, 3, S, S), as `model.prepare` returns it.
-
-    Returns:
-        float32 (N, patches down, patches across) in 0..1, each film scaled from its own minimum to its
-        own maximum; a film that is attended to evenly is all zero.
+    Of input (N, 3, S, S), as `model.prepare` returns it: float32 (N, patches down, patches across) in 0..1,
+    each film scaled from its own minimum to its own maximum; a film that is attended to evenly is all zero.
 
     Raises:
         BadInput: The network's attention or pooling is of a kind that cannot be followed.
@@ -61,11 +58,7 @@ def gradient_attention(model: ViT, x: Tensor, class_index: int) -> np.ndarray:
     Attention counts as far as its gradient says that it raised the class's logit; the positive
     parts are averaged over the heads and accumulated over the blocks with the identity.
 
-    Of input (N, 3, S, S), as `model.prepare` returns it.
-
-    Returns:
-        float32 (N, patches down, patches across) in 0..1, each film scaled from its own minimum to its
-        own maximum; a film in which nothing speaks for the class is all zero.
+    As `rollout`; a film in which nothing speaks for the class is all zero.
 
     Raises:
         BadInput: There is no such class, or the network's attention or pooling is of a kind that

@@ -15,11 +15,8 @@ def grad_cam(model: BaseModel, x: Tensor, class_index: int) -> np.ndarray:
     sum keeps what speaks for the class. Trainable and frozen networks give the same map, and the
     model's modes, gradients and hooks are left as they were.
 
-    Of a CNN and input (N, 3, S, S), as `model.prepare` returns it.
-
-    Returns:
-        float32 (N, h, w) in 0..1, each film divided by its own maximum; a film in which nothing
-        speaks for the class is all zero.
+    Of a CNN and input (N, 3, S, S), as `model.prepare` returns it: float32 (N, h, w) in 0..1, each film
+    divided by its own maximum; a film in which nothing speaks for the class is all zero.
 
     Raises:
         BadInput: The layer is not in the network or gives no maps, or there is no such class.

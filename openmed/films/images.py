@@ -84,9 +84,7 @@ def decode_film(data: bytes, name: str = "the image") -> np.ndarray:
     DICOM says what that range is. PNG and TIFF with 16 bits usually do not: there it is that of the
     fewest bits, 8 or more, that hold the brightest pixel, because films of 10 to 14 bits stored in 16
     would come out black otherwise.
-
-    Returns:
-        uint8 (H, W), 0 black to 255 white.
+    uint8 (H, W), 0 black to 255 white.
 
     Raises:
         BadInput: The bytes are not a usable image.

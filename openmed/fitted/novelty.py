@@ -69,9 +69,7 @@ def conformal_limit(distances: ArrayLike, patients: ArrayLike, share: float) -> 
     2023;118:2491-2502, "pooling CDFs"), and a new patient is allowed for.
 
     `distances` are float (N,) of calibration films; `share` is in (0, 1).
-
-    Returns:
-        The limit, and the number of patients.
+    Gives the limit, and the number of patients.
 
     Raises:
         BadInput: The share is out of range.

@@ -1,4 +1,7 @@
-"""The operating point: the threshold above which a film is flagged."""
+"""The operating point: the threshold above which a film is flagged.
+
+Labels (N,), scores (N,) and patients (N,) are as in `openmed.metrics.classification`.
+"""
 
 import math
 from collections.abc import Iterator
@@ -49,13 +52,10 @@ def choose_threshold(labels: ArrayLike, scores: ArrayLike, target_sensitivity: f
     machines does not move a film across it. It is rounded to 32-bit precision, the precision of the
     scores; where two scores are too close for that, it is the flagged score itself.
 
-    Args:
-        labels: (N,) 0 or 1, of calibration films: never the films the model is judged on.
-        scores: (N,) probabilities of the finding in [0, 1].
-        target_sensitivity: In (0, 1].
+    The films are for calibration: never those that the model is judged on.
 
     Raises:
-        BadInput: The target is out of range, or no film has the finding.
+        BadInput: The target is not in (0, 1], or no film has the finding.
     """
     if not 0 < target_sensitivity <= 1:
         raise BadInput(f"target_sensitivity must be above 0 and at most 1, found {target_sensitivity}")

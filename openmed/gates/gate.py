@@ -56,9 +56,7 @@ def judge(intervals: Mapping[str, Interval], floors: Mapping[str, float]) -> tup
     reaches it with a limit below is INSUFFICIENT EVIDENCE: more films may settle it. Everything else
     fails, NaN included.
 
-    Args:
-        intervals: name -> interval, as `intervals.judged_intervals` gives them.
-        floors: name of a metric in `JUDGED` -> what it must reach, in [0, 1].
+    The intervals are those of `judged_intervals`; floors are in [0, 1], by the name of a metric in `JUDGED`.
 
     Returns:
         The overall verdict and one gate for each floor, in the order of the floors.
@@ -80,10 +78,8 @@ def judge_difference(
     A gate passes when the lower limit of the difference, candidate minus the other, is at or above minus
     the margin; the verdicts are those of `judge`.
 
-    Args:
-        intervals: name -> interval of the difference, as `intervals.paired_difference` gives them.
-        margins: name of a metric in `COMPARED` -> the loss that would be accepted, in [0, 1].
-        other: What the other one is called.
+    The intervals are those of `paired_difference`; margins, the loss that would be accepted, are in [0, 1],
+    by the name of a metric in `COMPARED`.
 
     Returns:
         The overall verdict and one gate for each margin, named "<metric> vs <other>".

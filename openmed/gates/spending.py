@@ -9,22 +9,16 @@ def spent(judged: float, planned: int) -> float:
     them, all of it never; and of each of these parts the more the nearer its films are to their number, as
     then most is known (the cube, one of the powers of Kim and DeMets, Biometrika 1987;74:149-154). However
     the films are cut into looks, the errors of all looks together stay within the rate.
-
-    Args:
-        judged: Films judged so far, 0 or more.
-        planned: The films that the plan judges a model on, 1 or more.
+    `judged` are the films judged so far, `planned` (1 or more) those that the plan judges a model on.
     """
     whole, part = divmod(judged / planned, 1)
     return whole / (whole + 1) + part**3 / ((whole + 1) * (whole + 2))
 
 
 def look_error(before: int, new: int, planned: int, rate: float) -> float:
-    """Returns the error that one look may make.
+    """Returns the error that one look may make, of the rate of all looks together, in (0, 1).
 
-    Args:
-        before: Films judged by earlier looks.
-        new: Films of this look that no earlier one has judged; a look at the same films counts one.
-        planned: The films that the plan judges a model on.
-        rate: The error rate of all looks together, in (0, 1).
+    `before` films were judged by earlier looks, `new` ones are of this look alone; one at the same films
+    counts one.
     """
     return rate * (spent(before + max(1, new), planned) - spent(before, planned))

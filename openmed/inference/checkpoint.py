@@ -68,10 +68,7 @@ def read_statistics(folder: Path, spec: ModelSpec) -> FeatureStatistics | None:
     """Reads the feature statistics that a description names, if any; IntegrityError if they are others."""
     if spec.novelty is None:
         return None
-    path = Path(folder) / STATISTICS_FILE
-    content = path.read_bytes() if path.is_file() else b""
-    if sha256_bytes(content) != spec.novelty.statistics_sha256:
-        raise IntegrityError(f"{path} is missing or was changed: its hash is not the one in {SPEC_FILE}")
+    content = _checked(Path(folder) / STATISTICS_FILE, spec.novelty.statistics_sha256)
     return FeatureStatistics.from_bytes(content)
 
 
@@ -97,13 +94,8 @@ def read_control(folder: Path) -> bytes | None:
     Raises:
         IntegrityError: The file is missing or is not the one that the description names.
     """
-    expected, path = control_hash(folder), Path(folder) / CONTROL_FILE
-    if expected is None:
-        return None
-    content = path.read_bytes() if path.is_file() else b""
-    if sha256_bytes(content) != expected:
-        raise IntegrityError(f"{path} is missing or was changed: its hash is not the one in {SPEC_FILE}")
-    return content
+    expected = control_hash(folder)
+    return None if expected is None else _checked(Path(folder) / CONTROL_FILE, expected)
 
 
 def check_weights(folder: Path) -> Path:
@@ -129,13 +121,10 @@ def read_export(folder: Path) -> bytes:
         BadInput: The folder was never exported.
         IntegrityError: The graph is missing or is not the one that the description names.
     """
-    expected, path = export_hash(folder), Path(folder) / EXPORT_FILE
+    expected = export_hash(folder)
     if expected is None:
         raise BadInput(f"{folder} was never exported: run the evaluate stage, which does it")
-    graph = path.read_bytes() if path.is_file() else b""
-    if sha256_bytes(graph) != expected:
-        raise IntegrityError(f"{path} is missing or was changed: its hash is not the one in {SPEC_FILE}")
-    return graph
+    return _checked(Path(folder) / EXPORT_FILE, expected)
 
 
 def load_model(folder: Path) -> BaseModel:
@@ -164,6 +153,13 @@ def load_model(folder: Path) -> BaseModel:
     return model
 
 
+def _checked(path: Path, expected: str) -> bytes:
+    content = path.read_bytes() if path.is_file() else b""
+    if sha256_bytes(content) != expected:
+        raise IntegrityError(f"{path} is missing or was changed: its hash is not the one in {SPEC_FILE}")
+    return content
+
+
 def _check_finite(weights: Path, model: BaseModel) -> None:
     for name, tensor in model.network.state_dict().items():
         # A sum is finite only where every number is: it costs a tenth of asking each.
@@ -171,7 +167,6 @@ def _check_finite(weights: Path, model: BaseModel) -> None:
             raise IntegrityError(
                 f"{weights} holds numbers that are not finite, in {name}: train the model again"
             )
-    return model.eval()
 
 
 def _description(folder: Path) -> dict[str, Any]:

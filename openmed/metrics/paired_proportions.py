@@ -75,11 +75,8 @@ def tango(only_first: float, only_second: float, n: float, confidence: float = 0
     with the discordant share fitted under d. It keeps a width when the models never disagree: then the limits
     are z^2 / (n + z^2) either side of 0.
 
-    Args:
-        only_first: Films on which only the first is right.
-        only_second: Films on which only the second is right.
-        n: All films; all three may be effective numbers, which need not be whole.
-        confidence: Coverage of the interval, in (0, 1).
+    Of the films on which only the first, or only the second, is right; all three may be effective numbers,
+    which need not be whole.
 
     Returns:
         First minus second, with limits in [-1, 1].

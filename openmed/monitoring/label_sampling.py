@@ -51,11 +51,8 @@ def draw(
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Draws films to label: in each stratum those with the lowest turns that have no label yet.
 
-    Args:
-        stratum: (N,) number of each film's stratum.
-        turns: (N,) permanent random number of each film, in [0, 1).
-        known: (N,) the films that need no asking, because they have a label or were asked for.
-        films: How many films to draw.
+    Of the number of each film's stratum, (N,), its permanent random number in [0, 1), (N,), and the films
+    that need no asking, (N,), because they have a label or were asked for.
 
     Returns:
         (N,) the films of the sample, those known among them; and (N,) with what probability each film of the

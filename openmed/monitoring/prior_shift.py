@@ -81,10 +81,7 @@ def share_of(
     Args:
         ratios: (N,) or (R, N): how much likelier each film is with the finding than without it, above 0.
         weights: (R, N) how often each film counts.
-        before: (R,) the share where the probabilities hold, in (0, 1).
-
-    Returns:
-        (R,) in (0, 1).
+        before: (R,) the share where the probabilities hold, in (0, 1), as what is returned.
     """
     low, high = np.zeros(len(weights)), np.ones(len(weights))
     gains = ratios - 1

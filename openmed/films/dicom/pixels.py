@@ -24,9 +24,7 @@ def decode_dicom(data: bytes, name: str) -> tuple[np.ndarray, int]:
     Rescaling or the modality table, then the first window or table of interest, then the photometric
     interpretation are applied (DICOM PS3.3 C.11, C.7.6.3.1.2). Without a window that shows the film, the
     range of the bits that its values use becomes 0 to 255.
-
-    Returns:
-        uint8 (H, W), 0 black to 255 white, and the bits a pixel was stored with.
+    uint8 (H, W), 0 black to 255 white, and the bits a pixel was stored with.
 
     Raises:
         BadInput: It holds no film, several frames, or more than a film can have.
