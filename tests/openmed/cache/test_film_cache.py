@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from openmed.cache import film_cache as cache_module
 from openmed.cache import film_store as store_module
 from openmed.cache import shards as shards_module
+from openmed.cache import writing as writing_module
 from openmed.cache.film_cache import FilmCache
 from openmed.cache.film_store import FilmStore
 from openmed.errors import BadInput, IntegrityError
@@ -36,13 +36,13 @@ def films(data):
 
 def write_cache(folder, data, films, sizes, store=None, tick=lambda: None):
     with FilmStore(store or folder.with_name("store")) as opened:
-        cache_module.write_cache(folder, data, films, sizes, opened, tick)
+        writing_module.write_cache(folder, data, films, sizes, opened, tick)
 
 
 @pytest.fixture
 def small_shards(monkeypatch):
     """Five films a shard, so that twelve films fill two and begin a third."""
-    for module in (cache_module, shards_module, store_module):
+    for module in (writing_module, shards_module, store_module):
         monkeypatch.setattr(module, "SHARD_FILMS", 5)
 
 
@@ -90,13 +90,13 @@ def test_writing_into_what_was_read_leaves_the_cache_alone(tmp_path, data, films
 
 def read_paths(monkeypatch) -> list[str]:
     """Collects the films that are read from now on."""
-    seen, original = [], cache_module.film_bytes
+    seen, original = [], writing_module.film_bytes
 
     def film_bytes(data, path, sha256):
         seen.append(path)
         return original(data, path, sha256)
 
-    monkeypatch.setattr(cache_module, "film_bytes", film_bytes)
+    monkeypatch.setattr(writing_module, "film_bytes", film_bytes)
     return seen
 
 
