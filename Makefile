@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Scripts and packages in an environment name its folder: one that was moved or copied would run the code there.
 MOVED := $(shell test ! -e $(BIN)/openmed -o -L $(VENV) || head -n 3 $(BIN)/openmed | grep -qF "$(CURDIR)/$(BIN)/" || echo moved)
 
-.PHONY: $(MOVED) demo test test-long test-fast fuzz chaos lint format deps up down lock clean help
+.PHONY: $(MOVED) demo test test-long test-fast fuzz chaos lint format deps docs up down lock clean help
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ lint: $(READY)  ## Check style, imports and layers
 deps: $(READY)  ## Write the code that each stage runs into dvc.yaml
 	@$(BIN)/python -m tests.stage_deps
 
+docs: $(READY)  ## Build the pages of documentation into site/; a broken link ends it
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: $(READY)  ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
@@ -72,4 +75,4 @@ lock:  ## Write requirements.lock anew
 	@uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras --no-emit-index-url pyproject.toml -o requirements.lock
 
 clean:  ## Remove what stages and tests wrote; the environment and the registry stay
-	@rm -rf artifacts .pytest_cache .ruff_cache .coverage.json
+	@rm -rf artifacts site .pytest_cache .ruff_cache .mypy_cache .coverage.json

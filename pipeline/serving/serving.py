@@ -53,7 +53,9 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
                 "the model has no operating threshold: run the evaluate stage and register it again"
             )
 
-    def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         """Classifies films.
 
         Args:
