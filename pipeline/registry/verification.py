@@ -6,7 +6,6 @@ of decisions, never against another thing that could have been changed along wit
 
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,13 +173,13 @@ def _evidence(chain: _Chain) -> None:
         params = read_yaml(folder / "params.yaml")
         measured = numbers(read_json(folder / "metrics.json"), folder / "history.csv")
     same(dict(run.data.params), settings(params, chain.version.tags["architecture"]), "setting %s in MLflow")
-    # A value may be logged more than once at a step: the phases of a training each count from 1.
-    logged = Counter(
+    # Sets: the phases of a training each count from 1, and of equal values at a step MLflow keeps one.
+    logged = {
         (key, point.step, point.value)
         for key in run.data.metrics
         for point in chain.client.get_metric_history(run.info.run_id, key)
-    )
-    if different := (logged - Counter(measured)) + (Counter(measured) - logged):
+    }
+    if different := logged ^ set(measured):
         key, step, _ = min(different)
         raise IntegrityError(
             f"metric {key} at step {step} in MLflow is not what was recorded: restore the registry from its "

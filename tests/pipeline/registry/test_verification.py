@@ -189,6 +189,16 @@ def test_numbers_and_settings_shown_by_mlflow_are_those_of_the_evidence(home):
     assert "metric test_brier at step 0 in MLflow" in broken().problem
 
 
+def test_phases_of_a_training_that_measure_the_same_at_a_step_are_intact(store, tmp_path):
+    workspace = make_workspace(tmp_path / "phases", ("vit",))
+    (workspace / "artifacts/train/vit/history.csv").write_text(
+        "epoch,step_name,train_loss,validation_loss,validation_auc,learning_rate,seconds\n"
+        "1,head,0.7,0.7,0.5,0.001,1.5\n1,finetune,0.5,0.6,0.5,0.001,1.5\n"
+    )
+    links = registry.verify(register(workspace)["version"])
+    assert len(links) == len(LINKS) and links[-1].problem is None
+
+
 def test_an_alias_moved_behind_the_record_is_found(home):
     for alias, version in (("champion", "1"), ("previous", "2")):
         before = aliases()[alias]
