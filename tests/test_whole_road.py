@@ -100,6 +100,16 @@ def test_a_second_repro_does_nothing(project):
     assert run(project, "git", "status", "--porcelain") == ""
 
 
+def test_a_comment_in_what_imports_films_or_hides_patients_trains_and_judges_nothing(project):
+    changed = [*(project / "openmed/intake").glob("*.py"), *(project / "openmed/privacy").glob("*.py")]
+    assert len(changed) > 10
+    for file in changed:
+        file.write_text(f"{file.read_text()}# A comment.\n")
+    # Films from elsewhere are read by the same code as those that are imported.
+    assert ran(run(project, "dvc", "repro", "--dry")) == {f"external@{name}" for name in ARCHITECTURES}
+    run(project, "git", "checkout", "--quiet", ".")
+
+
 def test_metrics_plots_and_graph_are_shown(project, tmp_path):
     metrics = json.loads(run(project, "dvc", "metrics", "show", "--json").partition("\n")[0])
     shown = metrics[""]["data"]["artifacts/evaluate/vit/metrics.json"]["data"]
