@@ -178,7 +178,7 @@ def register(*, run_id: str, dag_run: Any, ti: Any) -> Any:
             revision=prepared["revision"],
             started_by=dag_run.triggering_user_name,
         )
-    chosen = {key: result[key] for key in ("version", "architecture", "verdict", "run_id", "order")}
+    chosen = {key: getattr(result, key) for key in ("version", "architecture", "verdict", "run_id", "order")}
     yield Metadata(
         CANDIDATE,
         {**chosen, "revision": prepared["revision"], "workspace": prepared["path"], "retrain_run": run_id},

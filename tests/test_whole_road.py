@@ -173,7 +173,7 @@ def test_a_version_is_trained_again_bit_for_bit(project, tmp_path, told):
     code = (
         "from pathlib import Path; from pipeline import registry; "
         f"done = registry.register_candidates(Path('.'), run_key='r', revision='{revision}'); "
-        "print(done['versions']['vit'])"
+        "print(done.versions['vit'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True, check=True
@@ -195,7 +195,7 @@ def test_films_that_look_otherwise_hold_the_champion_until_a_person_releases_it(
         "from pipeline.promotion import actions as promotion; "
         "done = registry.register_candidates(Path('.'), run_key='r', revision='abc'); "
         "people = {'clinical': 'Dr Adams', 'technical': 'Ms Brown'}; "
-        "promotion.promote(done['version'], approved_by=people, comment='', expected_champion=None)"
+        "promotion.promote(done.version, approved_by=people, comment='', expected_champion=None)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=project, env=environment, check=True)
     incoming = brighter_films(tmp_path)

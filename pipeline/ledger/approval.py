@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.gates.gate import PASS
 from pipeline.ledger.record import ADOPTED, HELD, REJECTED, RELEASED, REPAIRED, RESTORED
 from pipeline.settings.plain_text import one_line, plain
 
@@ -103,6 +102,8 @@ class Basis:
 
     def check(self, approval: Approval, expected_champion: str | None, expected_model: str | None) -> None:
         """Refuses a promotion that this does not carry; see `pipeline.ledger.promote`."""
+        from openmed.gates.gate import PASS
+
         version, roles, people = self.version, self.reviewers.keys(), approval.people
         if self.verdict != PASS:
             raise BadInput(

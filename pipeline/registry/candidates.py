@@ -8,8 +8,9 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from openmed.errors import BadInput
 from openmed.files import hashes_below, sha256_file
@@ -32,9 +33,30 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
+@dataclass(frozen=True)
+class Registered:
+    """What became of one retraining.
+
+    Attributes:
+        version: The challenger.
+        architecture: Its architecture.
+        verdict: Of the gates of its evaluation.
+        versions: Architecture -> version.
+        order: The versions as they are to be judged until one passes, the challenger first.
+        run_id: The MLflow run that stands for the retraining.
+    """
+
+    version: str
+    architecture: str
+    verdict: str
+    versions: dict[str, str]
+    order: list[str]
+    run_id: str
+
+
 def register_candidates(
     workspace: Path, *, run_key: str, revision: str, started_by: str | None = None
-) -> dict[str, Any]:
+) -> Registered:
     """Registers the models of one retraining, each as a version of `openmed-cxr`.
 
     The current champion, and the version that was approved first, are scored on the same test films, while
@@ -48,11 +70,6 @@ def register_candidates(
         run_key: Names the retraining, such as the id of the scheduled run.
         revision: The git commit it ran at.
         started_by: Who started the retraining; None when no person did.
-
-    Returns:
-        version, architecture, verdict and metrics of the challenger; versions: architecture -> version;
-        order: the versions as they are to be judged until one passes, the challenger first; run_id of the
-        MLflow run that stands for the retraining.
 
     Raises:
         BadInput: An artefact is missing, or the run key belongs to another revision.
@@ -72,15 +89,8 @@ def register_candidates(
         if added or parent.info.status != "FINISHED":
             client.set_registered_model_alias(MODEL_NAME, CHALLENGER, versions[best.architecture])
             client.set_terminated(parent.info.run_id)
-    return {
-        "version": versions[best.architecture],
-        "architecture": best.architecture,
-        "verdict": best.verdict,
-        "versions": versions,
-        "order": [versions[candidate.architecture] for candidate in ranked],
-        "run_id": parent.info.run_id,
-        "metrics": {name: best.metrics["test"][name]["value"] for name in JUDGED},
-    }
+    order = [versions[candidate.architecture] for candidate in ranked]
+    return Registered(order[0], best.architecture, best.verdict, versions, order, parent.info.run_id)
 
 
 def _parent_run(

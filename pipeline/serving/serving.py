@@ -37,7 +37,7 @@ _COLUMNS = (
 class FilmClassifier(mlflow.pyfunc.PythonModel):
     """Classifies film files with a model folder (safetensors, JSON and ONNX, never a pickle)."""
 
-    def load_context(self, context) -> None:
+    def load_context(self, context: Any) -> None:
         """Loads the model folder stored with the version: the exported graph on a CPU, PyTorch on a GPU.
 
         Raises:

@@ -41,24 +41,24 @@ def all_is_well():
 
 
 def test_an_evening(store, tmp_path):
-    first = register(workspace(tmp_path, 1, 0.4), "a")["version"]
+    first = register(workspace(tmp_path, 1, 0.4), "a").version
     approve(first)
     assert ledger.champion() == first and all_is_well() == {None}
 
-    better = register(workspace(tmp_path, 2, 0.6), "b")["version"]
+    better = register(workspace(tmp_path, 2, 0.6), "b").version
     assert promotion.gate(better)["verdict"] == PASS
     approve(better)
     assert ledger.champion() == better and all_is_well() == {None}
 
     for number, quality, key in ((3, 0.2, "c"), (4, 0.0, "shuffled")):
-        bad = register(workspace(tmp_path, number, quality), key)["version"]
+        bad = register(workspace(tmp_path, number, quality), key).version
         assert promotion.gate(bad)["verdict"] == FAIL
         with pytest.raises(BadInput, match="cannot be promoted"):
             approve(bad)
         ledger.reject(bad, by="gate", reason="its gates say FAIL")
         assert ledger.champion() == better and all_is_well() == {None}
 
-    rivals = [register(workspace(tmp_path, number, 0.7), f"rival-{number}")["version"] for number in (5, 6)]
+    rivals = [register(workspace(tmp_path, number, 0.7), f"rival-{number}").version for number in (5, 6)]
     winner = race([(version, f"Dr {number}") for number in range(4) for version in rivals], better)
     assert ledger.champion() == winner and all_is_well() == {None}
 
@@ -94,7 +94,7 @@ def test_small_losses_do_not_add_up(store, tmp_path, monkeypatch):
         plan = yaml.safe_load((folder / "change_plan.yaml").read_text())
         plan["protocol"]["evaluation"]["reviewers_decide"] = []
         (folder / "change_plan.yaml").write_text(yaml.safe_dump(plan))
-        version = register(folder, f"run-{number}")["version"]
+        version = register(folder, f"run-{number}").version
         planted[version] = pd.read_parquet(folder / "artifacts/evaluate/vit/predictions.parquet")
         return version
 

@@ -50,7 +50,7 @@ def decide(version):
 
 def refused(workspace, request, gate, verdict):
     """Registers a retraining and sees that one gate, and the promotion, refuse it."""
-    version = register(workspace, request.node.name.replace(" ", "-"))["version"]
+    version = register(workspace, request.node.name.replace(" ", "-")).version
     judged = promotion.gate(version)
     gates = {found["name"]: found for found in [*judged["gates"], *judged["comparison"]]}
     assert gates[gate]["verdict"] == verdict, gates[gate]
@@ -67,7 +67,7 @@ def scored(function):
 
 
 def test_a_model_without_a_fault_passes_every_gate(home, tmp_path, request):
-    version = register(make_workspace(tmp_path / "ws", ("vit",), seed=1), request.node.name)["version"]
+    version = register(make_workspace(tmp_path / "ws", ("vit",), seed=1), request.node.name).version
     judged = promotion.gate(version)
     assert {found["verdict"] for found in judged["gates"]} == {PASS} and judged["verdict"] == PASS
     assert any("films with the finding" in sentence for sentence in judged["limits"])
@@ -207,7 +207,7 @@ def test_a_changed_threshold_is_refused(home, tmp_path, request):
     for name in ("metrics.json", "model/model.json"):
         path = workspace / VIT / name
         path.write_text(path.read_text().replace('"threshold": 0.5', '"threshold": 0.4'))
-    version = register(workspace, request.node.name)["version"]
+    version = register(workspace, request.node.name).version
     with pytest.raises(IntegrityError, match=r"the threshold of version \d+ is 0\.4"):
         decide(version)
     assert ledger.champion() == "1"
@@ -237,7 +237,7 @@ def test_films_under_two_labels_that_were_left_out_are_no_leak(home, tmp_path, r
     # Each of a patient who has a film in training too.
     split.loc[[0, 2], "split"] = "left_out"
     split.to_parquet(path)
-    judged = promotion.gate(register(workspace, request.node.name)["version"])
+    judged = promotion.gate(register(workspace, request.node.name).version)
     (found,) = [gate for gate in judged["gates"] if gate["name"] == "leakage"]
     assert found["verdict"] == PASS, found
 

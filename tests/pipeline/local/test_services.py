@@ -287,10 +287,11 @@ def test_up_stops_when_it_is_told_to(tmp_path, monkeypatch, capsys):
 
 
 REGISTRY = """
-import json
+from types import SimpleNamespace
 def register_candidates(workspace, *, run_key, revision, started_by):
-    metrics = json.loads((workspace / "artifacts/train/vit/metrics.json").read_text())
-    return {"version": "7", "architecture": "vit", "verdict": "PASS", "run_id": "r", "metrics": metrics}
+    assert (workspace / "artifacts/train/vit/metrics.json").exists()
+    chosen = {"version": "7", "architecture": "vit", "verdict": "PASS"}
+    return SimpleNamespace(**chosen, order=["7"], run_id="r")
 """
 PROMOTION = """
 from pipeline.ledger import Entry

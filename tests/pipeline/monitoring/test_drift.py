@@ -61,7 +61,7 @@ def live(tmp_path_factory, migrated):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENMED_HOME", str(home))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        crown(register(workspace)["version"])
+        crown(register(workspace).version)
     return home, manifest
 
 
@@ -116,9 +116,9 @@ def test_a_champion_of_before_has_no_films_to_compare_with(store, validated, tmp
     from mlflow import MlflowClient
 
     result = register(make_workspace(tmp_path / "old"))
-    crown(result["version"])
+    crown(result.version)
     address = f"sqlite:///{store / 'mlflow.db'}"
-    MlflowClient(address, address).delete_tag(result["run_id"], "data_profile_sha256")
+    MlflowClient(address, address).delete_tag(result.run_id, "data_profile_sha256")
     found = check_drift(validated(added(30)))
     assert found["verdict"] == "not compared" and "was registered without its films" in found["sentence"]
 
@@ -205,7 +205,7 @@ def test_a_text_that_names_a_patient_keeps_the_profile_out_of_the_store(store, t
     manifest.assign(manufacturer="Room of DOE^JANE-0003").to_parquet(workspace / MANIFEST)
     result = register(workspace)
     address = f"sqlite:///{store / 'mlflow.db'}"
-    tags = MlflowClient(address, address).get_run(result["run_id"]).data.tags
+    tags = MlflowClient(address, address).get_run(result.run_id).data.tags
     assert tags["withheld"] == PROFILE_FILE and "data_profile_sha256" not in tags
     assert not list(store.rglob(PROFILE_FILE))
 
@@ -214,7 +214,7 @@ def test_patients_in_no_split_are_numbered_too(store, tmp_path):
     workspace = make_workspace(tmp_path / "ws")
     manifest = pd.concat([pd.read_parquet(workspace / MANIFEST), added(4)], ignore_index=True)
     manifest.to_parquet(workspace / MANIFEST)
-    crown(register(workspace)["version"])
+    crown(register(workspace).version)
     films = registry.champion_profile()[1]
     assert list(films["patient"].tail(4)) == ["x000001", "x000001", "x000002", "x000002"]
 
@@ -230,7 +230,7 @@ def test_the_page_goes_to_the_registry_if_it_is_about_the_same_films(store, tmp_
         digest = digest or sha256_file(workspace / MANIFEST)
         (drift / "drift.json").write_text(json.dumps({"manifest_sha256": digest}))
         (drift / "drift.html").write_text("<p>No shift.</p>")
-        run = register(workspace, run_key=name)["run_id"]
+        run = register(workspace, run_key=name).run_id
         stored = {file.path for file in MlflowClient(address, address).list_artifacts(run)}
         assert ("drift" in stored) is kept and PROFILE_FILE in stored
 

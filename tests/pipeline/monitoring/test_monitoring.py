@@ -64,7 +64,7 @@ def crowned(tmp_path_factory, migrated):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENMED_HOME", str(home))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        crown(register(workspace)["version"])
+        crown(register(workspace).version)
     return home
 
 
@@ -175,7 +175,7 @@ def test_unusable_films_are_logged_with_the_reason_and_nothing_names_a_patient(h
 def knowing(store, tmp_path):
     """A champion with feature statistics, and its state folder."""
     workspace = make_workspace(tmp_path / "knowing", splits=SPLITS * 3, unlike_share=0.1)
-    crown(register(workspace)["version"])
+    crown(register(workspace).version)
     return store
 
 
@@ -390,7 +390,7 @@ def test_a_damaged_log_is_found(home):
 
 def test_a_version_on_hold_cannot_become_the_champion(home, crowned, tmp_path):
     shutil.copytree(crowned / "mlartifacts", home / "mlartifacts")
-    second = register(make_workspace(tmp_path / "second", seed=3), run_key="run-2")["version"]
+    second = register(make_workspace(tmp_path / "second", seed=3), run_key="run-2").version
     held = ledger.hold(second, by="Dr Adams", reason="wrong scanner")
     assert (held.version, held.reason) == (second, "wrong scanner")
     with pytest.raises(BadInput, match=r"version 2 is on hold \(wrong scanner\): release it first"):

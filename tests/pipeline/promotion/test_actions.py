@@ -60,7 +60,7 @@ def ground(tmp_path_factory, migrated):
             workspace = make_workspace(root / str(number), ("vit",), **kind)
             if str(number) == UNKNOWN:
                 _claim_that_nan_passes(workspace / "artifacts/evaluate/vit/gates.json")
-            assert register(workspace, f"run-{number}")["version"] == str(number)
+            assert register(workspace, f"run-{number}").version == str(number)
             if number == 1:
                 write_json(root / "first.json", promotion.show("1", workspace=workspace))
                 record = promotion.promote(
@@ -652,10 +652,10 @@ def looks_at(version):
 
 def test_every_candidate_that_is_judged_is_a_look_at_the_test_films(stage, tmp_path):
     workspace = make_workspace(tmp_path / "ws", ("vit", "resnet50"), seed=9, films_seed=7)
-    versions = register(workspace, "run-looks")["versions"]
+    versions = register(workspace, "run-looks").versions
     assert looks_at(versions["vit"]) == 1
     ledger.reject(versions["vit"], by="gate", reason="for the test")
     assert looks_at(versions["resnet50"]) == 2
     later = make_workspace(tmp_path / "later", ("vit",), seed=10, films_seed=7)
-    assert looks_at(register(later, "run-later")["version"]) == 2
+    assert looks_at(register(later, "run-later").version) == 2
     assert looks_at(versions["resnet50"]) == 2

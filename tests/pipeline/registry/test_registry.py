@@ -42,11 +42,11 @@ def stored_weights(home):
 def test_each_architecture_becomes_a_version_and_validation_films_choose_the_challenger(store, tmp_path):
     workspace = make_workspace(tmp_path / "ws", ("resnet50", "vit"), validation={"resnet50": 0.7, "vit": 0.8})
     result = register(workspace)
-    assert set(result["versions"]) == {"resnet50", "vit"}
-    assert (result["architecture"], result["verdict"]) == ("vit", "PASS")
-    assert result["version"] == result["versions"]["vit"]
-    assert result["metrics"]["auc"] == 1.0
-    assert aliases() == {"challenger": result["version"]}
+    assert set(result.versions) == {"resnet50", "vit"}
+    assert (result.architecture, result.verdict) == ("vit", "PASS")
+    assert result.version == result.versions["vit"]
+    assert registry.get_version(result.version).auc == 1.0
+    assert aliases() == {"challenger": result.version}
     newest, oldest = registry.list_versions()
     assert (newest.version, oldest.version) == ("2", "1")
     assert newest.aliases == ["challenger"] and newest.sensitivity == 1.0 and newest.approved_by is None
@@ -56,7 +56,7 @@ def test_each_architecture_becomes_a_version_and_validation_films_choose_the_cha
     assert ledger.champion() is None
     runs = client(store).search_runs(["1"])
     assert {run.info.status for run in runs} == {"FINISHED"} and len(runs) == 3
-    assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {None, result["run_id"]}
+    assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {None, result.run_id}
     child = client(store).get_run(newest.run_id).data
     assert child.params["train.timm_name"] == "test_vit" and child.params["evaluate.floors.auc"] == "0.5"
     assert child.metrics["test_auc"] == 1.0 and child.metrics["best_validation_auc"] == 0.8
@@ -126,10 +126,10 @@ def test_a_kill_between_steps_leaves_one_version_of_each_architecture_after_a_re
             register(workspace)
     result = register(workspace)
     found = registry.list_versions()
-    assert sorted(str(version.architecture) for version in found) == sorted(result["versions"])
+    assert sorted(str(version.architecture) for version in found) == sorted(result.versions)
     runs = client(store).search_runs(["1"])
     assert len(runs) == 1 + len(found) and {run.info.status for run in runs} == {"FINISHED"}
-    assert aliases()["challenger"] == result["version"]
+    assert aliases()["challenger"] == result.version
 
 
 def test_a_model_that_was_stored_in_part_is_not_registered(store, tmp_path, monkeypatch):
@@ -184,16 +184,16 @@ def test_no_patient_is_named_anywhere_in_the_store(store, tmp_path):
     page.write_text("<p>Film films/DOE^JANE-0003_7.png is blank.</p>")
     (workspace / "artifacts/explain/resnet50/explain.json").write_text('{"patient": "DOE^JANE-0003"}')
     result = register(workspace)
-    first = client(store).get_run(result["run_id"])
+    first = client(store).get_run(result.run_id)
     assert first.data.tags["withheld"] == "validate/expectations.html"
-    assert registry.get_version(result["version"]).tags["withheld"] == "explain.json"
+    assert registry.get_version(result.version).tags["withheld"] == "explain.json"
     for path in store.rglob("*"):
         assert "DOE" not in path.name
         if path.is_file():
             assert b"DOE^JANE" not in path.read_bytes(), path
             if path.suffix == ".parquet":
                 assert "DOE^" not in pd.read_parquet(path).to_csv()
-    predictions = pd.read_parquet(registry.artifact(result["version"], "predictions.parquet"))
+    predictions = pd.read_parquet(registry.artifact(result.version, "predictions.parquet"))
     original = pd.read_parquet(workspace / "artifacts/evaluate/resnet50/predictions.parquet").reset_index()
     # The same films still belong together.
     pairs = pd.concat([predictions["patient"], original["patient"]], axis=1).drop_duplicates()
@@ -342,14 +342,14 @@ def test_a_candidate_without_a_report_has_no_report_address(store, tmp_path):
     workspace = make_workspace(tmp_path / "ws")
     shutil.rmtree(workspace / "artifacts/explain")
     (workspace / "artifacts/train/resnet50/history.csv").unlink()
-    assert registry.report_address(register(workspace)["version"]) is None
+    assert registry.report_address(register(workspace).version) is None
 
 
 def test_the_champion_is_scored_on_the_test_films_with_its_own_preprocessing(store, tmp_path):
-    first = register(make_workspace(tmp_path / "a"))["version"]
+    first = register(make_workspace(tmp_path / "a")).version
     crown(first)
     second = make_workspace(tmp_path / "b", ("vit",), seed=5, films_seed=1)
-    version = register(second, "run-2")["version"]
+    version = register(second, "run-2").version
     about = json.loads(registry.artifact(version, "champion.json").read_text())
     said = {"threshold": 0.5, "positive": "PNEUMONIA", "further_thresholds": {}, "problem": None}
     assert about == {"version": first, **said}
@@ -367,16 +367,16 @@ def test_the_champion_is_scored_on_the_test_films_with_its_own_preprocessing(sto
 
 
 def test_a_damaged_champion_does_not_stop_a_registration(store, tmp_path):
-    first = register(make_workspace(tmp_path / "a"))["version"]
+    first = register(make_workspace(tmp_path / "a")).version
     crown(first)
     stored_weights(store)[0].write_bytes(b"broken")
-    version = register(make_workspace(tmp_path / "b", ("vit",)), "run-2")["version"]
+    version = register(make_workspace(tmp_path / "b", ("vit",)), "run-2").version
     about = json.loads(registry.artifact(version, "champion.json").read_text())
     assert about["version"] == first and "is not what was registered" in about["problem"]
 
 
 def test_films_that_changed_after_validation_are_not_scored(store, tmp_path):
-    first = register(make_workspace(tmp_path / "a"))["version"]
+    first = register(make_workspace(tmp_path / "a")).version
     crown(first)
     workspace = make_workspace(tmp_path / "b", ("vit",), films_seed=1)
     films = registry.films_of(workspace)
@@ -502,7 +502,7 @@ def test_tasks_and_the_page_may_use_a_fresh_store_at_once_and_the_page_shows_wha
     port = free_port()
     with running(["pipeline.tracking.server", str(port)], tmp_path, port) as page:
         assert [task.communicate()[0].splitlines()[-1] for task in tasks] == ["[]", "[]"]
-        version = registry.get_version(register(make_workspace(tmp_path / "ws"))["version"])
+        version = registry.get_version(register(make_workspace(tmp_path / "ws")).version)
 
         def fetch(path):
             with urllib.request.urlopen(f"{page}/{path}", timeout=30) as answer:
@@ -539,7 +539,7 @@ def test_a_tracking_server_serves_as_well_as_a_local_store(tracked, tmp_path):
     assert record.event == "promoted" and ledger.champion() == "1"
     assert len(registry.champion_profile()[1]) == 40
     second = make_workspace(tmp_path / "two", ("vit",), seed=1, films_seed=1)
-    judged = promotion.gate(register(second, "run-2")["version"])
+    judged = promotion.gate(register(second, "run-2").version)
     assert judged["verdict"] == "PASS" and judged["films_compared"] == 24
     assert judged["report"].startswith("http://127.0.0.1:") and judged["report"].endswith("/report.html")
     assert registry.load("models:/openmed-cxr@champion").spec.threshold == 0.5

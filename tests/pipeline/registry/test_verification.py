@@ -213,7 +213,7 @@ def test_a_verdict_that_its_predictions_do_not_carry_is_found_although_all_hashe
     workspace = make_workspace(tmp_path / "ws", ("vit",), good=False)
     gates = workspace / "artifacts/evaluate/vit/gates.json"
     gates.write_text(gates.read_text().replace('"FAIL"', '"PASS"'))
-    assert register(workspace)["verdict"] == "PASS"
+    assert register(workspace).verdict == "PASS"
     found = broken("1")
     assert found.name == "verdict" and "gates.json of version 1 says" in found.problem
 

@@ -435,7 +435,7 @@ def test_a_model_with_shuffled_training_labels_is_refused_and_the_champion_stays
     write_params(workspace, params)
     (workspace / "data.dvc").write_text("outs:\n- {md5: 0123456789abcdef0123456789abcdef.dir, path: data}\n")
     run_stages(workspace, ["evaluate@resnet50"])
-    good = register(workspace, "good")["version"]
+    good = register(workspace, "good").version
     promotion.promote(good, approved_by={"clinical": "Dr Adams"}, comment="", expected_champion=None)
 
     rows = pd.read_parquet(workspace / "artifacts/resample/rows.parquet")
@@ -445,7 +445,7 @@ def test_a_model_with_shuffled_training_labels_is_refused_and_the_champion_stays
     rows.to_parquet(workspace / "artifacts/resample/rows.parquet")
     run_stages(workspace, ["train@resnet50", "evaluate@resnet50", "external@resnet50", "explain@resnet50"])
     assert read(workspace, "evaluate/resnet50/gates.json")["verdict"] != "PASS"
-    bad = register(workspace, "bad")["version"]
+    bad = register(workspace, "bad").version
     assert promotion.gate(bad)["verdict"] != "PASS"
     with pytest.raises(BadInput, match="cannot be promoted"):
         promotion.promote(bad, approved_by={"clinical": "Dr Adams"}, comment="", expected_champion=good)

@@ -76,7 +76,7 @@ def version(three):
         patch.chdir(folder)
         patch.setenv("OPENMED_HOME", str(root / "home"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        return register(folder, "first")["version"]
+        return register(folder, "first").version
 
 
 def read(folder, name):
@@ -186,7 +186,7 @@ def test_a_model_that_lacks_a_finding_of_its_settings_is_no_version_to_decide_on
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["evaluate"]["findings"][REST] = {}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    version = register(folder, "other")["version"]
+    version = register(folder, "other").version
     problems = [link.problem for link in registry.verify(version) if link.problem]
     assert problems == [
         f"params.yaml of version {version} looks for COVID, {VIRAL}, {REST}, but its model does not"
@@ -242,7 +242,7 @@ def test_training_again_is_the_same_only_where_it_is_for_each_finding(within, ve
 
 def test_a_challenger_is_compared_with_the_champion_on_each_finding(within, version):
     crown(version)
-    second = register(within, "second", "def")["version"]
+    second = register(within, "second", "def").version
     judged = promotion.show(second, workspace=within)
     compared = [gate["name"] for gate in judged["comparison"]]
     assert {f"{name}: auc vs champion" for name in ("COVID", VIRAL)} <= set(compared)
@@ -261,7 +261,7 @@ def test_a_finding_that_the_champion_does_not_look_for_is_judged_by_its_floors_a
     def edited(changes):
         monkeypatch.setattr(comparison, "read_json", lambda path: real(path) | changes)
 
-    second = register(within, "second", "def")["version"]
+    second = register(within, "second", "def").version
     edited({"further_thresholds": {}})
     judged = promotion.gate(second)
     assert {gate["finding"] for gate in judged["comparison"]} == {"COVID"}

@@ -40,7 +40,7 @@ def judged(root, number, external, sets, *, seed=0, run_key=None, **more):
     workspace.mkdir()
     planned(workspace, external, **more)
     make_workspace(workspace, ("vit",), seed=seed, external=sets)
-    version = register(workspace, run_key or f"run-{number}")["version"]
+    version = register(workspace, run_key or f"run-{number}").version
     return promotion.gate(version)
 
 
