@@ -1,7 +1,7 @@
 """`openmed registry`: the versions, what is known about them, and decisions on them."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,45 +15,33 @@ Version = Annotated[str, typer.Argument(help="models:/openmed-cxr@champion, mode
 Number = Annotated[str, typer.Argument(metavar="VERSION", help="Number of the version.")]
 By = Annotated[str, typer.Option(help="Who decides.")]
 Reason = Annotated[str, typer.Option(help="Why.")]
+_COLUMNS = (
+    *("version", "architecture", "verdict", "aliases", "auc", "sensitivity", "specificity"),
+    *("approved_by", "hold"),
+)
 
 
 @registry.command("list")
 def list_(as_json: Json = False) -> None:
     """Lists the registered versions, newest first; ends with exit code 3 when the record is broken."""
     from openmed.errors import IntegrityError
-    from pipeline.ledger import on_hold
+    from pipeline import ledger
     from pipeline.registry import list_versions
 
     versions, broken = list_versions(), None
     try:
-        held = {version: entry.reason for version, entry in on_hold().items()}
+        held = {version: entry.reason for version, entry in ledger.on_hold().items()}
     except IntegrityError as error:
         held, broken = {}, error
     rows = [version.to_json() | {"hold": held.get(version.version)} for version in versions]
-    _print_versions(rows, as_json, "unknown" if broken else None)
+    if as_json:
+        print_json(rows)
+    else:
+        # The reason is a long sentence; `show` tells it.
+        short = [row | {"hold": "on hold" if row["hold"] else broken and "unknown"} for row in rows]
+        print_table(_COLUMNS, [[cell(row[column]) for column in _COLUMNS] for row in short])
     if broken:
         raise broken
-
-
-def _print_versions(versions: list[dict[str, Any]], as_json: bool, hold: str | None) -> None:
-    """Prints versions; `hold` is shown of those of which no reason is known."""
-    if as_json:
-        print_json(versions)
-        return
-    columns = (
-        "version",
-        "architecture",
-        "verdict",
-        "aliases",
-        "auc",
-        "sensitivity",
-        "specificity",
-        "approved_by",
-        "hold",
-    )
-    # The reason is a long sentence; `show` tells it.
-    rows = [version | {"hold": "on hold" if version["hold"] else hold} for version in versions]
-    print_table(columns, [[cell(version.get(column)) for column in columns] for version in rows])
 
 
 @registry.command()

@@ -10,7 +10,6 @@ from pipeline.ledger.decisions import (
     first_champion,
     history,
     hold,
-    last_decision,
     on_hold,
     promote,
     register,
@@ -22,33 +21,3 @@ from pipeline.ledger.decisions import (
 from pipeline.ledger.record import ADOPTED, PROMOTED, REGISTERED, REJECTED, RELEASED, RESTORED, Entry
 from pipeline.ledger.reviews import keep_review
 from pipeline.ledger.story import story
-
-__all__ = [
-    "ADOPTED",
-    "GATE",
-    "MONITORING",
-    "PROMOTED",
-    "REGISTERED",
-    "REJECTED",
-    "RELEASED",
-    "RESTORED",
-    "Approval",
-    "Basis",
-    "Entry",
-    "adopt",
-    "champion",
-    "first_champion",
-    "history",
-    "hold",
-    "keep_review",
-    "last_decision",
-    "on_hold",
-    "promote",
-    "register",
-    "reject",
-    "release",
-    "repair",
-    "roll_back",
-    "signed",
-    "story",
-]

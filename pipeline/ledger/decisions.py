@@ -2,6 +2,9 @@
 
 Hides the order of the steps: the entry first, then aliases and tags, then an entry that says so. What a kill
 leaves half done is finished by the next decision, whoever makes it; the entry is what counts.
+
+Each raises BadInput where there is no such version or what it demands is missing, and IntegrityError where
+the record was changed or an alias was moved outside of it; then nothing is written.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,28 +39,15 @@ _DECISIONS = (*MOVES, record.REJECTED)
 
 
 def history(version: str | None = None) -> list[Entry]:
-    """Returns the record, of one version or the whole, after checking that it is unbroken.
-
-    Raises:
-        IntegrityError: The record was changed.
-    """
+    """Returns the record, of one version or the whole; IntegrityError when it was changed."""
     # Under the lock: between an entry and its head the record looks broken.
     with locked("record"), connect() as client:
         entries = record.read(client)
     return [entry for entry in entries if version in (None, entry.version)]
 
 
-def last_decision(version: str) -> Entry | None:
-    """Returns what was decided on a version last: an entry promoted, restored or rejected."""
-    return last(history(version), *_DECISIONS)
-
-
 def champion() -> str | None:
-    """Returns the version that is live, None when there is none.
-
-    Raises:
-        IntegrityError: The alias is not where the record says, or the record was changed.
-    """
+    """Returns the version that is live, None when there is none."""
     with locked("record"), connect() as client:
         entries = record.read(client)
         now = aliases().get(CHAMPION)
@@ -113,9 +103,9 @@ def promote(
         judge: Judges the version as it is now; asked without a lock, since it takes long.
 
     Raises:
-        BadInput: There is no such version, it does not pass its gate now, was rejected, is on hold or lacks
-            an approval, or the champion has changed.
-        IntegrityError: The stored model, its evidence or the record was changed.
+        BadInput: It does not pass its gate now, was rejected, is on hold or lacks an approval, or the
+            champion has changed.
+        IntegrityError: Its model is not the one that was reviewed.
     """
     with _deciding() as (client, entries):
         find(client, version)
@@ -148,9 +138,7 @@ def roll_back(*, by: str, reason: str, check: Callable[[str], None]) -> Entry:
         check: Checks all that the previous champion stands on; asked without a lock, since it takes long.
 
     Raises:
-        BadInput: Nobody or no reason is named, there is no previous champion, or it was rejected since or is
-            on hold.
-        IntegrityError: The previous champion or the record was changed.
+        BadInput: There is no previous champion, or it was rejected since or is on hold.
     """
     content = signed(record.RESTORED, by=by, reason=reason)
     with _deciding() as (_, entries):
@@ -171,11 +159,7 @@ def roll_back(*, by: str, reason: str, check: Callable[[str], None]) -> Entry:
 
 
 def reject(version: str, *, by: str | None, reason: str) -> Entry:
-    """Turns a version down; repeated by the same person it only finishes what a kill has left.
-
-    Raises:
-        BadInput: There is no such version, it is the champion, or nobody or no reason is named.
-    """
+    """Turns down a version that is not the champion; once, however often the same person does it."""
     content = signed(record.REJECTED, by=by, reason=reason)
     with _deciding() as (client, entries):
         find(client, version)
@@ -191,12 +175,7 @@ def reject(version: str, *, by: str | None, reason: str) -> Entry:
 
 
 def adopt(version: str, *, by: str, reason: str) -> Entry:
-    """Makes the change plan that came with a version one that counts, beside the champion's, from now on.
-
-    Raises:
-        BadInput: There is no such version, or nobody or no reason is named.
-        IntegrityError: The plan is not the one that was registered.
-    """
+    """Makes the change plan that came with a version one that counts, beside the champion's, from now on."""
     from pipeline.settings.plan import PLAN_FILE
 
     content = signed(record.ADOPTED, by=by, reason=reason)
@@ -209,9 +188,6 @@ def hold(version: str, *, by: str | None, reason: str) -> Entry:
     """Puts a version on hold: it answers no new films and cannot become the champion until it is released.
 
     A version that is on hold already keeps the entry that put it there.
-
-    Raises:
-        BadInput: There is no such version, or nobody or no reason is named.
     """
     content = signed(record.HELD, by=by, reason=reason)
     with _deciding() as (client, entries):
@@ -221,11 +197,7 @@ def hold(version: str, *, by: str | None, reason: str) -> Entry:
 
 
 def release(version: str, *, by: str | None, reason: str) -> Entry:
-    """Takes a version off hold.
-
-    Raises:
-        BadInput: There is no such version, it is not on hold, or nobody or no reason is named.
-    """
+    """Takes a version off its hold."""
     content = signed(record.RELEASED, by=by, reason=reason)
     with _deciding() as (client, entries):
         find(client, version)
@@ -235,12 +207,7 @@ def release(version: str, *, by: str | None, reason: str) -> Entry:
 
 
 def repair(*, by: str, reason: str) -> Entry:
-    """Puts the aliases back to where the record says, and writes down where they were.
-
-    Raises:
-        BadInput: Nothing is wrong, there was never a champion, or nobody or no reason is named.
-        IntegrityError: The record itself was changed.
-    """
+    """Puts aliases back that are not where the record says, and writes down where they were."""
     content = signed(record.REPAIRED, by=by, reason=reason)
     with locked("record"), connect() as client:
         entries = record.read(client)

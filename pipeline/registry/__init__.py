@@ -19,27 +19,3 @@ from pipeline.tracking.versions import (
     model_digest,
     report_address,
 )
-
-__all__ = [
-    "MODEL_NAME",
-    "Scored",
-    "artifact",
-    "champion_profile",
-    "check",
-    "check_model",
-    "earlier",
-    "films_of",
-    "find_artifact",
-    "get_version",
-    "hold_warning",
-    "list_versions",
-    "load",
-    "load_predictor",
-    "model_digest",
-    "register_candidates",
-    "report_address",
-    "score_earlier",
-    "stored",
-    "verify",
-    "version_at",
-]

@@ -74,7 +74,6 @@ def register_candidates(
     Raises:
         BadInput: An artefact is missing, or the run key belongs to another revision.
         IntegrityError: A stored model is not the one that was evaluated.
-        ResourceError: The MLflow store does not answer.
     """
     if not re.fullmatch(r"[^'\"`\\\s]{1,250}", run_key) or not run_key.isprintable():
         raise BadInput(f"the run key {run_key!r} holds quotes or spaces, or is too long: choose another")
@@ -116,13 +115,9 @@ def _parent_run(
             client.log_artifacts(parent.info.run_id, folder)
             digest, shared = profile_digest(Path(folder)), json.dumps(hashes_below(Path(folder)))
         tags = {"dvc_lock_sha256": sha256_file(done.workspace / "dvc.lock"), "withheld": ", ".join(withheld)}
-        _set_run_tags(client, parent.info.run_id, tags | digest | {"evidence": shared})
+        for key, value in (tags | digest | {"evidence": shared}).items():
+            client.set_tag(parent.info.run_id, key, value)
     return client.get_run(parent.info.run_id)
-
-
-def _set_run_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
-    for key, value in tags.items():
-        client.set_tag(run_id, key, value)
 
 
 def _versions(client: "MlflowClient", parent: "Run", done: Retraining) -> tuple[dict[str, str], bool]:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
-from openmed.files import atomic_path, hashes_below, read_json, sha256_file, write_json
+from openmed.files import hashes_below, read_json, sha256_file, write_json
 from pipeline.registry.profiles import stage_profile
 from pipeline.registry.retraining import Candidate, Retraining, read_table
-from pipeline.settings.plan import PLAN_FILE
+from pipeline.settings.plan import PLAN_FILE, flat
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,8 +48,9 @@ def stage_parent(done: Retraining, folder: Path) -> list[str]:
     ):
         texts |= {f"drift/{name}": drift / name for name in ("drift.json", "drift.html")}
     withheld = _copy_texts(done, texts, folder)
+    (folder / "split").mkdir()
     split = done.films[["id", "patient", "label", "split"]]
-    _write_table(folder / "split" / "split.parquet", _pseudonymous(split, done.pseudonyms()))
+    _pseudonymous(split, done.pseudonyms()).to_parquet(folder / "split" / "split.parquet", index=False)
     return withheld + stage_profile(done, folder)
 
 
@@ -84,19 +85,20 @@ def stage_candidate(
         (folder / "examples" / image.name).write_bytes(image.read_bytes())
     shutil.copyfile(candidate.folder / CONTROL_FILE, folder / CONTROL_FILE)
     predictions = read_table(candidate.folder / "predictions.parquet")
-    _write_table(folder / "predictions.parquet", _pseudonymous(predictions, done.pseudonyms()))
+    _pseudonymous(predictions, done.pseudonyms()).to_parquet(folder / "predictions.parquet", index=False)
     elsewhere = read_table(candidate.external / "predictions.parquet").drop(columns="path")
-    _write_table(folder / EXTERNAL_PREDICTIONS, _pseudonymous(elsewhere, done.external_pseudonyms()))
+    elsewhere = _pseudonymous(elsewhere, done.external_pseudonyms())
+    elsewhere.to_parquet(folder / EXTERNAL_PREDICTIONS, index=False)
     # Validation and calibration films have shaped the model too: they count as seen.
     seen = done.films.loc[
         done.films["split"].isin(["train", "validation", "calibration"]), ["sha256", "split"]
     ]
-    _write_table(folder / "training_films.parquet", seen.reset_index(drop=True))
+    seen.reset_index(drop=True).to_parquet(folder / "training_films.parquet", index=False)
     for other, (about, scores, elsewhere) in against.items():
         write_json(folder / f"{other}.json", about)
         for name, table in (("predictions.parquet", scores), (EXTERNAL_PREDICTIONS, elsewhere)):
             if table is not None:
-                _write_table(folder / f"{other}_{name}", table.reset_index(drop=True))
+                table.reset_index(drop=True).to_parquet(folder / f"{other}_{name}", index=False)
     return hashes_below(folder), withheld
 
 
@@ -124,11 +126,6 @@ def _pseudonymous(films: "pd.DataFrame", pseudonyms: Mapping[str, str]) -> "pd.D
     return films.assign(patient=codes)
 
 
-def _write_table(path: Path, table: "pd.DataFrame") -> None:
-    with atomic_path(path) as temporary:
-        table.to_parquet(temporary, index=False)
-
-
 def log_numbers(client: "MlflowClient", run_id: str, done: Retraining, candidate: Candidate) -> None:
     """Logs the settings, the metrics with their intervals, and the course of the training."""
     from mlflow.entities import Metric, Param
@@ -148,7 +145,7 @@ def settings(params: Mapping[str, Any], architecture: str) -> dict[str, str]:
         named = {plain: findings[name] for name, plain in _plain_names(findings).items()}
         sections["evaluate"] = {**params["evaluate"], "findings": named}
     sections["train"] = (params.get("train") or {}).get(architecture)
-    return {key: str(value) for key, value in _flat(sections).items()}
+    return {key: str(value) for key, value in flat(sections) if value is not None and value != {}}
 
 
 def numbers(metrics: Mapping[str, Any], history: Path) -> list[tuple[str, int, float]]:
@@ -195,12 +192,3 @@ def _course(history: Path) -> list[tuple[str, int, float]]:
         for name in columns
         if math.isfinite(row[name])
     ]
-
-
-def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(content, Mapping):
-        return {} if content is None else {prefix: content}
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -69,20 +69,12 @@ def _model_folder(address: str | Path) -> Iterator[Path]:
             )
         yield Path(address)
         return
-    with connect() as client:
-        version = find(client, _resolve(str(address)))
-        with _stored_model(client, version.tags["model_id"], f"version {version.version}") as folder:
-            _check_version(folder, version)
-            yield folder
+    with stored(_resolve(str(address))) as folder:
+        yield folder
 
 
 def check_model(version: str) -> "ModelSpec":
-    """Checks that the stored model of a version is the one that was registered; returns its description.
-
-    Raises:
-        BadInput: There is no such version.
-        IntegrityError: Weights or description were changed or are missing.
-    """
+    """Checks that the stored model of a version is the one that was registered; returns its description."""
     from openmed.inference.checkpoint import read_spec
 
     with stored(version) as folder:
@@ -91,20 +83,22 @@ def check_model(version: str) -> "ModelSpec":
 
 @contextmanager
 def stored(version: str) -> Iterator[Path]:
-    """Gives the checked model folder of a version while the block lasts; raises as `check_model`."""
+    """Gives the checked model folder of a version while the block lasts.
+
+    Raises:
+        BadInput: There is no such version.
+        IntegrityError: Weights or description were changed or are missing.
+    """
+    what = f"version {version}"
     with connect() as client:
-        found = find(client, version)
-        with _stored_model(client, found.tags["model_id"], f"version {version}") as folder:
-            _check_version(folder, found)
+        tags = find(client, version).tags
+        with _stored_files(client, tags["model_id"], what, _MODEL_FOLDER) as folder:
+            _check_hashes(folder, tags.get("weights_sha256"), tags.get("spec_sha256"), what)
             yield folder
 
 
 def check_stored(client: "MlflowClient", model_id: str, candidate: Candidate) -> dict[str, str]:
-    """Refuses a model that was stored in part: MLflow itself would register it as ready.
-
-    Returns:
-        The SHA-256 of every file of the stored model, by its path below the model.
-    """
+    """Refuses a model that was stored in part, which MLflow would register; returns path -> SHA-256."""
     status = str(client.get_logged_model(model_id).status)
     if status != "READY":
         raise IntegrityError(
@@ -118,11 +112,7 @@ def check_stored(client: "MlflowClient", model_id: str, candidate: Candidate) ->
 
 
 def check_files(client: "MlflowClient", version: "ModelVersion") -> None:
-    """Holds every file of a version's stored model, MLflow's own included, against its registration.
-
-    Raises:
-        IntegrityError: A file was changed, is missing or was added; the first is named.
-    """
+    """Refuses a version of whose stored model any file, MLflow's own too, was changed, added or lost."""
     what, number = f"version {version.version}", str(version.version)
     with _stored_files(client, version.tags["model_id"], what) as folder:
         found = {path: digest for path, digest in hashes_below(folder).items() if path != _META_FILE}
@@ -143,13 +133,6 @@ def _names_version(path: Path, version: str) -> bool:
 
 
 @contextmanager
-def _stored_model(client: "MlflowClient", model_id: str, what: str) -> Iterator[Path]:
-    """Fetches a stored model folder for as long as the block lasts."""
-    with _stored_files(client, model_id, what, _MODEL_FOLDER) as folder:
-        yield folder
-
-
-@contextmanager
 def _stored_files(client: "MlflowClient", model_id: str, what: str, below: str = "") -> Iterator[Path]:
     """Fetches what MLflow stored of a model, or a folder of it, for as long as the block lasts."""
     uri = f"{client.get_logged_model(model_id).artifact_location}/{below}".rstrip("/")
@@ -157,28 +140,16 @@ def _stored_files(client: "MlflowClient", model_id: str, what: str, below: str =
         yield fetch(uri, folder, f"the stored model of {what}")
 
 
-def _check_version(folder: Path, version: "ModelVersion") -> None:
-    tags, what = version.tags, f"version {version.version}"
-    _check_hashes(folder, tags.get("weights_sha256"), tags.get("spec_sha256"), what)
-
-
 def _check_hashes(folder: Path, weights_sha256: str | None, spec_sha256: str | None, what: str) -> None:
     from openmed.fitted.feature_statistics import STATISTICS_FILE
-    from openmed.inference.checkpoint import (
-        EXPORT_FILE,
-        SPEC_FILE,
-        WEIGHTS_FILE,
-        export_hash,
-        read_control,
-        read_spec,
-    )
+    from openmed.inference import checkpoint
 
-    _check_hash(folder / WEIGHTS_FILE, weights_sha256, what)
-    _check_hash(folder / SPEC_FILE, spec_sha256, what)
-    if (export_sha256 := export_hash(folder)) is not None:
-        _check_hash(folder / EXPORT_FILE, export_sha256, what)
-    read_control(folder)
-    if (novelty := read_spec(folder)[0].novelty) is not None:
+    _check_hash(folder / checkpoint.WEIGHTS_FILE, weights_sha256, what)
+    _check_hash(folder / checkpoint.SPEC_FILE, spec_sha256, what)
+    if (export_sha256 := checkpoint.export_hash(folder)) is not None:
+        _check_hash(folder / checkpoint.EXPORT_FILE, export_sha256, what)
+    checkpoint.read_control(folder)
+    if (novelty := checkpoint.read_spec(folder)[0].novelty) is not None:
         _check_hash(folder / STATISTICS_FILE, novelty.statistics_sha256, what)
 
 
@@ -190,10 +161,7 @@ def _check_hash(path: Path, expected: str | None, what: str) -> None:
 
 
 def version_at(address: str) -> str:
-    """Returns the version that an address or an alias points to, whether or not it should point there.
-
-    Args:
-        address: models:/openmed-cxr@champion, models:/openmed-cxr/7 or 7.
+    """Returns the version at models:/openmed-cxr@champion, models:/openmed-cxr/7 or 7, by alias or number.
 
     Raises:
         BadInput: It is no address, or there is no such alias.
@@ -210,9 +178,8 @@ def version_at(address: str) -> str:
         return version
     known = aliases()
     if alias not in known:
-        remedy = (
-            f"choose one of {', '.join(sorted(known))}" if known else "register and promote a model first"
-        )
+        names = ", ".join(sorted(known))
+        remedy = f"choose one of {names}" if known else "register and promote a model first"
         raise BadInput(f"{MODEL_NAME} has no {alias}: {remedy}")
     return known[alias]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openmed.errors import IntegrityError, ResourceError
-from openmed.files import atomic_path, sha256_file
+from openmed.files import sha256_file
 from pipeline.ledger import champion
 from pipeline.registry.retraining import Retraining, read_table
 from pipeline.tracking.store import connect
@@ -29,15 +29,14 @@ def stage_profile(done: Retraining, folder: Path) -> list[str]:
 
     manifest = read_table(done.workspace / "artifacts" / "validate" / "manifest.parquet")
     films = profile_films(manifest, done.params["task"]["classes"])
-    told = {str(value) for name in OPTIONAL_COLUMNS if name in films for value in films[name].unique()}
-    if done.names_a_patient("\n".join(sorted(told))):
+    texts = {str(value) for name in OPTIONAL_COLUMNS if name in films for value in films[name].unique()}
+    if done.names_a_patient("\n".join(sorted(texts))):
         return [PROFILE_FILE]
     numbers = done.pseudonyms()
     # Patients whose films are all in no split have no number yet.
     others = films[~films["patient"].isin(numbers)].groupby("patient")["sha256"].min().sort_values()
     numbers |= {patient: f"x{number:06d}" for number, patient in enumerate(others.index, start=1)}
-    with atomic_path(folder / PROFILE_FILE) as temporary:
-        films.assign(patient=films["patient"].map(numbers)).to_parquet(temporary, index=False)
+    films.assign(patient=films["patient"].map(numbers)).to_parquet(folder / PROFILE_FILE, index=False)
     return []
 
 

@@ -91,7 +91,7 @@ class Retraining:
     params: dict[str, Any]
     data_md5: str
     films: "pd.DataFrame"
-    """id, patient, label, split, path, sha256 of every film in a split."""
+    """id, patient, label, split, path (below data/), sha256 of every film in a split."""
     candidates: dict[str, Candidate]
     external: "pd.DataFrame"
     """set, id, path (below external/), sha256, patient and label of every film of an external set."""
@@ -125,14 +125,11 @@ class Retraining:
 
     def pseudonyms(self) -> dict[str, str]:
         """Patient -> number by the patient's first film id: stable, and not to be guessed backwards."""
-        # A hash of the identifier could be undone by trying all identifiers there are.
-        first = self.films.groupby("patient")["id"].min().sort_values()
-        return {patient: f"p{number:06d}" for number, patient in enumerate(first.index, start=1)}
+        return _numbered(self.films, "p")
 
     def external_pseudonyms(self) -> dict[str, str]:
         """The same for the patients of external sets."""
-        first = self.external.groupby("patient")["id"].min().sort_values()
-        return {patient: f"e{number:06d}" for number, patient in enumerate(first.index, start=1)}
+        return _numbered(self.external, "e")
 
     def names_a_patient(self, text: str) -> bool:
         """Tells whether an identifier of a patient stands in a text or page, embedded images aside.
@@ -154,16 +151,18 @@ def of_each_finding(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [metrics, *metrics.get("findings", {}).values()]
 
 
+def _numbered(films: "pd.DataFrame", letter: str) -> dict[str, str]:
+    # A hash of the identifier could be undone by trying all identifiers there are.
+    first = films.groupby("patient")["id"].min().sort_values()
+    return {patient: f"{letter}{number:06d}" for number, patient in enumerate(first.index, start=1)}
+
+
 def _known(value: float | None) -> float:
     return -math.inf if value is None or math.isnan(value) else value
 
 
 def films_of(workspace: Path) -> "pd.DataFrame":
-    """Reads the films of a workspace: id, patient, label, split, path (below data/) and sha256.
-
-    Raises:
-        BadInput: The pipeline has not run there.
-    """
+    """Reads the films of a workspace, as `Retraining.films` has them; BadInput when it has not run there."""
     artifacts = Path(workspace) / "artifacts"
     split = read_table(artifacts / "split" / "split.parquet", ["id", "patient", "label", "split"])
     manifest = read_table(artifacts / "validate" / "manifest.parquet", ["id", "path", "sha256"])
@@ -174,11 +173,7 @@ def films_of(workspace: Path) -> "pd.DataFrame":
 
 
 def external_films_of(workspace: Path) -> "pd.DataFrame":
-    """Reads the films of the external sets of a workspace, as `Retraining.external` has them.
-
-    Raises:
-        BadInput: The pipeline has not run there.
-    """
+    """Reads the films of the external sets of a workspace, as `Retraining.external` has them."""
     # The films are the same for every architecture.
     first = _settings(Path(workspace))[1][0]
     path = Path(workspace) / "artifacts" / "external" / first / "predictions.parquet"

@@ -168,7 +168,7 @@ def lax_limits(plan: ChangePlan, floors: Mapping[str, float], margins: Mapping[s
 
 def unplanned_changes(plan: ChangePlan, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     """Says, a sentence each, which settings differ from the champion's although the plan fixes them."""
-    old, new = dict(_flat(before)), dict(_flat(after))
+    old, new = dict(flat(before)), dict(flat(after))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key):
             continue
@@ -179,9 +179,10 @@ def unplanned_changes(plan: ChangePlan, before: Mapping[str, Any], after: Mappin
             )
 
 
-def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Gives the settings in nested sections, each with the names of its sections before it: a.b.c."""
     if isinstance(content, Mapping) and content:
         for key, value in content.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from flat(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, content

@@ -25,12 +25,8 @@ _ADDRESSES = {
 def relocate(home: Path, experiment: str) -> None:
     """Rewrites, in one transaction, the addresses in the store of a state folder that is elsewhere now.
 
-    Of tables that came without their files those are read where they were, and none is added; see
-    `check_own_files`.
-
-    Args:
-        home: The state folder, as it is named now.
-        experiment: The experiment whose address says where the folder was.
+    The address of the experiment says where the folder was. Of tables that came without their files those
+    are read where they were, and none is added; see `check_own_files`.
 
     Raises:
         ResourceError: The files of the store are nowhere.
@@ -44,7 +40,7 @@ def relocate(home: Path, experiment: str) -> None:
         if before is None or before == here.as_uri() or _is_same(before, here):
             return
         if not here.is_dir() and store.execute("SELECT count(*) FROM runs").fetchone()[0]:
-            if _folder(before).is_dir():
+            if local_path(before).is_dir():
                 return
             raise _without_files(file, before, here)
         _rewrite(store, before, here.as_uri())
@@ -55,15 +51,7 @@ def relocate(home: Path, experiment: str) -> None:
 
 
 def check_own_files(home: Path, experiment: str) -> None:
-    """Refuses to add files to a store whose files lie elsewhere: they would go into the original's.
-
-    Args:
-        home: The state folder.
-        experiment: The experiment whose address says where files go.
-
-    Raises:
-        ResourceError: They lie elsewhere.
-    """
+    """Refuses, by ResourceError, to add files to a store whose files lie elsewhere, in the original's."""
     file, here = home / STORE_FILE, home / ARTIFACTS
     with closing(sqlite3.connect(file, timeout=_LOCK_WAIT_S)) as store:
         before = _recorded(store, experiment)
@@ -75,13 +63,14 @@ def _without_files(file: Path, before: str, here: Path) -> ResourceError:
     return ResourceError(f"{file} came without its files, which were at {before}: put that folder at {here}")
 
 
-def _folder(address: str) -> Path:
+def local_path(address: str) -> Path:
+    """Returns where artifacts of this machine lie."""
     return Path(url2pathname(address.removeprefix("file://")))
 
 
 def _is_same(address: str, folder: Path) -> bool:
     """Tells whether an address is another name of a folder, by a link or a mount."""
-    recorded = _folder(address)
+    recorded = local_path(address)
     return recorded.is_dir() and folder.is_dir() and recorded.samefile(folder)
 
 

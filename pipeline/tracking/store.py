@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
-from urllib.request import url2pathname
 
 from openmed.errors import IntegrityError, ResourceError
 from pipeline.settings import project
@@ -153,11 +152,6 @@ def _is_lost(error: Exception, uri: str) -> bool:
 def is_local(uri: str) -> bool:
     """Tells whether artifacts lie in a folder of this machine."""
     return uri.startswith(("file:", "/"))
-
-
-def local_path(uri: str) -> Path:
-    """Returns where artifacts of this machine lie."""
-    return Path(url2pathname(uri.removeprefix("file://")))
 
 
 def without_password(uri: str) -> str:

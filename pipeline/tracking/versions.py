@@ -17,13 +17,13 @@ from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_bytes, sha256_file
 from pipeline.settings import project
 from pipeline.settings.variables import variables
+from pipeline.tracking.relocation import local_path
 from pipeline.tracking.store import (
     MODEL_NAME,
     connect,
     fetch,
     is_entry,
     is_local,
-    local_path,
     registered_model,
     search,
     without_password,

@@ -577,11 +577,11 @@ def test_when_the_gates_refuse_the_first_candidate_the_next_one_is_judged(stage)
     judged = promotion.judge_in_turn([FAILED, BETTER, WORSE])
     assert (judged["version"], judged["verdict"], judged["first"]) == (BETTER, PASS, FAILED)
     assert [(each["version"], each["verdict"]) for each in judged["refused"]] == [(FAILED, FAIL)]
-    decided = ledger.last_decision(FAILED)
+    decided = ledger.history(FAILED)[-1]
     assert (decided.event, decided.by) == (ledger.REJECTED, "gate")
     assert decided.reason == judged["refused"][0]["grounds"]
     assert "AUC is 0.000, below the required" in decided.reason
-    assert ledger.last_decision(BETTER) is None and ledger.last_decision(WORSE) is None
+    assert [ledger.history(each)[-1].event for each in (BETTER, WORSE)] == ["registered"] * 2
 
 
 def test_the_page_for_reviewers_names_those_that_were_refused_before(stage):
@@ -597,7 +597,7 @@ def test_the_last_candidate_of_all_is_left_to_whoever_asks_for_the_decision(stag
     judged = promotion.judge_in_turn([FAILED, WORSE])
     assert (judged["version"], judged["verdict"]) == (WORSE, OUTSIDE_PLAN) and judged["grounds"]
     assert [each["version"] for each in judged["refused"]] == [FAILED]
-    assert ledger.last_decision(WORSE) is None and ledger.champion() == CHAMPION
+    assert ledger.history(WORSE)[-1].event == "registered" and ledger.champion() == CHAMPION
 
 
 def test_judging_in_turn_again_after_a_kill_writes_nothing_twice(stage):
