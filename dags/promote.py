@@ -72,22 +72,15 @@ class ReviewOperator(QuestionOperator):
 
     def check(self, answer: dict[str, Any], ti: Any) -> None:
         """Refuses an answer that the ledger would not take."""
-        earlier = {role: ti.xcom_pull(task_ids=f"review.{role}", key="answer") for role in self.earlier}
-        check_answer(self.role, {**earlier, self.role: answer}, ti.xcom_pull(task_ids="gate"))
+        from pipeline import ledger
 
-
-def check_answer(role: str, answers: dict[str, dict[str, Any]], judged: dict[str, Any]) -> None:
-    """Refuses the answer of a role, given those before it; BadInput says why it cannot count."""
-    from pipeline import ledger
-
-    answer = answers[role]
-    name = person(answer)
-    if name is None:
-        return
-    if answer["chosen_options"] == [REJECT]:
-        ledger.signed(ledger.REJECTED, by=name, reason=comment_of(answer))
-        return
-    ledger.Basis.of(judged).check_people(ledger.Approval.of(*approval(answers)).people)
+        name = person(answer)
+        if name is not None and answer["chosen_options"] == [REJECT]:
+            ledger.signed(ledger.REJECTED, by=name, reason=comment_of(answer))
+        elif name is not None:
+            answers = {role: ti.xcom_pull(task_ids=f"review.{role}", key="answer") for role in self.earlier}
+            people = ledger.Approval.of(*approval({**answers, self.role: answer})).people
+            ledger.Basis.of(ti.xcom_pull(task_ids="gate")).check_people(people)
 
 
 def approval(answers: dict[str, dict[str, Any]]) -> tuple[dict[str, str | None], str]:

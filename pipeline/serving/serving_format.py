@@ -8,19 +8,8 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 _SERVED_WITH = (
-    *(
-        "mlflow",
-        "numpy",
-        "onnxruntime",
-        "opencv-python-headless",
-        "pandas",
-        "pillow",
-        "safetensors",
-        "simplejpeg",
-        "timm",
-        "torch",
-    ),
-    *("pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm"),
+    *("mlflow", "numpy", "onnxruntime", "opencv-python-headless", "pandas", "pillow", "safetensors"),
+    *("simplejpeg", "timm", "torch", "pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm"),
 )
 
 

@@ -91,7 +91,7 @@ def test_a_candidate_of_today_is_judged_against_its_champion(state, tmp_path):
     workspace = tmp_path / "today"
     workspace.mkdir()
     shutil.copy(plan, workspace)
-    version = register(make_workspace(workspace, ("vit",)), "run-today")["version"]
+    version = register(make_workspace(workspace, ("vit",)), "run-today").version
     judged = promotion.gate(version)
     assert (version, judged["champion"], judged["films_compared"]) == ("4", "3", 24)
     assert [gate["name"] for gate in judged["comparison"]] == [

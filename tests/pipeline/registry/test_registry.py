@@ -297,7 +297,7 @@ def test_an_export_is_registered_with_its_model_and_held_to_its_hash(store, tmp_
     workspace = make_workspace(tmp_path / "a")
     films = np.random.default_rng(0).integers(0, 256, (6, 32, 32), dtype=np.uint8)
     assert finish_export(workspace / "artifacts/evaluate/resnet50/model", films).startswith("exported")
-    address = f"models:/openmed-cxr/{register(workspace)['version']}"
+    address = f"models:/openmed-cxr/{register(workspace).version}"
     exported, model = registry.load_predictor(address), registry.load(address)
     assert runtime(exported) == "onnxruntime"
     np.testing.assert_allclose(exported.predict(films), model.predict(films), atol=1e-4)

@@ -195,7 +195,7 @@ def test_phases_of_a_training_that_measure_the_same_at_a_step_are_intact(store, 
         "epoch,step_name,train_loss,validation_loss,validation_auc,learning_rate,seconds\n"
         "1,head,0.7,0.7,0.5,0.001,1.5\n1,finetune,0.5,0.6,0.5,0.001,1.5\n"
     )
-    links = registry.verify(register(workspace)["version"])
+    links = registry.verify(register(workspace).version)
     assert len(links) == len(LINKS) and links[-1].problem is None
 
 
