@@ -28,11 +28,12 @@ from scipy.stats import norm
 from openmed.gates.gate import PASS, judge
 from openmed.metrics.intervals import judged_intervals, paired_difference
 from pipeline.evaluation.judgement import operating_threshold
+from pipeline.evaluation.metrics_file import Metrics
 from pipeline.evaluation.rules import Rules
-from pipeline.promotion.gates import overall
 from pipeline.promotion.gates.comparison import CHAMPION, difference_gates
 from pipeline.promotion.gates.evidence import Evidence, confidence_of_look
 from pipeline.promotion.gates.performance import calibration, floor_gates, net_benefit, transfer
+from pipeline.promotion.gates.verdict import joint_verdict
 from pipeline.settings.plan import load_plan
 
 ROOT = Path(__file__).parents[1]
@@ -230,7 +231,8 @@ class Judges:
         evidence = self.evidence(table, look=look)
         if shift:
             own, other = (
-                sensitivity_at(at, GOOD["auc"]) for at in (evidence.spec.threshold, champion["threshold"])
+                sensitivity_at(at, GOOD["auc"])
+                for at in (evidence.spec.operating_point, champion["threshold"])
             )
             lost = max(0.0, 1 - (other - shift) / own)
             evidence = self.evidence(self._less_sensitive(table, evidence, lost), look=look)
@@ -239,12 +241,12 @@ class Judges:
         gates = [*floor_gates(evidence), transfer(evidence), calibration(evidence), net_benefit(evidence)]
         margins = evidence.margins
         comparison = difference_gates(evidence, compared, champion["threshold"], CHAMPION, margins)
-        return overall(gates, comparison)
+        return joint_verdict(gates, comparison)
 
     def evidence(self, table: pd.DataFrame, look: int) -> Evidence:
         """Evidence on a version that holds what the gates used here read."""
         finding = self.params["task"]["positive"]
-        spec = SimpleNamespace(positive=finding, findings=(finding,), positive_index=1, threshold=0.5)
+        spec = SimpleNamespace(positive=finding, findings=(finding,), positive_index=1, operating_point=0.5)
         made = Evidence(
             version="simulated",
             tags={},
@@ -252,7 +254,7 @@ class Judges:
             params=self.params,
             plan_file=self.plan_file,
             plan_sha256="",
-            metrics={},
+            metrics=Metrics("simulated"),
             gates=[],
             predictions=table,
             split=table,
@@ -261,12 +263,12 @@ class Judges:
             look=look,
         )
         made.__dict__["plan"] = self.plan
-        spec.threshold = operating_threshold(table, 1, made.rules)
+        spec.operating_point = operating_threshold(table, 1, made.rules)
         test, rules = made.test, made.rules
         found = judged_intervals(
-            test["label"], test["score"], test["patient"], spec.threshold, rules.confidence
+            test["label"], test["score"], test["patient"], spec.operating_point, rules.confidence
         )
-        made.gates.extend(gate.to_json() for gate in judge(found, rules.floors)[1])
+        made.gates.extend(judge(found, rules.floors)[1])
         return made
 
     def _films(self, films: int, auc: float, *, shuffled: bool) -> tuple[pd.DataFrame, dict]:
@@ -302,7 +304,9 @@ class Judges:
     def _less_sensitive(self, table: pd.DataFrame, evidence: Evidence, share: float) -> pd.DataFrame:
         """Lets the model miss a share of the test films that it would find."""
         found = (
-            (table["split"] == "test") & (table["label"] == 1) & (table["score"] >= evidence.spec.threshold)
+            (table["split"] == "test")
+            & (table["label"] == 1)
+            & (table["score"] >= evidence.spec.operating_point)
         )
         lost = found & (self.simulation.random.random(len(table)) < share)
         return table.assign(score=table["score"].where(~lost, table["score"] * 0.2))
@@ -380,7 +384,7 @@ def transfer_rows(simulation: Simulation, repeats: int) -> Iterator[Row]:
         for _ in range(repeats):
             table, _ = judges._films(films, GOOD["auc"], shuffled=False)
             judged += 1
-            doubted += transfer(judges.evidence(table, look=1))["verdict"] != PASS
+            doubted += transfer(judges.evidence(table, look=1)).verdict != PASS
         rates[f"{films} films, {of.title}"] = doubted / judged
     worst = max(rates, key=rates.get)
     yield at_most(f"threshold transfer fails an honest model ({worst})", rates[worst], 0.03)

@@ -1,6 +1,6 @@
 """A finished model, or several, on films of any origin: predict, choose a threshold, evaluate, explain."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from openmed.files import check_not_input, write_bytes
 from openmed.films.images import check_usable, read_film, read_squares, resize_film, usable_squares
 from openmed.fitted.operating_point import choose_threshold
 from openmed.fitted.spec import ModelSpec
-from openmed.inference.answers import answer, to_rows
+from openmed.inference.answers import FilmAnswer, answer, film_answers
 from openmed.inference.ensemble import Ensemble
 from openmed.inference.referral import REASONS, Referral
 from openmed.inference.session import count_called, runtime
 from openmed.intake.identity import Recognised
 from openmed.intake.sources import LabelledFilm, list_source
-from openmed.metrics.classification import confusion
-from openmed.metrics.intervals import metric_intervals
+from openmed.metrics.classification import Counts, confusion
+from openmed.metrics.intervals import Interval, metric_intervals
 from openmed.models.base import BaseModel
 from pipeline.registry import load_predictor
 from pipeline.tools.device import pick_device
@@ -45,26 +45,83 @@ def assemble(addresses: Sequence[str], *, threshold: float | None = None, views:
     return Ensemble(members, threshold=threshold, views=views)
 
 
-def predict_films(
-    ensemble: Ensemble, paths: Sequence[Path], address: str, warning: str | None = None
-) -> Iterator[dict[str, Any]]:
+def predict_films(ensemble: Ensemble, paths: Sequence[Path]) -> Iterator[FilmAnswer]:
     """Predicts film files in order, a batch at a time.
-
-    Yields:
-        path, what `openmed.inference.answers.to_rows` says of a film, model (the address) and warning.
 
     Raises:
         BadInput: A file is not a usable film, or a mean over models or views has no threshold.
         IntegrityError: A model answers with something that is no number.
     """
-    _threshold(ensemble, needed=ensemble.is_mean)
+    if ensemble.is_mean:
+        _frozen_threshold(ensemble)
     for part in _batches(paths):
         films = list(
             ordered_map(lambda path: read_squares(path, ensemble.sizes_px, ensemble.min_side_px), part)
         )
-        rows = to_rows(ensemble, answer(ensemble, _by_size(ensemble, films)))
-        for path, row in zip(part, rows, strict=True):
-            yield {"path": str(path), **row, "model": address, "warning": warning}
+        yield from film_answers(ensemble, answer(ensemble, _by_size(ensemble, films)))
+
+
+@dataclass(frozen=True)
+class FindingResult:
+    """What films show of one finding against all other classes.
+
+    Attributes:
+        threshold: From which probability on a film is flagged (0..1).
+        intervals: auc, sensitivity, specificity and accuracy, with limits that know of patients.
+        counts: At the threshold.
+    """
+
+    threshold: float
+    intervals: Mapping[str, Interval]
+    counts: Counts
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns each metric, threshold, intervals (low and high of each) and counts (tp, fp, tn, fn)."""
+        shown = {name: interval.to_json() for name, interval in self.intervals.items()}
+        return {
+            **{name: item["value"] for name, item in shown.items()},
+            "threshold": self.threshold,
+            "intervals": {name: [item["low"], item["high"]] for name, item in shown.items()},
+            "counts": {name: int(value) for name, value in vars(self.counts).items()},
+        }
+
+
+@dataclass(frozen=True)
+class SourceResult:
+    """How models do on a source of labelled films.
+
+    Attributes:
+        n: Films judged.
+        patients: How many they are of.
+        unusable: Films that the validate stage would quarantine.
+        findings: finding -> what films show of it, the first first.
+        confusion: Class that films have -> class that they are called -> films.
+        referred: Reason -> films referred; None when the models refer none.
+        runtime: What computed the probabilities of each model.
+        recognised: What names the patients, and how surely.
+    """
+
+    n: int
+    patients: int
+    unusable: int
+    findings: Mapping[str, FindingResult]
+    confusion: Mapping[str, Mapping[str, int]]
+    referred: Mapping[str, int] | None
+    runtime: list[str]
+    recognised: Recognised
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as plain values, those of the first finding beside them."""
+        first, *further = [(name, each.to_json()) for name, each in self.findings.items()]
+        counted = {"n": self.n, "patients": self.patients, "unusable": self.unusable}
+        others = {name: getattr(self, name) for name in ("confusion", "referred", "runtime")}
+        return {
+            **counted,
+            **first[1],
+            "findings": dict(further),
+            **others,
+            "recognised": self.recognised.to_json(),
+        }
 
 
 def evaluate_source(
@@ -75,7 +132,7 @@ def evaluate_source(
     confidence: float = 0.95,
     seed: int = 0,
     patients_from: str = "auto",
-) -> dict[str, Any]:
+) -> SourceResult:
     """Judges one or more models at a frozen threshold on a folder or zip of class folders.
 
     Args:
@@ -86,69 +143,54 @@ def evaluate_source(
         seed: Of the bootstrap.
         patients_from: One of `openmed.intake.identity.PATIENTS_FROM`.
 
-    Returns:
-        n, patients, unusable (films that the validate stage would quarantine); of the first finding auc,
-        sensitivity, specificity, accuracy, threshold, intervals (low and high of each, that know of patients)
-        and counts (tp, fp, tn, fn); findings (the same of each further one); confusion (class that films have
-        -> class that they are called -> films); referred (reason -> number of the n films, None when the
-        models refer none), runtime (what computed the probabilities of each model), recognised (what names
-        the patients, and how surely; see `openmed.intake.identity.Recognised`).
-
     Raises:
         BadInput: The source has no class folders or no usable film, it has to be asked who its patients are,
             or there is no threshold.
     """
-    spec, threshold = ensemble.spec, _threshold(ensemble, needed=True)
+    spec, threshold = ensemble.spec, _frozen_threshold(ensemble)
     settings = {"replicates": replicates, "confidence": confidence, "seed": seed}
     films = _score_source(ensemble, source, patients_from)
     points = {spec.positive: threshold, **spec.further_thresholds}
-    found = {name: _measured(films, spec, name, point, settings) for name, point in points.items()}
-    return {
-        "n": len(films.labels),
-        "patients": len(set(films.patients)),
-        "unusable": films.unusable,
-        **found.pop(spec.positive),
-        "findings": found,
-        "confusion": count_called(spec, films.labels, films.probabilities, threshold),
-        "referred": _by_reason(films.referred),
-        "runtime": [runtime(member) for member in ensemble.members],
-        "recognised": films.recognised.to_json(),
-    }
+    return SourceResult(
+        n=len(films.labels),
+        patients=len(set(films.patients)),
+        unusable=films.unusable,
+        findings={name: _measured(films, spec, name, point, settings) for name, point in points.items()},
+        confusion=count_called(spec, films.labels, films.probabilities, threshold),
+        referred=_by_reason(films.referred),
+        runtime=[runtime(member) for member in ensemble.members],
+        recognised=films.recognised,
+    )
 
 
 def _measured(
     films: "_Scored", spec: ModelSpec, finding: str, threshold: float, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """What films show of one finding against all other classes."""
+) -> FindingResult:
     has, scores = films.of(spec, finding)
     intervals = metric_intervals(has, scores, films.patients, threshold, **settings)
-    shown = {name: intervals[name].to_json() for name in _REPORTED}
-    counts = confusion(has, scores >= threshold)
-    return {
-        **{name: item["value"] for name, item in shown.items()},
-        "threshold": threshold,
-        "intervals": {name: [item["low"], item["high"]] for name, item in shown.items()},
-        "counts": {name: int(value) for name, value in vars(counts).items()},
-    }
+    reported = {name: intervals[name] for name in _REPORTED}
+    return FindingResult(threshold, reported, confusion(has, scores >= threshold))
 
 
-def threshold_on(ensemble: Ensemble, source: Path, target_sensitivity: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ChosenThreshold:
+    """An operating threshold (0..1), the sensitivity it was chosen for, films used, films unusable."""
+
+    threshold: float
+    target_sensitivity: float
+    n: int
+    unusable: int
+
+
+def threshold_on(ensemble: Ensemble, source: Path, target_sensitivity: float) -> ChosenThreshold:
     """Chooses the operating threshold of one or more models on films that are kept for that.
-
-    Returns:
-        threshold (0..1), target_sensitivity, n, unusable.
 
     Raises:
         BadInput: As `evaluate_source`, or no film has the finding.
     """
     films = _score_source(ensemble, source, "film")
     threshold = choose_threshold(*films.of(ensemble.spec, ensemble.spec.positive), target_sensitivity)
-    return {
-        "threshold": threshold,
-        "target_sensitivity": target_sensitivity,
-        "n": len(films.labels),
-        "unusable": films.unusable,
-    }
+    return ChosenThreshold(threshold, target_sensitivity, len(films.labels), films.unusable)
 
 
 def explain_film(model: BaseModel, path: Path, out: Path, finding: str | None = None) -> list[Path]:
@@ -184,15 +226,13 @@ def explain_film(model: BaseModel, path: Path, out: Path, finding: str | None = 
     return written
 
 
-def _threshold(ensemble: Ensemble, *, needed: bool) -> float | None:
-    if ensemble.threshold is not None or not needed:
-        return ensemble.threshold
-    if ensemble.is_mean:
+def _frozen_threshold(ensemble: Ensemble) -> float:
+    if ensemble.threshold is None and ensemble.is_mean:
         raise BadInput(
             "a mean over models or views has no threshold of its own: choose one with `openmed threshold` "
             "on films kept for that, and give it with --threshold"
         )
-    raise BadInput("this model has no frozen threshold yet: use the one that the evaluate stage wrote")
+    return ensemble.spec.operating_point if ensemble.threshold is None else ensemble.threshold
 
 
 def _by_reason(referred: Sequence[Referral]) -> dict[str, int] | None:

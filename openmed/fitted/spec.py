@@ -114,6 +114,15 @@ class ModelSpec:
         return self.class_names.index(self.positive)
 
     @property
+    def operating_point(self) -> float:
+        """The frozen threshold; BadInput while there is none."""
+        if self.threshold is None:
+            raise BadInput(
+                "this model has no frozen threshold yet: use the one that the evaluate stage wrote"
+            )
+        return self.threshold
+
+    @property
     def findings(self) -> tuple[str, ...]:
         """What is looked for, the first first."""
         return (self.positive, *self.further_thresholds)
@@ -126,10 +135,16 @@ class ModelSpec:
         """
         if name not in self.findings:
             raise BadInput(f"the model looks for {', '.join(self.findings)}, not for {name}")
-        points = {self.positive: self.threshold, **self.further_thresholds}
+        if name == self.positive:
+            return self
+        points = {self.positive: self.operating_point, **self.further_thresholds}
         threshold = points.pop(name)
-        others = {other: point for other, point in points.items() if point is not None}
-        return replace(self, positive=name, threshold=threshold, further_thresholds=others)
+        return replace(self, positive=name, threshold=threshold, further_thresholds=points)
+
+    @property
+    def probability_map(self) -> Calibration:
+        """What makes probabilities of logits: the calibration, or the plain softmax."""
+        return self.calibration or Calibration.of_prior((0.0,) * len(self.class_names))
 
     def probabilities(self, logits: ArrayLike) -> NDArray[np.float32]:
         """Turns logits (N, classes) into class probabilities: the only place where that is done.
@@ -140,10 +155,9 @@ class ModelSpec:
             ValueError: The logits are of another number of classes.
             IntegrityError: A logit or a probability is not finite.
         """
-        calibration = self.calibration or Calibration.of_prior((0.0,) * len(self.class_names))
         # What is not finite ends in NaN; a warning beside the error would say no more.
         with np.errstate(invalid="ignore", over="ignore"):
-            probabilities = calibration.apply(logits).astype(np.float32)
+            probabilities = self.probability_map.apply(logits).astype(np.float32)
         if not np.isfinite(probabilities).all() or not np.isfinite(np.asarray(logits)).all():
             raise IntegrityError(
                 f"the {self.architecture} answers with numbers that are not finite: restore the model, or "

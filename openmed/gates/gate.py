@@ -1,12 +1,13 @@
 """Gates: whether the evidence is enough to let a model through."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from openmed.errors import BadInput
 from openmed.metrics.intervals import COMPARED, PROPORTIONS, Interval
+from openmed.metrics.score_intervals import NAN
 
 PASS = "PASS"
 FAIL = "FAIL"
@@ -16,7 +17,8 @@ NOT_SHOWN = "NOT SHOWN"
 """Too little evidence of what the plan leaves to the reviewers; it does not count in a verdict."""
 
 # Only metrics for which higher is better and whose interval cannot collapse on a small test set.
-JUDGED = ("auc", *PROPORTIONS)
+_FLOORED = ("auc", *PROPORTIONS)
+_NUMBERS = ("value", "low", "high", "floor")
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,14 @@ class Gate:
     """One requirement and how it was met.
 
     Attributes:
-        name: The metric, or "<metric> vs champion".
-        value: What was measured, NaN if it could not be.
-        low: Lower confidence limit.
+        name: The metric, "<metric> vs champion", or what else is required.
+        value: What was measured, NaN if nothing was; a whole number where something was counted.
+        low: Lower confidence limit, NaN if there is none.
         high: Upper confidence limit.
         floor: What the lower limit must reach; minus the margin in a comparison.
-        verdict: PASS, INSUFFICIENT, OUTSIDE_PLAN or FAIL.
+        verdict: PASS, INSUFFICIENT, OUTSIDE_PLAN, NOT_SHOWN or FAIL.
         reason: One sentence for a clinician.
+        finding: Of which finding, where a model looks for several.
     """
 
     name: str
@@ -40,13 +43,32 @@ class Gate:
     floor: float
     verdict: str
     reason: str
+    finding: str | None = None
+
+    @classmethod
+    def of(cls, name: str, interval: Interval, floor: float, verdict: str, reason: str) -> "Gate":
+        """Makes one of what was measured."""
+        return cls(name, interval.value, interval.low, interval.high, floor, verdict, reason)
+
+    @classmethod
+    def plain(cls, name: str, verdict: str, reason: str, value: float = NAN) -> "Gate":
+        """Makes one without an interval."""
+        return cls.of(name, Interval(value, NAN, NAN), NAN, verdict, reason)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields as plain values, NaN as None."""
-        return {
+        """Returns the fields as plain values, NaN as None; the finding first, where it is named."""
+        content = {
             key: None if isinstance(item, float) and not math.isfinite(item) else item
             for key, item in asdict(self).items()
         }
+        finding = content.pop("finding")
+        return content if finding is None else {"finding": finding, **content}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Gate":
+        """Reads what `to_json` wrote, None as NaN."""
+        known = {each.name: content[each.name] for each in fields(cls) if each.name in content}
+        return cls(**known | {name: NAN for name in _NUMBERS if known[name] is None})
 
 
 def judge(intervals: Mapping[str, Interval], floors: Mapping[str, float]) -> tuple[str, list[Gate]]:
@@ -56,7 +78,7 @@ def judge(intervals: Mapping[str, Interval], floors: Mapping[str, float]) -> tup
     reaches it with a limit below is INSUFFICIENT EVIDENCE: more films may settle it. Everything else
     fails, NaN included.
 
-    The intervals are those of `judged_intervals`; floors are in [0, 1], by the name of a metric in `JUDGED`.
+    The intervals are those of `judged_intervals`; floors are in [0, 1], by the name of a metric.
 
     Returns:
         The overall verdict and one gate for each floor, in the order of the floors.
@@ -65,9 +87,9 @@ def judge(intervals: Mapping[str, Interval], floors: Mapping[str, float]) -> tup
         BadInput: No floors, a metric that cannot be judged or was not measured, or a floor out of range.
     """
     for name, floor in floors.items():
-        _refuse(name, JUDGED, intervals, "floor", floor)
+        _refuse(name, _FLOORED, intervals, "floor", floor)
     gates = [_gate(name, intervals[name], float(floor), _FLOOR_WORDS) for name, floor in floors.items()]
-    return overall(gates), gates
+    return worst_verdict([gate.verdict for gate in gates]), gates
 
 
 def judge_difference(
@@ -93,23 +115,23 @@ def judge_difference(
         _gate(f"{name} vs {other}", intervals[name], 0.0 - margin, _DIFFERENCE_WORDS)
         for name, margin in margins.items()
     ]
-    return overall(gates), gates
+    return worst_verdict([gate.verdict for gate in gates]), gates
 
 
-def overall(gates: list[Gate]) -> str:
+def worst_verdict(verdicts: Collection[str]) -> str:
     """Returns the worst verdict: FAIL, then OUTSIDE PLAN, then INSUFFICIENT EVIDENCE, then PASS.
 
     Raises:
         BadInput: There is no gate: nothing passes unexamined.
     """
-    if not gates:
+    if not verdicts:
         raise BadInput("no gate is set, so nothing can be let through; set at least one floor or margin")
-    verdicts = {gate.verdict for gate in gates}
     return next((verdict for verdict in (FAIL, OUTSIDE_PLAN, INSUFFICIENT) if verdict in verdicts), PASS)
 
 
-def to_json(verdict: str, gates: list[Gate]) -> dict[str, Any]:
-    """Returns the content of gates.json: the verdict and the gates."""
+def gates_to_json(gates: Collection[Gate]) -> dict[str, Any]:
+    """Returns the content of gates.json: the worst verdict and the gates."""
+    verdict = worst_verdict([gate.verdict for gate in gates])
     return {"verdict": verdict, "gates": [gate.to_json() for gate in gates]}
 
 
@@ -137,7 +159,7 @@ def _gate(name: str, interval: Interval, floor: float, words: Mapping[str, str])
     else:
         numbers = {"value": interval.value, "low": interval.low, "floor": floor}
         reason = words[verdict].format(name=title, **_rounded(numbers, signed=words is _DIFFERENCE_WORDS))
-    return Gate(name, interval.value, interval.low, interval.high, floor, verdict, reason)
+    return Gate.of(name, interval, floor, verdict, reason)
 
 
 def _verdict(interval: Interval, floor: float) -> str:

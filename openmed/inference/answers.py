@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,28 +34,43 @@ def answer(ensemble: Ensemble, films: Mapping[int, NDArray[np.uint8]]) -> Answer
     return Answers(probabilities, called, referred)
 
 
-def to_rows(ensemble: Ensemble, answers: Answers) -> list[dict[str, Any]]:
-    """Puts answers into plain values, a row a film.
+@dataclass(frozen=True)
+class FilmAnswer:
+    """What is said of one film, as plain values.
 
-    Returns:
-        For each film probability (of the first finding, 0..1), label (the class that it is called), threshold
-        (None for a single model before an operating point is chosen; the label is then the most probable
-        class), probabilities (of every class), thresholds (of every finding that has one), refer (whether a
-        radiologist should decide instead; None for a model that refers none), reason (why, in words; None
-        where it is not referred).
+    Attributes:
+        probability: Of the first finding (0..1).
+        label: The class that the film is called; while there is no threshold, the most probable one.
+        threshold: Of the first finding; None for a single model before an operating point is chosen.
+        probabilities: Of every class.
+        thresholds: Of every finding that has one.
+        refer: Whether a radiologist should decide instead; None for a model that refers none.
+        reason: Why, in words; None where the film is not referred.
     """
+
+    probability: float
+    label: str
+    threshold: float | None
+    probabilities: dict[str, float]
+    thresholds: dict[str, float]
+    refer: bool | None
+    reason: str | None
+
+
+def film_answers(ensemble: Ensemble, answers: Answers) -> list[FilmAnswer]:
+    """Puts answers into plain values, one for each film."""
     spec, threshold = ensemble.spec, ensemble.threshold
     thresholds = {} if threshold is None else {spec.positive: threshold, **spec.further_thresholds}
     each = zip(answers.probabilities, answers.called, answers.referred, strict=True)
     return [
-        {
-            "probability": float(row[spec.positive_index]),
-            "label": spec.class_names[label],
-            "threshold": threshold,
-            "probabilities": dict(zip(spec.class_names, row.astype(float).tolist(), strict=True)),
-            "thresholds": thresholds,
-            "refer": referral.refer,
-            "reason": referral.reason,
-        }
+        FilmAnswer(
+            probability=float(row[spec.positive_index]),
+            label=spec.class_names[label],
+            threshold=threshold,
+            probabilities=dict(zip(spec.class_names, row.astype(float).tolist(), strict=True)),
+            thresholds=thresholds,
+            refer=referral.refer,
+            reason=referral.reason,
+        )
         for row, label, referral in each
     ]

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from pipeline.commands.printing import Json, PatientsFrom, cell, number, print_j
 from pipeline.commands.registry import registry
 from pipeline.commands.weights import weights
 from pipeline.settings.project import environment, home, project_root
+
+if TYPE_CHECKING:
+    from openmed.inference.answers import FilmAnswer
 
 app = typer.Typer(
     help="Retrain, judge, explain and promote chest X-ray classifiers. For research, not a diagnosis.",
@@ -70,12 +73,13 @@ def predict(
     models = [model, *(others or [])]
     warning = _warned(models)
     ensemble = assemble(models, threshold=threshold, views=tta)
-    for row in predict_films(ensemble, images, " + ".join(models), warning):
+    about = {"model": " + ".join(models), "warning": warning}
+    for path, film in zip(images, predict_films(ensemble, images), strict=True):
         if as_json:
-            print(json.dumps(row))
+            print(json.dumps({"path": str(path), **vars(film), **about}))
         else:
-            refer = f"  refer to a radiologist: {row['reason']}" if row["refer"] else ""
-            print(f"{row['path']}  {row['label']}  {_said(row)}{refer}")
+            refer = f"  refer to a radiologist: {film.reason}" if film.refer else ""
+            print(f"{path}  {film.label}  {_probability(film)}{refer}")
 
 
 def _warned(models: list[str]) -> str | None:
@@ -88,14 +92,14 @@ def _warned(models: list[str]) -> str | None:
     return found or None
 
 
-def _said(row: dict[str, Any]) -> str:
+def _probability(film: "FilmAnswer") -> str:
     """The probability of the finding; of several, each with its name."""
-    points = row["thresholds"]
-    if len(points) < 2:
-        at = "" if row["threshold"] is None else f"  (threshold {row['threshold']:.3f})"
-        return f"{row['probability']:.3f}{at}"
+    if len(film.thresholds) < 2:
+        at = "" if film.threshold is None else f"  (threshold {film.threshold:.3f})"
+        return f"{film.probability:.3f}{at}"
     return ", ".join(
-        f"{name} {row['probabilities'][name]:.3f} (threshold {point:.3f})" for name, point in points.items()
+        f"{name} {film.probabilities[name]:.3f} (threshold {point:.3f})"
+        for name, point in film.thresholds.items()
     )
 
 
@@ -110,7 +114,6 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Judges a model at its frozen threshold on films it has never seen."""
-    from openmed.intake.identity import Recognised
     from pipeline.inference import assemble, evaluate_source
 
     models = [model, *(others or [])]
@@ -118,28 +121,23 @@ def evaluate(
     ensemble = assemble(models, threshold=threshold, views=tta)
     result = evaluate_source(ensemble, films, patients_from=patients_from)
     if as_json:
-        print_json(result | {"model": " + ".join(models), "warning": warning})
+        print_json(result.to_json() | {"model": " + ".join(models), "warning": warning})
         return
-    print(f"{result['n']} films of {result['patients']} patients, threshold {result['threshold']:.3f}")
-    _print_intervals(result)
-    for name, found in result["findings"].items():
-        print(f"{name}, threshold {found['threshold']:.3f}")
-        _print_intervals(found)
-    if len(result["confusion"]) > 2:
-        rows = [[name, *map(str, row.values())] for name, row in result["confusion"].items()]
-        print_table(("has, is called", *result["confusion"]), rows)
-    if result["unusable"]:
-        print(f"{result['unusable']} films could not be used and were left out")
-    for sentence in Recognised(**result["recognised"]).sentences():
+    for index, (name, each) in enumerate(result.findings.items()):
+        title = name if index else f"{result.n} films of {result.patients} patients"
+        print(f"{title}, threshold {each.threshold:.3f}")
+        for metric, item in each.intervals.items():
+            print(f"{metric:12} {number(item.value)}  [{number(item.low)}, {number(item.high)}]")
+    if len(result.confusion) > 2:
+        rows = [[name, *map(str, row.values())] for name, row in result.confusion.items()]
+        print_table(("has, is called", *result.confusion), rows)
+    if result.unusable:
+        print(f"{result.unusable} films could not be used and were left out")
+    for sentence in result.recognised.sentences():
         print(sentence)
-    for reason, films_ in (result["referred"] or {}).items():
+    for reason, films_ in (result.referred or {}).items():
         if films_:
             print(f"{films_} films referred to a radiologist: {reason}")
-
-
-def _print_intervals(found: dict[str, Any]) -> None:
-    for name, (low, high) in found["intervals"].items():
-        print(f"{name:12} {number(found[name])}  [{number(low)}, {number(high)}]")
 
 
 @app.command("threshold")
@@ -158,9 +156,9 @@ def threshold_(
     _warned(models)
     result = threshold_on(assemble(models, views=tta), films, target_sensitivity)
     if as_json:
-        print_json(result | {"model": " + ".join(models)})
+        print_json(vars(result) | {"model": " + ".join(models)})
         return
-    print(f"--threshold {result['threshold']:.9g}")
+    print(f"--threshold {result.threshold:.9g}")
 
 
 @app.command()

@@ -28,7 +28,7 @@ def print_json(content: Any) -> None:
 
 def number(value: float | None) -> str:
     """Returns a measured value as people read it."""
-    return "not computable" if value is None else f"{value:.3f}"
+    return "not computable" if value is None or value != value else f"{value:.3f}"
 
 
 def cell(value: Any) -> str:

@@ -120,9 +120,9 @@ def gate(version: Number, as_json: Json = False) -> None:
 
     judged = promotion.gate(version)
     if as_json:
-        print_json(judged)
+        print_json(judged.to_json())
     else:
-        print(judged["table_markdown"])
+        print(judged.table_markdown)
 
 
 @registry.command()

@@ -1,5 +1,6 @@
 """How a model is judged on its predictions, by the evaluate stage and by whoever checks it later."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -7,9 +8,10 @@ import numpy as np
 from openmed.files import sha256_bytes
 from openmed.fitted.novelty import conformal_limit
 from openmed.fitted.operating_point import choose_threshold, controlled_threshold, spared_threshold
-from openmed.gates.gate import Gate, judge, overall
+from openmed.gates.gate import Gate, judge
 from openmed.metrics.clustered import clustered_share
-from openmed.metrics.intervals import Interval, metric_intervals
+from openmed.metrics.intervals import Interval, judged_intervals, metric_intervals
+from pipeline.evaluation.metrics_file import CalledFilms
 from pipeline.evaluation.rules import Rules
 
 if TYPE_CHECKING:
@@ -52,26 +54,15 @@ def _promised_threshold(films: "pd.DataFrame", positive_index: int, rules: Rules
 
 
 def unlike_limit(predictions: "pd.DataFrame", share: float) -> tuple[float, int]:
-    """Chooses, on the calibration films of a table of predictions, the distance from which a film is unlike.
-
-    Returns:
-        The limit and the number of patients.
-    """
+    """Chooses, on calibration films, the distance from which a film is unlike; and counts their patients."""
     films = predictions[predictions["split"] == "calibration"]
     return conformal_limit(films["distance"], patient_numbers(films), share)
 
 
-def measure(
-    films: "pd.DataFrame", positive_index: int, threshold: float, rules: Rules
-) -> dict[str, Interval]:
-    """Metrics of the finding against everything else, with intervals that know of patients."""
-    return metric_intervals(
-        films["label"] == positive_index,
-        films["score"],
-        patient_numbers(films),
-        threshold,
-        **rules.resampling,
-    )
+def at_threshold(films: "pd.DataFrame", spec: "ModelSpec", confidence: float) -> dict[str, Interval]:
+    """What a gate may judge of films at the frozen threshold; see `intervals.judged_intervals`."""
+    has, patients = films["label"] == spec.positive_index, patient_numbers(films)
+    return judged_intervals(has, films["score"], patients, spec.operating_point, confidence)
 
 
 def with_thresholds(
@@ -79,10 +70,7 @@ def with_thresholds(
 ) -> "ModelSpec":
     """Chooses the threshold of each finding on the calibration films and freezes all of them in.
 
-    Args:
-        predictions: One row a film: split, label, patient, and a logit_<CLASS> for each class.
-        spec: Description of the model.
-        rules: Settings of each finding that is looked for, as `Rules.of_each` gives them.
+    Predictions have one row a film: split, label, patient, and a logit_<CLASS> for each class.
 
     Raises:
         BadInput: As `operating_threshold`.
@@ -104,58 +92,46 @@ def asked(films: "pd.DataFrame", spec: "ModelSpec", finding: str) -> "pd.DataFra
 
 def judge_findings(
     predictions: "pd.DataFrame", spec: "ModelSpec", rules: "Mapping[str, Rules]"
-) -> tuple[dict[str, dict[str, Interval]], dict[str, Any]]:
-    """Measures the test films for each finding, against all other classes, and holds them to its floors.
-
-    Returns:
-        finding -> intervals, and the content of gates.json.
-    """
-    intervals, verdicts, shown = {}, [], []
+) -> tuple[dict[str, dict[str, Interval]], list[Gate]]:
+    """Measures the test films for each finding and holds them to its floors: intervals of each, all gates."""
+    intervals, gates = {}, []
     for name in spec.findings:
         own, films = spec.of_finding(name), asked(predictions, spec, name)
-        intervals[name], _, gates = judge_test_films(films, own.positive_index, own.threshold, rules[name])
-        verdicts += gates
-        shown += [named_gate(spec, name, gate.to_json()) for gate in gates]
-    return intervals, {"verdict": overall(verdicts), "gates": shown}
+        point, settings = own.operating_point, rules[name]
+        intervals[name], of_one = judge_test_films(films, own.positive_index, point, settings)
+        gates += [named_gate(spec, name, gate) for gate in of_one]
+    return intervals, gates
 
 
-def named_gate(spec: "ModelSpec", finding: str, gate: dict[str, Any]) -> dict[str, Any]:
+def named_gate(spec: "ModelSpec", finding: str, gate: Gate) -> Gate:
     """Returns a gate that says of which finding it is, where several are looked for."""
-    if len(spec.findings) == 1 or "finding" in gate:
+    if len(spec.findings) == 1 or gate.finding is not None:
         return gate
-    named = {key: f"{finding}: {gate[key]}" for key in ("name", "reason")}
-    return {"finding": finding, **gate, **named}
+    name, reason = (f"{finding}: {text}" for text in (gate.name, gate.reason))
+    return replace(gate, finding=finding, name=name, reason=reason)
 
 
-def called_films(films: "pd.DataFrame", spec: "ModelSpec", confidence: float) -> dict[str, Any]:
-    """Counts films by the class that they have and the one that they are called at the frozen thresholds.
-
-    Returns:
-        confusion: class that films have -> class that they are called -> films; and called_rightly, the share
-        that is, with an interval that knows of patients.
-    """
+def called_films(films: "pd.DataFrame", spec: "ModelSpec", confidence: float) -> CalledFilms:
+    """Counts films by the class that they have and the one that they are called at the frozen thresholds."""
     from openmed.inference.session import called_classes, count_called
 
     logits = films[[f"logit_{name}" for name in spec.class_names]].to_numpy(np.float64)
     labels, probabilities = films["label"].to_numpy(), spec.probabilities(logits)
     rightly = called_classes(spec, probabilities, spec.threshold) == labels
-    return {
-        "confusion": count_called(spec, labels, probabilities, spec.threshold),
-        "called_rightly": clustered_share(rightly, patient_numbers(films), confidence).to_json(),
-    }
+    return CalledFilms(
+        count_called(spec, labels, probabilities, spec.threshold),
+        clustered_share(rightly, patient_numbers(films), confidence),
+    )
 
 
 def judge_test_films(
     predictions: "pd.DataFrame", positive_index: int, threshold: float, rules: Rules
-) -> tuple[dict[str, Interval], str, list[Gate]]:
-    """Measures the test films of a table of predictions and holds them against the floors.
-
-    Returns:
-        The intervals, the verdict and the gates.
-    """
+) -> tuple[dict[str, Interval], list[Gate]]:
+    """Measures the test films of a table of predictions and holds them against the floors."""
     test = predictions[predictions["split"] == "test"]
-    intervals = measure(test, positive_index, threshold, rules)
-    return intervals, *judge(intervals, rules.floors)
+    has, patients = test["label"] == positive_index, patient_numbers(test)
+    intervals = metric_intervals(has, test["score"], patients, threshold, **rules.resampling)
+    return intervals, judge(intervals, rules.floors)[1]
 
 
 def patient_numbers(films: "pd.DataFrame") -> "pd.Series":
@@ -170,11 +146,6 @@ def describe_external(
     predictions: "pd.DataFrame", spec: "ModelSpec", rules: Rules
 ) -> dict[str, dict[str, Any]]:
     """Measures each external set of a table of predictions; see `external_validation.describe_set`.
-
-    Args:
-        predictions: One row a film, with its set.
-        spec: Description of the model, with its operating points.
-        rules: Settings of the intervals.
 
     Returns:
         name of the set -> what it shows of the first finding, with `sha256`, which names its films and labels
@@ -202,7 +173,7 @@ def _describe_set(
 
     own = spec.of_finding(finding)
     films = asked(films, spec, finding).assign(patient=patient_numbers(films))
-    return describe_set(films, own.class_names, own.positive_index, own.threshold, **rules.resampling)
+    return describe_set(films, own.class_names, own.positive_index, own.operating_point, **rules.resampling)
 
 
 def set_digest(films: "pd.DataFrame") -> str:

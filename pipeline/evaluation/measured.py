@@ -1,4 +1,4 @@
-"""What is measured of one finding: on which films, at the frozen threshold, before and after calibration."""
+"""What is measured of one finding, at the frozen threshold, before and after calibration."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -21,7 +21,14 @@ from openmed.metrics.classification import (
 )
 from openmed.metrics.clinical_utility import PREVALENCES, at_prevalence
 from openmed.metrics.intervals import Interval
-from pipeline.evaluation.judgement import measure
+from pipeline.evaluation.judgement import at_threshold
+from pipeline.evaluation.metrics_file import (
+    CalibrationFilms,
+    FindingMetrics,
+    Reliability,
+    TestFilms,
+    ValidationFilms,
+)
 from pipeline.evaluation.rules import Rules
 
 if TYPE_CHECKING:
@@ -30,54 +37,42 @@ if TYPE_CHECKING:
 
 def measured(
     parts: "Mapping[str, pd.DataFrame]", spec: ModelSpec, rules: Rules, intervals: Mapping[str, Interval]
-) -> dict[str, Any]:
-    """Gathers what is known of a finding against all other classes.
+) -> FindingMetrics:
+    """Gathers what is known of a finding that a model is asked for, but for changed films.
 
     Args:
         parts: The validation, calibration and test films, with the probability of the finding as score.
-        spec: Description of the model, asked for the finding.
+        spec: Description of the model.
         rules: Settings of its judgement.
         intervals: What was measured on the test films.
-
-    Returns:
-        positive, threshold, target_sensitivity, validation, calibration, test, prevalence and reliability.
     """
     calibration, validation = parts["calibration"], parts["validation"]
-    calibrated = measure(calibration, spec.positive_index, spec.threshold, rules)
-    return {
-        "positive": spec.positive,
-        "threshold": spec.threshold,
-        "target_sensitivity": rules.target_sensitivity,
-        "validation": {
-            "n": len(validation),
-            "auc": measure(validation, spec.positive_index, spec.threshold, rules)["auc"].value,
-        },
-        "calibration": {
-            "n": len(calibration),
-            "sensitivity": calibrated["sensitivity"].value,
-            "specificity": calibrated["specificity"].value,
-            # What it would be if the target had to be reached on these films alone.
-            "specificity_at_target": _specificity_at_target(calibration, spec, rules),
-        },
-        "test": _test(parts["test"], spec, intervals),
-        "prevalence": {
-            f"{share:.0%}": at_prevalence(intervals["sensitivity"], intervals["specificity"], share).to_json()
-            for share in PREVALENCES
-        },
-        "reliability": reliability(parts["test"], spec),
-    }
+    calibrated, validated = (
+        at_threshold(films, spec, rules.confidence) for films in (calibration, validation)
+    )
+    sensitivity, specificity = intervals["sensitivity"], intervals["specificity"]
+    return FindingMetrics(
+        spec.positive,
+        spec.operating_point,
+        rules.target_sensitivity,
+        ValidationFilms(len(validation), validated["auc"].value),
+        CalibrationFilms(
+            len(calibration),
+            calibrated["sensitivity"].value,
+            calibrated["specificity"].value,
+            _specificity_at_target(calibration, spec, rules),
+        ),
+        _test(parts["test"], spec, intervals),
+        {f"{share:.0%}": at_prevalence(sensitivity, specificity, share) for share in PREVALENCES},
+        reliability(parts["test"], spec),
+    )
 
 
-def _test(films: "pd.DataFrame", spec: ModelSpec, intervals: Mapping[str, Interval]) -> dict[str, Any]:
-    counts = asdict(confusion(films["label"] == spec.positive_index, films["score"] >= spec.threshold))
-    counts = {name: int(value) for name, value in counts.items()}
-    return {
-        "n": len(films),
-        "patients": int(films["patient"].nunique()),
-        "positives": counts["tp"] + counts["fn"],
-        **counts,
-        **{name: interval.to_json() for name, interval in intervals.items()},
-    }
+def _test(films: "pd.DataFrame", spec: ModelSpec, intervals: Mapping[str, Interval]) -> TestFilms:
+    counts = confusion(films["label"] == spec.positive_index, films["score"] >= spec.operating_point)
+    patients, positives = int(films["patient"].nunique()), counts.tp + counts.fn
+    shown: dict[str, Any] = {**asdict(counts), **intervals}
+    return TestFilms(len(films), patients, positives, **shown)
 
 
 def _specificity_at_target(films: "pd.DataFrame", spec: ModelSpec, rules: Rules) -> float:
@@ -85,16 +80,13 @@ def _specificity_at_target(films: "pd.DataFrame", spec: ModelSpec, rules: Rules)
     return specificity(has, films["score"], choose_threshold(has, films["score"], rules.target_sensitivity))
 
 
-def reliability(films: "pd.DataFrame", spec: ModelSpec) -> dict[str, Any]:
-    """Measures of calibration before and after: plain softmax, prior corrected, calibrated."""
-    return {
-        "method": spec.calibration.method,
-        "films": spec.calibration.films,
-        **{
-            name: calibration_summary(films["label"], probabilities, spec.positive_index)
-            for name, probabilities in _stages(films, spec).items()
-        },
+def reliability(films: "pd.DataFrame", spec: ModelSpec) -> Reliability:
+    """Measures of calibration before and after."""
+    steps = {
+        name: calibration_summary(films["label"], probabilities, spec.positive_index)
+        for name, probabilities in _stages(films, spec).items()
     }
+    return Reliability(spec.probability_map.method, spec.probability_map.films, **steps)
 
 
 def _stages(films: "pd.DataFrame", spec: ModelSpec) -> dict[str, np.ndarray]:
@@ -102,24 +94,19 @@ def _stages(films: "pd.DataFrame", spec: ModelSpec) -> dict[str, np.ndarray]:
     logits = films[[f"logit_{name}" for name in spec.class_names]].to_numpy()
     return {
         "softmax": softmax(logits),
-        "prior_corrected": Calibration.of_prior(spec.calibration.prior_correction).apply(logits),
-        "calibrated": spec.calibration.apply(logits),
+        "prior_corrected": Calibration.of_prior(spec.probability_map.prior_correction).apply(logits),
+        "calibrated": spec.probability_map.apply(logits),
     }
 
 
 def curves(films: "pd.DataFrame", spec: ModelSpec) -> "dict[str, pd.DataFrame]":
-    """The curves of a finding: roc, precision_recall, reliability and reliability_softmax.
-
-    Args:
-        films: The test films, with the probability of the finding as score.
-        spec: Description of the model, asked for the finding.
-    """
+    """The curves of a finding on test films: roc, precision_recall, reliability and reliability_softmax."""
     import pandas as pd
 
     labels, scores = (films["label"] == spec.positive_index).to_numpy(int), films["score"].to_numpy()
     raw = _stages(films, spec)["softmax"][:, spec.positive_index]
     points = ("predicted", "observed", "films")
-    found = {
+    points_of = {
         "roc": (("fpr", "tpr", "threshold"), roc_curve_points(labels, scores)),
         "precision_recall": (("recall", "precision", "threshold"), precision_recall_points(labels, scores)),
         "reliability": (points, reliability_points(labels, scores)),
@@ -127,7 +114,7 @@ def curves(films: "pd.DataFrame", spec: ModelSpec) -> "dict[str, pd.DataFrame]":
     }
     return {
         name: pd.DataFrame(dict(zip(columns, values, strict=True)))
-        for name, (columns, values) in found.items()
+        for name, (columns, values) in points_of.items()
     }
 
 

@@ -1,6 +1,6 @@
 """Films unlike those that a model learnt from: statistics of training films, limit, share of test films."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from openmed.fitted.feature_statistics import FeatureStatistics, fit_statistics
 from openmed.fitted.novelty import Novelty
 from openmed.metrics.clustered import clustered_share
 from pipeline.evaluation.judgement import patient_numbers, unlike_limit
+from pipeline.evaluation.metrics_file import Unlike
 from pipeline.evaluation.rules import Rules
 from pipeline.settings.artifacts import CACHE
 
@@ -67,16 +68,11 @@ def choose_limit(predictions: "pd.DataFrame", share: float, statistics: FeatureS
     return Novelty(share, limit, patients, sha256_bytes(statistics.to_bytes()))
 
 
-def novelty_check(rules: Rules, spec: "ModelSpec", films: "pd.DataFrame") -> dict[str, Any] | None:
+def novelty_check(rules: Rules, spec: "ModelSpec", films: "pd.DataFrame") -> Unlike | None:
     """How many films are unlike, with an interval over patients; None where the model tells none."""
     if spec.novelty is None:
         return None
     unlike = spec.novelty.unlike(films["distance"])
     referred = clustered_share(unlike, patient_numbers(films), rules.confidence)
-    return {
-        "share": spec.novelty.share,
-        "limit": spec.novelty.limit,
-        "calibration_patients": spec.novelty.patients,
-        "films": int(unlike.sum()),
-        "referred": referred.to_json(),
-    }
+    beyond = int(unlike.sum())
+    return Unlike(spec.novelty.share, spec.novelty.limit, spec.novelty.patients, beyond, referred)

@@ -1,7 +1,8 @@
 """What becomes of a model's scores at simulated sites, and where a part of each film is hidden."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from openmed.metrics.clustered import operating_shares
 from openmed.metrics.delong import delong_auc
 from openmed.metrics.intervals import paired_difference
 from pipeline.evaluation.judgement import patient_numbers
+from pipeline.evaluation.metrics_file import AtSites, HiddenPart, Site, WorstShare
 from pipeline.evaluation.rules import Rules
 
 if TYPE_CHECKING:
@@ -42,51 +44,36 @@ def changed_probabilities(
 
 def at_sites(
     probabilities: Mapping[str, np.ndarray], films: "pd.DataFrame", spec: ModelSpec, rules: Rules
-) -> dict[str, Any]:
-    """Judges a model at its frozen threshold on the films as each simulated site would have given them.
+) -> AtSites:
+    """Judges a model, asked for one finding, on films as each simulated site would have given them.
 
     Args:
         probabilities: Of the films at each of `SITES`, as `changed_probabilities` gives them.
         films: Films outside training: id, label, patient.
-        spec: Description of the model, asked for one finding.
+        spec: Description of the model.
         rules: Settings of the intervals.
-
-    Returns:
-        films (how many); worst: sensitivity and specificity -> value, low, high (whole patients resampled)
-        and site; sites: name -> auc, sensitivity and specificity (value, low, high; Wilson's).
     """
-    has, sites, flagged = (films["label"] == spec.positive_index).to_numpy(), {}, []
+    has, patients = (films["label"] == spec.positive_index).to_numpy(), patient_numbers(films)
+    sites, flagged = {}, []
     for name, answers in probabilities.items():
         scores = answers[:, spec.positive_index]
-        flagged.append(scores >= spec.threshold)
-        sites[name] = _operating_point(has, scores, flagged[-1], patient_numbers(films), rules.confidence)
-    found = worst_site(has, flagged, patient_numbers(films), **rules.resampling)
+        flagged.append(scores >= spec.operating_point)
+        shares = operating_shares(has, flagged[-1], patients, rules.confidence)
+        sites[name] = Site(auc(has.astype(int), scores), **shares)
+    lowest = worst_site(has, flagged, patients, **rules.resampling)
     names = list(probabilities)
-    worst = {key: each.interval.to_json() | {"site": names[each.site]} for key, each in found.items()}
-    return {"films": len(films), "worst": worst, "sites": sites}
-
-
-def _operating_point(
-    has: np.ndarray, scores: np.ndarray, flagged: np.ndarray, patients: "pd.Series", confidence: float
-) -> dict[str, Any]:
-    shares = operating_shares(has, flagged, patients, confidence)
-    return {"auc": _auc(has, scores), **{name: each.to_json() for name, each in shares.items()}}
+    worst = {
+        name: WorstShare(**asdict(each.interval), site=names[each.site]) for name, each in lowest.items()
+    }
+    return AtSites(len(films), worst, sites)
 
 
 def hidden(
     probabilities: Mapping[str, np.ndarray], films: "pd.DataFrame", spec: ModelSpec, rules: Rules
-) -> dict[str, dict[str, Any]]:
-    """Compares the scores of films of which a part is hidden with those of the films as they are.
+) -> dict[str, HiddenPart]:
+    """Compares films of which a part (of `HIDDEN`) is hidden with the films as they are; as `at_sites`.
 
-    Args:
-        probabilities: Of the films with each of `HIDDEN`, as `changed_probabilities` gives them.
-        films: The test films: id, label, patient and score, that of the film as it is.
-        spec: Description of the model, asked for one finding.
-        rules: Settings of the intervals.
-
-    Returns:
-        For each part: films; auc, that of the changed films; and loss, sensitivity and specificity, what it
-        costs against the unchanged ones (value, low, high; positive is worse).
+    The films have a score too: that of the film as it is.
     """
     plain = films["score"].to_numpy()
     return {
@@ -100,30 +87,12 @@ def _probabilities(predict: Predict, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate(parts).astype(np.float64)
 
 
-def _auc(has: np.ndarray, scores: np.ndarray) -> float | None:
-    value = auc(has.astype(int), scores)
-    return None if np.isnan(value) else value
-
-
 def _cost(
     films: "pd.DataFrame", plain: np.ndarray, changed: np.ndarray, spec: ModelSpec, rules: Rules
-) -> dict[str, Any]:
-    labels = (films["label"] == spec.positive_index).to_numpy(int)
-    found = paired_difference(
-        labels,
-        plain,
-        changed,
-        patient_numbers(films),
-        spec.threshold,
-        spec.threshold,
-        rules.confidence,
-    )
-    costs = {("loss" if name == "auc" else name): each.to_json() for name, each in found.items()}
-    left = delong_auc(labels, changed, patient_numbers(films), rules.confidence).to_json()
-    return {
-        "films": len(films),
-        "auc": left["value"],
-        "auc_low": left["low"],
-        "auc_high": left["high"],
-        **costs,
-    }
+) -> HiddenPart:
+    labels, patients = (films["label"] == spec.positive_index).to_numpy(int), patient_numbers(films)
+    points = spec.operating_point, spec.operating_point
+    costs = paired_difference(labels, plain, changed, patients, *points, rules.confidence)
+    left = delong_auc(labels, changed, patients, rules.confidence)
+    shares = costs["sensitivity"], costs["specificity"]
+    return HiddenPart(len(films), left.value, left.low, left.high, costs["auc"], *shares)

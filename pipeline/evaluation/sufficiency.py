@@ -1,8 +1,8 @@
 """Whether the splits hold what later stages need of every class, counted before anything is trained."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from openmed.dataset.sampling import SMOTE_FEWEST_FILMS
 from openmed.dataset.splits import SPLITS
@@ -78,7 +78,7 @@ def _counts(films: "pd.DataFrame", need: _Need, classes: int) -> list[int]:
     return part.groupby("label")[column].nunique().reindex(range(classes), fill_value=0).tolist()
 
 
-def _sentence(missing: Sequence[tuple[_Need, str, int]], shares: dict[str, float]) -> str:
+def _sentence(missing: Sequence[tuple[_Need, str, int]], shares: Mapping[Any, float]) -> str:
     parts = [
         f"{name} has {_number(found, f'{need.split} {need.unit}')} and {need.what} needs {need.number}"
         for need, name, found in missing

@@ -44,7 +44,7 @@ def ask(home: Path, films: int, source: Path | None = None) -> dict[str, Any]:
         BadInput: There is no champion, or fewer films are left.
         ResourceError: Films are being scored, for a minute or more.
     """
-    from pipeline.promotion.gates import Evidence
+    from pipeline.promotion.gates.evidence import Evidence
 
     version = ledger.champion()
     if version is None:

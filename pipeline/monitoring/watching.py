@@ -21,7 +21,7 @@ from pipeline.monitoring.judging.looks import Looks
 from pipeline.monitoring.judging.subject import Subject
 from pipeline.monitoring.log import ScoreLog, labels, read_asks
 from pipeline.monitoring.windows import Eligible, by_content, latest, released, windows
-from pipeline.promotion.gates import Evidence
+from pipeline.promotion.gates.evidence import Evidence
 from pipeline.settings.project import locked
 
 if TYPE_CHECKING:

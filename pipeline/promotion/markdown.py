@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from math import isfinite
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from openmed.gates.gate import Gate
+    from pipeline.promotion.judgement import Judgement
     from pipeline.promotion.review import Case, Group
 
 # What Markdown takes for more than text: an underscore only at the edge of a word, an angle bracket only
@@ -12,23 +15,19 @@ if TYPE_CHECKING:
 _MARKUP = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])|<(?=[A-Za-z/!?])|&(?=#?\w+;)")
 
 
-def gate_tables(judged: Mapping[str, Any]) -> str:
-    """Writes the verdict on a version with all its gates.
-
-    Args:
-        judged: What `pipeline.promotion.actions.gate` says, but for this text.
-    """
-    lines = [f"**Version {judged['version']} ({judged['architecture']}): {judged['verdict']}**", ""]
-    lines += ["Requirements", "", *_table(judged["gates"], "required"), ""]
-    lines += ["Comparison with the champion", "", _plain(judged["note"]), ""]
-    if judged["comparison"]:
-        lines += [*_table(judged["comparison"], "accepted"), ""]
-    if judged["limits"]:
+def gate_tables(judged: "Judgement") -> str:
+    """Writes the verdict on a version with all its gates."""
+    lines = [f"**Version {judged.version} ({judged.architecture}): {judged.verdict}**", ""]
+    lines += ["Requirements", "", *_table(judged.gates, "required"), ""]
+    lines += ["Comparison with the champion", "", _plain(judged.note), ""]
+    if judged.comparison:
+        lines += [*_table(judged.comparison, "accepted"), ""]
+    if judged.limits:
         lines += ["What this test could and could not have shown", ""]
-        lines += [*(f"- {_plain(sentence)}" for sentence in judged["limits"]), ""]
-    if judged["review"]:
-        lines += [f"The page to decide on, with films and heat maps: {_link(judged['review'])}", ""]
-    lines.append(f"Report with films and heat maps: {_link(judged['report'])}")
+        lines += [*(f"- {_plain(sentence)}" for sentence in judged.limits), ""]
+    if judged.review:
+        lines += [f"The page to decide on, with films and heat maps: {_link(judged.review)}", ""]
+    lines.append(f"Report with films and heat maps: {_link(judged.report)}")
     return "\n".join(lines) + "\n"
 
 
@@ -81,17 +80,16 @@ def _link(address: str | None) -> str:
     return f"[{address}]({address})" if str(address).startswith("http") else address or "none is stored"
 
 
-def _table(gates: Sequence[Mapping[str, Any]], limit: str) -> list[str]:
+def _table(gates: "Sequence[Gate]", limit: str) -> list[str]:
     rows = [f"| gate | value | interval | {limit} | verdict | meaning |", "|---|---|---|---|---|---|"]
-    for found in gates:
-        value, low, high, floor = (_shown(found[key]) for key in ("value", "low", "high", "floor"))
-        interval = f"{low} to {high}" if found["low"] is not None else "–"
-        name, reason = _plain(found["name"]), _plain(found["reason"])
-        rows.append(_row([name, value, interval, floor, found["verdict"], reason]))
+    for gate in gates:
+        interval = f"{_shown(gate.low)} to {_shown(gate.high)}" if isfinite(gate.low) else "–"
+        numbers = [_shown(gate.value), interval, _shown(gate.floor)]
+        rows.append(_row([_plain(gate.name), *numbers, gate.verdict, _plain(gate.reason)]))
     return rows
 
 
 def _shown(number: float | None) -> str:
-    if number is None:
+    if number is None or not isfinite(number):
         return "–"
     return str(number) if isinstance(number, int) else f"{number:.3f}"

@@ -5,22 +5,23 @@ Hides the workspace it runs in: the recorded commit with the recorded settings a
 
 import subprocess
 import sys
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import read_json, sha256_file
+from openmed.files import sha256_file
+from openmed.metrics.intervals import COMPARED
 from pipeline import registry
-from pipeline.registry.retraining import of_each_finding
+from pipeline.evaluation.metrics_file import Metrics
 from pipeline.tools.dvc_lock import read_pointer
 from pipeline.tools.git import environment
 from pipeline.versioning import workspace
 
 SAME_BITS, SAME_METRICS, DIFFERENT = "same bits", "same metrics", "different"
 # What another processor or version of a library may change in a metric (0 to 1) of the same training.
-TOLERANCE = 0.02
+METRIC_TOLERANCE = 0.02
 _STDERR = 2
-_COMPARED = ("auc", "sensitivity", "specificity")
 
 
 def reproduce(project: Path, home: Path, version: str) -> dict[str, Any]:
@@ -93,15 +94,16 @@ def _compared(folder: Path, version: str, tags: dict[str, str]) -> dict[str, Any
 
 def _values(path: Path) -> dict[str, float | None]:
     """What is compared of each finding, with its name where there are several."""
-    found = of_each_finding(read_json(path))
-    return {
-        name if len(found) == 1 else f"{own['positive']}: {name}": own["test"][name]["value"]
-        for own in found
-        for name in _COMPARED
+    findings = Metrics.read(path).findings
+    values = {
+        name if len(findings) == 1 else f"{finding}: {name}": getattr(measured.test, name).value
+        for finding, measured in findings.items()
+        for name in COMPARED
     }
+    return {name: None if isnan(value) else value for name, value in values.items()}
 
 
 def _near(found: float | None, recorded: float | None) -> bool:
     if found is None or recorded is None:
         return found is recorded
-    return abs(found - recorded) <= TOLERANCE
+    return abs(found - recorded) <= METRIC_TOLERANCE

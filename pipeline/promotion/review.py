@@ -1,14 +1,17 @@
 """The page that a reviewer decides on: the verdict, and the films on which two models disagree."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import registry
-from pipeline.promotion.gates import Comparison, Evidence, subgroups
+from pipeline.evaluation.metrics_file import AtSites
+from pipeline.promotion.gates.comparison import Against, Comparison
+from pipeline.promotion.gates.evidence import Evidence
+from pipeline.promotion.gates.subgroups import Subgroup, subgroups
 from pipeline.registry.evidence import EXTERNAL_METRICS
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from openmed.models.base import BaseModel
+    from pipeline.promotion.judgement import Judgement
 
 # With their heat maps, of each group: on the page, and in Airflow beside the question.
 _SHOWN, _SHOWN_IN_AIRFLOW = 24, 3
@@ -89,13 +93,45 @@ class Review:
         return {(case.id, caption): image for case in shown for caption, image in case.pictures}
 
 
+@dataclass(frozen=True)
+class FindingPage:
+    """What the page shows of one finding.
+
+    Attributes:
+        name: The finding.
+        groups: Films of each way to disagree on it, what harms most first.
+        subgroups: What groups of films show.
+        sites: What test films show at simulated sites.
+        site_pictures: Name of a site -> a film as it would give it.
+        threshold: The operating point (0..1).
+        champion_threshold: That of the champion; None where it was not compared.
+        elsewhere: What external sets show, by their names.
+        maps_trusted: Whether its heat maps passed their checks.
+    """
+
+    name: str
+    groups: list[Group]
+    subgroups: list[Subgroup]
+    sites: AtSites
+    site_pictures: Mapping[str, str]
+    threshold: float
+    champion_threshold: float | None
+    elsewhere: Mapping[str, Any]
+    maps_trusted: bool
+
+
 def build_review(
-    judged: dict[str, Any], evidence: Evidence, compared: Mapping[str, Comparison], workspace: Path
+    judged: "Judgement",
+    refused: "Sequence[Judgement]",
+    evidence: Evidence,
+    compared: Mapping[str, Comparison],
+    workspace: Path,
 ) -> Review:
     """Builds the page.
 
     Args:
-        judged: What the gate says.
+        judged: What the gates say.
+        refused: Versions of the same retraining that were judged before it.
         evidence: On the version.
         compared: The comparison of each finding with the champion.
         workspace: The workspace of its retraining, which holds the films.
@@ -113,26 +149,24 @@ def build_review(
     models, findings = _models(evidence, compared), []
     for asked in evidence.each_finding():
         name = asked.spec.positive
-        further = name if name != evidence.spec.positive else None
-        findings.append(
-            _finding(asked, compared[name], models, Path(workspace))
-            | {"elsewhere": sets_of(sets, name), "maps_trusted": _maps_trusted(checks, further)}
-        )
-    confusion = evidence.metrics.get("confusion") if len(evidence.spec.class_names) > 2 else None
+        trusted = _maps_trusted(checks, name if name != evidence.spec.positive else None)
+        findings.append(_finding(asked, compared[name], models, workspace, sets_of(sets, name), trusted))
+    confusion = evidence.metrics.confusion if len(evidence.spec.class_names) > 2 else None
     page = render(
         "review.html",
         judged=judged,
+        refused=refused,
         findings=findings,
         confusion=confusion and confusion_picture(confusion),
-        called_rightly=evidence.metrics.get("called_rightly"),
+        called_rightly=evidence.metrics.called_rightly,
     )
-    groups = [group for found in findings for group in found["groups"]]
-    return Review(page, groups, all(found["maps_trusted"] for found in findings))
+    groups = [group for finding in findings for group in finding.groups]
+    return Review(page, groups, all(finding.maps_trusted for finding in findings))
 
 
 def _models(evidence: Evidence, compared: Mapping[str, Comparison]) -> "dict[str, BaseModel]":
     """The models whose maps are shown, by what they are called on the page."""
-    champion = next((each.other for each in compared.values() if each.films is not None), None)
+    champion = next((each.against.version for each in compared.values() if each.against), None)
     versions = {_OWN: evidence.version, "champion": champion}
     return {
         name: registry.load(f"models:/{registry.MODEL_NAME}/{version}")
@@ -148,21 +182,26 @@ def _maps_trusted(checks: Mapping[str, Any], finding: str | None) -> bool:
 
 
 def _finding(
-    evidence: Evidence, compared: Comparison, models: "Mapping[str, BaseModel]", workspace: Path
-) -> dict[str, Any]:
-    """What the page shows of one finding."""
+    evidence: Evidence,
+    compared: Comparison,
+    models: "Mapping[str, BaseModel]",
+    workspace: Path,
+    elsewhere: Mapping[str, Any],
+    maps_trusted: bool,
+) -> FindingPage:
     from pipeline.report.site_pictures import site_pictures
 
-    films = compared.films if compared.films is not None else evidence.test
-    return {
-        "name": evidence.spec.positive,
-        "groups": _groups(films, evidence, compared, models, workspace),
-        "subgroups": subgroups(evidence, compared),
-        "sites": evidence.metrics["sites"]["test"],
-        "site_pictures": site_pictures(_a_film_with_the_finding(evidence, workspace)),
-        "threshold": evidence.spec.threshold,
-        "champion_threshold": compared.other_threshold,
-    }
+    return FindingPage(
+        evidence.spec.positive,
+        _groups(evidence, compared.against, models, workspace),
+        subgroups(evidence, compared),
+        evidence.measured.sites["test"],
+        site_pictures(_a_film_with_the_finding(evidence, workspace)),
+        evidence.spec.operating_point,
+        None if compared.against is None else compared.against.threshold,
+        elsewhere,
+        maps_trusted,
+    )
 
 
 def _a_film_with_the_finding(evidence: Evidence, workspace: Path) -> "np.ndarray":
@@ -176,32 +215,14 @@ def _a_film_with_the_finding(evidence: Evidence, workspace: Path) -> "np.ndarray
 
 
 def _groups(
-    films: "pd.DataFrame",
-    evidence: Evidence,
-    compared: Comparison,
-    models: "Mapping[str, BaseModel]",
-    workspace: Path,
+    evidence: Evidence, champion: Against | None, models: "Mapping[str, BaseModel]", workspace: Path
 ) -> list[Group]:
     """Films of each way to disagree on the finding, what harms most first."""
-    has = films["label"] == evidence.spec.positive_index
-    flagged = films["score"] >= evidence.spec.threshold
-    if compared.films is None:
-        chosen = (
-            ("Missed", "miss", has & ~flagged, True),
-            ("False alarms", "alarm", ~has & flagged, False),
-        )
-    else:
-        before = films["score_other"] >= compared.other_threshold
-        chosen = (
-            ("New misses: the champion flags them", "miss", has & ~flagged & before, True),
-            ("New false alarms: the champion passes them", "alarm", ~has & flagged & ~before, False),
-            ("Newly found: the champion misses them", "gain", has & flagged & ~before, False),
-            ("Newly passed: the champion raises false alarms", "gain", ~has & ~flagged & before, True),
-        )
-    asked = {name: model for name, model in models.items() if name == _OWN or compared.films is not None}
+    films = evidence.test if champion is None else champion.films
+    asked = {name: model for name, model in models.items() if name == _OWN or champion is not None}
     sources, finding = registry.films_of(workspace).set_index("id"), evidence.spec.positive
     several, found = len(evidence.spec.findings) > 1, []
-    for title, kind, where, lowest_first in chosen:
+    for title, kind, where, lowest_first in _ways(films, evidence, champion):
         some = films[where].sort_values(["score", "id"], ascending=[lowest_first, True])
         cases = _cases(some, evidence.spec.class_names)
         shown = [
@@ -214,6 +235,26 @@ def _groups(
             title = f"{finding}: {title}"
         found.append(Group(title, kind, shown, list(cases)))
     return found
+
+
+def _ways(
+    films: "pd.DataFrame", evidence: Evidence, champion: Against | None
+) -> "tuple[tuple[str, str, pd.Series, bool], ...]":
+    """Title and kind of each group, which films are in it, and whether the lowest score comes first."""
+    has = films["label"] == evidence.spec.positive_index
+    flagged = films["score"] >= evidence.spec.operating_point
+    if champion is None:
+        return (
+            ("Missed", "miss", has & ~flagged, True),
+            ("False alarms", "alarm", ~has & flagged, False),
+        )
+    before = films["score_other"] >= champion.threshold
+    return (
+        ("New misses: the champion flags them", "miss", has & ~flagged & before, True),
+        ("New false alarms: the champion passes them", "alarm", ~has & flagged & ~before, False),
+        ("Newly found: the champion misses them", "gain", has & flagged & ~before, False),
+        ("Newly passed: the champion raises false alarms", "gain", ~has & ~flagged & before, True),
+    )
 
 
 def _cases(films: "pd.DataFrame", class_names: "tuple[str, ...]") -> Iterator[Case]:

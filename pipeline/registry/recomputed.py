@@ -51,6 +51,7 @@ def close(now: Any, recorded: Any, what: str) -> None:
 
 def check_verdict(version: "ModelVersion", folder: Path) -> None:
     """Computes threshold, metrics and gates anew from the predictions among the evidence in a folder."""
+    from openmed.gates.gate import gates_to_json
     from pipeline.evaluation.judgement import METHODS, called_films, judge_findings
     from pipeline.evaluation.rules import Rules
 
@@ -67,13 +68,15 @@ def check_verdict(version: "ModelVersion", folder: Path) -> None:
         shown = {name: metrics["test"][name]["value"] for name in values}
         close(values, shown, f"metrics.json of {what}")
         return
-    close(json.loads(json.dumps(judged)), gates, f"gates.json of {what}")
+    shown = gates_to_json(judged)
+    close(json.loads(json.dumps(shown)), gates, f"gates.json of {what}")
     _check_measured(intervals, metrics, what)
     if "confusion" in metrics:  # versions of before have none
         test, confidence = predictions[predictions["split"] == "test"], rules[spec.positive].confidence
-        counted = called_films(test, spec, confidence)
+        called = called_films(test, spec, confidence)
+        counted = {"confusion": called.confusion, "called_rightly": called.called_rightly.to_json()}
         close(counted, {key: metrics[key] for key in counted}, f"metrics.json of {what}")
-    if (verdict := judged["verdict"]) != version.tags["verdict"]:
+    if (verdict := shown["verdict"]) != version.tags["verdict"]:
         raise IntegrityError(f"the verdict on {what} is {verdict}, not {version.tags['verdict']}")
 
 

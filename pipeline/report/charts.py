@@ -1,13 +1,16 @@
 """Charts of the report, as SVG text that is the same in every run."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.evaluation.metrics_file import TestFilms
 from pipeline.report.figure import (
     AMBER,
     BLUE,
@@ -24,17 +27,17 @@ from pipeline.report.figure import (
 _SHADES = LinearSegmentedColormap.from_list("shades", ["#ffffff", BLUE])
 
 
-def roc_chart(roc: pd.DataFrame, metrics: dict) -> bytes:
+def roc_chart(roc: pd.DataFrame, test: TestFilms) -> bytes:
     """ROC curve with the operating point."""
-    test = metrics["test"]
+    operating = (1 - test.specificity.value, test.sensitivity.value)
 
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
         axes.step(roc["fpr"], roc["tpr"], where="post", color=BLUE)
-        axes.plot(1 - test["specificity"]["value"], test["sensitivity"]["value"], "o", color=RED)
+        axes.plot(*operating, "o", color=RED)
         axes.annotate(
             "operating point",
-            (1 - test["specificity"]["value"], test["sensitivity"]["value"]),
+            operating,
             xytext=(10, -14),
             textcoords="offset points",
             color=RED,
@@ -47,7 +50,7 @@ def roc_chart(roc: pd.DataFrame, metrics: dict) -> bytes:
 def precision_recall_chart(curve: pd.DataFrame) -> bytes:
     """Positive predictive value against sensitivity."""
 
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         axes.step(curve["recall"], curve["precision"], where="post", color=BLUE)
         axes.set(
             xlabel="sensitivity", ylabel="positive predictive value", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
@@ -59,7 +62,7 @@ def precision_recall_chart(curve: pd.DataFrame) -> bytes:
 def reliability_chart(points: pd.DataFrame, before: pd.DataFrame) -> bytes:
     """Observed share of the finding against predicted probability, calibrated and before; dot area: films."""
 
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
         for name, table, color in (("softmax", before, GREY), ("calibrated", points, BLUE)):
             sizes = 20 + 180 * table["films"] / table["films"].max()
@@ -67,8 +70,8 @@ def reliability_chart(points: pd.DataFrame, before: pd.DataFrame) -> bytes:
         axes.set(
             xlabel="predicted probability", ylabel="observed share", xlim=(-0.04, 1.04), ylim=(-0.06, 1.06)
         )
-        for handle in axes.legend(frameon=False, fontsize=8).legend_handles:
-            handle.set_sizes([40])
+        for handle in filter(None, axes.legend(frameon=False, fontsize=8).legend_handles):
+            handle.set(sizes=[40])
 
     return svg(draw)
 
@@ -81,11 +84,11 @@ def score_chart(scores: dict[str, np.ndarray], threshold: float, finding: str | 
         threshold: From which on a film is flagged.
         finding: Of which the scores are the probability; not named when None.
     """
-    bins = np.linspace(0, 1, 21)
+    bins = np.linspace(0, 1, 21).tolist()
     label = f"predicted probability of {'the finding' if finding is None else written([finding])[0]}"
     label = label if width_in_columns(label) <= 44 else label.replace(" of ", " of\n", 1)
 
-    def overlaid(axes):
+    def overlaid(axes: Axes) -> None:
         bars = [
             axes.hist(values, bins=bins, alpha=0.6, color=color)[2]
             for values, color in zip(scores.values(), ("tab:blue", "tab:orange"), strict=False)
@@ -94,7 +97,7 @@ def score_chart(scores: dict[str, np.ndarray], threshold: float, finding: str | 
         axes.set(xlabel=label, ylabel="films")
         legend(axes, bars, list(scores))
 
-    def stacked(rows):
+    def stacked(rows: Sequence[Axes]) -> None:
         for axes, name, values in zip(rows, written(list(scores)), scores.values(), strict=True):
             axes.hist(values, bins=bins, color=BLUE, alpha=0.75)
             axes.axvline(threshold, color=RED, linewidth=1.5)
@@ -127,11 +130,11 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str]) -> bytes:
     width = width_in_inches(lines, 8)
     upright = width > 0.9 * side
 
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         _confusion_cells(axes, matrix)
         axes.set_yticks(np.arange(count) + 0.5, lines, fontsize=8)
-        turned = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"} if upright else {}
-        axes.set_xticks(np.arange(count) + 0.5, lines, fontsize=8, **turned)
+        turned: dict[str, Any] = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"}
+        axes.set_xticks(np.arange(count) + 0.5, lines, fontsize=8, **turned if upright else {})
         axes.set(xlabel="called class", ylabel="true class", aspect="equal")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
@@ -141,7 +144,7 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str]) -> bytes:
     return svg(draw, inches)
 
 
-def _confusion_cells(axes, matrix: np.ndarray) -> None:
+def _confusion_cells(axes: Axes, matrix: np.ndarray) -> None:
     totals = matrix.sum(axis=1)
     shares = matrix / np.maximum(totals, 1)[:, None]
     axes.pcolormesh(shares, cmap=_SHADES, vmin=0, vmax=1.25, edgecolor="#d9e0e7", linewidth=0.6)
@@ -157,7 +160,7 @@ def _confusion_cells(axes, matrix: np.ndarray) -> None:
 def history_chart(history: pd.DataFrame) -> bytes:
     """Losses of training and validation by epoch."""
 
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         steps = np.arange(1, len(history) + 1)
         axes.plot(steps, history["train_loss"], marker=".", color=GREY, label="training loss")
         axes.plot(steps, history["validation_loss"], marker=".", color=BLUE, label="validation loss")
@@ -171,7 +174,7 @@ def interval_chart(shifts: list[dict]) -> bytes:
     """Shifts with their intervals on one scale, on which 1 is the limit of a large shift."""
     colors = {"none": GREY, "moderate": AMBER, "large": RED}
 
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         for row, shift in enumerate(shifts):
             # The AUC is 0.5 where nothing differs; all other distances are 0.
             zero = 0.5 if shift["aspect"] == "embedding" else 0.0
@@ -196,14 +199,14 @@ def share_chart(shares: dict[str, pd.Series]) -> bytes:
     names = written(list(table.index), 28)
     standing = len(names) * (width_in_inches(names, 10) + 0.15) <= 3.6
 
-    def upright(axes):
+    def upright(axes: Axes) -> None:
         bars = _share_bars(axes, axes.bar, table)
         options = {"fontsize": 8, "ncols": len(shares), "loc": "upper center"}
         legend(axes, bars, list(shares), above=len(shares) > 3, **options)
         axes.set_xticks(range(len(table)), names)
         axes.set(ylabel="share of the films", ylim=(0, 1.28), yticks=np.arange(0, 1.1, 0.2))
 
-    def lying(axes):
+    def lying(axes: Axes) -> None:
         bars = _share_bars(axes, axes.barh, table)
         legend(axes, bars, list(shares), above=True)
         axes.set_yticks(range(len(table)), names, fontsize=8)
@@ -217,7 +220,7 @@ def share_chart(shares: dict[str, pd.Series]) -> bytes:
     return svg(lying, (4.2, height))
 
 
-def _share_bars(axes, draw: Callable, table: pd.DataFrame) -> list:
+def _share_bars(axes: Axes, draw: Callable, table: pd.DataFrame) -> list:
     width, bars = 0.8 / table.shape[1], []
     for place, name in enumerate(table):
         start = np.arange(len(table)) + (place - (table.shape[1] - 1) / 2) * width
@@ -230,15 +233,16 @@ def _share_bars(axes, draw: Callable, table: pd.DataFrame) -> list:
 def distribution_chart(values: dict[str, np.ndarray]) -> bytes:
     """Distribution of one measurement in each set of films."""
 
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         low, high = (edge(np.concatenate(list(values.values()))) for edge in (np.min, np.max))
-        bins = np.linspace(low - 0.5, high + 0.5, 41)
-        lines = []
+        bins = np.linspace(low - 0.5, high + 0.5, 41).tolist()
+        lines: list[Any] = []
         for place, numbers in enumerate(values.values()):
             color, style = series(place)
             weights = np.full(len(numbers), 1 / max(1, len(numbers)))
-            options = {"histtype": "step", "linewidth": 1.6, "color": color, "linestyle": style}
-            lines += axes.hist(numbers, bins, weights=weights, **options)[2]
+            options: dict[str, Any] = {"histtype": "step", "linewidth": 1.6}
+            drawn: Any = axes.hist(numbers, bins, weights=weights, color=color, linestyle=style, **options)[2]
+            lines += drawn
         axes.set(ylabel="share of the films")
         axes.margins(y=0.25)
         legend(axes, lines, list(values), fontsize=8)
@@ -249,7 +253,7 @@ def distribution_chart(values: dict[str, np.ndarray]) -> bytes:
 def period_chart(periods: list[dict], name: str) -> bytes:
     """A metric of each period with its interval, expected from probabilities and measured on labels."""
 
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         for shift, way, color in ((-0.08, "expected", GREY), (0.08, "measured", BLUE)):
             rows = [(place, each[way][name]) for place, each in enumerate(periods) if name in each[way]]
             rows = [(place, found) for place, found in rows if found["value"] is not None]

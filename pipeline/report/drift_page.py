@@ -9,7 +9,7 @@ from pipeline.report.charts import distribution_chart, interval_chart, share_cha
 from pipeline.report.render import picture, render
 
 SCOPES = {"added": "The added films alone", "whole": "The whole new version"}
-MEASUREMENTS = {
+_MEASUREMENTS = {
     "Brightness: mean of the grey levels of a film": lambda films: films["mean"],
     "Contrast: standard deviation of its grey levels": lambda films: films["std"],
     "Resolution: shorter side in pixels": lambda films: np.minimum(films["width"], films["height"]),
@@ -26,14 +26,10 @@ def build_drift_page(result: dict[str, Any], films: dict[str, pd.DataFrame]) -> 
     """
     order = sorted(result["comparisons"], key=lambda name: name != result["judged"])
     comparisons = {
-        name: result["comparisons"][name] | {"chart": _intervals(result["comparisons"][name]["shifts"])}
+        name: result["comparisons"][name] | {"chart": interval_picture(result["comparisons"][name]["shifts"])}
         for name in order
     }
-    charts = {"Films of each class": share_chart(_shares(films))} if films else {}
-    for title, measure in MEASUREMENTS.items() if films else ():
-        if all({"mean", "std", "width", "height"} <= set(table.columns) for table in films.values()):
-            values = {name: measure(table).dropna().to_numpy(float) for name, table in films.items()}
-            charts[title] = distribution_chart(values)
+    charts = {"Films of each class": share_chart(_shares(films))} | measurement_charts(films) if films else {}
     return render(
         "drift.html",
         result=result,
@@ -43,10 +39,23 @@ def build_drift_page(result: dict[str, Any], films: dict[str, pd.DataFrame]) -> 
     )
 
 
+def measurement_charts(films: dict[str, pd.DataFrame]) -> dict[str, bytes]:
+    """Draws how measurements are distributed over sets of films; none where a set was not measured."""
+    if not all({"mean", "std", "width", "height"} <= set(table.columns) for table in films.values()):
+        return {}
+    return {
+        title: distribution_chart(
+            {name: measure(table).dropna().to_numpy(float) for name, table in films.items()}
+        )
+        for title, measure in _MEASUREMENTS.items()
+    }
+
+
 def _shares(films: dict[str, pd.DataFrame]) -> dict[str, pd.Series]:
     return {name: table["label"].value_counts(normalize=True) for name, table in films.items()}
 
 
-def _intervals(shifts: list[dict[str, Any]]) -> str:
+def interval_picture(shifts: list[dict[str, Any]]) -> str:
+    """Draws the shifts that could be measured; nothing where none could."""
     measured = [shift for shift in shifts if shift["value"] is not None]
     return picture(interval_chart(measured), "svg+xml") if measured else ""

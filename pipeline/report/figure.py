@@ -4,19 +4,21 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from unicodedata import east_asian_width
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.textpath import TextPath
 
 GREY, BLUE, RED, AMBER = "#9aa5b1", "#1f5f99", "#b5482f", "#c98a1b"
 
 # Grey, blue and red first; the others keep apart from them for colour-blind eyes too (Okabe and Ito, 2008).
 _COLORS = (GREY, BLUE, RED, "#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#000000")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "openmed",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -79,7 +81,9 @@ def width_in_inches(names: Sequence[str], points: float) -> float:
         return max(TextPath((0, 0), name, size=points).get_extents().width for name in names) / 72
 
 
-def legend(axes, handles: Sequence, names: Sequence[str], *, above: bool = False, **options) -> None:
+def legend(
+    axes: Axes, handles: Sequence, names: Sequence[str], *, above: bool = False, **options: Any
+) -> None:
     """Names what is drawn: inside the axes, or above them where the names are long or `above` asks for it.
 
     The names are handed over with their handles, since matplotlib leaves those out of a legend that begin

@@ -11,6 +11,7 @@ from openmed.files import read_json, read_table, sha256_file
 from openmed.fitted.spec import ModelSpec
 from pipeline.evaluation.judgement import asked
 from pipeline.evaluation.measured import curves
+from pipeline.evaluation.metrics_file import FindingMetrics, Metrics
 from pipeline.report.charts import (
     confusion_chart,
     history_chart,
@@ -91,7 +92,7 @@ _MAP_CHECKS = {
 def build_report(params: Params, architecture: str, spec: ModelSpec, explanation: dict) -> str:
     """Builds the report of one architecture from the artefacts in the working folder."""
     evaluated, trained = folder("evaluate", architecture), folder("train", architecture)
-    metrics, gates = read_json(evaluated / "metrics.json"), read_json(evaluated / "gates.json")
+    metrics = Metrics.read(evaluated / "metrics.json")
     predictions = read_table(evaluated / "predictions.parquet")
     test = predictions[predictions["split"] == "test"]
     return render(
@@ -100,9 +101,9 @@ def build_report(params: Params, architecture: str, spec: ModelSpec, explanation
         params=params,
         training=params.train[architecture],
         metrics=metrics,
-        gates=gates,
+        gates=read_json(evaluated / "gates.json"),
         findings=[_finding(architecture, spec, name, test, metrics, explanation) for name in spec.findings],
-        confusion=confusion_picture(metrics["confusion"]),
+        confusion=confusion_picture(metrics.confusion or {}),
         history=picture(history_chart(pd.read_csv(trained / "history.csv")), "svg+xml"),
         explanation=explanation,
         method_names=METHOD_NAMES,
@@ -113,7 +114,7 @@ def build_report(params: Params, architecture: str, spec: ModelSpec, explanation
         resampled=read_json(folder("resample") / "summary.json"),
         trained=read_json(trained / "summary.json"),
         hashes={
-            "weights": metrics["model"]["weights_sha256"],
+            "weights": metrics.model["weights_sha256"],
             "manifest": sha256_file(MANIFEST),
             "split": sha256_file(SPLIT),
             "film cache": sha256_file(CACHE / "cache.json"),
@@ -130,21 +131,21 @@ def confusion_picture(confusion: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _finding(
-    architecture: str, spec: ModelSpec, name: str, test: pd.DataFrame, metrics: dict, explanation: dict
+    architecture: str, spec: ModelSpec, name: str, test: pd.DataFrame, metrics: Metrics, explanation: dict
 ) -> dict[str, Any]:
     """What the report shows of one finding."""
     own, films = spec.of_finding(name), asked(test, spec, name)
-    found = metrics | metrics.get("findings", {}).get(name, {})
+    measured = metrics.findings[name]
     explained = explanation | explanation.get("findings", {}).get(name, {})
     return {
         "name": name,
-        "metrics": found,
-        "metric_rows": [(title, found["test"][key]) for key, title in _METRIC_NAMES.items()],
-        "sites": found["sites"]["test"],
+        "metrics": measured,
+        "metric_rows": [(title, getattr(measured.test, key)) for key, title in _METRIC_NAMES.items()],
+        "sites": measured.sites["test"],
         "site_pictures": site_pictures(_a_film_with_the_finding(films, own)),
         "elsewhere": sets_of(read_json(folder("external", architecture) / "metrics.json")["sets"], name),
-        "repair": [(title, found["reliability"][key]) for key, title in _REPAIR_STEPS.items()],
-        "charts": _charts(films, own, found),
+        "repair": [(title, getattr(measured.reliability, key)) for key, title in _REPAIR_STEPS.items()],
+        "charts": _charts(films, own, measured),
         "outcomes": _examples(architecture, explained),
         "faithfulness": explained["faithfulness"],
         "map_checks": {method: _map_checks(explained, method) for method in explained["faithfulness"]},
@@ -163,20 +164,20 @@ def _a_film_with_the_finding(films: pd.DataFrame, spec: ModelSpec) -> np.ndarray
     return cache.films[cache.rows(having.sort_values().head(1))][0]
 
 
-def _charts(films: pd.DataFrame, spec: ModelSpec, metrics: dict) -> dict[str, str]:
-    found = curves(films, spec)
+def _charts(films: pd.DataFrame, spec: ModelSpec, measured: FindingMetrics) -> dict[str, str]:
+    points = curves(films, spec)
     scores = {
         name: films.loc[films["label"] == index, "score"].to_numpy()
         for index, name in enumerate(spec.class_names)
     }
     charts = {
-        "Receiver operating characteristic": roc_chart(found["roc"], metrics),
+        "Receiver operating characteristic": roc_chart(points["roc"], measured.test),
         "Scores of the test films; the line is the threshold": score_chart(
-            scores, spec.threshold, spec.positive
+            scores, spec.operating_point, spec.positive
         ),
-        "Precision and recall": precision_recall_chart(found["precision_recall"]),
+        "Precision and recall": precision_recall_chart(points["precision_recall"]),
         "Reliability of the probabilities; larger dots are more films": reliability_chart(
-            found["reliability"], found["reliability_softmax"]
+            points["reliability"], points["reliability_softmax"]
         ),
     }
     return {title: picture(svg, "svg+xml") for title, svg in charts.items()}

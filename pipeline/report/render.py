@@ -34,6 +34,7 @@ def render(template: str, **content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.tests["nan"] = lambda number: number != number
     return environment.get_template(template).render(**content)
 
 

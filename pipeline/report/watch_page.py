@@ -4,8 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.report.charts import distribution_chart, interval_chart, period_chart, score_chart
-from pipeline.report.drift_page import MEASUREMENTS
+from pipeline.report.charts import period_chart, score_chart
+from pipeline.report.drift_page import interval_picture, measurement_charts
 from pipeline.report.render import picture, render
 
 
@@ -26,15 +26,10 @@ def build_watch_page(result: dict[str, Any], reference: pd.DataFrame | None, fil
         charts["Probabilities; the line is the threshold"] = score_chart(scores, films["threshold"].iloc[-1])
     if reference is not None and len(films):
         both = {f"films of version {result['version']}": reference, "these films": films}
-        for title, measure in MEASUREMENTS.items():
-            if all({"mean", "std", "width", "height"} <= set(table.columns) for table in both.values()):
-                charts[title] = distribution_chart(
-                    {name: measure(table).dropna().to_numpy(float) for name, table in both.items()}
-                )
-    measured = [shift for shift in result["shifts"] if shift["value"] is not None]
+        charts |= measurement_charts(both)
     return render(
         "watch.html",
         result=result,
-        drift=picture(interval_chart(measured), "svg+xml") if measured else "",
+        drift=interval_picture(result["shifts"]),
         charts={title: picture(svg, "svg+xml") for title, svg in charts.items()},
     )

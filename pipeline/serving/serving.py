@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from openmed.errors import BadInput
 from openmed.films.images import usable_squares
 from openmed.fitted.spec import ModelSpec
-from openmed.inference.answers import answer, to_rows
+from openmed.inference.answers import answer, film_answers
 from openmed.inference.ensemble import Ensemble
 from openmed.inference.session import load_predictor
 
@@ -89,7 +89,7 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
         films = np.stack([_decoded(images[row], row, self._model.spec) for row in rows])
         answers = answer(self._model, {self._model.spec.image_size_px: films})
         about = {"model": self._address, "warning": self._warning}
-        return [row | about for row in to_rows(self._model, answers)]
+        return [vars(each) | about for each in film_answers(self._model, answers)]
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from openmed.fitted.abstention import Abstention, check_abstention, fit_abstenti
 from openmed.fitted.calibration import Calibration, fit_calibration, prior_correction
 from openmed.fitted.feature_statistics import FeatureStatistics
 from openmed.fitted.spec import ModelSpec
+from openmed.gates.gate import Gate, gates_to_json, worst_verdict
 from openmed.inference.checkpoint import WEIGHTS_FILE, load_model, read_spec, write_spec, write_statistics
 from openmed.inference.control import CONTROL_FILE, write_control
 from openmed.inference.export import finish_export
@@ -38,6 +39,7 @@ from pipeline.evaluation.judgement import (
     with_thresholds,
 )
 from pipeline.evaluation.measured import measured, write_curves
+from pipeline.evaluation.metrics_file import Abstained, FindingMetrics, Metrics
 from pipeline.evaluation.novelty import (
     choose_limit,
     learn_training_films,
@@ -75,19 +77,21 @@ def run(params: Params, architecture: str) -> None:
     predictor = load_predictor(target / "model", pick_device(params.run.device))
     write_control(target / CONTROL_FILE, predictor, telling)
     intervals, gates = judge_findings(predictions, spec, rules)
-    write_json(target / "gates.json", gates)
+    write_json(target / "gates.json", gates_to_json(gates))
     parts = {name: predictions[predictions["split"] == name] for name in _SPLITS}
     write_curves(target, parts["test"], spec)
     changed = _changed(predictor, parts, spec, rules)
-    found = {}
+    findings = {}
     for name, own in rules.items():
         films = {split: asked(part, spec, name) for split, part in parts.items()}
-        found[name] = measured(films, spec.of_finding(name), own, intervals[name]) | changed[name]
-    content = _common(rules[spec.positive], spec, parts["test"], source) | found.pop(spec.positive)
-    write_json(target / "metrics.json", content | ({"findings": found} if found else {}))
-    for name, each in {spec.positive: content, **found}.items():
-        own = [gate for gate in gates["gates"] if gate.get("finding", name) == name]
-        print(f"evaluate {architecture}: {_summary(gates['verdict'], own, spec, each)}")
+        numbers = measured(films, spec.of_finding(name), own, intervals[name])
+        findings[name] = replace(numbers, **changed[name])
+    metrics = _metrics(rules[spec.positive], spec, parts["test"], source, findings)
+    write_json(target / "metrics.json", metrics.to_json())
+    verdict = worst_verdict([gate.verdict for gate in gates])
+    for name, each in findings.items():
+        of_one = [gate for gate in gates if gate.finding in (None, name)]
+        print(f"evaluate {architecture}: {_summary(verdict, of_one, each)}")
 
 
 def _frozen(
@@ -97,16 +101,17 @@ def _frozen(
     calibration = predictions[predictions["split"] == "calibration"]
     spec = spec.with_abstention(abstention(params, spec, calibration))
     spec = replace(spec, min_side_px=params.validate_.min_side_px)
-    if statistics is None:
+    share = params.evaluate.unlike_share
+    if statistics is None or share is None:
         return spec
-    return spec.with_novelty(choose_limit(predictions, params.evaluate.unlike_share, statistics))
+    return spec.with_novelty(choose_limit(predictions, share, statistics))
 
 
 def _changed(
     predictor: Predictor, parts: Mapping[str, pd.DataFrame], spec: ModelSpec, rules: Mapping[str, Rules]
 ) -> dict[str, dict[str, Any]]:
     """What becomes of each finding at simulated sites and where a part of each test film is hidden."""
-    found = {name: {"stress": {}, "sites": {}} for name in rules}
+    changed: dict[str, dict[str, Any]] = {name: {"stress": {}, "sites": {}} for name in rules}
     for split in ("validation", "test"):
         films = chosen_films(parts[split], rules[spec.positive].seed)
         pixels = pixels_of(films, spec.image_size_px)
@@ -115,30 +120,25 @@ def _changed(
         parted = changed_probabilities(predictor.predict, pixels, HIDDEN) if split == "test" else None
         for name, own in rules.items():
             of_one = asked(films, spec, name), spec.of_finding(name), own
-            found[name]["sites"][split] = at_sites(sites, *of_one)
+            changed[name]["sites"][split] = at_sites(sites, *of_one)
             if parted is not None:
-                found[name]["stress"] = hidden(parted, *of_one)
-    return found
+                changed[name]["stress"] = hidden(parted, *of_one)
+    return changed
 
 
-def _summary(verdict: str, gates: list[dict[str, Any]], spec: ModelSpec, found: dict[str, Any]) -> str:
-    raw, final = (found["reliability"][name] for name in ("softmax", "calibrated"))
+def _summary(verdict: str, gates: list[Gate], measured: FindingMetrics) -> str:
+    raw, final = measured.reliability.softmax, measured.reliability.calibrated
     reached = ", ".join(
-        f"{gate['name']} {_shown(gate['value'])} [{_shown(gate['low'])}, {_shown(gate['high'])}] "
-        f"floor {gate['floor']:.2f}"
+        f"{gate.name} {gate.value:.3f} [{gate.low:.3f}, {gate.high:.3f}] floor {gate.floor:.2f}"
         for gate in gates
     )
-    calibration = found["calibration"]
+    calibration = measured.calibration
     return (
-        f"{verdict}; threshold {found['threshold']:.3f}, of which the calibration films have a specificity "
-        f"of {calibration['specificity']:.3f} ({calibration['specificity_at_target']:.3f} if only they had "
-        f"to reach the target sensitivity); {spec.calibration.method} calibration, "
+        f"{verdict}; threshold {measured.threshold:.3f}, of which the calibration films have a specificity "
+        f"of {calibration.specificity:.3f} ({calibration.specificity_at_target:.3f} if only they had "
+        f"to reach the target sensitivity); {measured.reliability.method} calibration, "
         f"log loss {raw['log_loss']:.3f} -> {final['log_loss']:.3f}; {reached}"
     )
-
-
-def _shown(number: float | None) -> str:
-    return "nan" if number is None else f"{number:.3f}"
 
 
 def film_logits(model: BaseModel, split: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
@@ -197,26 +197,26 @@ def abstention(params: Params, spec: ModelSpec, films: pd.DataFrame) -> Abstenti
     )
 
 
-def abstention_check(rules: Rules, spec: ModelSpec, films: pd.DataFrame) -> dict | None:
-    """How often films are referred, and whether the coverage holds; coverage by the name of the class."""
+def abstention_check(rules: Rules, spec: ModelSpec, films: pd.DataFrame) -> Abstained | None:
+    """How often films are referred, and whether the coverage holds."""
     if spec.abstention is None:
         return None
-    found = check_abstention(
+    check = check_abstention(
         spec.abstention,
         films["label"],
         _probabilities(films, spec),
         patient_numbers(films),
         rules.confidence,
-    ).to_json()
-    coverage = dict(zip(spec.class_names, found["coverage"], strict=True))
-    return found | {"target": spec.abstention.coverage, "coverage": coverage}
+    )
+    coverage = dict(zip(spec.class_names, check.coverage, strict=True))
+    return Abstained(coverage, check.referred, check.accuracy_of_decided, spec.abstention.coverage)
 
 
 def _probabilities(films: pd.DataFrame, spec: ModelSpec) -> np.ndarray:
     return films[[f"probability_{name}" for name in spec.class_names]].to_numpy()
 
 
-def finish_model(source, target, spec: ModelSpec, statistics: FeatureStatistics | None) -> None:
+def finish_model(source: Path, target: Path, spec: ModelSpec, statistics: FeatureStatistics | None) -> None:
     """Copies a trained model with its calibration, operating point and limit of novelty frozen in."""
     if statistics is not None:
         write_statistics(target, statistics)
@@ -243,13 +243,18 @@ def pixels_of(films: pd.DataFrame, size_px: int) -> np.ndarray:
     return cache.films[cache.rows(films["id"])]
 
 
-def _common(rules: Rules, spec: ModelSpec, test: pd.DataFrame, source: Path) -> dict[str, Any]:
-    """What is measured of the model as a whole, and what it comes from."""
-    return {
-        "architecture": spec.architecture,
-        **called_films(test, spec, rules.confidence),
-        "abstention": abstention_check(rules, spec, test),
-        "novelty": novelty_check(rules, spec, test),
-        "data": {"manifest_sha256": sha256_file(MANIFEST), "split_sha256": sha256_file(SPLIT)},
-        "model": {"weights_sha256": read_spec(source)[1]},
-    }
+def _metrics(
+    rules: Rules, spec: ModelSpec, test: pd.DataFrame, source: Path, findings: Mapping[str, FindingMetrics]
+) -> Metrics:
+    """What is measured of each finding and of the model as a whole, and what it comes from."""
+    called = called_films(test, spec, rules.confidence)
+    return Metrics(
+        spec.architecture,
+        called.confusion,
+        called.called_rightly,
+        abstention_check(rules, spec, test),
+        novelty_check(rules, spec, test),
+        {"manifest_sha256": sha256_file(MANIFEST), "split_sha256": sha256_file(SPLIT)},
+        {"weights_sha256": read_spec(source)[1]},
+        findings,
+    )

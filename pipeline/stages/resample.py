@@ -22,10 +22,10 @@ def run(params: Params) -> None:
     before, after = (_counts(part["label"], params.task.classes) for part in (films, rows))
     # Refused here and not after the training: evaluate undoes the change of the class shares by these counts.
     prior_correction(list(before.values()), list(after.values()))
-    summary = {"strategy": params.resample.strategy, "before": before, "after": after}
-    summary["training_rows_verified"] = verified
+    strategy = params.resample.strategy
+    summary = {"strategy": strategy, "before": before, "after": after, "training_rows_verified": verified}
     write_json(folder("resample") / "summary.json", summary)
-    print(f"resample ({params.resample.strategy}): {before} -> {after}")
+    print(f"resample ({strategy}): {before} -> {after}")
 
 
 def _counts(labels: pd.Series, classes: tuple[str, ...]) -> dict[str, int]:

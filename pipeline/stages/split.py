@@ -57,7 +57,7 @@ def _assign(
     declared, validation = leakage.usable_validation(films)
     films = films.assign(declared_split=declared, split=LEFT_OUT)
     films.loc[~conflict, "split"] = assign(
-        films[~conflict], params.split.shares, params.run.seed, params.task.classes
+        films[~conflict], dict(params.split.shares.items()), params.run.seed, params.task.classes
     )
     return films, [
         conflicts,

@@ -173,7 +173,7 @@ def _with_statistics(model, folder, films, rows, share):
 
 
 def _write_candidate(folder, name, films, params, *, seed, good, change, validation_auc, unlike_share):
-    from openmed.gates.gate import to_json
+    from openmed.gates.gate import gates_to_json
     from openmed.inference.checkpoint import save_model
     from openmed.inference.control import CONTROL_FILE, write_control
     from openmed.models.factory import ModelFactory
@@ -201,8 +201,8 @@ def _write_candidate(folder, name, films, params, *, seed, good, change, validat
     rows.to_parquet(target / "predictions.parquet")
     squares = np.random.default_rng(seed).integers(0, 256, (4, 32, 32)).astype(np.uint8)
     write_control(target / CONTROL_FILE, model.eval(), squares)
-    intervals, verdict, gates = judge_test_films(rows, 1, threshold, rules)
-    write_json(target / "gates.json", to_json(verdict, gates))
+    intervals, gates = judge_test_films(rows, 1, threshold, rules)
+    write_json(target / "gates.json", gates_to_json(gates))
     no_loss = {"value": 0.0, "low": 0.0, "high": 0.0}
     sites = {"validation": validation_auc, "test": 1.0}
     metrics = {

@@ -46,13 +46,13 @@ def test_an_evening(store, tmp_path):
     assert ledger.champion() == first and all_is_well() == {None}
 
     better = register(workspace(tmp_path, 2, 0.6), "b").version
-    assert promotion.gate(better)["verdict"] == PASS
+    assert promotion.gate(better).verdict == PASS
     approve(better)
     assert ledger.champion() == better and all_is_well() == {None}
 
     for number, quality, key in ((3, 0.2, "c"), (4, 0.0, "shuffled")):
         bad = register(workspace(tmp_path, number, quality), key).version
-        assert promotion.gate(bad)["verdict"] == FAIL
+        assert promotion.gate(bad).verdict == FAIL
         with pytest.raises(BadInput, match="cannot be promoted"):
             approve(bad)
         ledger.reject(bad, by="gate", reason="its gates say FAIL")
@@ -113,11 +113,11 @@ def test_small_losses_do_not_add_up(store, tmp_path, monkeypatch):
     crown(second, first)
     third = retrained(3, 0.165)
     judged = promotion.gate(third)
-    assert judged["champion"] == second and ledger.first_champion() == first
-    verdicts = {gate["name"]: gate["verdict"] for gate in judged["comparison"]}
+    assert judged.champion == second and ledger.first_champion() == first
+    verdicts = {gate.name: gate.verdict for gate in judged.comparison}
     assert verdicts["auc vs champion"] != FAIL and verdicts["auc vs first approved"] == FAIL
-    assert judged["verdict"] == FAIL
-    assert f"Compared with the version approved first, {first} on" in judged["note"]
+    assert judged.verdict == FAIL
+    assert f"Compared with the version approved first, {first} on" in judged.note
 
 
 def race(racers, before):

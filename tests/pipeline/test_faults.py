@@ -52,13 +52,13 @@ def refused(workspace, request, gate, verdict):
     """Registers a retraining and sees that one gate, and the promotion, refuse it."""
     version = register(workspace, request.node.name.replace(" ", "-")).version
     judged = promotion.gate(version)
-    gates = {found["name"]: found for found in [*judged["gates"], *judged["comparison"]]}
-    assert gates[gate]["verdict"] == verdict, gates[gate]
-    assert judged["verdict"] != PASS
+    gates = {found.name: found for found in [*judged.gates, *judged.comparison]}
+    assert gates[gate].verdict == verdict, gates[gate]
+    assert judged.verdict != PASS
     with pytest.raises(BadInput, match="cannot be promoted"):
         decide(version)
     assert ledger.champion() == "1"
-    return gates[gate]["reason"]
+    return gates[gate].reason
 
 
 def scored(function):
@@ -69,9 +69,9 @@ def scored(function):
 def test_a_model_without_a_fault_passes_every_gate(home, tmp_path, request):
     version = register(make_workspace(tmp_path / "ws", ("vit",), seed=1), request.node.name).version
     judged = promotion.gate(version)
-    assert {found["verdict"] for found in judged["gates"]} == {PASS} and judged["verdict"] == PASS
-    assert any("films with the finding" in sentence for sentence in judged["limits"])
-    assert "What this test could and could not have shown" in judged["table_markdown"]
+    assert {found.verdict for found in judged.gates} == {PASS} and judged.verdict == PASS
+    assert any("films with the finding" in sentence for sentence in judged.limits)
+    assert "What this test could and could not have shown" in judged.table_markdown
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,8 @@ def test_films_under_two_labels_that_were_left_out_are_no_leak(home, tmp_path, r
     split.loc[[0, 2], "split"] = "left_out"
     split.to_parquet(path)
     judged = promotion.gate(register(workspace, request.node.name).version)
-    (found,) = [gate for gate in judged["gates"] if gate["name"] == "leakage"]
-    assert found["verdict"] == PASS, found
+    (found,) = [gate for gate in judged.gates if gate.name == "leakage"]
+    assert found.verdict == PASS, found
 
 
 def test_too_many_looks_at_one_test_set_are_outside_the_plan(home, tmp_path, request):
@@ -261,7 +261,7 @@ def test_a_changed_plan_counts_only_once_a_person_has_adopted_it(home, tmp_path,
     with pytest.raises(BadInput, match="needs a reason"):
         ledger.adopt(version, by="Dr Adams", reason="")
     ledger.adopt(version, by="Dr Adams", reason="the calibration may be tuned")
-    assert promotion.gate(version)["verdict"] == PASS
+    assert promotion.gate(version).verdict == PASS
     assert "its change plan was adopted by Dr Adams" in ledger.story(version)[-1][1]
 
 

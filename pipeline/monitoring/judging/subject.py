@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from openmed.monitoring.prior_shift import Known
     from openmed.monitoring.sampled_performance import Estimate
-    from pipeline.promotion.gates import Evidence
+    from pipeline.promotion.gates.evidence import Evidence
 
 
 @dataclass(frozen=True)

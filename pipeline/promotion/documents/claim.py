@@ -28,7 +28,7 @@ def claim_checklist(facts: Facts) -> list[Item]:
         27: None if "train" not in params else "one network a version; means over several are not promoted",
         28: f"AUC, sensitivity, specificity, each with a {rules.confidence:.0%} interval",
         29: "closed forms that know of patients: Wilson, DeLong on log-odds, Tango, with design effects",
-        30: "; ".join(f"{gate['name']}: {gate['verdict']}" for gate in evidence.gates),
+        30: "; ".join(f"{gate.name}: {gate.verdict}" for gate in evidence.gates),
         31: facts.maps(),
         32: f"{facts.limits() or ''} Films from elsewhere: {facts.elsewhere()}.".strip(),
         33: facts.split_counts(),

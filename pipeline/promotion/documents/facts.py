@@ -1,12 +1,16 @@
 """What the documents are filled from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 from openmed.files import read_json
+from openmed.metrics.score_intervals import Interval
 from pipeline import ledger, registry
-from pipeline.promotion.gates import Evidence, limits_of_the_test, subgroups
+from pipeline.promotion.gates.evidence import Evidence
+from pipeline.promotion.gates.performance import limits_of_the_test
+from pipeline.promotion.gates.subgroups import subgroups
 from pipeline.registry.evidence import EXTERNAL_METRICS
 
 
@@ -55,7 +59,7 @@ class Facts:
 
     def measured(self, name: str) -> str | None:
         """A metric on the test films with its interval; None where it could not be computed."""
-        return self.of_each(lambda asked: _measured(asked.metrics["test"][name]))
+        return self.of_each(lambda asked: _measured(getattr(asked.measured.test, name)))
 
     def split_counts(self) -> str:
         """Films and patients of each split."""
@@ -89,7 +93,7 @@ class Facts:
                 of_which = f", {finding}" if len(self.evidence.spec.findings) > 1 else ""
                 whole = own["groups"][0]
                 shares = [
-                    f"{metric} {_share(whole[metric])}"
+                    f"{metric} {_share(whole[metric]['value'])}"
                     for metric in ("auc", "sensitivity", "specificity")
                     if whole[metric]["value"] is not None
                 ]
@@ -116,22 +120,20 @@ class Facts:
         return self.of_each(said)
 
 
-def _measured(found: Mapping[str, float | None]) -> str | None:
-    if found["value"] is None:
+def _measured(found: Interval) -> str | None:
+    if isnan(found.value):
         return None
-    if found["low"] is None:
-        return f"{found['value']:.3f}"
-    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+    limits = "" if isnan(found.low) else f" ({found.low:.3f} to {found.high:.3f})"
+    return f"{found.value:.3f}{limits}"
 
 
 def _group_lines(asked: Evidence) -> str | None:
-    found = [
-        f"{group['group']}: sensitivity {_share(group['sensitivity'])}, "
-        f"specificity {_share(group['specificity'])}"
-        for group in subgroups(asked)
+    lines = [
+        f"{each.group}: " + ", ".join(f"{name} {_share(share.value)}" for name, share in each.shares.items())
+        for each in subgroups(asked)
     ]
-    return "; ".join(found) or None
+    return "; ".join(lines) or None
 
 
-def _share(found: dict[str, Any]) -> str:
-    return "unknown" if found["value"] is None else f"{found['value']:.2f}"
+def _share(value: float) -> str:
+    return "unknown" if isnan(value) else f"{value:.2f}"

@@ -37,9 +37,9 @@ def model_card(facts: Facts) -> list[Item]:
                 "sensitivity": facts.measured("sensitivity"),
                 "specificity": facts.measured("specificity"),
                 "threshold": facts.of_each(
-                    lambda asked: f"{asked.spec.threshold:.4f}, chosen on calibration films and frozen"
+                    lambda asked: f"{asked.spec.operating_point:.4f}, chosen on calibration films and frozen"
                 ),
-                "probabilities": spec.calibration and f"calibrated by {spec.calibration.method}",
+                "probabilities": f"calibrated by {spec.calibration.method}" if spec.calibration else None,
             },
             "Data": {
                 "films": facts.split_counts(),
@@ -100,7 +100,7 @@ def plan_record(facts: Facts) -> list[Item]:
     from pipeline.promotion import actions as promotion
 
     plan, judged = facts.evidence.plan, promotion.gate(facts.evidence.version)
-    gates = [*judged["gates"], *judged["comparison"]]
+    gates = [*judged.gates, *judged.comparison]
     return _items(
         {
             "Modification": {
@@ -109,8 +109,8 @@ def plan_record(facts: Facts) -> list[Item]:
             },
             "Protocol": {"data": plan.protocol.data, "retraining": plan.protocol.retraining},
             "Evaluation": {
-                **{gate["name"]: f"{gate['verdict']}: {gate['reason']}" for gate in gates},
-                "verdict now": judged["verdict"],
+                **{gate.name: f"{gate.verdict}: {gate.reason}" for gate in gates},
+                "verdict now": judged.verdict,
             },
             "Update": {
                 "how": plan.protocol.update,

@@ -20,6 +20,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Against:
+    """An earlier version on the same films.
+
+    Attributes:
+        version: The version.
+        threshold: Its operating point.
+        films: The films compared: id, patient, label (a class), score and score_other.
+    """
+
+    version: str
+    threshold: float
+    films: "pd.DataFrame"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What a comparison found.
 
@@ -29,18 +44,14 @@ class Comparison:
         note: One sentence about it.
         films_compared: Number of test films.
         films_left_out: Test films that have shaped the earlier version.
-        other: The version compared with, None where no comparison could be made.
-        other_threshold: Its operating point.
-        films: The films compared: id, patient, label (a class), score and score_other.
+        against: What it was compared with; None where no comparison could be made.
     """
 
-    gates: list[dict[str, Any]] | None
+    gates: list[Gate] | None
     note: str
     films_compared: int = 0
     films_left_out: int = 0
-    other: str | None = None
-    other_threshold: float | None = None
-    films: "pd.DataFrame | None" = None
+    against: Against | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ def _compare_finding(evidence: Evidence, scored: "registry.Scored", role: _Role)
         )
         return Comparison(None, _sentence(f"{note}them again."))
     compared = _on_fresh_films(evidence, other, both, threshold, role)
-    return _with_external(compared, evidence, other, elsewhere, role)
+    return _with_external(compared, evidence, elsewhere, role)
 
 
 def _of_finding(finding: str, scored: "registry.Scored") -> "tuple[float, pd.DataFrame, pd.DataFrame | None]":
@@ -145,20 +156,20 @@ def _on_fresh_films(
         f"Compared with {role.title} {other} on {len(fresh)} test films; {left_out} were left out because "
         "they have shaped it."
     )
-    return Comparison(gates, note, len(fresh), left_out, other, other_threshold, fresh)
+    return Comparison(gates, note, len(fresh), left_out, Against(other, other_threshold, fresh))
 
 
 def _with_external(
-    compared: Comparison, evidence: Evidence, other: str, scores: "pd.DataFrame | None", role: _Role
+    compared: Comparison, evidence: Evidence, scores: "pd.DataFrame | None", role: _Role
 ) -> Comparison:
     """Adds the gates on the external sets that the plan names and that the version was scored on."""
     import pandas as pd
 
-    wanted = evidence.plan.protocol.evaluation.external
-    if compared.gates is None or wanted is None:
+    wanted, other = evidence.plan.protocol.evaluation.external, compared.against
+    if compared.gates is None or other is None or wanted is None:
         return compared
     scores = pd.DataFrame({"set": [], "id": [], "score": []}) if scores is None else scores
-    seen = read_table(registry.artifact(other, "training_films.parquet"))["sha256"]
+    seen = read_table(registry.artifact(other.version, "training_films.parquet"))["sha256"]
     gates = list(compared.gates)
     for name in wanted.sets:
         films = external_films(evidence, name)
@@ -170,12 +181,12 @@ def _with_external(
             continue
         if len(both) < len(films) or not margins:
             why = "it has no scores of them" if len(both) < len(films) else "they have shaped it"
-            said = f"{role.title} {other} cannot be compared on the films of the external set {name}: {why}."
+            said = f"cannot be compared on the films of the external set {name}: {why}."
+            said = f"{role.title} {other.version} {said}"
             return replace(compared, gates=None, note=_sentence(said))
-        found = difference_gates(
-            evidence, fresh.assign(label=fresh["has"]), compared.other_threshold, role, margins
-        )
-        gates += [gate | {"name": f"external {name}: {gate['name']}"} for gate in found]
+        fresh = fresh.assign(label=fresh["has"])
+        differences = difference_gates(evidence, fresh, other.threshold, role, margins)
+        gates += [replace(gate, name=f"external {name}: {gate.name}") for gate in differences]
     return replace(compared, gates=gates)
 
 
@@ -209,7 +220,7 @@ def difference_gates(
     other_threshold: float,
     role: _Role,
     margins: Mapping[str, float],
-) -> list[dict[str, Any]]:
+) -> list[Gate]:
     """Gives a gate for each margin.
 
     Args:
@@ -226,7 +237,7 @@ def difference_gates(
         films["score"].to_numpy(),
         films["score_other"].to_numpy(),
         films["patient"].to_numpy(),
-        evidence.spec.threshold,
+        evidence.spec.operating_point,
         other_threshold,
         evidence.rules_of_look.confidence,
     )
@@ -238,22 +249,21 @@ def difference_gates(
     }
     pairs = zip(margins.items(), gates, strict=True)
     return [
-        _to_json(evidence, gate, intervals[name], name, margin, int(counts[name]))
+        _explained(evidence, gate, intervals[name], name, margin, int(counts[name]))
         for (name, margin), gate in pairs
     ]
 
 
-def _to_json(
+def _explained(
     evidence: Evidence, gate: Gate, difference: "Interval", name: str, margin: float, films: int
-) -> dict[str, Any]:
+) -> Gate:
     """A gate, with what would settle it; what the plan leaves to the reviewers is only not shown."""
-    content = gate.to_json()
     left_to_people = name in evidence.plan.protocol.evaluation.reviewers_decide
     # What could not be measured has no upper limit and stays a FAIL.
     if gate.verdict == FAIL and left_to_people and difference.high >= -margin:
-        content["verdict"] = NOT_SHOWN
+        return replace(gate, verdict=NOT_SHOWN)
     if gate.verdict != INSUFFICIENT:
-        return content
+        return gate
     confidence = evidence.rules_of_look.confidence
     enough = films_for_margin(difference, margin, films, confidence=confidence) if margin > 0 else None
     settled = (
@@ -261,10 +271,8 @@ def _to_json(
         if enough
         else "no realistic number of films would show it"
     )
-    content["reason"] = f"{gate.reason.rstrip('.')}; {settled}."
-    if left_to_people:
-        content["verdict"] = NOT_SHOWN
-    return content
+    reason = f"{gate.reason.rstrip('.')}; {settled}."
+    return replace(gate, reason=reason, verdict=NOT_SHOWN if left_to_people else INSUFFICIENT)
 
 
 def _sentence(text: str) -> str:

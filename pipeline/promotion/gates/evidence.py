@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
 from openmed.files import read_json, read_table, sha256_file
+from openmed.gates.gate import Gate
 from pipeline import registry
 from pipeline.evaluation.judgement import asked
+from pipeline.evaluation.metrics_file import FindingMetrics, Metrics
 from pipeline.evaluation.rules import Rules
 from pipeline.registry.evidence import EXTERNAL_PREDICTIONS
 from pipeline.settings.plan import PLAN_FILE, ChangePlan, load_plan
@@ -32,8 +34,8 @@ class Evidence:
         params: Content of its params.yaml.
         plan_file: The change plan it came with.
         plan_sha256: Hash of that file.
-        metrics: Content of metrics.json.
-        gates: The gates of its evaluation, as gates.json has them: of all findings, or of the one asked for.
+        metrics: What its evaluation measured, of all findings.
+        gates: The gates of its evaluation: of all findings, or of the one asked for.
         predictions: One row a film of validation, calibration and test; patients by number.
         split: One row a film of any split: id, patient, label, split.
         films: What is known of each film (sha256, width, height, perhaps view, sex, manufacturer), None where
@@ -49,8 +51,8 @@ class Evidence:
     params: dict[str, Any]
     plan_file: Path
     plan_sha256: str
-    metrics: dict[str, Any]
-    gates: list[dict[str, Any]]
+    metrics: Metrics
+    gates: list[Gate]
     predictions: "pd.DataFrame"
     split: "pd.DataFrame"
     films: "pd.DataFrame | None"
@@ -72,6 +74,7 @@ class Evidence:
         profile = registry.find_artifact(version, "data_profile.parquet")
         external = registry.find_artifact(version, EXTERNAL_PREDICTIONS)
         params = read_mapping(registry.artifact(version, "params.yaml"))
+        gates = read_json(registry.artifact(version, "gates.json"))["gates"]
         return cls(
             version=version,
             tags=tags,
@@ -79,8 +82,8 @@ class Evidence:
             params=params,
             plan_file=plan,
             plan_sha256=sha256_file(plan),
-            metrics=read_json(registry.artifact(version, "metrics.json")),
-            gates=read_json(registry.artifact(version, "gates.json"))["gates"],
+            metrics=Metrics.read(registry.artifact(version, "metrics.json")),
+            gates=[Gate.from_json(gate) for gate in gates],
             predictions=read_table(registry.artifact(version, "predictions.parquet")),
             split=read_table(registry.artifact(version, "split/split.parquet")),
             films=None if profile is None else read_table(profile),
@@ -100,17 +103,19 @@ class Evidence:
         yield from map(self.of_finding, self.spec.findings)
 
     def of_finding(self, name: str) -> "Evidence":
-        """Returns the evidence asked for one of its findings: scores, threshold, metrics, gates, limits."""
-        spec = self.spec.of_finding(name)
-        further = self.metrics["findings"][name] if name != self.spec.positive else {}
+        """Returns the evidence asked for one of its findings: scores, threshold, gates, limits."""
         return replace(
             self,
-            spec=spec,
-            metrics=self.metrics | further,
-            gates=[gate for gate in self.gates if gate.get("finding", name) == name],
+            spec=self.spec.of_finding(name),
+            gates=[gate for gate in self.gates if gate.finding in (None, name)],
             predictions=asked(self.predictions, self.spec, name),
             external=asked(self.external, self.spec, name),
         )
+
+    @property
+    def measured(self) -> FindingMetrics:
+        """What its evaluation measured of the finding."""
+        return self.metrics.findings[self.spec.positive]
 
     @property
     def test(self) -> "pd.DataFrame":
@@ -151,9 +156,3 @@ def confidence_of_look(confidence: float, look: int) -> float:
     them. Spending errors over looks: Lan and DeMets, Biometrika 1983;70:659-663.
     """
     return 1 - 2 * (1 - confidence) / (look * (look + 1))
-
-
-def verdict_gate(name: str, verdict: str, reason: str, value: float | None = None) -> dict[str, Any]:
-    """A gate without an interval."""
-    numbers = {"value": value, "low": None, "high": None, "floor": None}
-    return {"name": name, **numbers, "verdict": verdict, "reason": reason}

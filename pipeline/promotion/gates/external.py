@@ -2,47 +2,49 @@
 
 import json
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from openmed.gates.external_validation import UNKNOWN
-from openmed.gates.gate import INSUFFICIENT, OUTSIDE_PLAN, PASS, judge
-from openmed.metrics.intervals import judged_intervals
-from pipeline.evaluation.judgement import named_gate, patient_numbers, set_digest
-from pipeline.promotion.gates.evidence import Evidence, confidence_of_look, verdict_gate
+from openmed.gates.gate import INSUFFICIENT, OUTSIDE_PLAN, PASS, Gate, judge
+from pipeline.evaluation.judgement import at_threshold, named_gate, set_digest
+from pipeline.promotion.gates.evidence import Evidence, confidence_of_look
 from pipeline.promotion.gates.soundness import versions_judged
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pipeline.settings.plan import External
+    from openmed.metrics.intervals import Interval
+    from pipeline.settings.plan import External, ExternalSet
 
 NOTHING_KNOWN = "Nothing is known about films from elsewhere"
 _NEEDS = {"auc": (0, 1), "sensitivity": (1,), "specificity": (0,)}
 
 
-def external_gates(evidence: Evidence) -> list[dict[str, Any]]:
+def external_gates(evidence: Evidence) -> list[Gate]:
     """Returns the gates on what a finding shows on the external sets that the plan names: floors for each.
 
     A floor holds for the view of a set in which the version is worst: over all views together, a score that
     knows the view can look good or bad whatever it knows of the finding.
     """
     wanted, gates = evidence.plan.protocol.evaluation.external, []
-    for name, asked in wanted.sets.items() if wanted else ():
+    if wanted is None:
+        return []
+    for name, asked in wanted.sets.items():
         films = external_films(evidence, name)
         if films.empty:
             said = (
                 f"This version was not scored on the external set {name}: add it with `openmed external add` "
                 "and retrain."
             )
-            gates.append(verdict_gate(f"external {name}", INSUFFICIENT, said))
+            gates.append(Gate.plain(f"external {name}", INSUFFICIENT, said))
         else:
             confidence = confidence_of_look(evidence.rules.confidence, _looks(evidence, films))
-            gates += _floors(evidence, name, films, asked.floors, wanted.min_films, confidence)
+            gates += _floors(evidence, name, films, asked, wanted.min_films, confidence)
     return gates
 
 
-def external_looks(evidence: Evidence) -> list[dict[str, Any]]:
+def external_looks(evidence: Evidence) -> list[Gate]:
     """Returns how often each external set judged that the plan names, or that it names none."""
     asked = {each.spec.positive: each.plan.protocol.evaluation.external for each in evidence.each_finding()}
     first = asked[evidence.spec.positive]
@@ -72,43 +74,43 @@ def measurable(films: "pd.DataFrame", metric: str) -> bool:
     return all((films["has"] == value).any() for value in _NEEDS[metric])
 
 
-def _none_named(evidence: Evidence, wanted: "External | None") -> dict[str, Any] | None:
+def _none_named(evidence: Evidence, wanted: "External | None") -> Gate | None:
     """The gate on a plan that names no set for a finding; None where it names one."""
     if wanted is None:
         said = f"{NOTHING_KNOWN}: the change plan has no section `external`: add it and retrain."
-        return verdict_gate("external", INSUFFICIENT, said)
+        return Gate.plain("external", INSUFFICIENT, said)
     if wanted.sets:
         return None
     scored = sorted(evidence.external["set"].unique())
     also = f" It was scored on {', '.join(scored)}, which no plan holds it to." if scored else ""
     if wanted.required:
         said = f"{NOTHING_KNOWN}: the change plan asks for external sets and names none.{also}"
-        return verdict_gate("external", INSUFFICIENT, said)
+        return Gate.plain("external", INSUFFICIENT, said)
     said = f"{NOTHING_KNOWN}, and the change plan does not ask for it.{also}"
-    return verdict_gate("external", PASS, said)
+    return Gate.plain("external", PASS, said)
 
 
 def _floors(
     evidence: Evidence,
     name: str,
     films: "pd.DataFrame",
-    floors: Mapping[str, float],
+    asked: "ExternalSet",
     min_films: int,
     confidence: float,
-) -> list[dict[str, Any]]:
+) -> list[Gate]:
     if small := _smallest(evidence, films, min_films):
-        return [verdict_gate(f"external {name}", INSUFFICIENT, small)]
+        return [Gate.plain(f"external {name}", INSUFFICIENT, small)]
     gates = []
-    for metric, floor in floors.items():
+    for metric, floor in asked.floors.items():
         title = f"external {name} {metric}"
         if not measurable(films, metric):
             said = f"The external set {name} has films of one class only: it has no {metric}."
-            gates.append(verdict_gate(title, INSUFFICIENT, said))
+            gates.append(Gate.plain(title, INSUFFICIENT, said))
             continue
         view, found = _worst_view(evidence, films, metric, confidence)
         _, (gate,) = judge({metric: found}, {metric: floor})
         where = f"Films of {name}" + ("" if view == UNKNOWN else f", view {view}")
-        gates.append(gate.to_json() | {"name": title, "reason": f"{where}: {gate.reason}"})
+        gates.append(replace(gate, name=title, reason=f"{where}: {gate.reason}"))
     return gates
 
 
@@ -124,20 +126,14 @@ def _smallest(evidence: Evidence, films: "pd.DataFrame", min_films: int) -> str 
     )
 
 
-def _worst_view(evidence: Evidence, films: "pd.DataFrame", metric: str, confidence: float) -> tuple[str, Any]:
-    found = {}
+def _worst_view(
+    evidence: Evidence, films: "pd.DataFrame", metric: str, confidence: float
+) -> tuple[str, "Interval"]:
+    intervals = {}
     for view, part in films.groupby("view"):
-        measured = judged_intervals(
-            part["has"],
-            part["score"],
-            patient_numbers(part),
-            evidence.spec.threshold,
-            confidence,
-        )
-        found[str(view)] = measured[metric]
+        intervals[str(view)] = at_threshold(part, evidence.spec, confidence)[metric]
     # What could not be measured is worse than anything.
-    worst = min(found, key=lambda view: -math.inf if math.isnan(found[view].low) else found[view].low)
-    return worst, found[worst]
+    return min(intervals.items(), key=lambda item: -math.inf if math.isnan(item[1].low) else item[1].low)
 
 
 def _looks(evidence: Evidence, films: "pd.DataFrame") -> int:
@@ -148,9 +144,9 @@ def _looks(evidence: Evidence, films: "pd.DataFrame") -> int:
     )
 
 
-def _looks_gate(evidence: Evidence, name: str, looks: int) -> dict[str, Any]:
+def _looks_gate(evidence: Evidence, name: str, looks: int) -> Gate:
     allowed = evidence.plan.protocol.evaluation.looks
     said = f"The external set {name} has judged {looks} version{'s' * (looks > 1)}; the plan allows {allowed}"
     if looks > allowed:
-        return verdict_gate(f"looks {name}", OUTSIDE_PLAN, f"{said}: add a set of new films.", looks)
-    return verdict_gate(f"looks {name}", PASS, f"{said}.", looks)
+        return Gate.plain(f"looks {name}", OUTSIDE_PLAN, f"{said}: add a set of new films.", looks)
+    return Gate.plain(f"looks {name}", PASS, f"{said}.", looks)

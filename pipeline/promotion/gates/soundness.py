@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from openmed.errors import IntegrityError
 from openmed.files import read_table
-from openmed.gates.gate import FAIL, OUTSIDE_PLAN, PASS
+from openmed.gates.gate import FAIL, OUTSIDE_PLAN, PASS, Gate
 from pipeline import ledger, registry
-from pipeline.promotion.gates.evidence import Evidence, verdict_gate
+from pipeline.promotion.gates.evidence import Evidence
 from pipeline.settings.plan import lax_limits, load_plan, unplanned_changes
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _MOST_MOVED = 0.2
 """Share of the champion's test films that may have left the test split without its being drawn anew."""
 
 
-def soundness_gates(evidence: Evidence, champion: Evidence | None) -> list[dict[str, Any]]:
+def soundness_gates(evidence: Evidence, champion: Evidence | None) -> list[Gate]:
     """Returns the gates on splits, plan, looks and export.
 
     Args:
@@ -28,7 +28,7 @@ def soundness_gates(evidence: Evidence, champion: Evidence | None) -> list[dict[
     return [_leakage(evidence), _plan(evidence, champion), _looks(evidence, champion), _export(evidence)]
 
 
-def _leakage(evidence: Evidence) -> dict[str, Any]:
+def _leakage(evidence: Evidence) -> Gate:
     """Splits that share a patient, films judged that are not those of the split, films judged twice."""
     from openmed.dataset.splits import LEFT_OUT
 
@@ -46,11 +46,11 @@ def _leakage(evidence: Evidence) -> dict[str, Any]:
         if not wanted.equals(judged.set_index("id")[["label", "split"]].sort_index()):
             found.append("the films that were judged are not those of the split, with their labels")
     if found:
-        return verdict_gate("leakage", FAIL, f"{_sentence(found)}.")
-    return verdict_gate("leakage", PASS, "No patient and no film is in two splits.")
+        return Gate.plain("leakage", FAIL, f"{_sentence(found)}.")
+    return Gate.plain("leakage", PASS, "No patient and no film is in two splits.")
 
 
-def _plan(evidence: Evidence, champion: Evidence | None) -> dict[str, Any]:
+def _plan(evidence: Evidence, champion: Evidence | None) -> Gate:
     found = []
     for asked in evidence.each_finding():
         about = f"of {asked.spec.positive}, " if len(asked.spec.findings) > 1 else ""
@@ -68,8 +68,8 @@ def _plan(evidence: Evidence, champion: Evidence | None) -> dict[str, Any]:
             )
         found += unplanned_changes(evidence.plan, champion.params, evidence.params)
     if found:
-        return verdict_gate("change plan", OUTSIDE_PLAN, f"{_sentence(found)}.")
-    return verdict_gate("change plan", PASS, "Nothing has changed that the plan does not let change.")
+        return Gate.plain("change plan", OUTSIDE_PLAN, f"{_sentence(found)}.")
+    return Gate.plain("change plan", PASS, "Nothing has changed that the plan does not let change.")
 
 
 def _adopted(champion: Evidence) -> set[str]:
@@ -83,18 +83,18 @@ def _adopted(champion: Evidence) -> set[str]:
     return plans
 
 
-def _looks(evidence: Evidence, champion: Evidence | None) -> dict[str, Any]:
+def _looks(evidence: Evidence, champion: Evidence | None) -> Gate:
     """How many versions have been judged on these test patients, this one too; whether they stayed."""
     name, allowed = "looks", evidence.plan.protocol.evaluation.looks
     if redrawn := _redrawn(evidence, champion):
-        return verdict_gate(name, OUTSIDE_PLAN, redrawn, evidence.look)
+        return Gate.plain(name, OUTSIDE_PLAN, redrawn, evidence.look)
     said = f"These test patients have judged {evidence.look} version{'s' * (evidence.look > 1)}"
     said = f"{said}; the plan allows {allowed}"
     if evidence.look > allowed:
-        return verdict_gate(name, OUTSIDE_PLAN, f"{said}: set new test films aside.", evidence.look)
+        return Gate.plain(name, OUTSIDE_PLAN, f"{said}: set new test films aside.", evidence.look)
     rules, now = evidence.rules, evidence.rules_of_look.confidence
     spent = f"limits are at {now:.2%} confidence, so that all looks let a model at a floor pass in at most "
-    return verdict_gate(name, PASS, f"{said}; {spent}{1 - rules.confidence:.0%}.", evidence.look)
+    return Gate.plain(name, PASS, f"{said}; {spent}{1 - rules.confidence:.0%}.", evidence.look)
 
 
 def _redrawn(evidence: Evidence, champion: Evidence | None) -> str | None:
@@ -167,7 +167,7 @@ def versions_judged(evidence: Evidence, on_these: Callable[["ledger.Entry"], boo
     return sum(max(1, len(versions & decided)) for versions in runs.values())
 
 
-def _export(evidence: Evidence) -> dict[str, Any]:
+def _export(evidence: Evidence) -> Gate:
     """What answers on a CPU must decide as what was trained, judged and explained."""
     from openmed.inference.checkpoint import export_hash, load_model
     from openmed.inference.control import CONTROL_FILE, control_films
@@ -177,13 +177,13 @@ def _export(evidence: Evidence) -> dict[str, Any]:
     films = control_films(registry.artifact(evidence.version, CONTROL_FILE))
     with registry.stored(evidence.version) as folder:
         if export_hash(folder) is None:
-            return verdict_gate("export", PASS, "It has no export: PyTorch itself answers.")
+            return Gate.plain("export", PASS, "It has no export: PyTorch itself answers.")
         try:
             worst = check_parity(load_model(folder), load_exported(folder), films)
         except IntegrityError as error:
-            return verdict_gate("export", FAIL, f"{_sentence([str(error)])}.")
+            return Gate.plain("export", FAIL, f"{_sentence([str(error)])}.")
     said = f"The export calls all {len(films)} films nearest the threshold as the model does."
-    return verdict_gate("export", PASS, said, worst)
+    return Gate.plain("export", PASS, said, worst)
 
 
 def _sentence(parts: Sequence[str]) -> str:

@@ -1,12 +1,10 @@
 """All gates on a version, of each finding that it looks for, joined into one verdict."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-from openmed.gates.gate import FAIL, INSUFFICIENT, NOT_SHOWN, PASS
-from openmed.gates.gate import overall as worst
+from openmed.gates.gate import FAIL, INSUFFICIENT, NOT_SHOWN, PASS, Gate, worst_verdict
 from pipeline import ledger, registry
 from pipeline.evaluation.judgement import named_gate
 from pipeline.promotion.gates.comparison import Comparison, compare_all
@@ -19,16 +17,15 @@ from pipeline.promotion.gates.performance import (
     unlike_films,
 )
 from pipeline.promotion.gates.soundness import soundness_gates, with_look
+from pipeline.promotion.judgement import Judgement
+from pipeline.promotion.markdown import gate_tables
 
 
-def judge_version(
-    version: str, workspace: Path | None
-) -> tuple[dict[str, Any], Evidence, dict[str, Comparison]]:
+def judge_version(version: str, workspace: Path | None) -> tuple[Judgement, Evidence, dict[str, Comparison]]:
     """Judges a version; see `promotion.gate`.
 
     Returns:
-        What `promotion.gate` returns, but for the table; what it stands on; and the comparison of each
-        finding with the champion.
+        The judgement; what it stands on; and the comparison of each finding with the champion.
     """
     registry.check(version)
     evidence, now = with_look(Evidence.of(version)), ledger.champion()
@@ -38,31 +35,32 @@ def judge_version(
     gates += _of_each(evidence, external_gates) + external_looks(evidence)
     compared = compare_all(evidence, workspace)
     comparison, note = _comparison(evidence, compared)
-    verdict = overall(gates, comparison)
+    verdict = joint_verdict(gates, comparison)
     against = compared[evidence.spec.positive][0]
-    result = {
-        "version": version,
-        "architecture": evidence.tags["architecture"],
-        "model_sha256": registry.model_digest(version),
-        "champion": now,
-        "verdict": verdict,
-        "grounds": "" if verdict == PASS else _grounds(gates, comparison or [], verdict),
-        "gates": gates,
-        "comparison": comparison or [],
-        "note": note,
-        "films_compared": against.films_compared,
-        "films_left_out": against.films_left_out,
-        "limits": _limits(evidence),
-        "reviewers": dict(evidence.plan.protocol.reviewers),
-        "started_by": evidence.tags["started_by"] or None,
-        "films_markdown": "",
-        "report": registry.report_address(version),
-        "review": None,
-    }
-    return result, evidence, {name: pair[0] for name, pair in compared.items()}
+    judged = Judgement(
+        version=version,
+        architecture=evidence.tags["architecture"],
+        model_sha256=registry.model_digest(version),
+        champion=now,
+        verdict=verdict,
+        grounds="" if verdict == PASS else _grounds(gates, comparison or [], verdict),
+        gates=gates,
+        comparison=comparison or [],
+        note=note,
+        films_compared=against.films_compared,
+        films_left_out=against.films_left_out,
+        limits=_limits(evidence),
+        reviewers=dict(evidence.plan.protocol.reviewers),
+        started_by=evidence.tags["started_by"] or None,
+        films_markdown="",
+        report=registry.report_address(version),
+        review=None,
+    )
+    judged = replace(judged, table_markdown=gate_tables(judged))
+    return judged, evidence, {name: pair[0] for name, pair in compared.items()}
 
 
-def overall(gates: Sequence[Mapping[str, Any]], comparison: Sequence[Mapping[str, Any]] | None) -> str:
+def joint_verdict(gates: Sequence[Gate], comparison: Sequence[Gate] | None) -> str:
     """Joins a version's own gates and its comparison into one verdict.
 
     Its own gates and those of the comparison must all PASS, but for a comparison that the change plan leaves
@@ -76,14 +74,13 @@ def overall(gates: Sequence[Mapping[str, Any]], comparison: Sequence[Mapping[str
     """
     against = [INSUFFICIENT]
     if comparison is not None:
-        said = [found["verdict"] for found in comparison if found["verdict"] != NOT_SHOWN]
+        counted = [gate.verdict for gate in comparison if gate.verdict != NOT_SHOWN]
         # A word that no gate says passes nothing.
-        against = [verdict if verdict in (PASS, INSUFFICIENT) else FAIL for verdict in said]
-    verdicts = [*(found["verdict"] for found in gates), *against]
-    return worst([SimpleNamespace(verdict=verdict) for verdict in verdicts])
+        against = [verdict if verdict in (PASS, INSUFFICIENT) else FAIL for verdict in counted]
+    return worst_verdict([*(gate.verdict for gate in gates), *against])
 
 
-def _of_each(evidence: Evidence, judged: Callable[[Evidence], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _of_each(evidence: Evidence, judged: Callable[[Evidence], list[Gate]]) -> list[Gate]:
     """The gates of each finding, which name it where there are several."""
     spec = evidence.spec
     return [
@@ -95,13 +92,16 @@ def _of_each(evidence: Evidence, judged: Callable[[Evidence], list[dict[str, Any
 
 def _comparison(
     evidence: Evidence, compared: Mapping[str, tuple[Comparison, Comparison]]
-) -> tuple[list[dict[str, Any]] | None, str]:
+) -> tuple[list[Gate] | None, str]:
     """Joins the comparisons of all findings: gates, None where one could not be made, and what to say."""
     made = [(name, each) for name, pair in compared.items() for each in pair]
     note = " ".join(dict.fromkeys(each.note for _, each in made if each.note))
-    if any(each.gates is None for _, each in made):
-        return None, note
-    return [named_gate(evidence.spec, name, gate) for name, each in made for gate in each.gates], note
+    gates = []
+    for name, each in made:
+        if each.gates is None:
+            return None, note
+        gates += [named_gate(evidence.spec, name, gate) for gate in each.gates]
+    return gates, note
 
 
 def _limits(evidence: Evidence) -> list[str]:
@@ -113,10 +113,8 @@ def _limits(evidence: Evidence) -> list[str]:
     ]
 
 
-def _grounds(
-    gates: Sequence[Mapping[str, Any]], comparison: Sequence[Mapping[str, Any]], verdict: str
-) -> str:
+def _grounds(gates: Sequence[Gate], comparison: Sequence[Gate], verdict: str) -> str:
     """Why a version does not pass, in the sentences of its gates."""
-    failed = [each["reason"] for each in gates if each["verdict"] != PASS]
-    failed += [each["reason"] for each in comparison if each["verdict"] not in (PASS, NOT_SHOWN)]
+    failed = [gate.reason for gate in gates if gate.verdict != PASS]
+    failed += [gate.reason for gate in comparison if gate.verdict not in (PASS, NOT_SHOWN)]
     return "; ".join(each.rstrip(".") for each in failed) or f"the gates say {verdict}"

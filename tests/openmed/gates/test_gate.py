@@ -14,10 +14,10 @@ from openmed.gates.gate import (
     OUTSIDE_PLAN,
     PASS,
     Gate,
+    gates_to_json,
     judge,
     judge_difference,
-    overall,
-    to_json,
+    worst_verdict,
 )
 from openmed.metrics.intervals import Interval, judged_intervals, paired_difference
 
@@ -73,13 +73,12 @@ def test_the_worst_gate_decides(lows, verdict):
 
 def test_the_worst_verdict_is_the_overall_one():
     order = (FAIL, OUTSIDE_PLAN, INSUFFICIENT, PASS)
-    gates = [Gate("auc", 0.9, 0.8, 1.0, 0.8, verdict, "") for verdict in reversed(order)]
     for place, verdict in enumerate(order):
-        assert overall(gates[: len(order) - place]) == verdict
+        assert worst_verdict(order[place:][::-1]) == verdict
 
 
 def test_nothing_passes_unexamined():
-    for judged in (lambda: judge({}, {}), lambda: judge_difference({}, {}), lambda: overall([])):
+    for judged in (lambda: judge({}, {}), lambda: judge_difference({}, {}), lambda: worst_verdict([])):
         with pytest.raises(BadInput, match="no gate is set"):
             judged()
 
@@ -150,7 +149,8 @@ def test_the_reasons_read_as_plain_sentences():
 
 def test_gates_are_written_as_json_with_nan_as_null(tmp_path):
     intervals = {"auc": Interval(np.float64(0.97), 0.95, 0.98), "specificity": Interval(NAN, NAN, NAN)}
-    content = to_json(*judge(intervals, {"auc": 0.9, "specificity": 0.85}))
+    gates = judge(intervals, {"auc": 0.9, "specificity": 0.85})[1]
+    content = gates_to_json(gates)
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     write_json(tmp_path / "gates.json", content)
     written = read_json(tmp_path / "gates.json")
@@ -160,6 +160,10 @@ def test_gates_are_written_as_json_with_nan_as_null(tmp_path):
     ] * 2
     assert written["gates"][0]["value"] == 0.97
     assert written["gates"][1]["value"] is None
+    assert [Gate.from_json(gate).to_json() for gate in written["gates"]] == written["gates"]
+    counted = Gate.plain("looks", PASS, "", 2)
+    assert list(Gate(**vars(counted) | {"finding": "FRACTURE"}).to_json())[:3] == ["finding", "name", "value"]
+    assert (counted.to_json()["value"], counted.to_json()["floor"]) == (2, None)
 
 
 def measured(films, patients_with_errors=0):

@@ -25,7 +25,7 @@ from openmed.errors import OpenMedError
 from openmed.films.images import resize_film
 from openmed.fitted.abstention import Abstention
 from openmed.fitted.calibration import Calibration
-from openmed.inference.answers import answer, to_rows
+from openmed.inference.answers import answer, film_answers
 from openmed.inference.checkpoint import SPEC_FILE, load_model, read_spec, save_model
 from openmed.inference.ensemble import Ensemble
 from openmed.inference.export import export_onnx
@@ -143,11 +143,11 @@ def _rows(predictor: Predictor) -> list[dict[str, Any]]:
     drawn = [draw_phantom(each, each, pneumonia=bool(each % 2)).film for each in range(10, 14)]
     drawn.append(np.random.default_rng(9).integers(0, 256, (40, 40), dtype=np.uint8))
     sizes = {size: np.stack([resize_film(film, size) for film in drawn]) for size in ensemble.sizes_px}
-    return to_rows(ensemble, answer(ensemble, sizes))
+    return [dict(vars(each)) for each in film_answers(ensemble, answer(ensemble, sizes))]
 
 
 def _compared(found: list[dict[str, Any]], expected: list[dict[str, Any]], tolerance: float) -> str:
-    """Holds rows of `to_rows` against those of the intact model, which are of the same films."""
+    """Holds what is said of films against those of the intact model, which are of the same films."""
     for row, intact in zip(found, expected, strict=True):
         numbers, wanted = (np.array(list(each.pop("probabilities").values())) for each in (row, intact))
         usable = np.isfinite(numbers).all() and numbers.min() >= 0 and numbers.max() <= 1

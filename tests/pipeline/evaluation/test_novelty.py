@@ -84,19 +84,19 @@ def test_the_gate_fails_where_surely_more_films_are_referred_than_the_plan_allow
         np.r_[np.full(60, 2.0), np.zeros(140)],
     )
     few = unlike_films(evidence(none, allowed=0.05))
-    assert (few["verdict"], few["value"], few["floor"]) == (PASS, 0.0, 0.05)
+    assert (few.verdict, few.value, few.floor) == (PASS, 0.0, 0.05)
     # Seven of a hundred, though not surely more than five.
     unsure = unlike_films(evidence(some, allowed=0.05))
-    assert unsure["verdict"] == PASS and unsure["low"] < 0.05 < unsure["value"] == 0.07
+    assert unsure.verdict == PASS and unsure.low < 0.05 < unsure.value == 0.07
     failed = unlike_films(evidence(many, allowed=0.05))
-    assert failed["verdict"] == FAIL and failed["low"] > 0.05
-    assert failed["reason"].startswith("Of 200 test films 60 are referred as unlike")
+    assert failed.verdict == FAIL and failed.low > 0.05
+    assert failed.reason.startswith("Of 200 test films 60 are referred as unlike")
 
 
 def test_the_gate_wants_the_check_where_the_plan_limits_it_and_not_where_an_old_plan_does_not():
     blind = evidence(np.zeros(20), allowed=0.05, limit=None)
-    assert unlike_films(blind)["verdict"] == FAIL and "evaluate.unlike_share" in unlike_films(blind)["reason"]
-    assert unlike_films(evidence(np.full(20, 9.0), allowed=None))["verdict"] == PASS
+    assert unlike_films(blind).verdict == FAIL and "evaluate.unlike_share" in unlike_films(blind).reason
+    assert unlike_films(evidence(np.full(20, 9.0), allowed=None)).verdict == PASS
 
 
 def test_the_shipped_settings_look_for_unlike_films(toy):

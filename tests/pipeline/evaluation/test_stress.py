@@ -48,33 +48,33 @@ CORNER, LUNG = (slice(0, 3), slice(0, 3)), (slice(14, 24), slice(8, 16))
 def test_a_model_that_reads_a_mark_is_found_by_hiding_the_border_and_the_lungs(films):
     _, parts = reading(films, CORNER)
     assert list(parts) == list(HIDDEN)
-    assert parts["border hidden"]["loss"]["low"] > 0.2
-    assert parts["lungs hidden"]["auc"] == 1.0 and parts["lungs hidden"]["loss"]["value"] == 0
+    assert parts["border hidden"].loss.low > 0.2
+    assert parts["lungs hidden"].auc == 1.0 and parts["lungs hidden"].loss.value == 0
 
 
 def test_a_model_that_reads_the_lungs_needs_them_and_nothing_else(films):
     _, parts = reading(films, LUNG)
-    assert parts["border hidden"]["loss"]["value"] == 0 and parts["lungs hidden"]["auc"] < 0.9
+    assert parts["border hidden"].loss.value == 0 and parts["lungs hidden"].auc < 0.9
 
 
 def test_a_fixed_grey_level_serves_at_home_and_fails_at_the_site_that_moves_it(films):
     sites, _ = reading(films, LUNG)
-    assert list(sites["sites"]) == list(SITES) and sites["films"] == N
-    assert sites["sites"]["turned"]["sensitivity"]["value"] == 1.0
+    assert list(sites.sites) == list(SITES) and sites.films == N
+    assert sites.sites["turned"].sensitivity.value == 1.0
     # Lungs of 140 of 255 become 92 of 255 there, and those of 100 become 146 at the other.
-    assert sites["worst"]["sensitivity"]["value"] == 0 and sites["worst"]["specificity"]["value"] == 0
-    assert sites["worst"]["specificity"]["site"] == "gamma 0.6"
+    assert sites.worst["sensitivity"].value == 0 and sites.worst["specificity"].value == 0
+    assert sites.worst["specificity"].site == "gamma 0.6"
 
 
 def test_each_site_is_measured_on_its_own_films(films):
     sites, _ = reading(films, LUNG)
     table, pixels = films
     scores = SITES["flat"](pixels)[:, 14:24, 8:16].mean(axis=(1, 2)) / 255
-    flat = sites["sites"]["flat"]
-    assert flat["auc"] == pytest.approx(auc(table["label"], scores))
-    assert flat["sensitivity"]["value"] == (scores[table["label"] == 1] >= 0.5).mean()
-    for found in (*sites["worst"].values(), flat["sensitivity"], flat["specificity"]):
-        assert found["low"] <= found["value"] <= found["high"]
+    flat = sites.sites["flat"]
+    assert flat.auc == pytest.approx(auc(table["label"], scores))
+    assert flat.sensitivity.value == (scores[table["label"] == 1] >= 0.5).mean()
+    for found in (*sites.worst.values(), flat.sensitivity, flat.specificity):
+        assert found.low <= found.value <= found.high
 
 
 def test_of_many_films_some_are_drawn_the_same_again():

@@ -18,7 +18,7 @@ from pipeline.monitoring.judging.judge import matched
 from pipeline.monitoring.judging.looks import LABELS, LOOKS, Looks
 from pipeline.monitoring.judging.subject import Subject
 from pipeline.monitoring.log import read_asks
-from pipeline.promotion.gates import Evidence
+from pipeline.promotion.gates.evidence import Evidence
 from tests.pipeline.monitoring.test_monitoring import ROOT, crowned, film, home, run, scored  # noqa: F401
 
 CLASSES = ("NORMAL", "PNEUMONIA")

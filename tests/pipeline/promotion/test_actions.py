@@ -17,16 +17,17 @@ from sklearn.metrics import roc_auc_score
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, write_json
-from openmed.gates.gate import FAIL, INSUFFICIENT, NOT_SHOWN, OUTSIDE_PLAN, PASS
+from openmed.gates.gate import FAIL, INSUFFICIENT, NOT_SHOWN, OUTSIDE_PLAN, PASS, Gate
 from openmed.metrics.intervals import judged_intervals
 from pipeline import ledger, registry
 from pipeline.ledger import decisions
 from pipeline.promotion import actions as promotion
 from pipeline.promotion import review
-from pipeline.promotion.gates import Evidence, comparison, overall
+from pipeline.promotion.gates import comparison
 from pipeline.promotion.gates.comparison import CHAMPION as CHAMPION_ROLE
 from pipeline.promotion.gates.comparison import difference_gates
-from pipeline.promotion.gates.evidence import confidence_of_look
+from pipeline.promotion.gates.evidence import Evidence, confidence_of_look
+from pipeline.promotion.gates.verdict import joint_verdict
 from pipeline.tracking import versions
 from pipeline.tracking.store import connect
 from tests.pipeline.conftest import crown, make_workspace, register, roll_back
@@ -62,7 +63,7 @@ def ground(tmp_path_factory, migrated):
                 _claim_that_nan_passes(workspace / "artifacts/evaluate/vit/gates.json")
             assert register(workspace, f"run-{number}").version == str(number)
             if number == 1:
-                write_json(root / "first.json", promotion.show("1", workspace=workspace))
+                write_json(root / "first.json", promotion.show("1", workspace=workspace).to_json())
                 record = promotion.promote(
                     "1", approved_by={"clinical": "Dr First"}, comment="", expected_champion=None
                 )
@@ -100,8 +101,8 @@ def aliases():
 
 def test_the_gate_compares_on_the_same_films_and_its_numbers_are_right(stage):
     result = promotion.gate(BETTER)
-    assert (result["verdict"], result["champion"], result["version"]) == (PASS, CHAMPION, BETTER)
-    assert [gate["name"] for gate in result["comparison"]] == [
+    assert (result.verdict, result.champion, result.version) == (PASS, CHAMPION, BETTER)
+    assert [gate.name for gate in result.comparison] == [
         "auc vs champion",
         "sensitivity vs champion",
         "specificity vs champion",
@@ -114,31 +115,31 @@ def test_the_gate_compares_on_the_same_films_and_its_numbers_are_right(stage):
     theirs = theirs.loc[films.index]
     auc = roc_auc_score(films["label"], films["score"]) - roc_auc_score(films["label"], theirs)
     flagged = theirs[films["label"] == 1] >= 0.5
-    values = [gate["value"] for gate in result["comparison"]]
+    values = [gate.value for gate in result.comparison]
     assert values[0] == pytest.approx(auc) and values[1] == pytest.approx(1 - flagged.mean())
-    assert (result["films_compared"], result["films_left_out"]) == (24, 0)
-    assert json.loads(json.dumps(result)) == result
+    assert (result.films_compared, result.films_left_out) == (24, 0)
+    assert json.loads(json.dumps(result.to_json())) == result.to_json()
 
 
 def test_the_table_is_markdown_with_every_gate_and_the_report(stage):
     result = promotion.gate(BETTER)
-    table = result["table_markdown"]
+    table = result.table_markdown
     assert f"**Version {BETTER} (vit): PASS**" in table
     assert table.count("\n| auc") == 2 and "| gate | value | interval | required |" in table
-    assert f"heat maps: {result['report']}" in table and Path(result["report"]).is_file()
+    assert f"heat maps: {result.report}" in table and Path(result.report).is_file()
 
 
 def test_the_review_page_shows_where_the_two_disagree_and_belongs_to_the_record(stage):
     judged = promotion.show(BETTER, workspace=stage / BETTER)
-    page = Path(judged["review"])
+    page = Path(judged.review)
     text = page.read_text()
     assert "version 2 (vit) become the champion in place of version 1?" in text
     assert text.count("<article") >= 4 and text.count('alt="champion, film') == text.count("<article")
     assert "New misses: the champion flags them" in text
-    assert judged["review"] in judged["table_markdown"] and "http" not in text.replace("data:image", "")
+    assert judged.review in judged.table_markdown and "http" not in text.replace("data:image", "")
     films = pd.read_parquet(stage / BETTER / "artifacts/evaluate/vit/predictions.parquet")
     assert not any(patient in text for patient in films["patient"])
-    assert ledger.history(BETTER)[-1].content["model_sha256"] == judged["model_sha256"]
+    assert ledger.history(BETTER)[-1].content["model_sha256"] == judged.model_sha256
     assert registry.verify(BETTER)[-1].problem is None
     page.write_text(text.replace("PASS", "FAIL"))
     assert f"reviews/{page.name} of version 2 was changed" in registry.verify(BETTER)[-1].problem
@@ -149,7 +150,7 @@ def test_the_review_page_shows_where_the_two_disagree_and_belongs_to_the_record(
 
 def test_the_films_that_harm_most_stand_beside_the_question_and_belong_to_the_record(stage, monkeypatch):
     monkeypatch.setenv("OPENMED_MLFLOW_URL", "https://models.example/")
-    text = promotion.show(BETTER, workspace=stage / BETTER)["films_markdown"]
+    text = promotion.show(BETTER, workspace=stage / BETTER).films_markdown
     titles = re.findall(r"\*\*(.+): (\d+)\*\*", text)
     assert titles[0][0] == "New misses: the champion flags them" and len(titles) == 4
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if "![" in line]
@@ -177,7 +178,7 @@ def test_the_films_that_harm_most_stand_beside_the_question_and_belong_to_the_re
 
 def test_every_film_on_which_the_two_disagree_is_on_the_page(stage, monkeypatch):
     monkeypatch.setattr(review, "_SHOWN", 1)
-    text = Path(promotion.show(BETTER, workspace=stage / BETTER)["review"]).read_text()
+    text = Path(promotion.show(BETTER, workspace=stage / BETTER).review).read_text()
     totals = [int(found) for found in re.findall(r'<span class="soft">\((\d+)\)</span></h3>', text)]
     assert len(totals) == 4 and max(totals) > 1
     assert text.count("<article") == sum(total > 0 for total in totals)
@@ -196,22 +197,22 @@ def test_the_first_model_needs_no_champion_to_be_compared_with(stage):
 
 
 def test_the_champion_is_judged_by_its_floors_alone(stage):
-    assert promotion.gate(CHAMPION)["note"] == "This version is the champion."
+    assert promotion.gate(CHAMPION).note == "This version is the champion."
 
 
 @pytest.mark.parametrize(
     ("version", "verdict"), [(WORSE, OUTSIDE_PLAN), (FAILED, FAIL), (SWALLOWED, INSUFFICIENT)]
 )
 def test_a_version_that_does_not_pass_cannot_be_promoted(stage, version, verdict):
-    assert promotion.gate(version)["verdict"] == verdict
+    assert promotion.gate(version).verdict == verdict
     with pytest.raises(BadInput, match=f"version {version} cannot be promoted: its gate says {verdict}"):
         promote(version)
     assert aliases() == {"champion": CHAMPION}
 
 
 def test_a_loss_that_few_films_cannot_show_is_left_to_the_reviewers_where_the_plan_says_so(stage):
-    found = promotion.gate(WORSE)["comparison"][0]
-    assert (found["verdict"], found["value"] < found["floor"] < found["high"]) == (NOT_SHOWN, True)
+    found = promotion.gate(WORSE).comparison[0]
+    assert (found.verdict, found.value < found.floor < found.high) == (NOT_SHOWN, True)
 
 
 def compared(stage, apart, *, left_to_people, films=400):
@@ -227,23 +228,23 @@ def compared(stage, apart, *, left_to_people, films=400):
     table["patient"] = [f"p{number}" for number in range(films)]
     margins = {"sensitivity": 0.05, "auc": 0.02}
     gates = difference_gates(evidence, table, 0.5, CHAMPION_ROLE, margins)
-    return {gate["name"].split()[0]: gate for gate in gates}
+    return {gate.name.split()[0]: gate for gate in gates}
 
 
 def test_a_comparison_must_be_shown_or_is_left_to_people_but_never_when_the_loss_is_sure(stage):
     strict = compared(stage, 0.0, left_to_people=(), films=60)["sensitivity"]
-    assert strict["verdict"] == INSUFFICIENT
-    assert re.search(r"; about \d+ films instead of 30 would show it of an equal model\.$", strict["reason"])
-    assert compared(stage, 0.0, left_to_people=(), films=400)["sensitivity"]["verdict"] == PASS
+    assert strict.verdict == INSUFFICIENT
+    assert re.search(r"; about \d+ films instead of 30 would show it of an equal model\.$", strict.reason)
+    assert compared(stage, 0.0, left_to_people=(), films=400)["sensitivity"].verdict == PASS
     left = compared(stage, 0.0, left_to_people=("sensitivity",), films=60)["sensitivity"]
-    assert left["verdict"] == NOT_SHOWN
+    assert left.verdict == NOT_SHOWN
     unsure = compared(stage, 0.07, left_to_people=("sensitivity",), films=60)["sensitivity"]
-    assert unsure["value"] < -0.05 and unsure["verdict"] == NOT_SHOWN
-    assert compared(stage, 0.07, left_to_people=(), films=60)["sensitivity"]["verdict"] == FAIL
+    assert unsure.value < -0.05 and unsure.verdict == NOT_SHOWN
+    assert compared(stage, 0.07, left_to_people=(), films=60)["sensitivity"].verdict == FAIL
     sure = compared(stage, 0.25, left_to_people=("sensitivity",))["sensitivity"]
-    assert sure["verdict"] == FAIL
+    assert sure.verdict == FAIL
     unknown = compared(stage, 0.0, left_to_people=("sensitivity", "auc"), films=1)
-    assert {gate["verdict"] for gate in unknown.values()} == {FAIL}
+    assert {gate.verdict for gate in unknown.values()} == {FAIL}
 
 
 def test_a_gate_that_says_pass_without_numbers_is_found(stage):
@@ -254,11 +255,11 @@ def test_a_gate_that_says_pass_without_numbers_is_found(stage):
 
 def test_films_that_shaped_the_champion_are_left_out_of_the_comparison(stage):
     result = promotion.gate(OVERLAPPING)
-    assert (result["films_compared"], result["films_left_out"]) == (24, 8)
-    assert result["verdict"] == PASS and "8 were left out" in result["note"]
+    assert (result.films_compared, result.films_left_out) == (24, 8)
+    assert result.verdict == PASS and "8 were left out" in result.note
     swallowed = promotion.gate(SWALLOWED)
-    assert (swallowed["films_compared"], swallowed["comparison"]) == (0, [])
-    assert "8 of 8 test films have shaped champion 1" in swallowed["note"]
+    assert (swallowed.films_compared, swallowed.comparison) == (0, [])
+    assert "8 of 8 test films have shaped champion 1" in swallowed.note
 
 
 @pytest.mark.parametrize(
@@ -277,24 +278,24 @@ def test_films_that_shaped_the_champion_are_left_out_of_the_comparison(stage):
     ],
 )
 def test_all_own_gates_must_pass_and_the_comparison_must_not_fail(own, comparison, verdict):
-    gates = None if comparison is None else [{"verdict": each} for each in comparison]
-    assert overall([{"verdict": each} for each in own], gates) == verdict
+    own, comparison = (each and [Gate.plain("", word, "") for word in each] for each in (own, comparison))
+    assert joint_verdict(own, comparison) == verdict
 
 
 def test_a_champion_that_changed_since_the_registration_asks_for_a_new_comparison(stage):
     promote(BETTER)
     result = promotion.gate(OVERLAPPING)
-    assert result["verdict"] == INSUFFICIENT and result["comparison"] == []
-    assert result["note"].startswith("Version 6 was registered without scores of champion 2: retrain, or")
+    assert result.verdict == INSUFFICIENT and result.comparison == []
+    assert result.note.startswith("Version 6 was registered without scores of champion 2: retrain, or")
     again = promotion.gate(OVERLAPPING, workspace=stage / OVERLAPPING)
-    assert again["verdict"] != INSUFFICIENT and again["films_compared"] == 32
+    assert again.verdict != INSUFFICIENT and again.films_compared == 32
     other = promotion.gate(OVERLAPPING, workspace=stage / BETTER)
-    assert other["verdict"] == INSUFFICIENT and "no scores for 32 of 32 test films" in other["note"]
+    assert other.verdict == INSUFFICIENT and "no scores for 32 of 32 test films" in other.note
 
 
 def test_a_version_registered_before_there_was_a_champion_must_be_compared_with_it(stage):
     promote()
-    assert "registered without scores of champion 2" in promotion.gate(CHAMPION)["note"]
+    assert "registered without scores of champion 2" in promotion.gate(CHAMPION).note
 
 
 def test_a_champion_that_cannot_be_scored_or_looks_for_something_else_stops_the_gate(stage, monkeypatch):
@@ -305,14 +306,14 @@ def test_a_champion_that_cannot_be_scored_or_looks_for_something_else_stops_the_
 
     monkeypatch.setattr(comparison, "read_json", edited({"problem": "it is broken"}))
     result = promotion.gate(BETTER)
-    assert result["verdict"] == INSUFFICIENT and "without scores of champion 1" in result["note"]
+    assert result.verdict == INSUFFICIENT and "without scores of champion 1" in result.note
     monkeypatch.setattr(comparison, "read_json", edited({"positive": "FRACTURE"}))
     said = "looks for FRACTURE, which this version does not: they cannot be compared"
-    assert said in promotion.gate(BETTER)["note"]
+    assert said in promotion.gate(BETTER).note
     gone = {"champion": ({"version": CHAMPION, "problem": "it is lost"}, None, None)}
     monkeypatch.setattr(registry, "score_earlier", lambda workspace, versions: gone)
     monkeypatch.setattr(comparison, "read_json", edited({"problem": "it is broken"}))
-    assert "could not be scored (it is lost)" in promotion.gate(BETTER, workspace=stage)["note"]
+    assert "could not be scored (it is lost)" in promotion.gate(BETTER, workspace=stage).note
 
 
 def test_a_promotion_moves_the_alias_and_records_who_why_and_what_before(stage):
@@ -329,7 +330,7 @@ def test_a_promotion_moves_the_alias_and_records_who_why_and_what_before(stage):
         "moved",
         {"clinical": "Dr Adams"},
     )
-    assert promoted.content["model_sha256"] == promotion.gate(BETTER)["model_sha256"]
+    assert promoted.content["model_sha256"] == promotion.gate(BETTER).model_sha256
 
 
 def test_a_retried_promotion_changes_nothing(stage):
@@ -484,7 +485,7 @@ def test_a_promotion_without_all_approvals_or_of_another_model_is_refused(stage)
         promotion.promote(BETTER, approved_by={}, comment="", expected_champion=CHAMPION)
     with pytest.raises(IntegrityError, match="is not the one that was reviewed"):
         promote(expected_model="0" * 64)
-    assert promote(expected_model=promotion.gate(BETTER)["model_sha256"]).version == BETTER
+    assert promote(expected_model=promotion.gate(BETTER).model_sha256).version == BETTER
 
 
 def test_a_rejected_version_stays_rejected_and_the_champion_stays(stage):
@@ -574,29 +575,29 @@ def test_settings_that_are_missing_are_named(stage, tmp_path, monkeypatch):
 
 
 def test_when_the_gates_refuse_the_first_candidate_the_next_one_is_judged(stage):
-    judged = promotion.judge_in_turn([FAILED, BETTER, WORSE])
-    assert (judged["version"], judged["verdict"], judged["first"]) == (BETTER, PASS, FAILED)
-    assert [(each["version"], each["verdict"]) for each in judged["refused"]] == [(FAILED, FAIL)]
+    judged, refused = promotion.judge_in_turn([FAILED, BETTER, WORSE])
+    assert (judged.version, judged.verdict) == (BETTER, PASS)
+    assert [(each.version, each.verdict) for each in refused] == [(FAILED, FAIL)]
     decided = ledger.history(FAILED)[-1]
     assert (decided.event, decided.by) == (ledger.REJECTED, "gate")
-    assert decided.reason == judged["refused"][0]["grounds"]
+    assert decided.reason == refused[0].grounds
     assert "AUC is 0.000, below the required" in decided.reason
     assert [ledger.history(each)[-1].event for each in (BETTER, WORSE)] == ["registered"] * 2
 
 
 def test_the_page_for_reviewers_names_those_that_were_refused_before(stage):
-    judged = promotion.judge_in_turn([FAILED, BETTER], workspace=stage / BETTER)
-    page = html.unescape(Path(judged["review"]).read_text())
+    judged, refused = promotion.judge_in_turn([FAILED, BETTER], workspace=stage / BETTER)
+    page = html.unescape(Path(judged.review).read_text())
     section = page[page.index("Judged before it and refused") :]
-    assert f"Version {FAILED} (vit): FAIL. {judged['refused'][0]['grounds']}." in section
+    assert f"Version {FAILED} (vit): FAIL. {refused[0].grounds}." in section
     alone = promotion.show(BETTER, workspace=stage / BETTER)
-    assert "refused" not in Path(alone["review"]).read_text()
+    assert "refused" not in Path(alone.review).read_text()
 
 
 def test_the_last_candidate_of_all_is_left_to_whoever_asks_for_the_decision(stage):
-    judged = promotion.judge_in_turn([FAILED, WORSE])
-    assert (judged["version"], judged["verdict"]) == (WORSE, OUTSIDE_PLAN) and judged["grounds"]
-    assert [each["version"] for each in judged["refused"]] == [FAILED]
+    judged, refused = promotion.judge_in_turn([FAILED, WORSE])
+    assert (judged.version, judged.verdict) == (WORSE, OUTSIDE_PLAN) and judged.grounds
+    assert [each.version for each in refused] == [FAILED]
     assert ledger.history(WORSE)[-1].event == "registered" and ledger.champion() == CHAMPION
 
 
@@ -616,18 +617,18 @@ def redrawn(stage, tmp_path):
 
 
 def test_test_films_that_were_drawn_anew_are_outside_the_plan(stage, tmp_path):
-    (found,) = (gate for gate in promotion.gate(redrawn(stage, tmp_path))["gates"] if gate["name"] == "looks")
-    assert found["verdict"] == OUTSIDE_PLAN
-    assert found["reason"].startswith("24 of the 24 films that judged champion 1 teach or tune this version")
+    (found,) = (gate for gate in promotion.gate(redrawn(stage, tmp_path)).gates if gate.name == "looks")
+    assert found.verdict == OUTSIDE_PLAN
+    assert found.reason.startswith("24 of the 24 films that judged champion 1 teach or tune this version")
 
 
 def test_a_test_set_of_mostly_the_same_patients_continues_the_count_and_limits_get_surer(stage):
     first = promotion.gate(CHAMPION)
-    assert looks_at(CHAMPION) == 1 and first["gates"][0]["low"] > 0
+    assert looks_at(CHAMPION) == 1 and first.gates[0].low > 0
     # Eight films more are another set by its hash, and the same patients.
     again = promotion.gate(OVERLAPPING)
-    (looks,) = (gate for gate in again["gates"] if gate["name"] == "looks")
-    assert looks["value"] == 2 and "limits are at 98.33% confidence" in looks["reason"]
+    (looks,) = (gate for gate in again.gates if gate.name == "looks")
+    assert looks.value == 2 and "limits are at 98.33% confidence" in looks.reason
     test = Evidence.of(OVERLAPPING).test
     own = judged_intervals(
         test["label"] == 1,
@@ -636,7 +637,7 @@ def test_a_test_set_of_mostly_the_same_patients_continues_the_count_and_limits_g
         Evidence.of(OVERLAPPING).spec.threshold,
         1 - 0.1 / 6,
     )
-    assert again["gates"][0]["low"] == pytest.approx(own["auc"].low)
+    assert again.gates[0].low == pytest.approx(own["auc"].low)
 
 
 def test_all_looks_together_spend_no_more_than_one_error_rate():
@@ -646,8 +647,8 @@ def test_all_looks_together_spend_no_more_than_one_error_rate():
 
 
 def looks_at(version):
-    (found,) = (gate for gate in promotion.gate(version)["gates"] if gate["name"] == "looks")
-    return found["value"]
+    (found,) = (gate for gate in promotion.gate(version).gates if gate.name == "looks")
+    return found.value
 
 
 def test_every_candidate_that_is_judged_is_a_look_at_the_test_films(stage, tmp_path):

@@ -1,6 +1,10 @@
+from dataclasses import fields, replace
+
 import pytest
 from markdown_it import MarkdownIt
 
+from openmed.gates.gate import Gate
+from pipeline.promotion.judgement import Judgement
 from pipeline.promotion.markdown import film_tables, gate_tables
 from pipeline.promotion.review import Case, Group
 
@@ -33,10 +37,10 @@ def cells(markdown: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_gate_keeps_its_row_whatever_the_finding_is_called(name):
-    gate = {"name": f"sensitivity {name}", "value": 0.9, "low": 0.8, "high": 0.95, "floor": 0.7}
-    gate |= {"verdict": "PASS", "reason": f"0.9 < 1 for {name}"}
-    judged = {"version": "1", "architecture": "vit", "verdict": "PASS", "gates": [gate], "comparison": []}
-    judged |= {"note": f"Nothing to compare for {name}.", "limits": [name], "review": None, "report": None}
+    gate = Gate(f"sensitivity {name}", 0.9, 0.8, 0.95, 0.7, "PASS", f"0.9 < 1 for {name}")
+    blank = Judgement(**dict.fromkeys(field.name for field in fields(Judgement)))
+    note = f"Nothing to compare for {name}."
+    judged = replace(blank, gates=[gate], comparison=[], note=note, limits=[name])
     name = " ".join(name.split())
     expected = [f"sensitivity {name}", "0.900", "0.800 to 0.950", "0.700", "PASS", f"0.9 < 1 for {name}"]
     assert cells(gate_tables(judged))[1] == expected

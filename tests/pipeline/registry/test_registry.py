@@ -540,8 +540,8 @@ def test_a_tracking_server_serves_as_well_as_a_local_store(tracked, tmp_path):
     assert len(registry.champion_profile()[1]) == 40
     second = make_workspace(tmp_path / "two", ("vit",), seed=1, films_seed=1)
     judged = promotion.gate(register(second, "run-2").version)
-    assert judged["verdict"] == "PASS" and judged["films_compared"] == 24
-    assert judged["report"].startswith("http://127.0.0.1:") and judged["report"].endswith("/report.html")
+    assert judged.verdict == "PASS" and judged.films_compared == 24
+    assert judged.report.startswith("http://127.0.0.1:") and judged.report.endswith("/report.html")
     assert registry.load("models:/openmed-cxr@champion").spec.threshold == 0.5
     (weights, _) = sorted(tracked.rglob(WEIGHTS_FILE), key=lambda path: path.stat().st_mtime)
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0\0")

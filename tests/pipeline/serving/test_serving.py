@@ -101,9 +101,9 @@ def test_a_served_model_refers_as_the_command_does(toy, classifier, films):
     inverted = cv2.imencode(".png", 255 - decode_film(paths[0].read_bytes()))[1].tobytes()
     images = [*(path.read_bytes() for path in paths), inverted]
     answer = loaded(type(classifier)(), folder).predict(None, pd.DataFrame({"image": images}))
-    rows = list(predict_films(assemble([str(folder)]), paths, "vit"))
-    assert {*rows[0]} == {*answer.columns, "path"}
-    for name in set(COLUMNS) - {"model", "refer", "reason"}:
+    rows = [vars(each) for each in predict_films(assemble([str(folder)]), paths)]
+    assert {*rows[0]} | {"model", "warning"} == {*answer.columns}
+    for name in set(COLUMNS) - {"model", "warning", "refer", "reason"}:
         assert answer[name].tolist()[:12] == [row[name] for row in rows], name
     assert answer["reason"].tolist() == [*(row["reason"] for row in rows), INVERTED]
     assert answer["refer"].tolist() == [*(row["refer"] for row in rows), True]

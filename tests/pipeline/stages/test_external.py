@@ -132,7 +132,7 @@ def test_a_model_that_is_fine_inside_and_fails_elsewhere_is_refused(workspace, s
         plan["protocol"]["evaluation"]["external"] = {"required": True, "min_films": 20, "sets": sets}
         (workspace / "change_plan.yaml").write_text(yaml.safe_dump(plan))
         version = register(workspace, name).version
-        gates = {gate["name"]: gate["verdict"] for gate in promotion.gate(version)["gates"]}
+        gates = {gate.name: gate.verdict for gate in promotion.gate(version).gates}
         verdicts[name] = gates.pop(f"external {name} auc")
         assert set(gates.values()) == {"PASS"}, gates
     assert verdicts == {"alike": "PASS", "negatives": "FAIL"}

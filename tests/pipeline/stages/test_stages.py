@@ -446,7 +446,7 @@ def test_a_model_with_shuffled_training_labels_is_refused_and_the_champion_stays
     run_stages(workspace, ["train@resnet50", "evaluate@resnet50", "external@resnet50", "explain@resnet50"])
     assert read(workspace, "evaluate/resnet50/gates.json")["verdict"] != "PASS"
     bad = register(workspace, "bad").version
-    assert promotion.gate(bad)["verdict"] != "PASS"
+    assert promotion.gate(bad).verdict != "PASS"
     with pytest.raises(BadInput, match="cannot be promoted"):
         promotion.promote(bad, approved_by={"clinical": "Dr Adams"}, comment="", expected_champion=good)
     assert ledger.champion() == good

@@ -20,7 +20,8 @@ from pipeline.inference import assemble, evaluate_source, predict_films
 from pipeline.promotion import actions as promotion
 from pipeline.promotion import reproduce
 from pipeline.promotion.documents import write_documents
-from pipeline.promotion.gates import Evidence, comparison
+from pipeline.promotion.gates import comparison
+from pipeline.promotion.gates.evidence import Evidence
 from pipeline.promotion.gates.external import external_looks
 from pipeline.promotion.gates.soundness import soundness_gates
 from tests.conftest import run_stages, write_params
@@ -169,12 +170,12 @@ def test_the_report_has_the_map_checks_the_curves_and_the_examples_of_each_findi
 def test_the_gates_of_a_registered_version_name_each_finding(within, version):
     assert [link.problem for link in registry.verify(version)] == [None] * 10
     judged = promotion.gate(version)
-    names = [gate["name"] for gate in judged["gates"]]
+    names = [gate.name for gate in judged.gates]
     each = ("auc", "threshold transfer", "calibration", "net benefit", "subgroups", "shortcuts")
     assert {f"{finding}: {name}" for finding in ("COVID", VIRAL) for name in each} <= set(names)
     assert {"leakage", "looks", "export", "unlike films", "external"} <= set(names)
-    assert all(gate["reason"].startswith(gate["finding"]) for gate in judged["gates"] if "finding" in gate)
-    assert any(sentence.startswith(f"{VIRAL}: ") for sentence in judged["limits"])
+    assert all(gate.reason.startswith(gate.finding) for gate in judged.gates if gate.finding)
+    assert any(sentence.startswith(f"{VIRAL}: ") for sentence in judged.limits)
 
 
 def test_a_model_that_lacks_a_finding_of_its_settings_is_no_version_to_decide_on(
@@ -202,7 +203,7 @@ def test_a_version_asked_for_a_finding_has_its_scores_threshold_and_limits(withi
     )
     assert np.allclose(asked.test["score"], asked.test[f"probability_{VIRAL}"], atol=1e-7)
     assert asked.rules.floors == {"auc": 0.3, "sensitivity": 0.1}
-    assert asked.metrics["threshold"] == asked.spec.threshold
+    assert asked.measured.threshold == asked.spec.threshold
     with pytest.raises(BadInput, match=f"looks for COVID, {VIRAL}, not for {REST}"):
         evidence.of_finding(REST)
 
@@ -218,15 +219,15 @@ def with_plan(version, tmp_path, **findings):
 
 def test_a_finding_of_the_plan_is_missed_even_where_it_names_the_first_too(within, version, tmp_path):
     judged = soundness_gates(with_plan(version, tmp_path, COVID={}, **{REST: {}}), None)
-    (found,) = [gate for gate in judged if gate["name"] == "change plan"]
-    assert found["verdict"] == OUTSIDE_PLAN
-    assert found["reason"].endswith(f"the plan asks for the finding {REST}, which was not looked for.")
+    (found,) = [gate for gate in judged if gate.name == "change plan"]
+    assert found.verdict == OUTSIDE_PLAN
+    assert found.reason.endswith(f"the plan asks for the finding {REST}, which was not looked for.")
 
 
 def test_each_finding_must_have_the_external_sets_that_its_plan_requires(within, version, tmp_path):
     asked = {"external": {"required": True, "min_films": 5, "sets": {}}}
     gates = external_looks(with_plan(version, tmp_path, **{VIRAL: asked}))
-    said = {gate["name"]: gate["verdict"] for gate in gates}
+    said = {gate.name: gate.verdict for gate in gates}
     assert said == {"COVID: external": PASS, f"{VIRAL}: external": INSUFFICIENT}
 
 
@@ -244,12 +245,12 @@ def test_a_challenger_is_compared_with_the_champion_on_each_finding(within, vers
     crown(version)
     second = register(within, "second", "def").version
     judged = promotion.show(second, workspace=within)
-    compared = [gate["name"] for gate in judged["comparison"]]
+    compared = [gate.name for gate in judged.comparison]
     assert {f"{name}: auc vs champion" for name in ("COVID", VIRAL)} <= set(compared)
-    assert all(gate["value"] == 0 for gate in judged["comparison"])
-    page = Path(judged["review"]).read_text()
+    assert all(gate.value == 0 for gate in judged.comparison)
+    page = Path(judged.review).read_text()
     assert f"{VIRAL} against all other classes" in page and "Which class is called" in page
-    titles = [line for line in judged["films_markdown"].splitlines() if line.startswith(f"**{VIRAL}: ")]
+    titles = [line for line in judged.films_markdown.splitlines() if line.startswith(f"**{VIRAL}: ")]
     assert len(titles) == 4
 
 
@@ -264,12 +265,12 @@ def test_a_finding_that_the_champion_does_not_look_for_is_judged_by_its_floors_a
     second = register(within, "second", "def").version
     edited({"further_thresholds": {}})
     judged = promotion.gate(second)
-    assert {gate["finding"] for gate in judged["comparison"]} == {"COVID"}
-    assert f"Champion 1 does not look for {VIRAL}." in judged["note"]
+    assert {gate.finding for gate in judged.comparison} == {"COVID"}
+    assert f"Champion 1 does not look for {VIRAL}." in judged.note
     edited({"further_thresholds": {VIRAL: 0.5, "EFFUSION": 0.5}})
     judged = promotion.gate(second)
-    assert judged["comparison"] == [] and judged["verdict"] != PASS
-    assert "looks for EFFUSION, which this version does not" in judged["note"]
+    assert judged.comparison == [] and judged.verdict != PASS
+    assert "looks for EFFUSION, which this version does not" in judged.note
 
 
 def test_documents_state_each_finding(within, version, tmp_path):
@@ -283,11 +284,11 @@ def test_a_model_answers_with_every_finding(within):
     films = sorted((within / "data").rglob("*.png"))[:6]
     metrics = read(within, "evaluate/resnet50/metrics.json")
     points = {"COVID": metrics["threshold"], VIRAL: metrics["findings"][VIRAL]["threshold"]}
-    for row in predict_films(assemble([address]), films, address):
-        assert row["thresholds"] == points
-        assert list(row["probabilities"]) == CLASSES
-        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
-        assert row["probability"] == row["probabilities"]["COVID"]
+    for answer in predict_films(assemble([address]), films):
+        assert answer.thresholds == points
+        assert list(answer.probabilities) == CLASSES
+        assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert answer.probability == answer.probabilities["COVID"]
 
 
 def test_evaluating_a_source_shows_each_finding_and_what_is_called(within, tmp_path):
@@ -297,7 +298,7 @@ def test_evaluating_a_source_shows_each_finding_and_what_is_called(within, tmp_p
         target.parent.mkdir(exist_ok=True)
         target.write_bytes((within / "data" / film.path).read_bytes())
     address = str(within / "artifacts/evaluate/resnet50/model")
-    result = evaluate_source(assemble([address]), tmp_path, replicates=100)
+    result = evaluate_source(assemble([address]), tmp_path, replicates=100).to_json()
     assert result["n"] == 12 and list(result["findings"]) == [VIRAL]
     assert [sum(row.values()) for row in result["confusion"].values()] == [4, 4, 4]
     counts = result["findings"][VIRAL]["counts"]

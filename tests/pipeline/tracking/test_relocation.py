@@ -67,8 +67,8 @@ def test_every_link_of_a_moved_version_is_intact_and_it_answers(copied, tmp_path
     assert broken() == []
     film = next((shared[1] / "data/films").rglob("*.png"))
     address = f"models:/{registry.MODEL_NAME}/1"
-    (row,) = predict_films(assemble([address]), [film], address)
-    assert row["label"] in ("NORMAL", "PNEUMONIA")
+    (answer,) = predict_films(assemble([address]), [film])
+    assert answer.label in ("NORMAL", "PNEUMONIA")
 
 
 def test_a_folder_of_any_name_keeps_a_registry_and_nothing_lies_beside_it(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from openmed.metrics.score_intervals import wilson
 from pipeline import registry
 from pipeline.promotion import actions as promotion
 from pipeline.promotion.documents import write_documents
-from pipeline.promotion.gates import Evidence
+from pipeline.promotion.gates.evidence import Evidence
 from pipeline.promotion.gates.external import external_gates, external_looks
 from pipeline.settings.plan import PLAN_FILE
 from tests.conftest import ROOT, write_plan
@@ -45,7 +45,7 @@ def judged(root, number, external, sets, *, seed=0, run_key=None, **more):
 
 
 def named(result, part="gates"):
-    return {gate["name"]: gate for gate in result[part]}
+    return {gate.name: gate for gate in getattr(result, part)}
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def root(store, tmp_path):
 
 def test_a_version_that_is_right_elsewhere_passes_and_one_that_is_wrong_there_is_refused(root):
     good = judged(root, 1, NIH, {"nih": elsewhere()})
-    assert good["verdict"] == PASS
+    assert good.verdict == PASS
     assert [name for name in named(good) if "nih" in name] == [
         "external nih auc",
         "external nih sensitivity",
@@ -67,11 +67,11 @@ def test_a_version_that_is_right_elsewhere_passes_and_one_that_is_wrong_there_is
     turned = elsewhere()
     turned = turned.assign(label=1 - turned["label"])
     bad = judged(root, 2, NIH, {"nih": turned})
-    assert bad["verdict"] == FAIL
-    inside = [gate["verdict"] for name, gate in named(bad).items() if "nih" not in name]
+    assert bad.verdict == FAIL
+    inside = [gate.verdict for name, gate in named(bad).items() if "nih" not in name]
     assert set(inside) == {PASS}
-    assert named(bad)["external nih auc"]["verdict"] == FAIL
-    assert "external nih sensitivity" in bad["table_markdown"]
+    assert named(bad)["external nih auc"].verdict == FAIL
+    assert "external nih sensitivity" in bad.table_markdown
     with pytest.raises(Exception, match="cannot be promoted: its gate says FAIL"):
         promotion.promote("2", approved_by={"clinical": "Dr A"}, comment="", expected_champion=None)
 
@@ -87,7 +87,7 @@ def asked(registered, tmp_path):
         films = pd.concat(parts, ignore_index=True) if parts else evidence.external
         films = films.assign(patient=[f"e{number // 2:06d}" for number in range(len(films))])
         changed = replace(evidence, plan_file=tmp_path / PLAN_FILE, external=films)
-        return {gate["name"]: gate for judged in (external_gates, external_looks) for gate in judged(changed)}
+        return {gate.name: gate for judged in (external_gates, external_looks) for gate in judged(changed)}
 
     return gates
 
@@ -105,12 +105,12 @@ def test_the_worst_view_is_judged_with_its_own_interval(asked):
     sick = films[lying & (films["label"] == 1)]
     right = int((sick["score"] >= 0.5).sum())
     assert 0 < right < len(sick)
-    assert gate["value"] == pytest.approx(right / len(sick))
+    assert gate.value == pytest.approx(right / len(sick))
     # Two films a patient, so the bootstrap may be wider than the score interval, never narrower.
-    assert gate["low"] <= wilson(right, len(sick)).low + 1e-9
-    assert gate["reason"].startswith("Films of nih, view AP: Sensitivity is ")
+    assert gate.low <= wilson(right, len(sick)).low + 1e-9
+    assert gate.reason.startswith("Films of nih, view AP: Sensitivity is ")
     together = asked(NIH, {"nih": films.assign(view="PA")})["external nih auc"]
-    assert together["value"] == pytest.approx(roc_auc_score(films["label"], films["score"]))
+    assert together.value == pytest.approx(roc_auc_score(films["label"], films["score"]))
 
 
 def test_too_few_films_of_a_class_and_view_are_no_evidence(asked):
@@ -119,8 +119,8 @@ def test_too_few_films_of_a_class_and_view_are_no_evidence(asked):
     gates = asked(NIH, {"nih": films.drop(rare)})
     assert set(gates) == {"external nih", "looks nih"}
     gate = gates["external nih"]
-    assert gate["verdict"] == INSUFFICIENT
-    assert gate["reason"] == (
+    assert gate.verdict == INSUFFICIENT
+    assert gate.reason == (
         "Only 7 of its films are NORMAL of view AP; the plan asks for 10 of each class and view."
     )
 
@@ -129,18 +129,18 @@ def test_a_class_that_a_view_lacks_is_too_few_films(asked):
     films = elsewhere()
     confounded = films[(films["view"] == "AP") == (films["label"] == 1)]
     gate = asked(NIH, {"nih": confounded})["external nih"]
-    assert gate["verdict"] == INSUFFICIENT and gate["reason"].startswith("Only 0 of its films are ")
+    assert gate.verdict == INSUFFICIENT and gate.reason.startswith("Only 0 of its films are ")
 
 
 def test_a_set_of_one_class_has_one_share(asked):
     covid = {"required": True, "min_films": 10, "sets": {"covid": {"floors": {"sensitivity": 0.6}}}}
     sick = {"covid": elsewhere(labels=(1,), views=("",))}
     gate = asked(covid, sick)["external covid sensitivity"]
-    assert gate["verdict"] == PASS and gate["reason"].startswith("Films of covid: Sensitivity")
+    assert gate.verdict == PASS and gate.reason.startswith("Films of covid: Sensitivity")
     covid["sets"]["covid"]["floors"]["specificity"] = 0.6
     gate = asked(covid, sick)["external covid specificity"]
-    assert gate["verdict"] == INSUFFICIENT
-    assert gate["reason"] == "The external set covid has films of one class only: it has no specificity."
+    assert gate.verdict == INSUFFICIENT
+    assert gate.reason == "The external set covid has films of one class only: it has no specificity."
 
 
 @pytest.mark.parametrize(
@@ -180,31 +180,31 @@ def test_a_set_of_one_class_has_one_share(asked):
 )
 def test_what_is_not_known_is_said(asked, external, sets, name, verdict, said):
     (gate,) = asked(external, {key: elsewhere() for key in sets}).values()
-    assert (gate["name"], gate["verdict"]) == (name, verdict)
-    assert said in gate["reason"]
+    assert (gate.name, gate.verdict) == (name, verdict)
+    assert said in gate.reason
 
 
 def test_a_production_plan_without_sets_lets_nothing_through(root):
     production = yaml.safe_load((ROOT / "change_plan.production.yaml").read_text())
     result = judged(root, 1, production["protocol"]["evaluation"]["external"], {})
-    assert result["verdict"] == INSUFFICIENT
-    assert "Nothing is known about films from elsewhere" in result["table_markdown"]
-    page = Path(promotion.show("1", workspace=root / "1")["review"]).read_text()
+    assert result.verdict == INSUFFICIENT
+    assert "Nothing is known about films from elsewhere" in result.table_markdown
+    page = Path(promotion.show("1", workspace=root / "1").review).read_text()
     assert "Nothing is known about films from elsewhere: no external set was scored." in page
 
 
 def test_looks_at_the_same_films_are_counted_whatever_the_set_is_called(root):
     sets = {"nih": elsewhere()}
     first = judged(root, 1, NIH, sets, looks=1)
-    assert named(first)["looks nih"]["value"] == 1
+    assert named(first)["looks nih"].value == 1
     again = judged(root, 2, NIH, sets, seed=1, looks=1)
     gate = named(again)["looks nih"]
-    assert (gate["verdict"], gate["value"]) == (OUTSIDE_PLAN, 2)
-    assert gate["reason"] == (
+    assert (gate.verdict, gate.value) == (OUTSIDE_PLAN, 2)
+    assert gate.reason == (
         "The external set nih has judged 2 versions; the plan allows 1: add a set of new films."
     )
     other = judged(root, 3, NIH, {"nih": elsewhere(films=80)}, seed=2, looks=9)
-    assert named(other)["looks nih"]["value"] == 1
+    assert named(other)["looks nih"].value == 1
 
 
 def test_the_champion_is_compared_on_the_same_external_films(root):
@@ -223,7 +223,7 @@ def test_the_champion_is_compared_on_the_same_external_films(root):
     difference = roc_auc_score(both["label"], both["score"]) - roc_auc_score(
         both["label"], both["score_champion"]
     )
-    assert named(result, "comparison")["external nih: auc vs champion"]["value"] == pytest.approx(difference)
+    assert named(result, "comparison")["external nih: auc vs champion"].value == pytest.approx(difference)
 
 
 def test_a_version_much_worse_than_the_champion_elsewhere_is_refused(root):
@@ -239,8 +239,8 @@ def test_a_version_much_worse_than_the_champion_elsewhere_is_refused(root):
     worse = films.assign(label=label, score=np.where(label == 1, 0.2, 0.8), view="")
     result = judged(root, 3, lax, {"nih": worse}, seed=5)
     gate = named(result, "comparison")["external nih: auc vs champion"]
-    assert gate["value"] == pytest.approx(-1) and gate["verdict"] == FAIL
-    assert result["verdict"] == FAIL
+    assert gate.value == pytest.approx(-1) and gate.verdict == FAIL
+    assert result.verdict == FAIL
 
 
 def test_a_champion_without_scores_on_a_set_is_never_passed_over(root):
@@ -248,7 +248,7 @@ def test_a_champion_without_scores_on_a_set_is_never_passed_over(root):
     judged(root, 2, NIH, {"nih": elsewhere()}, seed=3)
     crown("1")
     result = promotion.gate("2")
-    assert result["verdict"] == INSUFFICIENT and "register" in result["note"]
+    assert result.verdict == INSUFFICIENT and "register" in result.note
     with_films = promotion.gate("2", workspace=root / "2")
     assert "external nih: auc vs champion" in named(with_films, "comparison")
 
@@ -281,8 +281,8 @@ def test_numbers_that_are_not_those_of_the_films_are_found(root, tmp_path):
 
 def test_the_review_page_shows_each_view_of_each_set(root):
     result = judged(root, 1, NIH, {"nih": elsewhere().assign(second_label=pd.array([1, 0] * 30, "Int64"))})
-    assert result["verdict"] == PASS
-    page = Path(promotion.show("1", workspace=root / "1")["review"]).read_text()
+    assert result.verdict == PASS
+    page = Path(promotion.show("1", workspace=root / "1").review).read_text()
     section = page[page.index("<h2>Films from elsewhere</h2>") :]
     assert "60 films of 30 patients" in section
     for view in ("all", "AP", "PA"):
