@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -192,12 +193,10 @@ def test_the_graph_and_the_settings_name_the_same_architectures():
 def test_the_application_has_few_rooms_and_no_folder_is_crowded():
     rooms = {path.relative_to(ROOT).parts[1] for path in CODE if path.is_relative_to(ROOT / "pipeline")}
     assert len(rooms - {"__init__.py"}) <= 16
-    crowded = {
-        path.parent.relative_to(ROOT).as_posix()
-        for path in CODE
-        if sum(each.is_file() for each in path.parent.iterdir()) > 10
-    }
-    assert not crowded
+    files = [path for name in ("openmed", "pipeline", "dags") for path in (ROOT / name).rglob("*.*")]
+    sizes = Counter(_name(path.parent) for path in files if path.is_file() and path.name != "__init__.py")
+    crowded = {name for name, size in sizes.items() if size > 10 and not name.endswith("__pycache__")}
+    assert crowded <= {"pipeline/report/templates"}
 
 
 def test_no_file_is_longer_than_350_lines_and_no_function_than_50():

@@ -107,8 +107,7 @@ def sample_plan(
     splits that only look at names) and one exact copy.
 
     Raises:
-        BadInput: Fewer than 30 films, a negative seed, or not two different class names, the normal one
-        first.
+        BadInput: Fewer than 30 films, a negative seed, or not two different class names.
     """
     if films < 30 or seed < 0:
         raise BadInput(f"films {films}, seed {seed}: give 30 films or more and a seed of 0 or more")
