@@ -611,9 +611,8 @@ def test_judging_in_turn_again_after_a_kill_writes_nothing_twice(stage):
 def redrawn(stage, tmp_path):
     """Registers a version whose training films judged the champion."""
     drawn = ["test"] * 16 + ["train"] * 12 + ["validation"] * 6 + ["calibration"] * 6
-    return register(make_workspace(tmp_path / "redrawn", ("vit",), seed=8, splits=drawn), "run-redrawn")[
-        "version"
-    ]
+    workspace = make_workspace(tmp_path / "redrawn", ("vit",), seed=8, splits=drawn)
+    return register(workspace, "run-redrawn").version
 
 
 def test_test_films_that_were_drawn_anew_are_outside_the_plan(stage, tmp_path):
