@@ -85,11 +85,11 @@ def _search(words: np.ndarray, max_bits: int) -> np.ndarray:
         orders, neighbours = iter([np.arange(len(words))]), len(words) - 1
     else:
         orders, neighbours = _orders(words), _NEIGHBOURS
-    found = np.zeros(0, np.int64)
+    keys = np.zeros(0, np.int64)
     for order in orders:
         low, high = np.sort(_compare(words, order, neighbours, max_bits), axis=1).T
-        found = np.union1d(found, low * len(words) + high)
-    return np.stack(np.divmod(found, len(words)), 1)
+        keys = np.union1d(keys, low * len(words) + high)
+    return np.stack(np.divmod(keys, len(words)), 1)
 
 
 def _orders(words: np.ndarray) -> Iterator[np.ndarray]:
@@ -108,7 +108,7 @@ def _orders(words: np.ndarray) -> Iterator[np.ndarray]:
 def _compare(words: np.ndarray, order: np.ndarray, neighbours: int, max_bits: int) -> np.ndarray:
     """Compares each row with the next ones of an order: one step a distance, so memory stays flat."""
     columns = np.ascontiguousarray(words[order].T)
-    found = [np.zeros((0, 2), np.int64)]
+    near_pairs = [np.zeros((0, 2), np.int64)]
     for shift in range(1, min(neighbours, len(order) - 1) + 1):
         bits = sum(np.bitwise_count(column[shift:] ^ column[:-shift]) for column in columns)
         near = np.flatnonzero(bits <= max_bits)
@@ -116,8 +116,8 @@ def _compare(words: np.ndarray, order: np.ndarray, neighbours: int, max_bits: in
             pairs = np.stack([order[near], order[near + shift]], 1)
             # A uint8 counts 256 bits as 0.
             bits = np.bitwise_count(words[pairs[:, 0]] ^ words[pairs[:, 1]]).sum(axis=1)
-            found.append(pairs[bits <= max_bits])
-    return np.concatenate(found)
+            near_pairs.append(pairs[bits <= max_bits])
+    return np.concatenate(near_pairs)
 
 
 def _starts(ordered: np.ndarray) -> np.ndarray:

@@ -135,18 +135,18 @@ def usable_validation(films: pd.DataFrame) -> tuple[pd.Series, Finding]:
         small = small & False
     # The import has repaired what it could; where the films lie still tells what they were meant for.
     merged = films["path"].str.startswith("films/validation/") & (declared != "validation")
-    found = int(small.sum() + merged.sum())
+    count = int(small.sum() + merged.sum())
     least = f"{LEAST_VALIDATION_SHARE:.0%} of the films"
     detail = (
         f"{small.sum()} films are declared for validation, less than {least}, and {merged.sum()} lie in a "
         "validation folder without being declared, as the import leaves too small a set: they count as "
         "training films, and a validation split was drawn anew"
-        if found
+        if count
         else f"no declared validation set has less than {least}"
     )
     ids = _ids(films, np.flatnonzero(small | merged))
     check = "a declared validation set too small to use"
-    return declared.mask(small, "train"), _finding(check, "repaired", found, detail, ids)
+    return declared.mask(small, "train"), _finding(check, "repaired", count, detail, ids)
 
 
 def patients_of_several_labels(films: pd.DataFrame) -> Finding:

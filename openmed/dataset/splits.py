@@ -75,9 +75,9 @@ def assign(
     rarest = (counts.reindex(columns=by_rarity, fill_value=0).to_numpy() > 0).argmax(axis=1)
     order = np.argsort([_key(name, seed) for name in counts.index])
     names, parts = list(free), np.array(list(free.values())) / sum(free.values())
-    place, at_cut = _cut(counts.to_numpy(), rarest, order, parts)
-    place = _balance(counts.to_numpy(), place, at_cut, parts)
-    chosen = {group: names[k] for group, k in zip(counts.index, place, strict=True)}
+    split_of, at_cut = _cut(counts.to_numpy(), rarest, order, parts)
+    split_of = _balance(counts.to_numpy(), split_of, at_cut, parts)
+    chosen = {group: names[k] for group, k in zip(counts.index, split_of, strict=True)}
     split.loc[rest.index] = rest["group"].map(chosen)
     _check(films, split, class_names)
     return split
@@ -93,22 +93,22 @@ def _cut(
     Returns:
         The split of each group, and the groups next to a cut, the nearest first.
     """
-    place = np.zeros(len(counts), np.int64)
+    split_of = np.zeros(len(counts), np.int64)
     groups, distances = [np.zeros(0, np.int64)], [np.zeros(0)]
     for number in np.unique(stratum):
         members = order[stratum[order] == number]
         sizes = counts[members].sum(axis=1)
         edges = np.cumsum(shares)[:-1] * sizes.sum()
-        place[members] = np.searchsorted(edges, np.cumsum(sizes) - sizes / 2, side="right")
-        cuts = np.searchsorted(place[members], np.arange(1, len(shares)))
+        split_of[members] = np.searchsorted(edges, np.cumsum(sizes) - sizes / 2, side="right")
+        cuts = np.searchsorted(split_of[members], np.arange(1, len(shares)))
         distance = np.abs(np.arange(len(members))[:, None] + 0.5 - cuts).min(axis=1, initial=np.inf)
         near = distance < _GROUPS_AT_CUT
         groups.append(members[near])
         distances.append(distance[near])
-    return place, np.concatenate(groups)[np.argsort(np.concatenate(distances), kind="stable")]
+    return split_of, np.concatenate(groups)[np.argsort(np.concatenate(distances), kind="stable")]
 
 
-def _balance(counts: np.ndarray, place: np.ndarray, movable: np.ndarray, shares: np.ndarray) -> np.ndarray:
+def _balance(counts: np.ndarray, split_of: np.ndarray, movable: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Moves one group after the other to where it lowers chi-square most, each once.
 
     Chi-square is the sum over splits and classes of (films - expected)^2 / expected (Pearson).
@@ -118,13 +118,13 @@ def _balance(counts: np.ndarray, place: np.ndarray, movable: np.ndarray, shares:
     Returns:
         The new split of each group.
     """
-    place, films, steps = place.copy(), counts[movable].astype(float), np.arange(len(movable))
+    split_of, films, steps = split_of.copy(), counts[movable].astype(float), np.arange(len(movable))
     expected = np.outer(shares, counts.sum(axis=0))
     excess = -expected
-    np.add.at(excess, place, counts)
+    np.add.at(excess, split_of, counts)
     weight, free = 1 / expected, np.ones(len(movable), bool)
     while free.any():
-        here = place[movable]
+        here = split_of[movable]
         change = ((films[:, None] + 2 * excess) * films[:, None] * weight).sum(axis=2)
         change += ((films - 2 * excess[here]) * films * weight[here]).sum(axis=1)[:, None]
         change[steps, here] = change[~free] = 0
@@ -133,8 +133,8 @@ def _balance(counts: np.ndarray, place: np.ndarray, movable: np.ndarray, shares:
             break
         excess[here[step]] -= films[step]
         excess[to] += films[step]
-        place[movable[step]], free[step] = to, False
-    return place
+        split_of[movable[step]], free[step] = to, False
+    return split_of
 
 
 def _key(name: str, seed: int) -> str:

@@ -219,16 +219,16 @@ def _png_chunks(data: bytes, name: str) -> list[tuple[bytes, memoryview]]:
     OpenCV allocates what a chunk claims, gigabytes of it, and passes over wrong checksums beside the pixels.
     """
     chunks: list[tuple[bytes, memoryview]] = []
-    place, content = len(_PNG_START), memoryview(data)
-    while place + 12 <= len(data) and (not chunks or chunks[-1][0] != b"IEND"):
-        length, kind = struct.unpack_from(">I4s", data, place)
-        end = place + 8 + length
-        if data[end : end + 4] != zlib.crc32(content[place + 4 : end]).to_bytes(4):
+    offset, content = len(_PNG_START), memoryview(data)
+    while offset + 12 <= len(data) and (not chunks or chunks[-1][0] != b"IEND"):
+        length, kind = struct.unpack_from(">I4s", data, offset)
+        end = offset + 8 + length
+        if data[end : end + 4] != zlib.crc32(content[offset + 4 : end]).to_bytes(4):
             break
-        chunks.append((kind, content[place : end + 4]))
+        chunks.append((kind, content[offset : end + 4]))
         if len(chunks) > MAX_PNG_CHUNKS:
             raise BadInput(f"{name} has more than {MAX_PNG_CHUNKS} chunks; no film has")
-        place = end + 4
+        offset = end + 4
     return chunks
 
 

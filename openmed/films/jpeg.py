@@ -73,10 +73,10 @@ def _has_all_scans(stream: bytes) -> bool:
 
 def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
     """Yields marker and content of each segment, without the coded pixels behind it, up to the end mark."""
-    place = 2
-    while (mark := _SEGMENT.search(stream, place)) and mark[1] != b"\xd9":
-        place = mark.end() + int.from_bytes(stream[mark.end() : mark.end() + 2])
-        yield mark[1][0], stream[mark.end() + 2 : place]
+    offset = 2
+    while (mark := _SEGMENT.search(stream, offset)) and mark[1] != b"\xd9":
+        offset = mark.end() + int.from_bytes(stream[mark.end() : mark.end() + 2])
+        yield mark[1][0], stream[mark.end() + 2 : offset]
 
 
 def jpeg_frame(data: bytes) -> tuple[int, int, int, int] | None:

@@ -180,8 +180,8 @@ def transfer_chance(
         sizes.append(len(flags) / effect)
     above = max(float(before.mean()) * sizes[0], 1e-9)
     films = max(1, round(sizes[1]))
-    found = round(float(now.mean()) * films)
-    return float(betabinom.cdf(found, films, above, sizes[0] + 1 - above))
+    flagged_films = round(float(now.mean()) * films)
+    return float(betabinom.cdf(flagged_films, films, above, sizes[0] + 1 - above))
 
 
 def patients_needed(target_sensitivity: float, confidence: float = 0.95) -> int:

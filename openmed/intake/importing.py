@@ -96,10 +96,10 @@ def import_films(
     chosen = range(len(declared)) if limit is None else whole_patients(declared, limit, seed)
     films = [declared[index] for index in chosen]
     places = _stored_paths(listing, source) if pseudonyms is None else list(map(_folder_of, listing.films))
-    places = [places[index] for index in chosen]
+    places, withheld = [places[index] for index in chosen], Counter[str]()
     with new_folder(target) as folder:
         if pseudonyms is None:
-            rows, withheld = [_copied(*each, folder) for each in zip(films, places, strict=True)], Counter()
+            rows = [_copied(*each, folder) for each in zip(films, places, strict=True)]
         else:
             rows, withheld = cleaned_films(films, places, folder, pseudonyms)
         listed = [row | {"source": source_name} for row in sorted(rows, key=lambda row: row["path"])]
@@ -167,9 +167,9 @@ def cleaned_films(
     """
     rows, taken, withheld = [], Counter[str](), Counter[str]()
     clean = ordered_map(lambda film: clean_film(film.reader(), film.name, pseudonyms), films)
-    for film, place, cleaned in zip(films, folders, clean, strict=True):
+    for film, subfolder, cleaned in zip(films, folders, clean, strict=True):
         digest = sha256_bytes(cleaned.content)
-        stem = f"films/{place}/{digest[:16]}"
+        stem = f"films/{subfolder}/{digest[:16]}"
         taken[stem] += 1
         copy = f"-{taken[stem]}" if taken[stem] > 1 else ""
         path = f"{stem}{copy}{cleaned.suffix}"
@@ -186,10 +186,6 @@ def _row(
 ) -> dict[str, str]:
     named = {"path": path, "label": film.label, "patient": patient, "split": film.split, "sha256": sha256}
     return named | dict(about or {})
-
-
-def _folder_of(film: LabelledFilm) -> str:
-    return "/".join(filter(None, (film.split, film.label)))
 
 
 def _folder_of(film: LabelledFilm) -> str:

@@ -104,8 +104,8 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 def _fade() -> np.ndarray:
     """float32 (64,): 1 in the middle, falling to 0 over the quarter next to each end."""
-    place = (np.arange(HASHED_PX) + 0.5) / HASHED_PX
-    to_border = np.minimum(place, 1 - place) / _FADED_SHARE
+    middle = (np.arange(HASHED_PX) + 0.5) / HASHED_PX
+    to_border = np.minimum(middle, 1 - middle) / _FADED_SHARE
     return (np.sin(np.minimum(to_border, 1) * np.pi / 2) ** 2).astype(np.float32)
 
 

@@ -55,8 +55,8 @@ def expected_calibration_error(labels: ArrayLike, scores: ArrayLike, bins: int =
         raise ValueError(f"bins must be at least 1, found {bins}")
     truth = checked_labels(labels)
     values = checked_scores(scores, len(truth))
-    _, place, films = np.unique(values, return_inverse=True, return_counts=True)
-    observed = (np.bincount(place, truth) / films)[place]
+    _, rank, films = np.unique(values, return_inverse=True, return_counts=True)
+    observed = (np.bincount(rank, truth) / films)[rank]
     gaps = (values - observed)[np.argsort(values, kind="stable")]
     return float(sum(abs(part.sum()) for part in np.array_split(gaps, bins)) / len(gaps))
 

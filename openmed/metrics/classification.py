@@ -187,11 +187,11 @@ def reliability_points(
         raise ValueError(f"bins must be at least 1, found {bins}")
     truth = checked_labels(labels)
     values = checked_scores(scores, len(truth))
-    place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], values, side="right")
-    films = np.bincount(place, minlength=bins)
+    bin_of_film = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], values, side="right")
+    films = np.bincount(bin_of_film, minlength=bins)
     held = films > 0
-    predicted = np.bincount(place, values, minlength=bins)[held] / films[held]
-    observed = np.bincount(place, truth, minlength=bins)[held] / films[held]
+    predicted = np.bincount(bin_of_film, values, minlength=bins)[held] / films[held]
+    observed = np.bincount(bin_of_film, truth, minlength=bins)[held] / films[held]
     return predicted, observed, films[held]
 
 

@@ -94,14 +94,14 @@ def net_benefit_gain(
     _refuse("threshold probability", threshold_probability)
     _refuse("prevalence", prevalence)
     odds = threshold_probability / (1 - threshold_probability)
-    found, spared = prevalence, (1 - prevalence) * odds
-    everyone = max(found - spared, 0.0)
-    value = found * sensitivity.value - spared * (1 - specificity.value) - everyone
+    positives, negatives = prevalence, (1 - prevalence) * odds
+    everyone = max(positives - negatives, 0.0)
+    value = positives * sensitivity.value - negatives * (1 - specificity.value) - everyone
     low = math.hypot(
-        found * (sensitivity.value - sensitivity.low), spared * (specificity.value - specificity.low)
+        positives * (sensitivity.value - sensitivity.low), negatives * (specificity.value - specificity.low)
     )
     high = math.hypot(
-        found * (sensitivity.high - sensitivity.value), spared * (specificity.high - specificity.value)
+        positives * (sensitivity.high - sensitivity.value), negatives * (specificity.high - specificity.value)
     )
     return Interval(value, value - low, value + high)
 
@@ -112,8 +112,8 @@ def _refuse(name: str, number: float) -> None:
 
 
 def _ppv(sensitivity: float, specificity: float, prevalence: float) -> float:
-    found, alarms = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
-    return found / (found + alarms) if found + alarms != 0 else NAN
+    true_flags, false_flags = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
+    return true_flags / (true_flags + false_flags) if true_flags + false_flags != 0 else NAN
 
 
 def _npv(sensitivity: float, specificity: float, prevalence: float) -> float:

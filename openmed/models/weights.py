@@ -93,6 +93,16 @@ class StartingWeights:
             ) from None
 
 
+@dataclass(frozen=True)
+class HubWeights:
+    """ImageNet weights in this machine's hub cache: repository, its commit, hash and place of the file."""
+
+    source: str
+    revision: str
+    sha256: str
+    path: Path
+
+
 def find_weights(
     weights: str, timm_name: str, sha256: str | None = None, *, vault: Path | None = None
 ) -> StartingWeights:
@@ -125,13 +135,16 @@ def find_weights(
             "`weights: champion` starts from the weights vault, which holds no champion: "
             "put it there with `openmed weights pull --champion`"
         )
-    start = fetch_imagenet(timm_name) if weights == "imagenet" else _local_file(weights)
+    if weights == "imagenet":
+        start = StartingWeights("imagenet", **vars(fetch_imagenet(timm_name)))
+    else:
+        start = _local_file(weights)
     if sha256 is not None and start.sha256 != sha256:
         raise IntegrityError(f"{start.source} has sha256 {start.sha256}, but the settings ask for {sha256}")
     return start
 
 
-def fetch_imagenet(timm_name: str, revision: str | None = None) -> StartingWeights:
+def fetch_imagenet(timm_name: str, revision: str | None = None) -> HubWeights:
     """Finds a network's ImageNet weights in this machine's hub cache, or fetches them there.
 
     `revision` is the commit of the hub's repository; None takes what is cached, or else the newest.
@@ -149,7 +162,7 @@ def fetch_imagenet(timm_name: str, revision: str | None = None) -> StartingWeigh
             f"the ImageNet weights {hub_id} on this machine are damaged: delete {path.resolve()}"
         )
     # The hub keeps each commit in a folder of its own, which is the revision to record.
-    return StartingWeights("imagenet", hub_id, path.parent.name, digest, path)
+    return HubWeights(hub_id, path.parent.name, digest, path)
 
 
 def announced_sha256(path: Path) -> str | None:

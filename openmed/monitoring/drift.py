@@ -257,9 +257,10 @@ def _thinned(reference: pd.DataFrame, new: pd.DataFrame, seed: int) -> list[pd.D
     names = np.unique(np.concatenate([reference["patient"], new["patient"]]))
     turn = pd.Series(np.random.default_rng(seed).permutation(len(names)), names)
     turns = [table["patient"].map(turn).to_numpy() for table in (reference, new)]
-    kept = [np.unique(own)[:MAX_PATIENTS] for own in turns]
+    first_turns = [np.unique(own)[:MAX_PATIENTS] for own in turns]
     return [
-        table[np.isin(own, first)] for table, own, first in zip((reference, new), turns, kept, strict=True)
+        table[np.isin(own, first)]
+        for table, own, first in zip((reference, new), turns, first_turns, strict=True)
     ]
 
 

@@ -80,8 +80,8 @@ def posteriors(scores: ArrayLike, known: Known) -> tuple[float, NDArray[np.float
         The estimated share, and the probabilities (N,) at that share.
     """
     odds = log_odds(checked_scores(scores, np.size(scores)))
-    share, found = _carried(odds, np.ones((1, len(odds))), np.array([[0.0, 0.0, known.share]]))
-    return float(share[0]), found[0]
+    share, posterior = _carried(odds, np.ones((1, len(odds))), np.array([[0.0, 0.0, known.share]]))
+    return float(share[0]), posterior[0]
 
 
 def _carried(odds: NDArray, films: NDArray, maps: NDArray) -> tuple[NDArray, NDArray]:

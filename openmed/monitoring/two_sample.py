@@ -29,9 +29,9 @@ def share_differences(codes: NDArray, membership: NDArray, group: Cohort) -> Dis
     """
     categories = int(codes.max()) + 1
     counted = codes >= 0
-    place = group.patient_of_film * categories + codes
+    cell = group.patient_of_film * categories + codes
     counts = [
-        np.bincount(place[counted & (membership == side)], minlength=group.patients * categories)
+        np.bincount(cell[counted & (membership == side)], minlength=group.patients * categories)
         .reshape(group.patients, categories)
         .astype(np.float64)
         for side in (0, 1)

@@ -68,25 +68,25 @@ def cut_jpeg(content: bytes, orientation: int = 1) -> bytes:
 
 def _segments(content: bytes) -> Iterator[_Segment]:
     """Yields the segments up to the end of the image; ValueError or IndexError where they do not join."""
-    place = 2
-    while (marker := content[place + 1]) != _EOI or content[place] != 0xFF:
-        if content[place] != 0xFF:
+    offset = 2
+    while (marker := content[offset + 1]) != _EOI or content[offset] != 0xFF:
+        if content[offset] != 0xFF:
             raise ValueError("bytes between segments")
         if marker == 0xFF:  # filling
-            place += 1
+            offset += 1
             continue
-        end = place + 2 + int.from_bytes(content[place + 2 : place + 4])
-        body = content[place + 4 : end]
-        place = _end_of_scan(content, end) if marker == _SOS else end
-        yield _Segment(marker, body, content[end:place])
+        end = offset + 2 + int.from_bytes(content[offset + 2 : offset + 4])
+        body = content[offset + 4 : end]
+        offset = _end_of_scan(content, end) if marker == _SOS else end
+        yield _Segment(marker, body, content[end:offset])
 
 
-def _end_of_scan(content: bytes, place: int) -> int:
-    while (place := content.index(b"\xff", place)) < len(content) - 1:
-        follower = content[place + 1]
+def _end_of_scan(content: bytes, offset: int) -> int:
+    while (offset := content.index(b"\xff", offset)) < len(content) - 1:
+        follower = content[offset + 1]
         if follower != 0 and follower not in _RESTARTS and follower != 0xFF:
-            return place
-        place += 1 if follower == 0xFF else 2
+            return offset
+        offset += 1 if follower == 0xFF else 2
     raise ValueError("a scan without an end")
 
 

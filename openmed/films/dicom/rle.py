@@ -32,16 +32,16 @@ def decode_rle(stream: bytes, shape: tuple[int, int], samples: int, dtype: np.dt
 
 def _segment(packed: bytes, size: int) -> np.ndarray:
     """Unpacks runs (257 - n times the next byte) and literals (the next n + 1 bytes) into uint8 (size,)."""
-    unpacked, place = bytearray(), 0
-    while place < len(packed) and len(unpacked) <= size + _MOST_PADDING:
-        length = packed[place]
+    unpacked, offset = bytearray(), 0
+    while offset < len(packed) and len(unpacked) <= size + _MOST_PADDING:
+        length = packed[offset]
         if length > 128:
-            unpacked += packed[place + 1 : place + 2] * (257 - length)
-            place += 2
+            unpacked += packed[offset + 1 : offset + 2] * (257 - length)
+            offset += 2
         else:
             literals = length + 1 if length < 128 else 0
-            unpacked += packed[place + 1 : place + 1 + literals]
-            place += 1 + literals
+            unpacked += packed[offset + 1 : offset + 1 + literals]
+            offset += 1 + literals
     if not size <= len(unpacked) <= size + _MOST_PADDING:
         raise ValueError(f"{len(unpacked)} values for {size} pixels")
     return np.frombuffer(unpacked, np.uint8)[:size]
