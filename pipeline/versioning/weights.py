@@ -20,10 +20,10 @@ from pipeline.settings.artifacts import VAULT
 from pipeline.settings.params import Params, Train, load_params
 from pipeline.tools.dvc_lock import read_pointer
 from pipeline.tools.git import check_branch, dvc, git, push
-from pipeline.versioning.workspace import WEIGHTS_FILE, obtain, set_values
+from pipeline.versioning.workspace import WEIGHTS_POINTER, obtain, set_values
 
 if TYPE_CHECKING:
-    from openmed.models.weights import StartingWeights
+    from openmed.models.weights import HubWeights
 
 Say = Callable[[str], None]
 
@@ -87,7 +87,7 @@ def list_vault(root: Path) -> list[dict[str, Any]]:
     held = read_vault(root / VAULT)
     if absent := _pointed(root).keys() - held.keys():
         raise BadInput(
-            f"{root / VAULT} lacks {', '.join(sorted(absent))}: get it with `dvc pull {WEIGHTS_FILE}`"
+            f"{root / VAULT} lacks {', '.join(sorted(absent))}: get it with `dvc pull {WEIGHTS_POINTER}`"
         )
     if not held:
         raise BadInput(f"{root} has no weights vault: fill one with `openmed weights pull`")
@@ -128,13 +128,13 @@ def _bring(vault: Path, section: Train, say: Say) -> bool:
     weights.tensor_names(found.path)
     entry = entry or _imagenet(name, found, weights.fetch_licence(found.source, found.revision))
     put_in_vault(vault, found.path, entry)
-    say(f"{name} is in the vault: {entry.source} at {entry.revision[:10]}, licence {entry.licence}")
+    say(f"{name} is in the vault: {entry.source} at {str(entry.revision)[:10]}, licence {entry.licence}")
     if entry.licence == UNKNOWN_LICENCE:
         say(f"ATTENTION: {entry.source} states no licence; find out whether you may use it")
     return True
 
 
-def _imagenet(name: str, found: "StartingWeights", licence: str) -> VaultEntry:
+def _imagenet(name: str, found: "HubWeights", licence: str) -> VaultEntry:
     return VaultEntry(
         kind="imagenet",
         timm_name=name,
@@ -150,8 +150,7 @@ def _imagenet(name: str, found: "StartingWeights", licence: str) -> VaultEntry:
 
 def _bring_champion(vault: Path, folder: Path, params: Params, source: str, say: Say) -> list[str]:
     """Copies a model folder's weights unless they are there; returns the network if it did."""
-    from openmed.inference.checkpoint import WEIGHTS_FILE as FILE
-    from openmed.inference.checkpoint import read_spec
+    from openmed.inference.checkpoint import WEIGHTS_FILE, read_spec
 
     spec, sha256 = read_spec(folder)
     _refuse_others(params, spec.architecture, source)
@@ -168,11 +167,11 @@ def _bring_champion(vault: Path, folder: Path, params: Params, source: str, say:
         revision=None,
         licence=_licence_of_champion(spec.weights, held),
         sha256=sha256,
-        bytes=(folder / FILE).stat().st_size,
+        bytes=(folder / WEIGHTS_FILE).stat().st_size,
         added_at=_now(),
         spec=spec.to_json(),
     )
-    put_in_vault(vault, folder / FILE, entry)
+    put_in_vault(vault, folder / WEIGHTS_FILE, entry)
     say(f"{source}, a {spec.architecture}, is in the vault: `weights: champion` starts from it")
     return [spec.timm_name]
 
@@ -208,12 +207,12 @@ def _open(root: Path, params_file: Path, say: Say) -> list[str]:
     if not (root / ".dvc").is_dir():
         raise BadInput(f"{root} is no DVC project: `dvc init` makes it one")
     check_branch(root)
-    beside = [path.resolve() for path in (root / ".gitignore", params_file)]
-    beside = [str(path) for path in beside if path.is_relative_to(root.resolve())]
+    files = [path.resolve() for path in (root / ".gitignore", params_file)]
+    beside = [str(path) for path in files if path.is_relative_to(root.resolve())]
     clean = [path for path in beside if not git(root, "status", "--porcelain", "--", path)]
     if _pointed(root).keys() - read_vault(root / VAULT).keys():
-        say(f"Getting what {WEIGHTS_FILE} points to")
-        obtain(root, WEIGHTS_FILE)
+        say(f"Getting what {WEIGHTS_POINTER} points to")
+        obtain(root, WEIGHTS_POINTER)
     return clean
 
 
@@ -225,12 +224,12 @@ def _record(root: Path, params_file: Path, kind: str, clean: list[str], say: Say
         say(f"weights_sha256 of {', '.join(pinned)} is set in {params_file.name}")
     if pinned and str(params_file.resolve()) not in clean:
         say(f"Commit {params_file.name}: it has changes of yours, so that it is left to you")
-    paths = [WEIGHTS_FILE, *(path for path in clean if Path(path).exists())]
+    paths = [WEIGHTS_POINTER, *(path for path in clean if Path(path).exists())]
     done: dict[str, Any] = {"pinned": pinned, "revision": None, "pushed": False}
     if not git(root, "status", "--porcelain", "--", *paths):
         say("Nothing is new: the vault stays as it is")
         return done
-    done["pushed"] = push(root, WEIGHTS_FILE, "the weights", say)
+    done["pushed"] = push(root, WEIGHTS_POINTER, "the weights", say)
     git(root, "add", "--", *paths)
     git(root, "commit", "--quiet", "--message", f"Keep {kind} weights in the vault", "--", *paths)
     return done | {"revision": git(root, "rev-parse", "HEAD")}
@@ -251,7 +250,7 @@ def _add(root: Path, params_file: Path) -> None:
     dvc(root, "add", str(VAULT))
     for entry in held.values():
         entry.path_in(root / VAULT)  # DVC may have put a damaged file of its cache in the place of a good one
-    pointer = root / WEIGHTS_FILE
+    pointer = root / WEIGHTS_POINTER
     content = read_pointer(pointer)
     write_text(pointer, yaml.safe_dump(content | {"meta": {"weights": about}}, sort_keys=False))
 
@@ -264,7 +263,7 @@ def _about(entry: VaultEntry) -> dict[str, Any]:
 
 def _pointed(root: Path) -> dict[str, Any]:
     """What weights.dvc tells of the files it points to."""
-    pointer = root / WEIGHTS_FILE
+    pointer = root / WEIGHTS_POINTER
     if not pointer.is_file():
         return {}
     described = read_pointer(pointer).get("meta", {}).get("weights", {})

@@ -25,7 +25,7 @@ from pipeline.tools.git import DVC, git, git_folder, has_commit, own_worktree_se
 from pipeline.versioning.external_sets import pointers
 
 DATA_FILE = "data.dvc"
-WEIGHTS_FILE = "weights.dvc"
+WEIGHTS_POINTER = "weights.dvc"
 _SECONDS_PER_DAY = 86_400
 # Sections of DVC's settings of which there may be several.
 _NAMED = ("remote", "machine", "db")
@@ -66,7 +66,7 @@ def create(repo: Path, revision: str, run_id: str, home: Path) -> Path:
         if not (path / needed).exists():
             raise BadInput(f"revision {revision} holds no {needed}; commit it or choose another revision")
     _share_cache(repo, path)
-    more = [WEIGHTS_FILE] if (path / WEIGHTS_FILE).exists() else []
+    more = [WEIGHTS_POINTER] if (path / WEIGHTS_POINTER).exists() else []
     obtain(path, DATA_FILE, *more, *(str(found.relative_to(path)) for found in pointers(path)))
     return path
 
