@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openmed.explain.faithfulness import (
     SIGNIFICANCE,
@@ -74,7 +75,9 @@ class MapCheck:
     reason: str = ""
 
 
-def check_maps(model: BaseModel, films: np.ndarray, class_index: int, seed: int = 0) -> dict[str, MapCheck]:
+def check_maps(
+    model: BaseModel, films: NDArray[np.uint8], class_index: int, seed: int = 0
+) -> dict[str, MapCheck]:
     """Checks the maps of each method that suits a model.
 
     A map is trusted when it points at what the model uses (deletion and insertion beat chance), depends

@@ -7,6 +7,7 @@ places: as smooth and as large, but blind to what is there.
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openmed.explain.hiding import (
     FEWEST_FILMS,
@@ -69,7 +70,7 @@ class Curves:
 
 def deletion_drop(
     model: BaseModel,
-    films: np.ndarray,
+    films: NDArray[np.uint8],
     heat: np.ndarray,
     class_index: int,
     share: float = 0.2,
@@ -112,7 +113,7 @@ def deletion_drop(
 
 def perturbation_curves(
     model: BaseModel,
-    films: np.ndarray,
+    films: NDArray[np.uint8],
     heat: np.ndarray,
     class_index: int,
     seed: int = 0,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,7 +26,7 @@ _VIT_METHODS: dict[str, Callable[[BaseModel, Tensor, int], np.ndarray]] = {
 
 
 def explain(
-    model: BaseModel, films: np.ndarray, class_index: int, method: str = "auto"
+    model: BaseModel, films: NDArray[np.uint8], class_index: int, method: str = "auto"
 ) -> dict[str, np.ndarray]:
     """Draws heat maps of what spoke for a class.
 

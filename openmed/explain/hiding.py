@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 FEWEST_FILMS = 8
 """Fewer films are never enough to call a difference more than chance."""
@@ -9,13 +10,13 @@ _MOST_CELLS = 14
 """Cells a side at which heat is ranked: the grid of a 224 px ViT, finer than any of our CNN maps."""
 
 
-def check_pairs(films: np.ndarray, heat: np.ndarray) -> None:
+def check_pairs(films: NDArray[np.uint8], heat: np.ndarray) -> None:
     """Refuses films (N, S, S) and maps (N, h, w) that do not pair up, with ValueError."""
     if heat.ndim != 3 or len(films) != len(heat):
         raise ValueError(f"{len(films)} films need as many maps (N, h, w), not {heat.shape}")
 
 
-def blurred(films: np.ndarray) -> np.ndarray:
+def blurred(films: NDArray[np.uint8]) -> np.ndarray:
     """What hidden pixels of films, uint8 (N, S, S), are replaced by: an eighth of the side is one smudge.
 
     A black patch would be a thing of its own that no model saw.

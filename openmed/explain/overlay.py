@@ -2,12 +2,13 @@
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 # The hottest place still lets this share of the film through.
 _FILM_SHARE_AT_HOTTEST = 0.4
 
 
-def overlay(film: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def overlay(film: NDArray[np.uint8], heat: np.ndarray) -> np.ndarray:
     """Lays heat over a film; the colder a place, the more of the plain film is seen.
 
     Of a grey film, uint8 (H, W), and heat (h, w) in 0..1, enlarged bilinearly: uint8 (H, W, 3), RGB.
@@ -38,7 +39,7 @@ def encode_jpeg(rgb: np.ndarray, quality: int = 85) -> bytes:
     return encoded.tobytes()
 
 
-def fitted(film: np.ndarray, most_px: int) -> np.ndarray:
+def fitted(film: NDArray[np.uint8], most_px: int) -> np.ndarray:
     """Scales a film, uint8 (H, W), so that its longer side has that many pixels; its shape stays."""
     scale = most_px / max(film.shape)
     size = (max(1, round(film.shape[1] * scale)), max(1, round(film.shape[0] * scale)))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from openmed.explain.heatmap import explain
 from openmed.explain.hiding import cells_of
@@ -11,7 +12,7 @@ from openmed.models.factory import ModelFactory
 
 def randomisation(
     model: BaseModel,
-    films: np.ndarray,
+    films: NDArray[np.uint8],
     maps: dict[str, np.ndarray],
     class_index: int,
     seed: int = 0,
@@ -37,7 +38,7 @@ def randomisation(
 
 
 def repetition(
-    model: BaseModel, films: np.ndarray, maps: dict[str, np.ndarray], class_index: int
+    model: BaseModel, films: NDArray[np.uint8], maps: dict[str, np.ndarray], class_index: int
 ) -> dict[str, float]:
     """Explains the same films again, in reversed order, so that no film may lean on its batch.
 
@@ -49,7 +50,7 @@ def repetition(
 
 
 def perturbation(
-    model: BaseModel, films: np.ndarray, maps: dict[str, np.ndarray], class_index: int, seed: int = 0
+    model: BaseModel, films: NDArray[np.uint8], maps: dict[str, np.ndarray], class_index: int, seed: int = 0
 ) -> dict[str, float]:
     """Explains films that no reader could tell from the original ones.
 
@@ -76,7 +77,7 @@ def reinitialised(model: BaseModel, seed: int) -> BaseModel:
     return untrained.to(model.device).eval()
 
 
-def slightly_changed(films: np.ndarray, seed: int = 0) -> np.ndarray:
+def slightly_changed(films: NDArray[np.uint8], seed: int = 0) -> np.ndarray:
     """Films one pixel aside, up, down, left or right, with noise of a standard deviation of 1 grey level.
 
     The border is repeated where a film, uint8 (S, S) of (N, S, S), moved away from it.
@@ -90,7 +91,9 @@ def slightly_changed(films: np.ndarray, seed: int = 0) -> np.ndarray:
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
-def _for_or_against(untrained: BaseModel, films: np.ndarray, class_index: int) -> dict[str, np.ndarray]:
+def _for_or_against(
+    untrained: BaseModel, films: NDArray[np.uint8], class_index: int
+) -> dict[str, np.ndarray]:
     """Maps of what speaks for a class or, on films where nothing does, against it.
 
     Half of all untrained CNNs have nothing that speaks for a class, and a map without heat would be unlike

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from openmed.errors import BadInput
 from openmed.films.budgets import MAX_PIXELS
@@ -107,7 +108,7 @@ def depth(values: np.ndarray, *, least: int = 8) -> int:
     return bits
 
 
-def rightly_turned(film: np.ndarray, orientation: int) -> np.ndarray:
+def rightly_turned(film: NDArray[np.uint8], orientation: int) -> np.ndarray:
     """Applies an Exif orientation, 1 to 8; anything else counts as upright."""
     turns, mirrored = _TURNS.get(orientation, (0, False))
     turned = np.rot90(film, turns)

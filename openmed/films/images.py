@@ -137,7 +137,7 @@ def usable_squares(
     return [resize_film(film, size) for size in sizes_px]
 
 
-def check_usable(film: np.ndarray, name: str = "the image", min_side_px: int = MIN_SIDE_PX) -> None:
+def check_usable(film: NDArray[np.uint8], name: str = "the image", min_side_px: int = MIN_SIDE_PX) -> None:
     """Refuses a decoded film, uint8 (H, W), that is too small or blank, with BadInput."""
     height, width = film.shape
     std = float(cv2.meanStdDev(film)[1].item())
@@ -152,7 +152,7 @@ def unusable_reason(width: int, height: int, std: float, min_side_px: int = MIN_
     return _BLANK if std < _BLANK_STD else ""
 
 
-def blank_reason(film: np.ndarray) -> str:
+def blank_reason(film: NDArray[np.uint8]) -> str:
     """Says that a film shows nothing: black, white or noise, with or without a small marker; else empty.
 
     Its copy of 64 x 64 pixels, a few dark and bright ones apart, then has fewer than 8 grey levels; the
@@ -164,7 +164,7 @@ def blank_reason(film: np.ndarray) -> str:
     return _BLANK if high - low < _BLANK_LEVELS else ""
 
 
-def resize_film(film: np.ndarray, size_px: int) -> np.ndarray:
+def resize_film(film: NDArray[np.uint8], size_px: int) -> np.ndarray:
     """Stretches a film, uint8 (H, W), to a square of `size_px` by area averaging."""
     if film.shape == (size_px, size_px):
         return film

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from openmed.errors import BadInput
 from openmed.fitted.spec import ModelSpec
@@ -52,11 +53,11 @@ class Ensemble:
         if self.is_mean:
             self.spec = replace(self.spec, further_thresholds={})
 
-    def predict(self, films: Mapping[int, np.ndarray]) -> np.ndarray:
+    def predict(self, films: Mapping[int, NDArray[np.uint8]]) -> np.ndarray:
         """Mean class probabilities, float32 (N, classes), of films, uint8 (N, S, S), by their size."""
         return self.assess(films)[0]
 
-    def assess(self, films: Mapping[int, np.ndarray]) -> tuple[np.ndarray, list[str | None] | None]:
+    def assess(self, films: Mapping[int, NDArray[np.uint8]]) -> tuple[np.ndarray, list[str | None] | None]:
         """Mean class probabilities as `predict` gives them, and why films are unlike those learnt from.
 
         Returns:
@@ -77,7 +78,7 @@ class Ensemble:
         mean = np.asarray(np.mean(answers, axis=0, dtype=np.float64), np.float32)
         return mean, [_first(each) for each in zip(*reasons, strict=True)] if reasons else None
 
-    def _seen(self, films: Mapping[int, np.ndarray], spec: ModelSpec) -> Iterator[np.ndarray]:
+    def _seen(self, films: Mapping[int, NDArray[np.uint8]], spec: ModelSpec) -> Iterator[np.ndarray]:
         squares = films[spec.image_size_px]
         return affine_views(squares) if self._views else iter([squares])
 
@@ -87,7 +88,7 @@ def _first(reasons: Sequence[str | None]) -> str | None:
     return max((each for each in reasons if each is not None), key=REASONS.index, default=None)
 
 
-def affine_views(films: np.ndarray) -> Iterator[np.ndarray]:
+def affine_views(films: NDArray[np.uint8]) -> Iterator[np.ndarray]:
     """Gives the films, uint8 (N, S, S), as each of `VIEWS` shows them; the border is repeated outwards."""
     middle = (films.shape[2] - 1) / 2
     for degrees, zoom in VIEWS:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import save
 from torch import Tensor, nn
 
@@ -51,7 +52,7 @@ class _WithPreprocessing(nn.Module):
 _PHANTOMS = 2
 
 
-def finish_export(folder: Path, films: np.ndarray) -> str:
+def finish_export(folder: Path, films: NDArray[np.uint8]) -> str:
     """Exports the model of a finished folder, if the export decides as the model does; says what was done.
 
     A model that cannot be exported is no worse for that: it stays, and predicts in PyTorch. The folder has
@@ -65,7 +66,7 @@ def finish_export(folder: Path, films: np.ndarray) -> str:
     return f"exported to {EXPORT_FILE}; the same decisions on {len(films)} films"
 
 
-def export_onnx(model: BaseModel, folder: Path, films: np.ndarray) -> Path:
+def export_onnx(model: BaseModel, folder: Path, films: NDArray[np.uint8]) -> Path:
     """Writes `model.onnx` beside a model's weights, with phantoms that the model answered, and names both.
 
     The graph takes any number of films, uint8 (N, S, S), prepares them itself and gives logits, and features
@@ -91,7 +92,7 @@ def export_onnx(model: BaseModel, folder: Path, films: np.ndarray) -> Path:
     return path
 
 
-def check_parity(model: BaseModel, exported: ExportedModel, films: np.ndarray) -> float:
+def check_parity(model: BaseModel, exported: ExportedModel, films: NDArray[np.uint8]) -> float:
     """Compares a model with its export and returns the largest difference of a probability.
 
     Raises:

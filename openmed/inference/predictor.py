@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openmed.fitted.spec import ModelSpec
 
@@ -12,11 +13,15 @@ class Predictor(Protocol):
 
     spec: ModelSpec
 
-    def predict(self, films: np.ndarray, *, batch_films: int = 32) -> np.ndarray:
+    def predict(self, films: NDArray[np.uint8], *, batch_films: int = 32) -> np.ndarray:
         """Class probabilities, float32 (N, classes), of films, uint8 (N, S, S)."""
 
-    def outputs(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
+    def outputs(
+        self, films: NDArray[np.uint8], *, batch_films: int = 32
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Logits, float32 (N, classes), and the films' distances from those that it learnt from, or None."""
 
-    def assess(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
+    def assess(
+        self, films: NDArray[np.uint8], *, batch_films: int = 32
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Those probabilities, and the films' distances from those that it learnt from, (N,) or None."""

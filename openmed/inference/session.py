@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 
 from openmed.errors import IntegrityError
 from openmed.fitted.feature_statistics import FeatureStatistics
@@ -69,12 +70,12 @@ class ExportedModel:
                 f"{EXPORT_FILE} does not take films of {size} px, of which {SPEC_FILE} speaks"
             )
 
-    def logits(self, films: np.ndarray, *, batch_films: int = 32) -> np.ndarray:
+    def logits(self, films: NDArray[np.uint8], *, batch_films: int = 32) -> np.ndarray:
         """Logits, float32 (N, classes), of films, uint8 (N, S, S)."""
         return self._run([LOGITS], [len(self.spec.class_names)], films, batch_films)[0]
 
     def _run(
-        self, names: list[str], widths: list[int], films: np.ndarray, batch_films: int
+        self, names: list[str], widths: list[int], films: NDArray[np.uint8], batch_films: int
     ) -> list[np.ndarray]:
         """Outputs of the graph, float32 (N, width) each."""
         films = np.asarray(films)
@@ -102,11 +103,13 @@ class ExportedModel:
                 )
         return whole
 
-    def predict(self, films: np.ndarray, *, batch_films: int = 32) -> np.ndarray:
+    def predict(self, films: NDArray[np.uint8], *, batch_films: int = 32) -> np.ndarray:
         """Class probabilities, float32 (N, classes), of films, uint8 (N, S, S), calibrated."""
         return self.spec.probabilities(self.logits(films, batch_films=batch_films))
 
-    def outputs(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
+    def outputs(
+        self, films: NDArray[np.uint8], *, batch_films: int = 32
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Logits, and how far the films lie from the known, float64 (N,), None without statistics."""
         if self.statistics is None:
             return self.logits(films, batch_films=batch_films), None
@@ -114,7 +117,9 @@ class ExportedModel:
         logits, vectors = self._run([LOGITS, FEATURES], widths, films, batch_films)
         return logits, self.statistics.distances(vectors)
 
-    def assess(self, films: np.ndarray, *, batch_films: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
+    def assess(
+        self, films: NDArray[np.uint8], *, batch_films: int = 32
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Class probabilities as `predict` gives them, and the distances of `outputs`."""
         logits, distances = self.outputs(films, batch_films=batch_films)
         return self.spec.probabilities(logits), distances

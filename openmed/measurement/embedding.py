@@ -2,12 +2,13 @@
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 EMBEDDING_SIDE = 8
 _SAMPLED_PX = 128
 
 
-def embed_film(film: np.ndarray) -> np.ndarray:
+def embed_film(film: NDArray[np.uint8]) -> np.ndarray:
     """Shrinks a film to 8 x 8 cells and takes its exposure out.
 
     The cells tell where the film is bright: position, collimation, view, build, large opacities. Overall

@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 HASH_BITS = 256
 """Bits of the perceptual hash, written as 64 hex digits."""
@@ -22,7 +23,7 @@ _FADED_SHARE = 0.25
 _REGISTRATION_STEPS, _REGISTRATION_CHANGE, _REGISTRATION_BLUR_PX = 50, 1e-4, 5
 
 
-def perceptual_hash(film: np.ndarray) -> str:
+def perceptual_hash(film: NDArray[np.uint8]) -> str:
     """Hashes what a film shows: the signs of its lowest spatial frequencies.
 
     Copies of a film differ in few bits, whatever their size: in 28 (median) after a cut of 2 % at each
@@ -33,7 +34,7 @@ def perceptual_hash(film: np.ndarray) -> str:
     return np.packbits(low_frequencies(film) > 0).tobytes().hex()
 
 
-def low_frequencies(film: np.ndarray) -> np.ndarray:
+def low_frequencies(film: NDArray[np.uint8]) -> np.ndarray:
     """Takes the lowest frequencies of a film's local contrast, which equalisation hardly changes.
 
     The film is stretched to 64 x 64 pixels, each divided by the contrast around it, and faded out over the
@@ -82,7 +83,7 @@ def _registration(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
     return warp
 
 
-def _local_contrast(film: np.ndarray, side_px: int, sigma_px: float) -> np.ndarray:
+def _local_contrast(film: NDArray[np.uint8], side_px: int, sigma_px: float) -> np.ndarray:
     """float32 (side, side): how many standard deviations each pixel differs from those around it."""
     small = cv2.resize(film, (side_px, side_px), interpolation=cv2.INTER_AREA).astype(np.float32)
     detail = small - cv2.GaussianBlur(small, (0, 0), sigma_px)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from openmed.films.chest import CHEST_PX, SIDES, likeness
 from openmed.films.images import resize_film
@@ -28,7 +29,7 @@ REASONS = {
 _TEXT_PX, _WORK_PX = 512, 256
 
 
-def measure_quality(film: np.ndarray) -> dict[str, float]:
+def measure_quality(film: NDArray[np.uint8]) -> dict[str, float]:
     """Scores a film for each defect of `REASONS`, on copies of 512, 256 and 32 px at most.
 
     Orientation, polarity and content are told by the correlation of the ranks of a 32 x 32 copy
@@ -69,7 +70,7 @@ def measure_quality(film: np.ndarray) -> dict[str, float]:
     return scores
 
 
-def quality_columns(film: np.ndarray) -> dict[str, float]:
+def quality_columns(film: NDArray[np.uint8]) -> dict[str, float]:
     """The scores of `measure_quality` under their names in the manifest, quality_<name>."""
     return {f"quality_{name}": score for name, score in measure_quality(film).items()}
 
@@ -91,7 +92,7 @@ def _score(value: float, limit: float, scale: float) -> float:
     return float(1 / (1 + np.exp(-np.clip((value - limit) / scale, -30, 30))))
 
 
-def _shrink(film: np.ndarray, side_px: int) -> np.ndarray:
+def _shrink(film: NDArray[np.uint8], side_px: int) -> np.ndarray:
     """Shrinks each side to at most `side_px`; never enlarges, which would look like blur."""
     height, width = film.shape
     # Whole factors first: averaging over parts of pixels takes ten times as long.
@@ -103,7 +104,7 @@ def _shrink(film: np.ndarray, side_px: int) -> np.ndarray:
     return film if film.shape == size[::-1] else cv2.resize(film, size, interpolation=cv2.INTER_LINEAR)
 
 
-def _border(film: np.ndarray) -> float:
+def _border(film: NDArray[np.uint8]) -> float:
     """Share of the film in flat black or white bands along its four sides."""
     tiny = resize_film(film, 64)
     left = [64, 64]
@@ -114,7 +115,7 @@ def _border(film: np.ndarray) -> float:
     return 1 - left[0] * left[1] / 64**2
 
 
-def _exposure(film: np.ndarray) -> float:
+def _exposure(film: NDArray[np.uint8]) -> float:
     """Too dark, too bright, too flat or saturated, in the middle two thirds of the film."""
     height, width = film.shape
     middle = film[height // 6 : height - height // 6, width // 6 : width - width // 6]
@@ -128,7 +129,7 @@ def _exposure(film: np.ndarray) -> float:
     )
 
 
-def _blur(film: np.ndarray) -> float:
+def _blur(film: NDArray[np.uint8]) -> float:
     """The blur effect of Crete et al.: near 1 where blurring again changes nothing, 0 for noise."""
     pixels, worst = film.astype(np.int16) * 16, 0.0
     for axis, window in ((1, (9, 1)), (0, (1, 9))):
@@ -142,7 +143,7 @@ def _steps(pixels: np.ndarray, axis: int) -> np.ndarray:
     return cv2.absdiff(pixels[:, 1:], pixels[:, :-1]) if axis else cv2.absdiff(pixels[1:], pixels[:-1])
 
 
-def _text(film: np.ndarray) -> float:
+def _text(film: NDArray[np.uint8]) -> float:
     """Strokes a row of the line of bright text near the border that has the most; 0 without one.
 
     A side marker (R, L) has two or three. A stroke takes more than half of the brightness that its
