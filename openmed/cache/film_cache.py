@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from openmed.cache.shards import ShardedFilms
 from openmed.concurrency import ordered_map
@@ -43,7 +44,7 @@ class FilmCache:
         index = pd.read_parquet(folder / INDEX_FILE)
         self._row_of = dict(zip(index["id"], index["row"], strict=True))
 
-    def rows(self, ids: Sequence[str]) -> np.ndarray:
+    def rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Returns the position of each film in `films`, int64 (n,).
 
         Raises:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from openmed.concurrency import ordered_map
 from openmed.films.images import decode_film, film_bytes
@@ -15,7 +16,7 @@ _ORDERS, _NEIGHBOURS = 40, 12
 _WORDS = HASH_BITS // 64
 
 
-def near_duplicates(hashes: list[str], max_bits: int) -> np.ndarray:
+def near_duplicates(hashes: list[str], max_bits: int) -> NDArray[np.int64]:
     """Finds films whose perceptual hashes differ in few bits.
 
     Up to 8,192 different hashes are all compared. More are sorted 40 times, each time by other bytes of the
@@ -49,7 +50,7 @@ def near_duplicates(hashes: list[str], max_bits: int) -> np.ndarray:
 
 def same_film(
     data: Path, films: pd.DataFrame, pairs: Iterable[tuple[int, int]], tick: Callable[[], None] = lambda: None
-) -> np.ndarray:
+) -> NDArray[np.bool_]:
     """Confirms pairs of films on their pixels, on all cores, each core reading one pair at a time.
 
     Of films with the columns path and sha256, below `data`. Equal contents are the same film and are not
@@ -79,7 +80,7 @@ def same_film(
     return np.array(results, bool)
 
 
-def _search(words: np.ndarray, max_bits: int) -> np.ndarray:
+def _search(words: np.ndarray, max_bits: int) -> NDArray[np.int64]:
     """Pairs of positions within `max_bits`, each once."""
     if len(words) <= _ALL_COMPARED:
         orders, neighbours = iter([np.arange(len(words))]), len(words) - 1

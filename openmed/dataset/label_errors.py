@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -41,7 +42,7 @@ def pixel_features(cache: FilmCache, rows: np.ndarray, seed: int) -> np.ndarray:
 
 def cross_fitted_probabilities(
     features: np.ndarray, labels: np.ndarray, patients: np.ndarray, classes: int, seed: int
-) -> np.ndarray | None:
+) -> NDArray[np.float64] | None:
     """Predicts each film by a logistic regression fitted on other patients alone.
 
     Of features float (n, k), labels int (n,) from 0 to classes - 1 and patients (n,), of whom all films are

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from openmed.dataset.splits import LEAST_VALIDATION_SHARE, LEFT_OUT, families
 from openmed.errors import BadInput
@@ -71,7 +72,7 @@ def copies(films: pd.DataFrame, pairs: np.ndarray, same: np.ndarray) -> Finding:
     )
 
 
-def pairs_across_labels(films: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
+def pairs_across_labels(films: pd.DataFrame, pairs: np.ndarray) -> NDArray[np.int64]:
     """Spells out the near-duplicates of different content and label that `near_duplicates` stands for.
 
     Returns:

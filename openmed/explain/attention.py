@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -15,7 +16,7 @@ from openmed.models.networks import timm
 from openmed.models.vit import ViT
 
 
-def rollout(model: ViT, x: Tensor) -> np.ndarray:
+def rollout(model: ViT, x: Tensor) -> NDArray[np.float32]:
     """Attention rollout (Abnar & Zuidema, 2020, arXiv:2005.00928): one map for all classes.
 
     Attention is averaged over the heads, mixed half and half with the residual path and followed
@@ -32,7 +33,7 @@ def rollout(model: ViT, x: Tensor) -> np.ndarray:
 
 
 @torch.inference_mode()
-def rollout_with_logits(model: ViT, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def rollout_with_logits(model: ViT, x: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Attention rollout as `rollout`, and the logits beside it, float32 (N, classes), of one pass."""
     layers = _attention_layers(model)
     attentions: list[Tensor] = []
@@ -52,7 +53,7 @@ def rollout_with_logits(model: ViT, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return _patch_map(model, relevance), logits.float().cpu().numpy()
 
 
-def gradient_attention(model: ViT, x: Tensor, class_index: int) -> np.ndarray:
+def gradient_attention(model: ViT, x: Tensor, class_index: int) -> NDArray[np.float32]:
     """Gradient-weighted attention (Chefer, Gur & Wolf, 2021, arXiv:2103.15679): a map for a class.
 
     Attention counts as far as its gradient says that it raised the class's logit; the positive
@@ -138,7 +139,7 @@ def _pooled_tokens(model: ViT, attention: Tensor) -> Tensor:
     return shares
 
 
-def _patch_map(model: ViT, relevance: Tensor) -> np.ndarray:
+def _patch_map(model: ViT, relevance: Tensor) -> NDArray[np.float32]:
     patches = relevance[:, 0, model.prefix_tokens :].float()
     lowest, highest = patches.amin(dim=1, keepdim=True), patches.amax(dim=1, keepdim=True)
     scaled = torch.where(highest > lowest, (patches - lowest) / (highest - lowest), 0.0)

@@ -2,13 +2,14 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from openmed.errors import BadInput
 from openmed.models.base import BaseModel, evaluation_mode
 
 
-def grad_cam(model: BaseModel, x: Tensor, class_index: int) -> np.ndarray:
+def grad_cam(model: BaseModel, x: Tensor, class_index: int) -> NDArray[np.float32]:
     """Grad-CAM of a batch at the layer that the model names as its explanation target.
 
     Each channel is weighted by the mean gradient of the class's logit over its map; the weighted
@@ -24,7 +25,9 @@ def grad_cam(model: BaseModel, x: Tensor, class_index: int) -> np.ndarray:
     return grad_cam_with_logits(model, x, class_index)[0]
 
 
-def grad_cam_with_logits(model: BaseModel, x: Tensor, class_index: int) -> tuple[np.ndarray, np.ndarray]:
+def grad_cam_with_logits(
+    model: BaseModel, x: Tensor, class_index: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Grad-CAM as `grad_cam`, and the logits that it explains, float32 (N, classes), of one pass."""
     check_class(model, class_index)
     layer = _target_layer(model)

@@ -27,7 +27,7 @@ _VIT_METHODS: dict[str, Callable[[BaseModel, Tensor, int], np.ndarray]] = {
 
 def explain(
     model: BaseModel, films: NDArray[np.uint8], class_index: int, method: str = "auto"
-) -> dict[str, np.ndarray]:
+) -> dict[str, NDArray[np.float32]]:
     """Draws heat maps of what spoke for a class.
 
     Of films uint8 (N, S, S), S being the model's input size, by all methods of the architecture ("auto") or
@@ -60,7 +60,7 @@ def methods(model: BaseModel) -> tuple[str, ...]:
     return tuple(_methods(model))
 
 
-def enlarge(maps: np.ndarray, size: int) -> np.ndarray:
+def enlarge(maps: np.ndarray, size: int) -> NDArray[np.float32]:
     """Enlarges float32 maps (N, h, w) bilinearly to (N, size, size)."""
     batch = torch.from_numpy(maps)[:, None]
     return functional.interpolate(batch, (size, size), mode="bilinear", align_corners=False)[:, 0].numpy()

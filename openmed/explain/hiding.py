@@ -16,7 +16,7 @@ def check_pairs(films: NDArray[np.uint8], heat: np.ndarray) -> None:
         raise ValueError(f"{len(films)} films need as many maps (N, h, w), not {heat.shape}")
 
 
-def blurred(films: NDArray[np.uint8]) -> np.ndarray:
+def blurred(films: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """What hidden pixels of films, uint8 (N, S, S), are replaced by: an eighth of the side is one smudge.
 
     A black patch would be a thing of its own that no model saw.
@@ -24,7 +24,7 @@ def blurred(films: NDArray[np.uint8]) -> np.ndarray:
     return np.stack([cv2.GaussianBlur(film, (0, 0), films.shape[1] / 8) for film in films])
 
 
-def cells_of(heat: np.ndarray, size: int) -> np.ndarray:
+def cells_of(heat: np.ndarray, size: int) -> NDArray[np.float32]:
     """Heat (N, h, w) in the cells that are ranked: float32 (N, c, c), at most 14 a side."""
     cells = min(size, max(heat.shape[1:]), _MOST_CELLS)
     small = [cv2.resize(one.astype(np.float32), (cells, cells), interpolation=cv2.INTER_AREA) for one in heat]
@@ -41,19 +41,19 @@ def heat_ranks(heat: np.ndarray, size: int, rng: np.random.Generator) -> np.ndar
     return np.stack(enlarged).astype(int)
 
 
-def hottest(ranks: np.ndarray, share: float) -> np.ndarray:
+def hottest(ranks: np.ndarray, share: float) -> NDArray[np.bool_]:
     """Mask, bool (N, S, S), of the hottest cells: that share of all, one at least."""
     return ranks < max(1, round(share * (ranks.max() + 1)))
 
 
-def shifted(masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def shifted(masks: np.ndarray, rng: np.random.Generator) -> NDArray[np.bool_]:
     """The control: the same shapes elsewhere, each mask shifted cyclically to any place but its own."""
     height, width = masks.shape[1:]
     shifts = [divmod(int(shift), width) for shift in rng.integers(1, height * width, len(masks))]
     return np.stack([np.roll(mask, shift, axis=(0, 1)) for mask, shift in zip(masks, shifts, strict=True)])
 
 
-def log_odds(probabilities: np.ndarray) -> np.ndarray:
+def log_odds(probabilities: np.ndarray) -> NDArray[np.float64]:
     """Log-odds still move where a sure model's probability is stuck at 0.999."""
     inside = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
     return np.log(inside / (1 - inside))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 _FILM_SHARE_AT_HOTTEST = 0.4
 
 
-def overlay(film: NDArray[np.uint8], heat: np.ndarray) -> np.ndarray:
+def overlay(film: NDArray[np.uint8], heat: np.ndarray) -> NDArray[np.uint8]:
     """Lays heat over a film; the colder a place, the more of the plain film is seen.
 
     Of a grey film, uint8 (H, W), and heat (h, w) in 0..1, enlarged bilinearly: uint8 (H, W, 3), RGB.
@@ -39,7 +39,7 @@ def encode_jpeg(rgb: np.ndarray, quality: int = 85) -> bytes:
     return encoded.tobytes()
 
 
-def fitted(film: NDArray[np.uint8], most_px: int) -> np.ndarray:
+def fitted(film: NDArray[np.uint8], most_px: int) -> NDArray[np.uint8]:
     """Scales a film, uint8 (H, W), so that its longer side has that many pixels; its shape stays."""
     scale = most_px / max(film.shape)
     size = (max(1, round(film.shape[1] * scale)), max(1, round(film.shape[0] * scale)))

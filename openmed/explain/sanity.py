@@ -77,7 +77,7 @@ def reinitialised(model: BaseModel, seed: int) -> BaseModel:
     return untrained.to(model.device).eval()
 
 
-def slightly_changed(films: NDArray[np.uint8], seed: int = 0) -> np.ndarray:
+def slightly_changed(films: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint8]:
     """Films one pixel aside, up, down, left or right, with noise of a standard deviation of 1 grey level.
 
     The border is repeated where a film, uint8 (S, S) of (N, S, S), moved away from it.
@@ -109,7 +109,7 @@ def _for_or_against(
     return {method: np.where(flat[method], against[method], heat) for method, heat in maps.items()}
 
 
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> NDArray[np.float64]:
     """Spearman's correlation of maps (N, S, S), film by film, over cells of at most 14 a side.
 
     Returns:

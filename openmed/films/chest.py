@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 CHEST_PX = 32
 SIDES = ("left", "right", "top", "bottom")
@@ -17,7 +18,7 @@ def likeness(small: np.ndarray) -> dict[str, float]:
     return dict(zip(_NAMES, _TEMPLATES @ _ranks(small), strict=True))
 
 
-def _ranks(image: np.ndarray) -> np.ndarray:
+def _ranks(image: np.ndarray) -> NDArray[np.float32]:
     """Ranks of the pixels, of length 1: their product is Spearman's correlation, deaf to exposure."""
     ranks = np.empty(image.size, np.float32)
     ranks[image.ravel().argsort(kind="stable")] = np.arange(image.size)
@@ -25,7 +26,7 @@ def _ranks(image: np.ndarray) -> np.ndarray:
     return ranks / np.linalg.norm(ranks)
 
 
-def _chest() -> np.ndarray:
+def _chest() -> NDArray[np.float32]:
     """Draws a frontal chest of a few smooth parts, float32 (32, 32); bright is dense."""
     grid = (np.arange(CHEST_PX) + 0.5) / CHEST_PX
     down, across = np.meshgrid(grid, np.abs(2 * grid - 1), indexing="ij")

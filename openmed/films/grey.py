@@ -73,7 +73,7 @@ def to_grey(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(np.ascontiguousarray(image[:, :, :3]), cv2.COLOR_BGR2GRAY)
 
 
-def to_uint8(values: np.ndarray, low: float, high: float) -> np.ndarray:
+def to_uint8(values: np.ndarray, low: float, high: float) -> NDArray[np.uint8]:
     """Maps low..high to 0..255, rounded; what lies outside is cut off."""
     result = np.empty(values.shape, np.uint8)
     rows = max(1, _CHUNK_VALUES // max(1, values[:1].size))

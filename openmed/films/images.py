@@ -40,12 +40,14 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 0x0112
 
 
-def read_film(path: Path) -> np.ndarray:
+def read_film(path: Path) -> NDArray[np.uint8]:
     """Reads a film file: uint8 (H, W), 0 black to 255 white; BadInput where it is no usable image."""
     return decode_film(_content(path), str(path))
 
 
-def read_squares(path: Path, sizes_px: Sequence[int], min_side_px: int = MIN_SIDE_PX) -> list[np.ndarray]:
+def read_squares(
+    path: Path, sizes_px: Sequence[int], min_side_px: int = MIN_SIDE_PX
+) -> list[NDArray[np.uint8]]:
     """Reads a film file once, for networks of several input sizes; see `usable_squares`."""
     return usable_squares(_content(path), sizes_px, str(path), min_side_px=min_side_px)
 
@@ -76,7 +78,7 @@ def film_bytes(data: Path, path: str, sha256: str) -> bytes:
     return content
 
 
-def decode_film(data: bytes, name: str = "the image") -> np.ndarray:
+def decode_film(data: bytes, name: str = "the image") -> NDArray[np.uint8]:
     """Decodes the bytes of a JPEG, PNG, TIFF or DICOM film.
 
     The same film comes out the same however it was stored: colour becomes luma, transparency is
@@ -93,7 +95,7 @@ def decode_film(data: bytes, name: str = "the image") -> np.ndarray:
     return film
 
 
-def decode_with_depth(data: bytes, name: str = "the image") -> tuple[np.ndarray, int]:
+def decode_with_depth(data: bytes, name: str = "the image") -> tuple[NDArray[np.uint8], int]:
     """Decodes like `decode_film` and tells the bits that a pixel was stored with (8 to 16)."""
     if not data:
         raise BadInput(f"{name} is empty")
@@ -111,7 +113,7 @@ def decode_with_depth(data: bytes, name: str = "the image") -> tuple[np.ndarray,
         raise BadInput(f"{name} cannot be decoded: it is damaged ({type(error).__name__})") from None
 
 
-def decode_squares(data: bytes, sizes_px: Sequence[int], name: str = "the image") -> list[np.ndarray]:
+def decode_squares(data: bytes, sizes_px: Sequence[int], name: str = "the image") -> list[NDArray[np.uint8]]:
     """Decodes a film once and stretches it to squares, as networks see it.
 
     JPEG decoders can reduce while they decode, which is faster. It is not used: their cruder average
@@ -126,7 +128,7 @@ def decode_squares(data: bytes, sizes_px: Sequence[int], name: str = "the image"
 
 def usable_squares(
     data: bytes, sizes_px: Sequence[int], name: str = "the image", *, min_side_px: int = MIN_SIDE_PX
-) -> list[np.ndarray]:
+) -> list[NDArray[np.uint8]]:
     """Decodes a film as `decode_squares` and refuses it where the validate stage would quarantine it.
 
     Raises:
@@ -164,7 +166,7 @@ def blank_reason(film: NDArray[np.uint8]) -> str:
     return _BLANK if high - low < _BLANK_LEVELS else ""
 
 
-def resize_film(film: NDArray[np.uint8], size_px: int) -> np.ndarray:
+def resize_film(film: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
     """Stretches a film, uint8 (H, W), to a square of `size_px` by area averaging."""
     if film.shape == (size_px, size_px):
         return film
@@ -185,12 +187,12 @@ def _decoder(data: bytes) -> Callable[[bytes, str], tuple[NDArray[np.uint8], int
     return decode_dicom if is_dicom(data) else None
 
 
-def _decode_jpeg(data: bytes, name: str) -> tuple[np.ndarray, int]:
+def _decode_jpeg(data: bytes, name: str) -> tuple[NDArray[np.uint8], int]:
     with room_for(math.prod(check_shape(jpeg_shape(data), name))):
         return rightly_turned(jpeg_grey(data, name), orientation_of(data)), 8
 
 
-def _decode_png(data: bytes, name: str) -> tuple[np.ndarray, int]:
+def _decode_png(data: bytes, name: str) -> tuple[NDArray[np.uint8], int]:
     width, height = struct.unpack_from(">II", data.ljust(24, b"\0"), 16)
     check_shape((height, width), name)
     chunks, orientation = _png_chunks(data, name), orientation_of(data)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openmed.errors import BadInput
 from openmed.films.budgets import MAX_JPEG_SCANS, MAX_SCANNED_PIXELS, check_layout
@@ -17,7 +18,7 @@ _PROGRESSIVE, _SCAN, _START_OF_SCAN, _USUAL_SCANS = 0xC2, 0xDA, b"\xff\xda", 16
 _SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.S)
 
 
-def jpeg_grey(stream: bytes, name: str) -> np.ndarray:
+def jpeg_grey(stream: bytes, name: str) -> NDArray[np.uint8]:
     """Decodes a JPEG stream of 8 bits to its luma, uint8 (H, W), whatever its components are.
 
     Raises:

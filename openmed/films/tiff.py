@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openmed.errors import BadInput
 from openmed.films.grey import check_shape, quiet, rightly_turned, scaled
@@ -21,7 +22,7 @@ _CHUNK_BYTES = 1 << 20
 _ORIENTATION, _PHOTOMETRIC, _WHITE_IS_ZERO = 0x0112, 262, 0
 
 
-def decode_tiff(data: bytes, name: str) -> tuple[np.ndarray, int]:
+def decode_tiff(data: bytes, name: str) -> tuple[NDArray[np.uint8], int]:
     """Decodes a TIFF as `decode_with_depth`, which gives it a process of its own."""
     from PIL import Image
 

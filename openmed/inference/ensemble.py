@@ -53,7 +53,7 @@ class Ensemble:
         if self.is_mean:
             self.spec = replace(self.spec, further_thresholds={})
 
-    def predict(self, films: Mapping[int, NDArray[np.uint8]]) -> np.ndarray:
+    def predict(self, films: Mapping[int, NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Mean class probabilities, float32 (N, classes), of films, uint8 (N, S, S), by their size."""
         return self.assess(films)[0]
 

@@ -13,7 +13,7 @@ class Predictor(Protocol):
 
     spec: ModelSpec
 
-    def predict(self, films: NDArray[np.uint8], *, batch_films: int = 32) -> np.ndarray:
+    def predict(self, films: NDArray[np.uint8], *, batch_films: int = 32) -> NDArray[np.float32]:
         """Class probabilities, float32 (N, classes), of films, uint8 (N, S, S)."""
 
     def outputs(

@@ -70,7 +70,7 @@ class ExportedModel:
                 f"{EXPORT_FILE} does not take films of {size} px, of which {SPEC_FILE} speaks"
             )
 
-    def logits(self, films: NDArray[np.uint8], *, batch_films: int = 32) -> np.ndarray:
+    def logits(self, films: NDArray[np.uint8], *, batch_films: int = 32) -> NDArray[np.float32]:
         """Logits, float32 (N, classes), of films, uint8 (N, S, S)."""
         return self._run([LOGITS], [len(self.spec.class_names)], films, batch_films)[0]
 
@@ -103,7 +103,7 @@ class ExportedModel:
                 )
         return whole
 
-    def predict(self, films: NDArray[np.uint8], *, batch_films: int = 32) -> np.ndarray:
+    def predict(self, films: NDArray[np.uint8], *, batch_films: int = 32) -> NDArray[np.float32]:
         """Class probabilities, float32 (N, classes), of films, uint8 (N, S, S), calibrated."""
         return self.spec.probabilities(self.logits(films, batch_films=batch_films))
 
@@ -201,7 +201,7 @@ def count_called(
     return {name: dict(zip(spec.class_names, row, strict=True)) for name, row in rows}
 
 
-def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+def _log_odds(probabilities: np.ndarray) -> NDArray[np.float64]:
     wide = np.clip(probabilities, 1e-12, 1 - 1e-12)
     return np.log(wide) - np.log1p(-wide)
 

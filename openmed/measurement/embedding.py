@@ -8,7 +8,7 @@ EMBEDDING_SIDE = 8
 _SAMPLED_PX = 128
 
 
-def embed_film(film: NDArray[np.uint8]) -> np.ndarray:
+def embed_film(film: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Shrinks a film to 8 x 8 cells and takes its exposure out.
 
     The cells tell where the film is bright: position, collimation, view, build, large opacities. Overall

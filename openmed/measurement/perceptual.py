@@ -34,7 +34,7 @@ def perceptual_hash(film: NDArray[np.uint8]) -> str:
     return np.packbits(low_frequencies(film) > 0).tobytes().hex()
 
 
-def low_frequencies(film: NDArray[np.uint8]) -> np.ndarray:
+def low_frequencies(film: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Takes the lowest frequencies of a film's local contrast, which equalisation hardly changes.
 
     The film is stretched to 64 x 64 pixels, each divided by the contrast around it, and faded out over the
@@ -68,7 +68,7 @@ def likeness(first: np.ndarray, second: np.ndarray) -> float:
     return max(as_they_lie, _correlation(a[overlap], _warped(b, warp)[overlap]))
 
 
-def _registration(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
+def _registration(first: np.ndarray, second: np.ndarray) -> NDArray[np.float32] | None:
     """float32 (2, 3): where each pixel of the first lies in the second; None when nothing fits."""
     warp = np.eye(2, 3, dtype=np.float32)
     criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, _REGISTRATION_STEPS, _REGISTRATION_CHANGE)
@@ -83,7 +83,7 @@ def _registration(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
     return warp
 
 
-def _local_contrast(film: NDArray[np.uint8], side_px: int, sigma_px: float) -> np.ndarray:
+def _local_contrast(film: NDArray[np.uint8], side_px: int, sigma_px: float) -> NDArray[np.float32]:
     """float32 (side, side): how many standard deviations each pixel differs from those around it."""
     small = cv2.resize(film, (side_px, side_px), interpolation=cv2.INTER_AREA).astype(np.float32)
     detail = small - cv2.GaussianBlur(small, (0, 0), sigma_px)
@@ -103,7 +103,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return min(1.0, float(a @ b) / scale) if scale > 1e-6 else 0.0
 
 
-def _fade() -> np.ndarray:
+def _fade() -> NDArray[np.float32]:
     """float32 (64,): 1 in the middle, falling to 0 over the quarter next to each end."""
     middle = (np.arange(HASHED_PX) + 0.5) / HASHED_PX
     to_border = np.minimum(middle, 1 - middle) / _FADED_SHARE

@@ -92,7 +92,7 @@ def _score(value: float, limit: float, scale: float) -> float:
     return float(1 / (1 + np.exp(-np.clip((value - limit) / scale, -30, 30))))
 
 
-def _shrink(film: NDArray[np.uint8], side_px: int) -> np.ndarray:
+def _shrink(film: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
     """Shrinks each side to at most `side_px`; never enlarges, which would look like blur."""
     height, width = film.shape
     # Whole factors first: averaging over parts of pixels takes ten times as long.

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -146,7 +147,7 @@ class BaseModel(nn.Module, ABC):
         return channels.contiguous(memory_format=self.memory_format)
 
     @torch.inference_mode()
-    def logits(self, films: np.ndarray | Tensor, *, batch_films: int = 32) -> np.ndarray:
+    def logits(self, films: np.ndarray | Tensor, *, batch_films: int = 32) -> NDArray[np.float32]:
         """Logits of grey films, uint8 (N, S, S), before any calibration: float32 (N, classes)."""
         with evaluation_mode(self), _exact_convolutions():
             parts = [
@@ -155,7 +156,7 @@ class BaseModel(nn.Module, ABC):
             ]
         return np.concatenate(parts) if parts else np.zeros((0, len(self.spec.class_names)), np.float32)
 
-    def predict(self, films: np.ndarray | Tensor, *, batch_films: int = 32) -> np.ndarray:
+    def predict(self, films: np.ndarray | Tensor, *, batch_films: int = 32) -> NDArray[np.float32]:
         """Class probabilities of grey films, float32 (N, classes), calibrated as the spec says."""
         return self.spec.probabilities(self.logits(films, batch_films=batch_films))
 

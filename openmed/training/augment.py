@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
@@ -161,7 +162,7 @@ def _in_whole_pixels(shares: Tensor, size: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _mask(size: int) -> np.ndarray:
+def _mask(size: int) -> NDArray[np.float32]:
     """1 where the lungs usually lie, 0 outside, float32 (S, S), with a soft edge."""
     mask = lung_mask(size).astype(np.float32)
     return cv2.GaussianBlur(mask, (0, 0), _SOFT_EDGE * size, borderType=cv2.BORDER_REPLICATE)
@@ -191,14 +192,14 @@ def _blur(film: np.ndarray, share: float, *, axes: int) -> np.ndarray:
     return cv2.sepFilter2D(film, cv2.CV_32F, across, down, borderType=cv2.BORDER_REPLICATE)
 
 
-def _operators(soften: Callable[..., np.ndarray], largest: float, size: int) -> np.ndarray:
+def _operators(soften: Callable[..., np.ndarray], largest: float, size: int) -> NDArray[np.float32]:
     """What softens a column at each level, float32 (LEVELS, S, S): both axes in turn soften a film."""
     identity = np.eye(size, dtype=np.float32)
     return np.stack([soften(identity, _strength(level, largest), axes=1) for level in range(LEVELS)])
 
 
 @lru_cache(maxsize=8)
-def _noise_field(size: int) -> np.ndarray:
+def _noise_field(size: int) -> NDArray[np.float32]:
     """Normal noise, float32 (2 S, 2 S), the same in every run: a film gets some window of it."""
     return np.random.default_rng(0).standard_normal((2 * size, 2 * size), np.float32)
 

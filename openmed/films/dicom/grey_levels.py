@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from openmed.errors import BadInput
 from openmed.films.chest import likeness
@@ -19,7 +20,7 @@ _LEAST_LIKENESS = 0.15  # the least among 600 films of children
 _Default = TypeVar("_Default", float, None)
 
 
-def grey_levels(film: "Dataset", pixels: np.ndarray, name: str) -> np.ndarray:
+def grey_levels(film: "Dataset", pixels: np.ndarray, name: str) -> NDArray[np.uint8]:
     """Turns stored values, (H, W) or (H, W, 3) red first, into grey levels, uint8 (H, W), 0 is black."""
     if str(film.PhotometricInterpretation) == "PALETTE COLOR":
         return to_grey(through_palettes(film, pixels)[:, :, ::-1])
@@ -64,7 +65,7 @@ def true_colours(film: "Dataset", planes: np.ndarray) -> np.ndarray:
     return convert_color_space(planes, "YBR_FULL", "RGB")
 
 
-def through_palettes(film: "Dataset", pixels: np.ndarray) -> np.ndarray:
+def through_palettes(film: "Dataset", pixels: np.ndarray) -> NDArray[np.uint8]:
     """Returns the colours that the values of a PALETTE COLOR film stand for: uint8 (H, W, 3), red first."""
     from pydicom.pixels import apply_color_lut
 
@@ -95,7 +96,9 @@ def _stored_range(pixels: np.ndarray) -> tuple[int, int]:
     return -end, end - 1
 
 
-def _of_interest(film: "Dataset", values: np.ndarray, low: float, high: float, name: str) -> np.ndarray:
+def _of_interest(
+    film: "Dataset", values: np.ndarray, low: float, high: float, name: str
+) -> NDArray[np.uint8]:
     """Applies the first table or window of interest (DICOM PS3.3 C.11.2) and returns 0 to 255.
 
     A table or window that shows next to nothing of the film is not of this film, and passed over.

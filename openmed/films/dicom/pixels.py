@@ -6,6 +6,7 @@ Headers are often wrong. Where the pixels or the codestream tell otherwise, they
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openmed.errors import BadInput
 from openmed.films.dicom.grey_levels import grey_levels, true_colours
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 
-def decode_dicom(data: bytes, name: str) -> tuple[np.ndarray, int]:
+def decode_dicom(data: bytes, name: str) -> tuple[NDArray[np.uint8], int]:
     """Decodes a single-frame film.
 
     Rescaling or the modality table, then the first window or table of interest, then the photometric

@@ -6,6 +6,7 @@ pydicom completes nothing either, but only warns of what is too long.
 import struct
 
 import numpy as np
+from numpy.typing import NDArray
 
 _MOST_PADDING = 2
 
@@ -30,7 +31,7 @@ def decode_rle(stream: bytes, shape: tuple[int, int], samples: int, dtype: np.dt
     return whole[:, :, 0] if samples == 1 else whole
 
 
-def _segment(packed: bytes, size: int) -> np.ndarray:
+def _segment(packed: bytes, size: int) -> NDArray[np.uint8]:
     """Unpacks runs (257 - n times the next byte) and literals (the next n + 1 bytes) into uint8 (size,)."""
     unpacked, offset = bytearray(), 0
     while offset < len(packed) and len(unpacked) <= size + _MOST_PADDING:
