@@ -27,12 +27,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     The file is flushed to the disk before the rename and the folder after it, so that after a
     crash `path` holds either the old content or the new, never a part of either.
-
-    Args:
-        path: The file to write. Its folder is made when it is missing.
-
-    Yields:
-        A path in the same folder, with the same suffix, to write to.
+    The folder is made when it is missing; the path lies in it, with the same suffix.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,11 +43,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def check_not_input(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Makes sure that no file to write is one that is read, whatever links lead to it.
-
-    Raises:
-        BadInput: An output is an input.
-    """
+    """Refuses, with BadInput, to write a file that is read, whatever links lead to it."""
     sources = [Path(path) for path in inputs if Path(path).exists()]
     for target in map(Path, outputs):
         for source in sources:
@@ -97,16 +88,10 @@ def read_json(path: Path) -> Any:
 def read_table(
     path: Path, columns: Sequence[str] | None = None, *, needed: Sequence[str] = (), **options: Any
 ) -> "pd.DataFrame":
-    """Reads a Parquet file that a stage wrote.
-
-    Args:
-        path: The file.
-        columns: The columns to read; None for all.
-        needed: Columns that must be among them.
-        **options: Those of `pandas.read_parquet`.
+    """Reads a Parquet file that a stage wrote, by default all its columns; options are those of pandas.
 
     Raises:
-        BadInput: The file is missing, is no Parquet, or lacks a column.
+        BadInput: The file is missing, is no Parquet, or lacks a column that is needed.
     """
     import pandas as pd
     from pyarrow.lib import ArrowException
@@ -137,10 +122,8 @@ def open_regular(path: Path) -> BinaryIO:
 def read_regular(path: Path, most_bytes: int) -> bytes:
     """Reads a regular file whole.
 
-    Args:
-        path: The file.
-        most_bytes: What it may have. It is counted while reading: what a file system says of a file that
-            grows, or that a program feeds, is no limit.
+    Its bytes are counted while reading: what a file system says of a file that grows, or that a program
+    feeds, is no limit.
 
     Raises:
         OSError: It cannot be read, is no regular file or is larger.

@@ -50,11 +50,8 @@ class FilmStore:
     What was made by other code than the present one (of `openmed.films` and `openmed.measurement`, OpenCV,
     the DICOM decoders) is not used. Several processes may use one store.
 
-    Args:
-        folder: Where the store lies; made when missing.
-
     Raises:
-        ResourceError: The folder cannot be written.
+        ResourceError: The folder, which is made when missing, cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -149,11 +146,8 @@ class FilmStore:
     ) -> dict[int, tuple[Path, str]]:
         """Finds or makes the shard of a run of films at each size.
 
-        Args:
-            films: SHA-256 of each film, at most `SHARD_FILMS` of them.
-            sizes_px: Sides of the squares.
-            decode: Given positions in `films`, yields the squares of each at all sizes, uint8 (s, s).
-                It is called once, for the films that are not in the store at some size.
+        `decode` yields the squares of films, by position, at all sizes, uint8 (s, s). It is called once, for
+        those of the films, at most `SHARD_FILMS` by SHA-256, that are not in the store at some size.
 
         Returns:
             The file of each size, .npy uint8 (films, s, s), read-only, and its SHA-256.

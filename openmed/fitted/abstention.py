@@ -72,12 +72,9 @@ class Abstention:
         try:
             lowest = stored_numbers(content["lowest"], "the abstention's lowest", 0, 1)
             listed = stored_list(content["patients"], "the abstention's patients")
-            patients = tuple(
-                stored_count(each, "each number of the abstention's patients") for each in listed
-            )
-            return cls(
-                stored_number(content["coverage"], "the abstention's coverage", 0, 1), lowest, patients
-            )
+            patients = [stored_count(each, "each number of the abstention's patients") for each in listed]
+            coverage = stored_number(content["coverage"], "the abstention's coverage", 0, 1)
+            return cls(coverage, lowest, tuple(patients))
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"this is not an abstention: {error}") from None
 

@@ -8,7 +8,7 @@ films of a patient the power is lower.
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -44,7 +44,7 @@ class Detectable:
     value_needed: float
     power: float
     films_needed: int | None
-    sentence: str
+    sentence: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as plain values, NaN as None."""
@@ -88,8 +88,9 @@ def proportion_floor(
     if expected is not None:
         reached = float(binom.sf(needed - 1, films, expected)) if possible else 0.0
         enough = _films_for_proportion(floor, expected, power, z) if expected > floor else None
-    sentence = _floor_sentence(name, kind, films, floor, value, expected, enough, power)
-    return Detectable(films, value, reached, enough, sentence)
+    return _detectable(
+        f"{films} {kind}", name, floor, power, expected, Detectable(films, value, reached, enough)
+    )
 
 
 def auc_floor(
@@ -119,15 +120,14 @@ def auc_floor(
 
     must = floor + z * math.sqrt(auc_variance(floor, positives, negatives))
     value = float(brentq(surplus, floor, 1.0, args=(1.0,))) if must < 1 else NAN
-    kind = f"films ({positives} with the finding)"
     reached, enough = NAN, None
     if expected is not None:
         # A perfect or always wrong model does not vary; the tiny number only keeps the division in hand.
         spread = math.sqrt(auc_variance(expected, positives, negatives)) + 1e-12
         reached = float(norm.sf((must - expected) / spread)) if must < 1 else 0.0
         enough = _films_for_auc(partial(surplus, expected), films) if expected > floor else None
-    sentence = _floor_sentence("AUC", kind, films, floor, value, expected, enough, power)
-    return Detectable(films, value, reached, enough, sentence)
+    test = f"{films} films ({positives} with the finding)"
+    return _detectable(test, "AUC", floor, power, expected, Detectable(films, value, reached, enough))
 
 
 def films_for_margin(
@@ -204,28 +204,22 @@ def _films_for_auc(surplus: Callable[[float], float], films: int) -> int | None:
     return math.ceil(films * scale - 1e-9)
 
 
-def _floor_sentence(
-    name: str,
-    kind: str,
-    films: int,
-    floor: float,
-    value: float,
-    expected: float | None,
-    enough: int | None,
-    power: float,
-) -> str:
-    if math.isnan(value):
-        first = f"With {films} {kind}, not even a perfect {name} would show {_rounded(floor)}"
-    else:
+def _detectable(
+    test: str, name: str, floor: float, power: float, expected: float | None, detectable: Detectable
+) -> Detectable:
+    """Puts it into a sentence."""
+    first = f"With {test}, not even a perfect {name} would show {_rounded(floor)}"
+    if not math.isnan(detectable.value_needed):
         # Rounded up: the number that is named must be enough.
-        least = _rounded(math.ceil(value * 1000 - 1e-6) / 1000)
+        least = _rounded(math.ceil(detectable.value_needed * 1000 - 1e-6) / 1000)
         share = Fraction(power).limit_denominator(20)
         first = (
-            f"With {films} {kind}, a true {name} of at least {least} would be needed to show "
-            f"{_rounded(floor)} in {share.numerator} of {share.denominator} such tests"
+            f"With {test}, a true {name} of at least {least} would be needed to show {_rounded(floor)} in "
+            f"{share.numerator} of {share.denominator} such tests"
         )
-    if expected is None:
-        return f"{first}."
-    if enough is None:
-        return f"{first}; for a true {name} of {_rounded(expected)} no realistic number of films would do."
-    return f"{first}; for a true {name} of {_rounded(expected)} about {enough} would do."
+    if expected is not None:
+        films = (
+            f"about {detectable.films_needed}" if detectable.films_needed else "no realistic number of films"
+        )
+        first += f"; for a true {name} of {_rounded(expected)} {films} would do"
+    return replace(detectable, sentence=f"{first}.")

@@ -33,7 +33,7 @@ LOGIT_TOLERANCE = 5e-3
 def write_control(path: Path, predictor: Predictor, films: NDArray[np.uint8]) -> None:
     """Writes films, uint8 (N, S, S), with a model's probabilities and, where it has statistics, distances."""
     probabilities, distances = predictor.assess(films)
-    content = {"films": np.ascontiguousarray(films), "probabilities": probabilities}
+    content: dict[str, NDArray] = {"films": np.ascontiguousarray(films), "probabilities": probabilities}
     if distances is not None:
         content["distances"] = distances
     with atomic_path(path) as temporary:

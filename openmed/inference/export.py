@@ -167,5 +167,6 @@ def answered_phantoms(predictor: Predictor) -> bytes:
     films = np.stack([resize_film(film, size) for film in drawn])
     logits, distances = predictor.outputs(films)
     # Rounded, so that the last bits of another processor do not make another file.
-    content = {"films": films, "logits": logits.round(4), "meaning": meaning_of(predictor.spec)}
+    content: dict[str, np.ndarray] = {"films": films, "logits": logits.round(4)}
+    content["meaning"] = meaning_of(predictor.spec)
     return save(content if distances is None else content | {"distances": distances.round(4)})

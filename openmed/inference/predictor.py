@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmed.fitted.spec import ModelSpec
+from openmed.models.base import Outputs
 
 
 class Predictor(Protocol):
@@ -16,12 +17,8 @@ class Predictor(Protocol):
     def predict(self, films: NDArray[np.uint8], *, batch_films: int = 32) -> NDArray[np.float32]:
         """Class probabilities, float32 (N, classes), of films, uint8 (N, S, S)."""
 
-    def outputs(
-        self, films: NDArray[np.uint8], *, batch_films: int = 32
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def outputs(self, films: NDArray[np.uint8], *, batch_films: int = 32) -> Outputs:
         """Logits, float32 (N, classes), and the films' distances from those that it learnt from, or None."""
 
-    def assess(
-        self, films: NDArray[np.uint8], *, batch_films: int = 32
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def assess(self, films: NDArray[np.uint8], *, batch_films: int = 32) -> Outputs:
         """Those probabilities, and the films' distances from those that it learnt from, (N,) or None."""

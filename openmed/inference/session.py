@@ -24,7 +24,7 @@ from openmed.inference.checkpoint import (
 )
 from openmed.inference.control import check_answers
 from openmed.inference.predictor import Predictor
-from openmed.models.base import BaseModel
+from openmed.models.base import BaseModel, Outputs
 
 FILMS, LOGITS, FEATURES = "films", "logits", "features"
 """Names of the graph's input, uint8 (N, S, S), and outputs, float32 (N, classes) and (N, D). A graph has the
@@ -107,9 +107,7 @@ class ExportedModel:
         """Class probabilities, float32 (N, classes), of films, uint8 (N, S, S), calibrated."""
         return self.spec.probabilities(self.logits(films, batch_films=batch_films))
 
-    def outputs(
-        self, films: NDArray[np.uint8], *, batch_films: int = 32
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def outputs(self, films: NDArray[np.uint8], *, batch_films: int = 32) -> Outputs:
         """Logits, and how far the films lie from the known, float64 (N,), None without statistics."""
         if self.statistics is None:
             return self.logits(films, batch_films=batch_films), None
@@ -117,9 +115,7 @@ class ExportedModel:
         logits, vectors = self._run([LOGITS, FEATURES], widths, films, batch_films)
         return logits, self.statistics.distances(vectors)
 
-    def assess(
-        self, films: NDArray[np.uint8], *, batch_films: int = 32
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def assess(self, films: NDArray[np.uint8], *, batch_films: int = 32) -> Outputs:
         """Class probabilities as `predict` gives them, and the distances of `outputs`."""
         logits, distances = self.outputs(films, batch_films=batch_films)
         return self.spec.probabilities(logits), distances

@@ -162,11 +162,7 @@ def identify(
 
 
 def patient_of(file_name: str) -> tuple[str, bool]:
-    """Reads the patient from a film's file name.
-
-    Rules: person<P>_... is person<P>; IM-<P>-<n>[-<m>] is IM-<P>; NORMAL2-IM-<P>-<n>[-<m>] is
-    NORMAL2-IM-<P>; patient<P>_... and patient-<P>_... are patient<P>; <8 digits>_<3 digits> are the eight
-    digits; sub-<P>_... is sub-<P>. Any other film is a patient of its own, named by the file's stem.
+    """Reads the patient from a film's file name by `_NAME_RULES`; any other is one of its own, by the stem.
 
     In the published Guangzhou set the numbers of the train and the test folder overlap. Nothing
     tells whether equal numbers are one child, so they are taken for one: such patients' training

@@ -17,6 +17,8 @@ from openmed.fitted.spec import ModelSpec
 from openmed.models.networks import timm
 from openmed.models.pooling import profile
 
+Outputs = tuple[NDArray[np.float32], NDArray[np.float64] | None]
+"""Numbers of films, (N, classes), and how far the films lie from the known, (N,), None without statistics."""
 # A heat map of fewer cells than this a side cannot say which part of a lung it means.
 _MIN_MAP_CELLS = 6
 
@@ -173,10 +175,8 @@ class BaseModel(nn.Module, ABC):
                 features.append([part.cpu().numpy() for part in profiles])
         return np.concatenate(logits), [np.concatenate(parts) for parts in zip(*features, strict=True)]
 
-    def outputs(
-        self, films: np.ndarray | Tensor, *, batch_films: int = 32
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Logits of grey films, and their distances from the known, float64 (N,), None without statistics."""
+    def outputs(self, films: np.ndarray | Tensor, *, batch_films: int = 32) -> Outputs:
+        """Logits of grey films, and their distances from the known."""
         if self.statistics is None:
             return self.logits(films, batch_films=batch_films), None
         if not len(films):
@@ -184,9 +184,7 @@ class BaseModel(nn.Module, ABC):
         logits, features = self.examine(films, batch_films=batch_films)
         return logits, self.statistics.distances(np.concatenate(features, axis=1))
 
-    def assess(
-        self, films: np.ndarray | Tensor, *, batch_films: int = 32
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def assess(self, films: np.ndarray | Tensor, *, batch_films: int = 32) -> Outputs:
         """Class probabilities of grey films as `predict` gives them, and the distances of `outputs`."""
         logits, distances = self.outputs(films, batch_films=batch_films)
         return self.spec.probabilities(logits), distances

@@ -27,18 +27,13 @@ _Result = TypeVar("_Result")
 class Learner:
     """Learns from batches in one phase.
 
-    Args:
-        model: The model; what learns in the phase is unfrozen here.
-        phase: The phase.
-        settings: How to train.
-        workers: The processes that share each batch.
-        micro_batch_films: Films on the device at once.
+    What learns in the phase is unfrozen here; the workers share each batch.
 
     Attributes:
         optimizer: AdamW.
         average: The averaged model, if the phase averages.
         scaler: Scales float16 losses; does nothing otherwise.
-        micro_batch_films: As given, or less after the memory was not enough.
+        micro_batch_films: Films on the device at once: as given, or less after the memory was not enough.
     """
 
     def __init__(
