@@ -36,9 +36,12 @@ class FilmCache:
         if not shards:
             raise BadInput(f"the film cache has no films of {size_px} px: run the preprocess stage")
         names = [*shards, INDEX_FILE]
-        intact = ordered_map(lambda name: _is_whole(folder, name, hashes), names)
-        for name, whole in zip(names, intact, strict=True):
-            if not whole:
+        present = [name for name in names if (folder / name).is_file()]
+        digests = dict(
+            zip(present, ordered_map(lambda name: sha256_file(folder / name), present), strict=True)
+        )
+        for name in names:
+            if name not in digests or digests[name] != hashes.get(name):
                 raise IntegrityError(f"{folder / name} is gone or was changed: run preprocess again")
         self.films = ShardedFilms([folder / name for name in shards], size_px)
         index = pd.read_parquet(folder / INDEX_FILE)
@@ -54,7 +57,3 @@ class FilmCache:
             return np.array([self._row_of[film] for film in ids], np.int64)
         except KeyError as error:
             raise BadInput(f"film {error} is not in the film cache: run the preprocess stage") from None
-
-
-def _is_whole(folder: Path, name: str, hashes: dict[str, str]) -> bool:
-    return (folder / name).is_file() and sha256_file(folder / name) == hashes.get(name)

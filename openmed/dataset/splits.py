@@ -1,6 +1,5 @@
 """Patient-grouped, stratified, reproducible splits."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from openmed.errors import BadInput
+from openmed.files import sha256_bytes
 
 SPLITS = ("train", "validation", "calibration", "test")
 LEFT_OUT = "left_out"
@@ -73,7 +73,7 @@ def assign(
     # A group with films of several classes counts for the rarest of them, so that no class is starved.
     by_rarity = films["label"].value_counts().sort_index().sort_values(kind="stable").index
     rarest = (counts.reindex(columns=by_rarity, fill_value=0).to_numpy() > 0).argmax(axis=1)
-    order = np.argsort([_key(name, seed) for name in counts.index])
+    order = np.argsort([sha256_bytes(f"{seed}:{name}".encode()) for name in counts.index])
     names, parts = list(free), np.array(list(free.values())) / sum(free.values())
     split_of, at_cut = _cut(counts.to_numpy(), rarest, order, parts)
     split_of = _balance(counts.to_numpy(), split_of, at_cut, parts)
@@ -135,10 +135,6 @@ def _balance(counts: np.ndarray, split_of: np.ndarray, movable: np.ndarray, shar
         excess[to] += films[step]
         split_of[movable[step]], free[step] = to, False
     return split_of
-
-
-def _key(name: str, seed: int) -> str:
-    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
 
 
 def _check(films: pd.DataFrame, split: pd.Series, class_names: Sequence[str] | None) -> None:

@@ -159,12 +159,9 @@ def _view(source: "Dataset") -> str:
 def _manufacturer(source: "Dataset") -> str:
     words = re.findall("[a-z]+", _text(source, "Manufacturer").casefold())
     # Names are written in many ways (FUJIFILM Corporation), but no short one may begin a person's name.
-    matches = (name for name in _MANUFACTURERS for word in words if word == name or _is_start(name, word))
-    return next(matches, "other" if words else "")
-
-
-def _is_start(name: str, word: str) -> bool:
-    return len(name) > 3 and word.startswith(name)
+    pairs = ((name, word) for name in _MANUFACTURERS for word in words)
+    makers = (name for name, word in pairs if word == name or (len(name) > 3 and word.startswith(name)))
+    return next(makers, "other" if words else "")
 
 
 def _year(source: "Dataset") -> str:

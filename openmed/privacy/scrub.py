@@ -142,20 +142,18 @@ def _tables(marker: int, body: bytes) -> Iterator[bytes]:
 
 def _is_used(marker: int, number: int, later: Sequence[_Segment], frame: _Segment) -> bool:
     """Tells whether a scan uses a table before another takes its place."""
+    mask = 15 if marker == _DQT else 255
     for segment in later:
-        if segment.marker == marker and any(
-            _same(marker, t[0], number) for t in _tables(marker, segment.body)
-        ):
+        replaced = (
+            [table[0] & mask for table in _tables(marker, segment.body)] if segment.marker == marker else ()
+        )
+        if number & mask in replaced:
             return False
         if segment.marker == _SOS and marker == _DQT and number & 15 in _quantisation(frame):
             return True
         if segment.marker == _SOS and marker == _DHT and number in _huffman(segment.body, frame):
             return True
     return False
-
-
-def _same(marker: int, one: int, other: int) -> bool:
-    return one & 15 == other & 15 if marker == _DQT else one == other
 
 
 def _quantisation(frame: _Segment) -> set[int]:
