@@ -11,6 +11,8 @@ from pipeline.tools.dvc_graph import load_graph
 ROOT = Path(__file__).parents[1]
 # Loaded by every stage, and not worth training anew for: a test allows them next to no code.
 BARE_PACKAGES = {"openmed/__init__.py", "pipeline/__init__.py"}
+# Starts a stage and tells its errors; has no part in what a stage writes.
+LAUNCHER = {"pipeline/__main__.py", "pipeline/tools/terminal.py"}
 # What a module reads or starts beside what it imports.
 _BESIDE = {
     "openmed/films/isolated.py": ["openmed/films/worker.py"],
@@ -58,7 +60,10 @@ def _running(node: ast.AST):
     """Walks through code that runs: not through imports for type checkers alone."""
     yield node
     for child in ast.iter_child_nodes(node):
-        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            for each in child.orelse:
+                yield from _running(each)
+        else:
             yield from _running(child)
 
 

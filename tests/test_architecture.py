@@ -24,7 +24,7 @@ from pipeline.settings import yaml_file
 from pipeline.settings.params import load_params
 from pipeline.tools import dvc_graph as graph
 from tests.conftest import ROOT
-from tests.stage_deps import BARE_PACKAGES, code_of
+from tests.stage_deps import BARE_PACKAGES, LAUNCHER, code_of
 
 STAGES = graph.load_graph(ROOT / "dvc.yaml")
 CODE = [path for name in ("openmed", "pipeline", "dags") for path in sorted((ROOT / name).rglob("*.py"))]
@@ -50,6 +50,39 @@ def test_a_stage_depends_on_the_code_that_it_runs_and_on_no_other(name):
     assert {"openmed/errors.py", "pipeline/settings/artifacts.py"} <= set(needed)
     declared = [dep for dep in STAGES[name].deps if dep.startswith(("openmed", "pipeline"))]
     assert sorted(declared) == needed, "make deps"
+
+
+_WATCHED = """
+import os, sys
+root, stage = os.path.join(sys.argv[1], ""), sys.argv[2]
+read = set()
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[0], str | os.PathLike):
+        read.add(os.path.abspath(arguments[0]))
+sys.addaudithook(watch)
+sys.path.insert(0, root)
+sys.argv = ["pipeline", stage]
+from pipeline.__main__ import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+read |= {module.__file__ for module in list(sys.modules.values()) if getattr(module, "__file__", None)}
+print(*(name.removeprefix(root) for name in read if name.startswith((root + "openmed/", root + "pipeline/"))))
+"""
+
+
+@pytest.mark.parametrize("name", ["validate", "resample", "triage"])
+def test_what_a_stage_loads_and_reads_of_the_code_is_what_it_depends_on(workspace, name):
+    command = [sys.executable, "-c", _WATCHED, ROOT, name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    used = {name for name in done.stdout.splitlines()[-1].split() if not name.endswith(".pyc")}
+    used = {path for path in used if (ROOT / path).is_file() and (ROOT / path).stat().st_size}
+    assert f"pipeline/stages/{name}.py" in used
+    deps = code_of(name)
+    undeclared = {path for path in used if not any(f"{path}/".startswith(f"{dep}/") for dep in deps)}
+    assert undeclared <= BARE_PACKAGES | LAUNCHER
 
 
 def test_the_code_that_stages_depend_on_exists():
