@@ -11,6 +11,7 @@ Run: python benchmarks/c18_unlike_films.py [--films 12] [--pairs 11] [--threads 
 import argparse
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def compare(architecture: str, count: int, pairs: int) -> bool:
         model.statistics = fit_statistics(model.examine(films)[1], np.arange(count) % 2)
         limit = float(model.assess(films)[1].max()) + 0.1
         digest = write_statistics(with_check, model.statistics)
-        model.spec = model.spec.with_novelty(Novelty(0.02, limit, count, digest))
+        model.spec = replace(model.spec, novelty=Novelty(0.02, limit, count, digest))
         save_model(with_check, model)
         export_onnx(model, with_check, films)
         bare, full = load_exported(without), load_exported(with_check)

@@ -70,11 +70,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        BadInput: The file is missing, is not JSON, or is nested too deeply.
-    """
+    """Reads a JSON file; BadInput where it is missing, is not JSON, or is nested too deeply."""
     try:
         return json.loads(read_regular(path, _MOST_JSON_BYTES).decode("utf-8"))
     except FileNotFoundError:

@@ -48,11 +48,7 @@ class FilmCache:
         self._row_of = dict(zip(index["id"], index["row"], strict=True))
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Returns the position of each film in `films`, int64 (n,).
-
-        Raises:
-            BadInput: A film is not in the cache.
-        """
+        """Returns the position of each film in `films`, int64 (n,); BadInput where one is not there."""
         try:
             return np.array([self._row_of[film] for film in ids], np.int64)
         except KeyError as error:

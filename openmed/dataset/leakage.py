@@ -171,11 +171,7 @@ def declared_overlap(films: pd.DataFrame, conflict: np.ndarray) -> Finding:
 
 
 def verify_patients(films: pd.DataFrame) -> Finding:
-    """Proves after the assignment that no patient is in two splits.
-
-    Raises:
-        BadInput: A patient is.
-    """
+    """Proves after the assignment that no patient is in two splits; BadInput where one is."""
     used = films[films["split"] != LEFT_OUT]
     torn = used[used.groupby("patient")["split"].transform("nunique") > 1]
     if len(torn):

@@ -52,11 +52,7 @@ def repetition(
 def perturbation(
     model: BaseModel, films: NDArray[np.uint8], maps: dict[str, np.ndarray], class_index: int, seed: int = 0
 ) -> dict[str, float]:
-    """Explains films that no reader could tell from the original ones.
-
-    Returns:
-        By method, the mean rank correlation (-1..1) with the maps of the original films.
-    """
+    """By method, the mean rank correlation (-1..1) of maps with those of slightly changed films."""
     changed = explain(model, slightly_changed(films, seed), class_index)
     return {method: float(rank_correlation(heat, changed[method]).mean()) for method, heat in maps.items()}
 
@@ -110,11 +106,7 @@ def _for_or_against(
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> NDArray[np.float64]:
-    """Spearman's correlation of maps (N, S, S), film by film, over cells of at most 14 a side.
-
-    Returns:
-        float (N,), -1..1; 0 where a map is the same everywhere, as it then ranks nothing.
-    """
+    """Spearman's correlation (N,) of maps (N, S, S), over 14 cells a side at most; 0 where one is flat."""
     from scipy.stats import rankdata
 
     size = first.shape[1]

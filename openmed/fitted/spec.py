@@ -169,14 +169,6 @@ class ModelSpec:
         """Returns a copy with a calibration; what was chosen on other probabilities is taken off."""
         return replace(self, calibration=calibration, threshold=None, further_thresholds={}, abstention=None)
 
-    def with_abstention(self, abstention: Abstention | None) -> "ModelSpec":
-        """Returns a copy with an abstention frozen in."""
-        return replace(self, abstention=abstention)
-
-    def with_novelty(self, novelty: Novelty | None) -> "ModelSpec":
-        """Returns a copy with a limit of novelty frozen in."""
-        return replace(self, novelty=novelty)
-
     def with_threshold(self, threshold: float, further: Mapping[str, float] | None = None) -> "ModelSpec":
         """Returns a copy with the operating threshold (0..1) frozen in, and those of further findings."""
         points = {name: float(value) for name, value in (further or {}).items()}

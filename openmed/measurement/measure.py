@@ -60,11 +60,7 @@ def measure_film(path: str) -> tuple[os.stat_result | None, dict[str, Any]]:
 
 
 def measurements(film: NDArray[np.uint8], bits: int) -> dict[str, Any]:
-    """Measures a decoded film, uint8 (H, W), of which a pixel was stored with so many bits.
-
-    Returns:
-        The columns of `MEASURED` but sha256; the reason says whether the film is blank.
-    """
+    """Measures a decoded film, uint8 (H, W): the columns of `MEASURED` but sha256."""
     height, width = film.shape
     mean, std = (float(value.item()) for value in cv2.meanStdDev(film))
     row = {"width": width, "height": height, "bits": bits, "mean": mean, "std": std}

@@ -50,11 +50,7 @@ def cohort(labels: NDArray, patients: ArrayLike) -> Cohort:
 
 
 def patient_codes(patients: ArrayLike, films: int) -> NDArray[np.intp]:
-    """Numbers the patients by identifier, from 0: (films,).
-
-    Raises:
-        ValueError: Not one identifier a film, or a missing one.
-    """
+    """Numbers the patients by identifier, from 0: (films,); ValueError where one is missing."""
     array = np.asarray(patients)
     if array.shape != (films,):
         raise ValueError(f"there are {films} labels but patients of shape {array.shape}; give one a film")

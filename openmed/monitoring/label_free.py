@@ -74,11 +74,7 @@ def expected_performance(
 
 
 def posteriors(scores: ArrayLike, known: Known) -> tuple[float, NDArray[np.float64]]:
-    """Carries probabilities over to the share of the finding that the films themselves have.
-
-    Returns:
-        The estimated share, and the probabilities (N,) at that share.
-    """
+    """Estimates the share of the finding among films, and their probabilities (N,) at that share."""
     odds = log_odds(checked_scores(scores, np.size(scores)))
     share, posterior = _carried(odds, np.ones((1, len(odds))), np.array([[0.0, 0.0, known.share]]))
     return float(share[0]), posterior[0]

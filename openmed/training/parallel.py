@@ -52,11 +52,7 @@ class Workers:
             dist.barrier()
 
     def agree(self, text: str) -> None:
-        """Makes sure that all processes say the same.
-
-        Raises:
-            ResourceError: They do not: they see different files.
-        """
+        """Makes sure that all processes say the same; ResourceError where they see different files."""
         number = int(hashlib.sha256(text.encode()).hexdigest()[:10], 16)
         numbers = [torch.zeros((), dtype=torch.int64) for _ in range(self.count)]
         if self.count > 1:

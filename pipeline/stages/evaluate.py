@@ -99,12 +99,12 @@ def _frozen(
 ) -> ModelSpec:
     """Adds what else is chosen on calibration films, and the smallest side that was learnt from."""
     calibration = predictions[predictions["split"] == "calibration"]
-    spec = spec.with_abstention(abstention(params, spec, calibration))
+    spec = replace(spec, abstention=abstention(params, spec, calibration))
     spec = replace(spec, min_side_px=params.validate_.min_side_px)
     share = params.evaluate.unlike_share
     if statistics is None or share is None:
         return spec
-    return spec.with_novelty(choose_limit(predictions, share, statistics))
+    return replace(spec, novelty=choose_limit(predictions, share, statistics))
 
 
 def _changed(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,7 @@ def with_statistics(model, films, limit=1.0):
     """Gives a model statistics of films, uint8 (N, S, S), and a limit."""
     model.statistics = fit_statistics(model.examine(films)[1], np.arange(len(films)) % 2)
     digest = sha256_bytes(model.statistics.to_bytes())
-    model.spec = model.spec.with_novelty(Novelty(0.02, limit, len(films), digest))
+    model.spec = replace(model.spec, novelty=Novelty(0.02, limit, len(films), digest))
     return model
 
 

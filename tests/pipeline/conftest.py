@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -168,7 +169,7 @@ def _with_statistics(model, folder, films, rows, share):
     train = films[films["split"] == "train"]
     model.statistics = fit_statistics(model.examine(squares(train))[1], train["label"])
     rows = rows.assign(distance=model.assess(squares(rows))[1])
-    model.spec = model.spec.with_novelty(choose_limit(rows, share, model.statistics))
+    model.spec = replace(model.spec, novelty=choose_limit(rows, share, model.statistics))
     return rows
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ LOGITS = np.random.default_rng(0).normal(0, 3, (20, 3)).astype(np.float32)
         SPEC.with_threshold(0.1 + 0.2),
         SPEC.with_threshold(0.4, {"VIRUS": 0.3}),
         SPEC.with_calibration(PLATT).with_threshold(0.4),
-        SPEC.with_novelty(Novelty(0.02, 1.5, 80, "ab")),
+        replace(SPEC, novelty=Novelty(0.02, 1.5, 80, "ab")),
     ],
 )
 def test_a_spec_survives_json(spec):

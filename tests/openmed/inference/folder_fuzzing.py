@@ -52,7 +52,7 @@ def write_folder(folder: Path, architecture: str, seed: int) -> None:
         model.classifier().weight.mul_(20)
     model.spec = model.spec.with_calibration(Calibration("platt", (0.1, -0.1, 0.0), (0.5, -0.5, 0.0), 1.7))
     model.spec = model.spec.with_threshold(0.4, {"VIRUS": 0.3})
-    model.spec = model.spec.with_abstention(Abstention(0.9, (0.35, 0.05, 0.6), (20, 30, 40)))
+    model.spec = replace(model.spec, abstention=Abstention(0.9, (0.35, 0.05, 0.6), (20, 30, 40)))
     with_statistics(model, noise)
     save_model(folder, model)
     export_onnx(model, folder, noise)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -37,7 +38,7 @@ def finished(tmp_path_factory):
     model = small("vit", class_names=("NORMAL", "BACTERIA", "VIRUS"), positive="BACTERIA").eval()
     model.spec = model.spec.with_calibration(Calibration("platt", (0.1, -0.1, 0.0), (0.5, -0.5, 0.0), 1.7))
     model.spec = model.spec.with_threshold(0.4, {"VIRUS": 0.3})
-    model.spec = model.spec.with_abstention(Abstention(0.9, (0.1, 0.2, 0.3), (20, 30, 40)))
+    model.spec = replace(model.spec, abstention=Abstention(0.9, (0.1, 0.2, 0.3), (20, 30, 40)))
     with_statistics(model, noise(20))
     save_model(folder, model)
     export_onnx(model, folder, noise(6))

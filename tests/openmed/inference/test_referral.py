@@ -32,7 +32,7 @@ def model(request, phantoms):
     model = small(request.param, image_size_px=SIDE_PX).eval()
     model.statistics = fit_statistics(model.examine(phantoms[:70])[1], np.arange(70) % 2)
     limit, patients = conformal_limit(model.assess(phantoms[70:120])[1], np.arange(50), 0.04)
-    model.spec = model.spec.with_novelty(Novelty(0.04, limit, patients, ""))
+    model.spec = replace(model.spec, novelty=Novelty(0.04, limit, patients, ""))
     return model
 
 
