@@ -8,7 +8,7 @@ from pipeline.registry.candidates import register_candidates
 from pipeline.registry.models import check_model, hold_warning, load, load_predictor, stored, version_at
 from pipeline.registry.profiles import champion_profile
 from pipeline.registry.retraining import films_of
-from pipeline.registry.scoring import Scored, earlier, score_earlier
+from pipeline.registry.scoring import Scored, Unscored, earlier, score_earlier
 from pipeline.registry.verification import check, verify
 from pipeline.tracking.store import MODEL_NAME
 from pipeline.tracking.versions import (

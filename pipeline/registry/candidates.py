@@ -20,7 +20,7 @@ from pipeline.registry.evidence import log_numbers, stage_candidate, stage_paren
 from pipeline.registry.models import check_stored
 from pipeline.registry.profiles import profile_digest
 from pipeline.registry.retraining import Candidate, Retraining
-from pipeline.registry.scoring import Scored, earlier, score_earlier
+from pipeline.registry.scoring import Scored, Unscored, earlier, score_earlier
 from pipeline.registry.verification import registration
 from pipeline.serving.serving_format import log_model
 from pipeline.settings.plain_text import one_line
@@ -38,9 +38,7 @@ class Registered:
     """What became of one retraining.
 
     Attributes:
-        version: The challenger.
-        architecture: Its architecture.
-        verdict: Of the gates of its evaluation.
+        version, architecture, verdict: Of the challenger, the last by the gates of its evaluation.
         versions: Architecture -> version.
         order: The versions as they are to be judged until one passes, the challenger first.
         run_id: The MLflow run that stands for the retraining.
@@ -126,7 +124,9 @@ def _versions(client: "MlflowClient", parent: "Run", done: Retraining) -> tuple[
     for name, candidate in done.candidates.items():
         version = _existing(client, parent.data.tags["run_key"], candidate)
         if version is None:
-            against = against or score_earlier(done.workspace, earlier())
+            against = against or {
+                name: score_earlier(done.workspace, each) for name, each in earlier().items()
+            }
             version = _candidate(client, parent, done, candidate, against)
         # Written for a version of an earlier, killed try as well.
         ledger.register(client, version, registration(client, version))
@@ -162,7 +162,7 @@ def _candidate(
     parent: "Run",
     done: Retraining,
     candidate: Candidate,
-    against: Mapping[str, Scored],
+    against: Mapping[str, Scored | Unscored],
 ) -> str:
     """Logs a candidate as a child run, checks what was stored and makes it a version."""
     _discard_unfinished(client, parent, candidate.architecture)
@@ -190,7 +190,7 @@ def _candidate(
             "shared_evidence": parent.data.tags["evidence"],
             "withheld": ", ".join(withheld),
             "report": f"{run.info.artifact_uri}/report.html" if "report.html" in evidence else "",
-            "champion_version": against["champion"][0]["version"] or "",
+            "champion_version": against["champion"].version or "",
         }
     )
     return _make_version(client, model_id, run_id, tags)

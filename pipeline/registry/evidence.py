@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
-from openmed.files import hashes_below, read_json, sha256_file, write_json
+from openmed.files import hashes_below, read_json, read_table, sha256_file
 from pipeline.registry.profiles import stage_profile
-from pipeline.registry.retraining import Candidate, Retraining, read_table
+from pipeline.registry.retraining import EXTERNAL_METRICS, EXTERNAL_PREDICTIONS, Candidate, Retraining
 from pipeline.settings.plan import PLAN_FILE, flat
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
 
-    from pipeline.registry.scoring import Scored
+    from pipeline.registry.scoring import Scored, Unscored
 
-EXTERNAL_METRICS, EXTERNAL_PREDICTIONS = "external.json", "external_predictions.parquet"
 _METRICS_PER_CALL = 1000
 # MLflow takes 250 signs, which must hold the name of a metric or setting too.
 _LONGEST_NAME = 100
@@ -57,7 +56,7 @@ def stage_parent(done: Retraining, folder: Path) -> list[str]:
 def stage_candidate(
     done: Retraining,
     candidate: Candidate,
-    against: "Mapping[str, Scored]",
+    against: "Mapping[str, Scored | Unscored]",
     folder: Path,
 ) -> tuple[dict[str, str], list[str]]:
     """Copies the evidence on one candidate into a folder.
@@ -94,11 +93,8 @@ def stage_candidate(
         done.films["split"].isin(["train", "validation", "calibration"]), ["sha256", "split"]
     ]
     seen.reset_index(drop=True).to_parquet(folder / "training_films.parquet", index=False)
-    for other, (about, scores, elsewhere) in against.items():
-        write_json(folder / f"{other}.json", about)
-        for name, table in (("predictions.parquet", scores), (EXTERNAL_PREDICTIONS, elsewhere)):
-            if table is not None:
-                table.reset_index(drop=True).to_parquet(folder / f"{other}_{name}", index=False)
+    for name, earlier in against.items():
+        earlier.save(folder, name)
     return hashes_below(folder), withheld
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Shorter identifiers are found in any text; they can name nobody.
 _SHORTEST_IDENTIFIER = 5
+EXTERNAL_METRICS, EXTERNAL_PREDICTIONS = "external.json", "external_predictions.parquet"
 _FIRST = "run the pipeline in this workspace first"
 
 

@@ -4,15 +4,17 @@ Hides how films are read, checked against the manifest and put through a model i
 """
 
 import hashlib
-from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput, IntegrityError
+from openmed.files import read_json, read_table, write_json
 from pipeline.ledger import champion, first_champion
 from pipeline.registry.models import load
-from pipeline.registry.retraining import external_films_of, films_of
-from pipeline.tracking.store import MODEL_NAME, connect
+from pipeline.registry.retraining import EXTERNAL_PREDICTIONS, external_films_of, films_of
+from pipeline.tracking.store import MODEL_NAME
+from pipeline.tracking.versions import artifact, find_artifact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +22,69 @@ if TYPE_CHECKING:
     from openmed.models.base import BaseModel
 
 _BATCH_FILMS = 32
-Scored: TypeAlias = "tuple[dict[str, Any], pd.DataFrame | None, pd.DataFrame | None]"
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """An earlier version that there is not, or that could not be scored; `problem` says why."""
+
+    version: str | None
+    problem: str | None
+
+    def save(self, folder: Path, name: str) -> None:
+        """Writes that among the evidence on a candidate."""
+        about = {"version": self.version, "threshold": None, "positive": None, "problem": self.problem}
+        write_json(folder / f"{name}.json", about)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An earlier version on the films that judge a retraining.
+
+    Attributes:
+        version: The version.
+        thresholds: Finding -> operating point, 0..1; the first finding first.
+        test: Scores of the test films, see `score_films`.
+        external: Those of the external sets, with the column set; None where a version of before has none.
+    """
+
+    version: str
+    thresholds: dict[str, float]
+    test: "pd.DataFrame"
+    external: "pd.DataFrame | None"
+
+    @classmethod
+    def stored(cls, version: str, name: str) -> "Scored | None":
+        """Reads what was scored when a version was registered; None where that could not be done."""
+        file = find_artifact(version, f"{name}.json")
+        about: dict[str, Any] = read_json(file) if file else {"version": None, "problem": None}
+        if about["version"] is None or about["problem"] is not None:
+            return None
+        test = read_table(artifact(version, f"{name}_predictions.parquet"))
+        external = find_artifact(version, f"{name}_{EXTERNAL_PREDICTIONS}")
+        # Versions of before know one finding alone.
+        thresholds = {about["positive"]: about["threshold"], **about.get("further_thresholds", {})}
+        return cls(about["version"], thresholds, test, None if external is None else read_table(external))
+
+    def save(self, folder: Path, name: str) -> None:
+        """Writes it among the evidence on a candidate."""
+        (positive, threshold), *further = self.thresholds.items()
+        about = {"version": self.version, "threshold": threshold, "positive": positive, "problem": None}
+        write_json(folder / f"{name}.json", about | {"further_thresholds": dict(further)})
+        self.test.reset_index(drop=True).to_parquet(folder / f"{name}_predictions.parquet", index=False)
+        if self.external is not None:
+            external = self.external.reset_index(drop=True)
+            external.to_parquet(folder / f"{name}_{EXTERNAL_PREDICTIONS}", index=False)
+
+    def of_finding(self, finding: str) -> "Scored":
+        """Returns the same with the scores of one of its findings."""
+        if finding == next(iter(self.thresholds)):
+            return self
+        test, external = (
+            None if table is None else table.assign(score=table[f"probability_{finding}"])
+            for table in (self.test, self.external)
+        )
+        return replace(self, thresholds={finding: self.thresholds[finding]}, test=test, external=external)
 
 
 def score_films(model: "BaseModel", data: Path, films: "pd.DataFrame") -> "pd.DataFrame":
@@ -61,19 +125,20 @@ def score_films(model: "BaseModel", data: Path, films: "pd.DataFrame") -> "pd.Da
     return films[["id", "sha256"]].assign(**columns)
 
 
-def score_earlier(workspace: Path, versions: Mapping[str, str | None]) -> dict[str, Scored]:
-    """Scores earlier versions on the test films and the external sets of a workspace.
-
-    Args:
-        workspace: A checkout in which the pipeline has run.
-        versions: What a version stands for, see `earlier` -> version, None for none.
-
-    Returns:
-        The same names -> {version, threshold, positive, further_thresholds, problem}, the scores of the test
-        films, and those of the external sets with the column set. `problem` says why a version could not be
-        scored, or is None.
-    """
-    return {name: _score_version(workspace, version) for name, version in versions.items()}
+def score_earlier(workspace: Path, version: str | None) -> Scored | Unscored:
+    """Scores an earlier version, if there is one, on the test films and external sets of a workspace."""
+    films, away = films_of(workspace), external_films_of(workspace)
+    if version is None:
+        return Unscored(None, None)
+    try:
+        model = load(f"models:/{MODEL_NAME}/{version}")
+    except (BadInput, IntegrityError) as error:
+        # A damaged version must not stop the retraining that may replace it.
+        return Unscored(version, str(error))
+    test = score_films(model, Path(workspace) / "data", films[films["split"] == "test"])
+    external = score_films(model, Path(workspace) / "external", away).assign(set=away["set"])
+    spec = model.spec
+    return Scored(version, {spec.positive: spec.operating_point, **spec.further_thresholds}, test, external)
 
 
 def earlier() -> dict[str, str | None]:
@@ -84,20 +149,3 @@ def earlier() -> dict[str, str | None]:
     """
     now, first = champion(), first_champion()
     return {"champion": now, "first": None if first == now else first}
-
-
-def _score_version(workspace: Path, version: str | None) -> Scored:
-    films, away = films_of(workspace), external_films_of(workspace)
-    with connect():
-        about: dict[str, Any] = {"version": version, "threshold": None, "positive": None, "problem": None}
-        if version is None:
-            return about, None, None
-        try:
-            model = load(f"models:/{MODEL_NAME}/{version}")
-        except (BadInput, IntegrityError) as error:
-            # A damaged version must not stop the retraining that may replace it.
-            return about | {"problem": str(error)}, None, None
-    about |= {name: getattr(model.spec, name) for name in ("threshold", "positive", "further_thresholds")}
-    test = score_films(model, Path(workspace) / "data", films[films["split"] == "test"])
-    elsewhere = score_films(model, Path(workspace) / "external", away)
-    return about, test, elsewhere.assign(set=away["set"])

@@ -51,17 +51,11 @@ class Version:
         created: When, ISO 8601 in UTC.
         run_id: The MLflow run that holds its evidence.
         tags: All its tags but the entries of the record.
-        architecture: The kind of network.
-        verdict: Of the gates of its evaluation.
+        architecture, verdict: The kind of network, and what the gates of its evaluation said.
         decision: The last one: promoted, rejected, restored or rolled back.
-        approved_by: Who promoted it, with their roles.
-        approved_at: When, ISO 8601 in UTC.
-        run_key: The retraining.
-        revision: The git commit of that.
-        data_md5: The version of the data.
-        auc: On test films, 0..1.
-        sensitivity: On test films, 0..1.
-        specificity: On test films, 0..1.
+        approved_by, approved_at: Who promoted it, with their roles, and when, ISO 8601 in UTC.
+        run_key, revision, data_md5: The retraining, its git commit, and the version of its data.
+        auc, sensitivity, specificity: On test films, 0..1.
     """
 
     version: str

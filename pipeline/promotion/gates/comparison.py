@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from openmed.files import read_json, read_table
+from openmed.files import read_table
 from openmed.gates.gate import FAIL, INSUFFICIENT, NOT_SHOWN, Gate, judge_difference
 from openmed.gates.power import films_for_margin
 from pipeline import registry
 from pipeline.promotion.gates.evidence import Evidence
 from pipeline.promotion.gates.external import external_films, measurable
-from pipeline.registry.evidence import EXTERNAL_PREDICTIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,47 +94,31 @@ def _compare(
     if other == evidence.version:
         said = "This version is the champion." if role is CHAMPION else ""
         return dict.fromkeys(findings, Comparison([], said))
-    scored, problem = _scores(evidence.version, other, workspace, role)
-    if problem is None and (dropped := sorted(_looked_for(scored[0]).difference(findings))):
-        problem = (
-            f"{role.title} {other} looks for {', '.join(dropped)}, which this version does not: "
-            "they cannot be compared"
+    scored = _scored(evidence.version, other, workspace, role)
+    if isinstance(scored, registry.Scored) and (dropped := scored.thresholds.keys() - set(findings)):
+        names = ", ".join(sorted(dropped))
+        scored = (
+            f"{role.title} {other} looks for {names}, which this version does not: they cannot be compared"
         )
-    if problem is not None:
-        return dict.fromkeys(findings, Comparison(None, _sentence(f"{problem}.")))
+    if isinstance(scored, str):
+        return dict.fromkeys(findings, Comparison(None, _sentence(f"{scored}.")))
     return {asked.spec.positive: _compare_finding(asked, scored, role) for asked in evidence.each_finding()}
 
 
-def _looked_for(about: Mapping[str, Any]) -> set[str]:
-    return {about["positive"], *about.get("further_thresholds", {})}
-
-
-def _compare_finding(evidence: Evidence, scored: "registry.Scored", role: _Role) -> Comparison:
-    finding, other = evidence.spec.positive, scored[0]["version"]
-    if finding not in _looked_for(scored[0]):
+def _compare_finding(evidence: Evidence, scored: registry.Scored, role: _Role) -> Comparison:
+    finding, other = evidence.spec.positive, scored.version
+    if finding not in scored.thresholds:
         return Comparison([], _sentence(f"{role.title} {other} does not look for {finding}."))
-    threshold, scores, elsewhere = _of_finding(finding, scored)
-    scores = scores[["id", "sha256", "score"]]
+    own = scored.of_finding(finding)
+    scores = own.test[["id", "sha256", "score"]]
     both = evidence.test.merge(scores, on="id", suffixes=("", "_other"), validate="one_to_one")
     if missing := len(evidence.test) - len(both):
         note = (
             f"{role.title} {other} has no scores for {missing} of {len(evidence.test)} test films: register "
         )
         return Comparison(None, _sentence(f"{note}them again."))
-    compared = _on_fresh_films(evidence, other, both, threshold, role)
-    return _with_external(compared, evidence, elsewhere, role)
-
-
-def _of_finding(finding: str, scored: "registry.Scored") -> "tuple[float, pd.DataFrame, pd.DataFrame | None]":
-    """The threshold of an earlier version for a finding, and its scores of test and external films."""
-    about, test, elsewhere = scored
-    if about["positive"] == finding:
-        return about["threshold"], test, elsewhere
-    own = [
-        None if table is None else table.assign(score=table[f"probability_{finding}"])
-        for table in (test, elsewhere)
-    ]
-    return about["further_thresholds"][finding], *own
+    compared = _on_fresh_films(evidence, other, both, own.thresholds[finding], role)
+    return _with_external(compared, evidence, own.external, role)
 
 
 def _on_fresh_films(
@@ -190,28 +173,22 @@ def _with_external(
     return replace(compared, gates=gates)
 
 
-def _scores(
-    version: str, other: str, workspace: Path | None, role: _Role
-) -> "tuple[registry.Scored, str | None]":
-    """Finds the earlier version's scores: those logged with the version or, if there are none, new ones."""
+def _scored(version: str, other: str, workspace: Path | None, role: _Role) -> registry.Scored | str:
+    """The earlier version's scores, logged with the version or else new ones; or why there are none."""
     # Who was the champion then may be the first approved by now.
     for file in (CHAMPION.file, FIRST.file):
-        stored = registry.find_artifact(version, f"{file}.json")
-        about = read_json(stored) if stored else {"version": None}
-        if about["version"] == other and about["problem"] is None:
-            test = read_table(registry.artifact(version, f"{file}_predictions.parquet"))
-            away = registry.find_artifact(version, f"{file}_{EXTERNAL_PREDICTIONS}")
-            return (about, test, None if away is None else read_table(away)), None
+        stored = registry.Scored.stored(version, file)
+        if stored is not None and stored.version == other:
+            return stored
     if workspace is None:
-        problem = (
+        return (
             f"version {version} was registered without scores of {role.title} {other}: "
             "retrain, or register the retraining again, to compare them"
         )
-        return ({}, None, None), problem
-    scored = registry.score_earlier(workspace, {role.file: other})[role.file]
-    if scored[0]["problem"] is not None:
-        return scored, f"{role.title} {other} could not be scored ({scored[0]['problem']})"
-    return scored, None
+    scored = registry.score_earlier(workspace, other)
+    if isinstance(scored, registry.Unscored):
+        return f"{role.title} {other} could not be scored ({scored.problem})"
+    return scored
 
 
 def difference_gates(

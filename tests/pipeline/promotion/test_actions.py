@@ -23,11 +23,11 @@ from pipeline import ledger, registry
 from pipeline.ledger import decisions
 from pipeline.promotion import actions as promotion
 from pipeline.promotion import review
-from pipeline.promotion.gates import comparison
 from pipeline.promotion.gates.comparison import CHAMPION as CHAMPION_ROLE
 from pipeline.promotion.gates.comparison import difference_gates
 from pipeline.promotion.gates.evidence import Evidence, confidence_of_look
 from pipeline.promotion.gates.verdict import joint_verdict
+from pipeline.registry import scoring
 from pipeline.tracking import versions
 from pipeline.tracking.store import connect
 from tests.pipeline.conftest import crown, make_workspace, register, roll_back
@@ -299,20 +299,20 @@ def test_a_version_registered_before_there_was_a_champion_must_be_compared_with_
 
 
 def test_a_champion_that_cannot_be_scored_or_looks_for_something_else_stops_the_gate(stage, monkeypatch):
-    real = comparison.read_json
+    real = scoring.read_json
 
     def edited(changes):
         return lambda path: real(path) | changes
 
-    monkeypatch.setattr(comparison, "read_json", edited({"problem": "it is broken"}))
+    monkeypatch.setattr(scoring, "read_json", edited({"problem": "it is broken"}))
     result = promotion.gate(BETTER)
     assert result.verdict == INSUFFICIENT and "without scores of champion 1" in result.note
-    monkeypatch.setattr(comparison, "read_json", edited({"positive": "FRACTURE"}))
+    monkeypatch.setattr(scoring, "read_json", edited({"positive": "FRACTURE"}))
     said = "looks for FRACTURE, which this version does not: they cannot be compared"
     assert said in promotion.gate(BETTER).note
-    gone = {"champion": ({"version": CHAMPION, "problem": "it is lost"}, None, None)}
-    monkeypatch.setattr(registry, "score_earlier", lambda workspace, versions: gone)
-    monkeypatch.setattr(comparison, "read_json", edited({"problem": "it is broken"}))
+    gone = registry.Unscored(CHAMPION, "it is lost")
+    monkeypatch.setattr(registry, "score_earlier", lambda workspace, version: gone)
+    monkeypatch.setattr(scoring, "read_json", edited({"problem": "it is broken"}))
     assert "could not be scored (it is lost)" in promotion.gate(BETTER, workspace=stage).note
 
 

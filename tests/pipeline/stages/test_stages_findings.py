@@ -20,10 +20,10 @@ from pipeline.inference import assemble, evaluate_source, predict_films
 from pipeline.promotion import actions as promotion
 from pipeline.promotion import reproduce
 from pipeline.promotion.documents import write_documents
-from pipeline.promotion.gates import comparison
 from pipeline.promotion.gates.evidence import Evidence
 from pipeline.promotion.gates.external import external_looks
 from pipeline.promotion.gates.soundness import soundness_gates
+from pipeline.registry import scoring
 from tests.conftest import run_stages, write_params
 from tests.pipeline.conftest import crown, register
 
@@ -257,10 +257,10 @@ def test_a_challenger_is_compared_with_the_champion_on_each_finding(within, vers
 def test_a_finding_that_the_champion_does_not_look_for_is_judged_by_its_floors_alone(
     within, version, monkeypatch
 ):
-    real = comparison.read_json
+    real = scoring.read_json
 
     def edited(changes):
-        monkeypatch.setattr(comparison, "read_json", lambda path: real(path) | changes)
+        monkeypatch.setattr(scoring, "read_json", lambda path: real(path) | changes)
 
     second = register(within, "second", "def").version
     edited({"further_thresholds": {}})
