@@ -93,8 +93,8 @@ def test_a_candidate_of_today_is_judged_against_its_champion(state, tmp_path):
     shutil.copy(plan, workspace)
     version = register(make_workspace(workspace, ("vit",)), "run-today").version
     judged = promotion.gate(version)
-    assert (version, judged["champion"], judged["films_compared"]) == ("4", "3", 24)
-    assert [gate["name"] for gate in judged["comparison"]] == [
+    assert (version, judged.champion, judged.films_compared) == ("4", "3", 24)
+    assert [gate.name for gate in judged.comparison] == [
         f"{name} vs {other}"
         for other in ("champion", "first approved")
         for name in ("auc", "sensitivity", "specificity")
