@@ -120,7 +120,7 @@ def gate(*, params: dict[str, Any], triggering_asset_events: Any) -> dict[str, A
     with one_sentence():
         # The films may be on another host or gone: the reviewers have the table and the report.
         judged, refused = promotion.judge_in_turn(versions, workspace=folder if folder.is_dir() else None)
-    return judged.to_json() | {"refused": [each.to_json() for each in refused]}
+    return judged.to_json() | {"first": versions[0], "refused": [each.to_json() for each in refused]}
 
 
 @task.branch(doc_md="Sends what passed the gates to a person and everything else to `reject`.")

@@ -194,6 +194,31 @@ def test_the_newest_candidate_is_judged_unless_one_is_named():
         asked_candidate({"version": None}, {})
 
 
+def test_the_gate_hands_on_whom_it_judged_first_and_whom_it_refused(monkeypatch):
+    import promote
+
+    from pipeline.promotion import actions
+
+    # The task sets these two; they are put back after the test.
+    for name in ("OPENMED_PROJECT", "OPENMED_HOME"):
+        monkeypatch.setenv(name, "")
+
+    def judgement(version, verdict):
+        return SimpleNamespace(to_json=lambda: {"version": version, "verdict": verdict})
+
+    def judge_in_turn(versions, *, workspace):
+        assert (versions, workspace) == (["6", "7"], None)
+        return judgement("7", "PASS"), [judgement("6", "FAIL")]
+
+    monkeypatch.setattr(actions, "judge_in_turn", judge_in_turn)
+    event = SimpleNamespace(
+        extra={"version": "6", "order": ["6", "7"]}, timestamp=datetime(2026, 1, 1, tzinfo=UTC)
+    )
+    judged = promote.gate.function(params={"version": None}, triggering_asset_events={"a": [event]})
+    refused = [{"version": "6", "verdict": "FAIL"}]
+    assert judged == {"version": "7", "verdict": "PASS", "first": "6", "refused": refused}
+
+
 def test_a_refusal_names_who_and_why():
     from promote import refusal
 

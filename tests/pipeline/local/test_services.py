@@ -294,12 +294,14 @@ def register_candidates(workspace, *, run_key, revision, started_by):
     return SimpleNamespace(**chosen, order=["7"], run_id="r")
 """
 PROMOTION = """
+from types import SimpleNamespace
 from pipeline.ledger import Entry
-def show(version, *, workspace):
+def judge_in_turn(versions, *, workspace):
     assert workspace and (workspace / "dvc.lock").exists()
-    return {"version": version, "verdict": "PASS", "champion": None, "gates": [], "comparison": [],
-            "table_markdown": "| gate |", "report": None, "model_sha256": "0", "started_by": None,
-            "reviewers": {"clinical": "Reads films.", "technical": "Runs the pipeline."}}
+    judged = {"version": versions[0], "verdict": "PASS", "champion": None, "gates": [], "comparison": [],
+              "table_markdown": "| gate |", "report": None, "model_sha256": "0", "started_by": None,
+              "reviewers": {"clinical": "Reads films.", "technical": "Runs the pipeline."}}
+    return SimpleNamespace(to_json=lambda: judged), []
 def promote(version, *, approved_by, comment, expected_champion, expected_model):
     said = {"by": "two people", "approvals": approved_by, "comment": comment}
     return Entry(1, "", "promoted", version, said, "")
