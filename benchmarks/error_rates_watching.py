@@ -145,7 +145,7 @@ class Watch:
         labelled = self._labelled(latest)
         found = judge(self.model.subject, self.plan, latest, self.reference, labelled, self.spent)
         self.warned |= found.verdict == WARNING
-        self.held |= {check["name"] for check in found.checks if check["verdict"] == FAIL}
+        self.held |= {check.name for check in found.checks if check.verdict == FAIL}
 
     def _labelled(self, latest: pd.DataFrame) -> dict[str, pd.DataFrame]:
         if self.asked is None:

@@ -155,7 +155,7 @@ def drift(*, params: dict[str, Any], ti: Any) -> dict[str, Any]:
     enter_project()
     with one_sentence():
         result = check_drift(path, accept=params["accept_drift"])
-    return {key: result[key] for key in ("verdict", "sentence", "judged", "champion", "accepted")}
+    return {key: getattr(result, key) for key in ("verdict", "sentence", "judged", "champion", "accepted")}
 
 
 @task(

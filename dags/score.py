@@ -50,7 +50,7 @@ def score(*, params: dict[str, Any]) -> dict[str, Any]:
         raise AirflowSkipException(f"{folder} holds no films")
     enter_project()
     with one_sentence():
-        return score_films(HOME, folder)
+        return vars(score_films(HOME, folder))
 
 
 @task(
@@ -66,9 +66,10 @@ def watch() -> dict[str, Any]:
     enter_project()
     with one_sentence():
         result = judge(HOME)
-    if result["verdict"] == "WARNING":
-        logging.getLogger("airflow.task").warning(result["sentence"])
-    return {key: result[key] for key in ("version", "verdict", "news", "sentence", "films", "hold", "page")}
+    if result.verdict == "WARNING":
+        logging.getLogger("airflow.task").warning(result.sentence)
+    keys = ("version", "verdict", "news", "sentence", "films", "hold")
+    return {**{key: getattr(result, key) for key in keys}, "page": str(result.page)}
 
 
 @task.short_circuit(doc_md="Goes on only when the champion did not stay within its plan.")

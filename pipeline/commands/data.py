@@ -147,6 +147,6 @@ def drift(
     root = project_root()
     result = check_drift(root, accept=accept)
     if as_json:
-        print_json(result)
+        print_json(result.to_json())
         return
-    print(f"{result['sentence']}\nThe page: {root / 'artifacts' / 'drift' / 'drift.html'}")
+    print(f"{result.sentence}\nThe page: {root / 'artifacts' / 'drift' / 'drift.html'}")

@@ -22,14 +22,14 @@ def score(
 
     done = score_films(home(), films)
     if as_json:
-        print_json(done)
+        print_json(vars(done))
         return
     print(
-        f"version {done['version']} scored {done['scored']} films: {done['flagged']} flagged, "
-        f"{done['referred']} referred to a radiologist; {done['unusable']} unusable, "
-        f"{done['unreadable']} unreadable, {done['known']} known before"
+        f"version {done.version} scored {done.scored} films: {done.flagged} flagged, {done.referred} "
+        f"referred to a radiologist; {done.unusable} unusable, {done.unreadable} unreadable, "
+        f"{done.known} known before"
     )
-    print(f"The answers: {done['log']}")
+    print(f"The answers: {done.log}")
 
 
 @live.command()
@@ -67,13 +67,13 @@ def ask(
     from pipeline.monitoring.asking import refuse_existing
 
     if out is None:
-        print(draw(home(), count, films)["list"], end="")
+        print(draw(home(), count, films).csv, end="")
         return
     refuse_existing(out)
     done = draw(home(), count, films)
-    write_text(out, done["list"])
+    write_text(out, done.csv)
     print(
-        f"{done['films']} of the latest {done['frame']} films of version {done['version']} are in {out}: "
+        f"{done.films} of the latest {done.frame} films of version {done.version} are in {out}: "
         f"fill in their labels, then `openmed live labels {out}`"
     )
 
@@ -88,9 +88,9 @@ def watch(as_json: Json = False) -> None:
 
     result = judge(home())
     if as_json:
-        print_json(result)
+        print_json(result.to_json())
         return
-    print(f"{result['verdict']}: {result['sentence']}")
-    if result["hold"]:
+    print(f"{result.verdict}: {result.sentence}")
+    if result.hold:
         print("It is on hold: `openmed registry rollback` or `release` ends that")
-    print(f"The page: {result['page']}")
+    print(f"The page: {result.page}")

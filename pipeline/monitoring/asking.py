@@ -6,8 +6,9 @@ the probability and whether it is in the sample. Nothing in it names a file or a
 
 import csv
 import io
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from openmed.errors import BadInput
 from openmed.files import atomic_path, sha256_bytes
@@ -24,7 +25,24 @@ if TYPE_CHECKING:
 COLUMNS = ("sha256", "label")
 
 
-def ask(home: Path, films: int, source: Path | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Ask:
+    """Films drawn for labelling.
+
+    Attributes:
+        version: The champion.
+        films: How many were drawn.
+        frame: How many they were drawn from.
+        csv: The list to fill in: sha256, label, and film where a source is given.
+    """
+
+    version: str
+    films: int
+    frame: int
+    csv: str
+
+
+def ask(home: Path, films: int, source: Path | None = None) -> Ask:
     """Draws films of the champion's latest ones for labelling.
 
     They are drawn by chance from strata of their scores, so many of each that sensitivity and specificity
@@ -35,10 +53,6 @@ def ask(home: Path, films: int, source: Path | None = None) -> dict[str, Any]:
         home: The state folder.
         films: How many films to draw.
         source: Folder or zip that holds the films: their paths in it are then in the list.
-
-    Returns:
-        version, films, frame (how many films they were drawn from), list (CSV: sha256, label, and film where
-        a source is given).
 
     Raises:
         BadInput: There is no champion, or fewer films are left.
@@ -59,17 +73,11 @@ def ask(home: Path, films: int, source: Path | None = None) -> dict[str, Any]:
         new = drawn[drawn["sample"] & ~drawn["sha256"].isin(known)].sort_values("sha256")
         paths = None if source is None else _paths(source, set(new["sha256"]))
         _keep(log.folder / "asks", drawn)
-    return {"version": version, "films": len(new), "frame": len(frame), "list": _listed(new["sha256"], paths)}
+    return Ask(version, len(new), len(frame), _listed(new["sha256"], paths))
 
 
-def draw_films(subject: Subject, frame: "pd.DataFrame", known: "set[str]", films: int) -> "pd.DataFrame":
-    """Draws films of a frame.
-
-    Args:
-        subject: The champion.
-        frame: The films with sha256 and score.
-        known: Films that need no asking.
-        films: How many to draw.
+def draw_films(subject: Subject, frame: "pd.DataFrame", known: set[str], films: int) -> "pd.DataFrame":
+    """Draws films of a frame (sha256, score) that are not `known`.
 
     Returns:
         sha256, probability and sample (whether it was drawn) of every film of the frame.
@@ -96,14 +104,14 @@ def draw_films(subject: Subject, frame: "pd.DataFrame", known: "set[str]", films
     return pd.DataFrame({"sha256": frame["sha256"], "probability": probability, "sample": sample})
 
 
-def drawn_with(asks: "pd.DataFrame", known: "set[str]", complete: float = 0.9) -> "pd.Series":
+def drawn_with(asks: "pd.DataFrame", known: set[str], complete: float = 0.9) -> "pd.Series":
     """Returns film (SHA-256) -> the probability it was drawn with, of films that were drawn and labelled.
 
     The films that nobody could label may be the hard ones, so an ask counts once nine in ten of its films
     have labels.
 
     Args:
-        asks: All asks, one row a film of each: ask, sha256, probability, sample.
+        asks: As `read_asks` returns them.
         known: Films with labels.
         complete: The share of the films of an ask that must have labels.
     """

@@ -3,6 +3,8 @@
 This is no stage of dvc.yaml: what it compares with is in the registry and changes with each promotion.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,69 @@ if TYPE_CHECKING:
 NOT_COMPARED = "not compared"
 
 
-def check_drift(workspace: Path, *, accept: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Comparison:
+    """Some films against those of the champion.
+
+    Attributes:
+        films: How many there are.
+        patients: How many patients they are of.
+        shifts: What was measured.
+    """
+
+    films: int
+    patients: int
+    shifts: "list[Shift]"
+
+    @property
+    def verdict(self) -> str:
+        """none, moderate, large or not measured: the worst of the shifts."""
+        from openmed.monitoring.drift import verdict
+
+        return verdict(self.shifts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain numbers and text."""
+        shifts = [shift.to_json() for shift in self.shifts]
+        return {"films": self.films, "patients": self.patients, "verdict": self.verdict, "shifts": shifts}
+
+
+@dataclass(frozen=True)
+class DriftResult:
+    """How far the films of a workspace lie from those of the champion.
+
+    Attributes:
+        champion: Its version; None where there is none.
+        accepted: Whether a large shift was accepted beforehand.
+        manifest_sha256: Of the manifest that was compared.
+        judged: Whose verdict counts: added, whole, or None where nothing was compared.
+        sentence: The outcome for people.
+        comparisons: Under added and whole.
+    """
+
+    champion: str | None
+    accepted: bool
+    manifest_sha256: str
+    judged: str | None
+    sentence: str
+    comparisons: Mapping[str, Comparison]
+
+    @property
+    def verdict(self) -> str:
+        """none, moderate, large, not measured or not compared."""
+        return NOT_COMPARED if self.judged is None else self.comparisons[self.judged].verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the content of drift.json."""
+        about = {"champion": self.champion, "accepted": self.accepted}
+        about |= {"manifest_sha256": self.manifest_sha256, "verdict": self.verdict, "judged": self.judged}
+        if not self.comparisons:
+            return about | {"comparisons": {}, "sentence": self.sentence}
+        compared = {name: each.to_json() for name, each in self.comparisons.items()}
+        return about | {"sentence": self.sentence, "comparisons": compared}
+
+
+def check_drift(workspace: Path, *, accept: bool = False) -> DriftResult:
     """Measures how far the films of a workspace lie from those of the champion.
 
     Both the whole version of the data and the films that are new in it are compared. The new ones are judged
@@ -30,11 +94,6 @@ def check_drift(workspace: Path, *, accept: bool = False) -> dict[str, Any]:
     Args:
         workspace: A checkout in which the stage `validate` has run.
         accept: Go on although the shift is large.
-
-    Returns:
-        verdict (none, moderate, large, not measured or not compared), sentence, accepted, judged (added,
-        whole or None), champion, manifest_sha256, and comparisons: for added and whole the number of films
-        and patients, the verdict and the shifts.
 
     Raises:
         BadInput: The shift is large and was not accepted, or validate has not run.
@@ -47,18 +106,20 @@ def check_drift(workspace: Path, *, accept: bool = False) -> dict[str, Any]:
     params = load_params(workspace / "params.yaml")
     new = _films(workspace, params)
     version, reference = champion_profile()
-    result = {"champion": version, "accepted": accept, "manifest_sha256": sha256_file(workspace / MANIFEST)}
-    if reference is None:
+    judged, comparisons = None, {}
+    if version is not None and reference is not None:
+        judged, comparisons = _compared(reference, new, params)
+        sentence = _sentence(judged, comparisons[judged], version)
+    else:
         missing = "there is no champion" if version is None else f"champion {version} was registered without"
         missing += " yet" if version is None else " its films"
-        result |= {"verdict": NOT_COMPARED, "judged": None, "comparisons": {}}
-        result["sentence"] = f"There is nothing to compare these {len(new)} films with yet: {missing}."
-    else:
-        result |= _compared(reference, new, params, version)
+        sentence = f"There is nothing to compare these {len(new)} films with yet: {missing}."
+    digest = sha256_file(workspace / MANIFEST)
+    result = DriftResult(version, accept, digest, judged, sentence, comparisons)
     _write(workspace, result, reference, new)
-    if result["verdict"] == "large" and not accept:
+    if result.verdict == "large" and not accept:
         raise BadInput(
-            f"{result['sentence'].rstrip('.')}; see artifacts/drift/drift.html in {workspace} and, if these "
+            f"{sentence.rstrip('.')}; see artifacts/drift/drift.html in {workspace} and, if these "
             "films are meant, run again with accept_drift (`openmed data drift --accept`)"
         )
     return result
@@ -71,43 +132,39 @@ def _films(workspace: Path, params: Params) -> "pd.DataFrame":
     return profile_films(manifest, params.task.classes)
 
 
-def _compared(reference: "pd.DataFrame", new: "pd.DataFrame", params: Params, version: str) -> dict[str, Any]:
+def _compared(
+    reference: "pd.DataFrame", new: "pd.DataFrame", params: Params
+) -> tuple[str, dict[str, Comparison]]:
+    """Returns which films are judged, and the comparisons."""
     from openmed.dataset.profile import added_films, link_patients
-    from openmed.monitoring.drift import MIN_PATIENTS, Limits, compare, verdict
+    from openmed.monitoring.drift import MIN_PATIENTS, Limits, compare
 
     settings = params.drift
-    options = {
-        "limits": {name: Limits(found.moderate, found.large) for name, found in settings.limits.items()},
-        "replicates": settings.replicates,
-        "confidence": settings.confidence,
-        "seed": params.run.seed,
-    }
+    limits = {str(name): Limits(each.moderate, each.large) for name, each in settings.limits.items()}
+
+    def compared(films: "pd.DataFrame") -> Comparison:
+        shifts = compare(
+            reference,
+            films,
+            limits,
+            replicates=settings.replicates,
+            confidence=settings.confidence,
+            seed=params.run.seed,
+        )
+        return Comparison(len(films), int(films["patient"].nunique()), shifts)
+
     reference, new = link_patients(reference, new)
     added = added_films(reference, new)
-    found = {"whole": (new, compare(reference, new, **options))}
+    comparisons = {"whole": compared(new)}
     if len(added):
-        found["added"] = (added, compare(reference, added, **options))
-    enough = len(added) >= settings.min_added_films and added["patient"].nunique() >= MIN_PATIENTS
-    judged = "added" if enough else "whole"
-    films, shifts = found[judged]
-    subject = f"The {len(films)} added films" if enough else f"The {len(films)} films"
-    return {
-        "verdict": verdict(shifts),
-        "judged": judged,
-        "sentence": _sentence(subject, shifts, verdict(shifts), version),
-        "comparisons": {
-            name: {
-                "films": len(table),
-                "patients": int(table["patient"].nunique()),
-                "verdict": verdict(measured),
-                "shifts": [shift.to_json() for shift in measured],
-            }
-            for name, (table, measured) in found.items()
-        },
-    }
+        comparisons["added"] = compared(added)
+    enough = len(added) >= settings.min_added_films and comparisons["added"].patients >= MIN_PATIENTS
+    return "added" if enough else "whole", comparisons
 
 
-def _sentence(subject: str, shifts: "list[Shift]", worst: str, version: str) -> str:
+def _sentence(judged: str, compared: Comparison, version: str) -> str:
+    subject = f"The {compared.films} {'added ' if judged == 'added' else ''}films"
+    shifts, worst = compared.shifts, compared.verdict
     other = f"those of champion {version}"
     if worst == "not measured":
         return f"{subject} could not be compared with {other}: there are too few patients."
@@ -123,14 +180,14 @@ def _sentence(subject: str, shifts: "list[Shift]", worst: str, version: str) -> 
 
 
 def _write(
-    workspace: Path, result: dict[str, Any], reference: "pd.DataFrame | None", new: "pd.DataFrame"
+    workspace: Path, result: DriftResult, reference: "pd.DataFrame | None", new: "pd.DataFrame"
 ) -> None:
     from openmed.dataset.profile import added_films
     from pipeline.report.drift_page import build_drift_page
 
     target = workspace / folder("drift")
-    shown = {} if reference is None else {f"champion {result['champion']}": reference, "new version": new}
-    if reference is not None and "added" in result["comparisons"]:
+    shown = {} if reference is None else {f"champion {result.champion}": reference, "new version": new}
+    if reference is not None and "added" in result.comparisons:
         shown["added films"] = added_films(reference, new)
-    write_text(target / "drift.html", build_drift_page(result, shown))
-    write_json(target / "drift.json", result)
+    write_text(target / "drift.html", build_drift_page(result.to_json(), shown))
+    write_json(target / "drift.json", result.to_json())

@@ -8,6 +8,7 @@ lay in a folder, and nothing tells which of them came first.
 import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,10 +43,7 @@ class ScoreLog:
 
     def parts(self) -> list[Path]:
         """Returns the files of the log, the oldest first."""
-        return [self.folder / name for name in self._names()]
-
-    def _names(self) -> list[str]:
-        return sorted(path.name for path in self.folder.glob("[0-9]*.parquet"))
+        return sorted(self.folder.glob("[0-9]*.parquet"))
 
     def known(self) -> set[str]:
         """Returns the SHA-256 of all films in it."""
@@ -62,14 +60,14 @@ class ScoreLog:
     def batches(self) -> Iterator[list[Path]]:
         """Yields the files of each batch, the latest batch first; the files of a batch have no order."""
         batch: list[Path] = []
-        later: dict[str, str] = {}
-        for part in (self.folder / name for name in reversed(self._names())):
-            facts = _facts(part)
-            if batch and not _one_batch(facts, later):
+        later: _Written | None = None
+        for part in reversed(self.parts()):
+            written = _Written.of(part)
+            if batch and not written.with_next(later):
                 yield batch
                 batch = []
             batch.append(part)
-            later = facts
+            later = written
         if batch:
             yield batch
 
@@ -88,17 +86,26 @@ def read_films(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFram
     return table.loc[table["status"] == SCORED, slice(None) if columns is None else list(columns)]
 
 
-def _facts(part: Path) -> dict[str, str]:
-    """Returns the batch of a file (empty in logs of before) and when its first and last film were scored."""
-    table = _read(part, ["scored_at"], optional=["batch"])
-    batch = str(table["batch"].iloc[0]) if "batch" in table else ""
-    return {"batch": batch, "first": table["scored_at"].min(), "last": table["scored_at"].max()}
+@dataclass(frozen=True)
+class _Written:
+    """The batch of a file (empty in logs of before), and when its first and last film were scored."""
 
+    batch: str
+    first: datetime
+    last: datetime
 
-def _one_batch(earlier: Mapping[str, str], later: Mapping[str, str]) -> bool:
-    if earlier["batch"] or later["batch"]:
-        return earlier["batch"] == later["batch"]
-    return datetime.fromisoformat(later["first"]) - datetime.fromisoformat(earlier["last"]) < _SAME_RUN
+    @classmethod
+    def of(cls, part: Path) -> "_Written":
+        table = _read(part, ["scored_at"], optional=["batch"])
+        batch = str(table["batch"].iloc[0]) if "batch" in table else ""
+        at = table["scored_at"]
+        return cls(batch, datetime.fromisoformat(at.min()), datetime.fromisoformat(at.max()))
+
+    def with_next(self, later: "_Written | None") -> bool:
+        """Tells whether the next file is of the same batch."""
+        if later is None or self.batch or later.batch:
+            return later is not None and self.batch == later.batch
+        return later.first - self.last < _SAME_RUN
 
 
 def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str, int]:
@@ -154,7 +161,8 @@ def _answered_list(source: Path, class_names: Sequence[str]) -> list[tuple[str, 
     try:
         with Path(source).open(newline="", encoding="utf-8-sig") as stream:
             rows = csv.DictReader(stream, strict=True)
-            if "sha256" not in (rows.fieldnames or ()) or "path" in rows.fieldnames:
+            columns = rows.fieldnames or ()
+            if "sha256" not in columns or "path" in columns:
                 return None
             found = []
             for row in rows:

@@ -1,6 +1,8 @@
 """Scores new films with the champion: each film once for a version, a part of the films at a time."""
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +31,34 @@ _UNREADABLE = "unreadable"
 _PART_FILMS, _BATCH_FILMS = 1024, 32
 
 
-def score_films(home: Path, source: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Scoring:
+    """What came of the films of a source.
+
+    Attributes:
+        version: The champion.
+        films: How many are in the source.
+        scored: How many were answered.
+        flagged: Of these, called a finding.
+        referred: Of these, referred to a radiologist.
+        unusable: New films that cannot be answered.
+        unreadable: Files that cannot be read at all.
+        known: Scored before.
+        log: The folder of the answers.
+    """
+
+    version: str
+    films: int
+    scored: int
+    flagged: int
+    referred: int
+    unusable: int
+    unreadable: int
+    known: int
+    log: str
+
+
+def score_films(home: Path, source: Path) -> Scoring:
     """Scores the films of a folder or zip that the champion has not scored yet.
 
     Every part of the films is on the disk before the next is begun, so that a run that was killed goes on
@@ -39,10 +68,6 @@ def score_films(home: Path, source: Path) -> dict[str, Any]:
     Args:
         home: The state folder.
         source: Folder or zip of films, without labels.
-
-    Returns:
-        version, films (in the source), scored, flagged (called a finding), referred, unusable (of the new
-        ones), unreadable, known (scored before), log (the folder of the answers).
 
     Raises:
         BadInput: There is no champion, it is on hold, or the source holds no film.
@@ -60,8 +85,7 @@ def score_films(home: Path, source: Path) -> dict[str, Any]:
         version = _champion()
         predictor = registry.load_predictor(f"models:/{registry.MODEL_NAME}/{version}", pick_device("auto"))
         model, log, secret = registry.model_digest(version), ScoreLog(home, version), pseudonyms(home)
-        known, before = log.known(), 0
-        counts = dict.fromkeys((SCORED, "flagged", "referred", UNUSABLE, _UNREADABLE), 0)
+        known, counts = log.known(), Counter[str]()
         with FilmStore(Path(home) / "films") as store, progress(len(films), "score") as tick:
             for part in chunks(films, _PART_FILMS):
                 rows, unread = [], _unread(part, store, known)
@@ -71,14 +95,15 @@ def score_films(home: Path, source: Path) -> dict[str, Any]:
                     rows += _answers(batch, predictor, secret, store, known)
                     for _ in batch:
                         tick()
-                before += len(part) - len(rows)
+                counts["known"] += len(part) - len(rows)
                 if kept := [row for row in rows if row["status"] != _UNREADABLE]:
                     log.append(_table(kept, version, model))
                 for row in rows:
                     counts[row["status"]] += 1
                     counts["flagged"] += row["label"] in predictor.spec.findings
                     counts["referred"] += bool(row["refer"])
-    return {"version": version, "films": len(films), **counts, "known": before, "log": str(log.folder)}
+    names = (SCORED, "flagged", "referred", UNUSABLE, _UNREADABLE, "known")
+    return Scoring(version, len(films), *(counts[name] for name in names), str(log.folder))
 
 
 def _champion() -> str:
@@ -96,17 +121,13 @@ def _champion() -> str:
 
 def _unread(films: "Sequence[Film]", store: "FilmStore", known: set[str]) -> "list[Film]":
     """Those whose file is not surely one that is known."""
-    paths = [film.path for film in films if film.path is not None]
-    hashes = dict(zip(paths, store.hashes_of([str(path) for path in paths]), strict=True))
-    return [film for film in films if hashes.get(film.path) not in known]
+    paths = [str(film.path) for film in films if film.path is not None]
+    unchanged = {path for path, digest in zip(paths, store.hashes_of(paths), strict=True) if digest in known}
+    return [film for film in films if str(film.path) not in unchanged]
 
 
 def _answers(
-    films: "Sequence[Film]",
-    predictor: "Predictor",
-    secret: "Pseudonyms",
-    store: "FilmStore",
-    known: set[str],
+    films: "Sequence[Film]", predictor: "Predictor", secret: "Pseudonyms", store: "FilmStore", known: set[str]
 ) -> list[dict[str, Any]]:
     """What the model says of those films that are not known yet; they are known from then on."""
     import numpy as np
@@ -127,20 +148,20 @@ def _answers(
             rows.append(row)
             squares.append(square)
     store.remember_hashes(hashed)
-    facts, smallest = pa.Table.from_pylist(rows, FACTS), predictor.spec.min_side_px
-    judged = judge_facts(facts, min_side_px=smallest) if rows else None
-    for row, reason in zip(rows, judged["reason"] if rows else (), strict=True):
-        row |= {"reason": reason, "status": UNUSABLE if reason else SCORED}
+    if rows:
+        facts = pa.Table.from_pylist(rows, FACTS)
+        reasons = judge_facts(facts, min_side_px=predictor.spec.min_side_px)["reason"]
+        for row, reason in zip(rows, reasons, strict=True):
+            row |= {"reason": reason, "status": UNUSABLE if reason else SCORED}
     usable = [(row, square) for row, square in zip(rows, squares, strict=True) if row["status"] == SCORED]
     if usable:
-        for (row, _), answer in zip(
-            usable, _said(predictor, np.stack([square for _, square in usable])), strict=True
-        ):
+        answers = _predicted(predictor, np.stack([square for _, square in usable]))
+        for (row, _), answer in zip(usable, answers, strict=True):
             row |= answer
     return rows + lost
 
 
-def _said(predictor: "Predictor", squares: "np.ndarray") -> list[dict[str, Any]]:
+def _predicted(predictor: "Predictor", squares: "np.ndarray") -> list[dict[str, Any]]:
     from openmed.inference.referral import referrals, unlike_reasons
     from openmed.inference.session import called_classes
 

@@ -4,15 +4,16 @@ Nothing here can make a champion better or worse than it is: a hold only says th
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
 from openmed.files import read_json, write_json, write_text
-from openmed.gates.gate import FAIL
+from openmed.gates.gate import FAIL, Gate
 from pipeline import ledger, registry
 from pipeline.monitoring.asking import drawn_with
 from pipeline.monitoring.judging import checks, wording
@@ -28,13 +29,86 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from openmed.metrics.score_intervals import Interval
+    from openmed.monitoring.drift import Shift
 
 _PERIODS = 12
 _COLUMNS = ("sha256", "patient", "score", "scored_at")
 _CONFIDENCE = 0.95
 
 
-def watch(home: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Period:
+    """One window of films.
+
+    Attributes:
+        films: How many there are.
+        until: When the last was scored; UTC, ISO 8601.
+        expected: Metric -> what the probabilities expect; those that rest on enough films.
+        measured: Metric -> what the labels show; empty without labels.
+    """
+
+    films: int
+    until: str
+    expected: "Mapping[str, Interval]"
+    measured: "Mapping[str, Interval]"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values."""
+        shown = {
+            way: {name: found[name].to_json() for name in checks.NAMES if name in found}
+            for way, found in (("expected", self.expected), ("measured", self.measured))
+        }
+        return {"films": self.films, "until": self.until, **shown}
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a look at the champion's latest films showed.
+
+    Attributes:
+        version: The champion.
+        verdict: PASS, FAIL, WARNING, or INSUFFICIENT EVIDENCE where no check fails or warns and one cannot
+            be made.
+        news: Whether the last watch said otherwise.
+        sentence: The outcome for people.
+        films: Films that were judged.
+        patients: Their patients.
+        labelled: Films with labels that were judged.
+        share: Of the finding, estimated; None where it was not.
+        flagged: Share of the films called a finding: `now`, and of the `test` films; None without films.
+        referred: Reason -> number of films.
+        checks: All checks.
+        shifts: How the looks of the films moved.
+        periods: The latest windows, the oldest first.
+        hold: The reason that holds the version; None when nothing does.
+        page: The page with pictures.
+    """
+
+    version: str
+    verdict: str
+    news: bool
+    sentence: str
+    films: int
+    patients: int
+    labelled: int
+    share: "Interval | None"
+    flagged: Mapping[str, float | None]
+    referred: Mapping[str, int]
+    checks: list[Gate]
+    shifts: "list[Shift]"
+    periods: list[Period]
+    hold: str | None
+    page: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the content of watch.json."""
+        lists = {
+            name: [each.to_json() for each in vars(self)[name]] for name in ("checks", "shifts", "periods")
+        }
+        return vars(self) | lists | {"share": self.share and self.share.to_json(), "page": str(self.page)}
+
+
+def watch(home: Path) -> Watch:
     """Judges the champion on its latest films; when they show it as surely too bad, it goes on hold.
 
     Compared are their looks with those of the films that it was trained on, at their share of the finding;
@@ -45,16 +119,6 @@ def watch(home: Path) -> dict[str, Any]:
     (`pipeline.monitoring.windows`); what it did is measured on windows of their own: the latest films with
     labels, half of them with the finding where there are so many, and the latest of those that were drawn
     to be labelled. Writes watch.json and watch.html in `watch` below the state folder.
-
-    Args:
-        home: The state folder.
-
-    Returns:
-        version, verdict (PASS, FAIL, WARNING, or INSUFFICIENT EVIDENCE where no check fails or warns and one
-        cannot be made), news (whether the last watch said otherwise), sentence, films, patients, labelled
-        (films with labels that were judged), share (of the finding, estimated), flagged (shares of the films,
-        of the test films too), referred (reason -> number of films), checks (lists of gates), shifts,
-        periods, hold (the reason that holds the version, None when nothing does), page.
 
     Raises:
         BadInput: There is no champion.
@@ -75,23 +139,17 @@ def watch(home: Path) -> dict[str, Any]:
     sentence = wording.sentence(version, judged.checks, seen, plan)
     if judged.verdict == FAIL:
         ledger.hold(version, by=ledger.MONITORING, reason=sentence)
-    held = ledger.on_hold().get(version)
-    page = Path(home) / "watch" / "watch.html"
-    result = {
-        "version": version,
-        "verdict": judged.verdict,
-        "news": _before(page) != (version, judged.verdict),
-        "sentence": sentence,
-        **dict(zip(("films", "patients", "labelled"), seen, strict=True)),
-        "share": judged.share and judged.share.to_json(),
-        "flagged": {"now": _flagged(films, evidence), "test": _flagged(evidence.test, evidence)},
-        "referred": _reasons(films),
-        "checks": judged.checks,
-        "shifts": [shift.to_json() for shift in judged.shifts],
-        "periods": list(_periods(subject, log, known, plan.films))[::-1],
-        "hold": held and held.reason,
-        "page": str(page),
-    }
+    held, page = ledger.on_hold().get(version), Path(home) / "watch" / "watch.html"
+    result = Watch(
+        *(version, judged.verdict, _before(page) != (version, judged.verdict), sentence, *seen, judged.share),
+        flagged={"now": _flagged(films, evidence), "test": _flagged(evidence.test, evidence)},
+        referred=_reasons(films),
+        checks=judged.checks,
+        shifts=judged.shifts,
+        periods=list(_periods(subject, log, known, plan.films))[::-1],
+        hold=held and held.reason,
+        page=page,
+    )
     _write(result, reference, films)
     return result
 
@@ -114,7 +172,7 @@ def _labelled(
     """
     import pandas as pd
 
-    drawn = drawn_with(read_asks(home, log.version), known.keys())
+    drawn = drawn_with(read_asks(home, log.version), set(known))
     came = known.keys() - set(drawn.index)
     having = {digest for digest in came if known[digest] == subject.positive}
     found = [pd.DataFrame(columns=[*_COLUMNS])]
@@ -145,33 +203,27 @@ def _flagged(films: "pd.DataFrame", evidence: Evidence) -> float | None:
     return float((films["score"] >= evidence.spec.threshold).mean()) if len(films) else None
 
 
-def _periods(subject: Subject, log: ScoreLog, known: dict[str, str], films: int) -> Iterator[dict[str, Any]]:
+def _periods(subject: Subject, log: ScoreLog, known: dict[str, str], films: int) -> Iterator[Period]:
     """Expected and measured performance of the latest windows, the latest first."""
     for part in islice(windows(log, films, _COLUMNS), _PERIODS):
         part = _with_truth(part, known)
         expected, counts = checks.expected(subject, part)
-        having_labels = part[part["truth"].notna()]
-        found = {
-            "expected": {name: expected[name] for name in counts if counts[name] >= checks.MIN_FILMS},
-            "measured": _measured(subject, having_labels) if len(having_labels) else {},
-        }
-        yield {
-            "films": len(part),
-            "until": part["scored_at"].max(),
-            **{
-                way: {name: each[name].to_json() for name in checks.NAMES if name in each}
-                for way, each in found.items()
-            },
-        }
+        answered = part[part["truth"].notna()]
+        yield Period(
+            len(part),
+            part["scored_at"].max(),
+            {name: expected[name] for name in counts if counts[name] >= checks.MIN_FILMS},
+            _measured(subject, answered) if len(answered) else {},
+        )
 
 
 def _measured(subject: Subject, films: "pd.DataFrame") -> "dict[str, Interval]":
     return {name: each.interval(_CONFIDENCE) for name, each in checks.measured(subject, films)[0].items()}
 
 
-def _write(result: dict[str, Any], reference: "pd.DataFrame | None", films: "pd.DataFrame") -> None:
+def _write(result: Watch, reference: "pd.DataFrame | None", films: "pd.DataFrame") -> None:
     from pipeline.report.watch_page import build_watch_page
 
-    page = Path(result["page"])
-    write_text(page, build_watch_page(result, reference, films))
-    write_json(page.with_suffix(".json"), result)
+    content = result.to_json()
+    write_text(result.page, build_watch_page(content, reference, films))
+    write_json(result.page.with_suffix(".json"), content)

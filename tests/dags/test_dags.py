@@ -8,6 +8,8 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from openmed.errors import BadInput, ResourceError
+from openmed.metrics.intervals import Interval
+from openmed.monitoring.drift import Limits, Shift
 from pipeline.tools.dvc_graph import load_graph
 
 ROOT = Path(__file__).parents[2]
@@ -351,7 +353,10 @@ def test_an_accepted_shift_is_told_on(tmp_path, monkeypatch):
 
     for name in ("OPENMED_PROJECT", "OPENMED_HOME"):
         monkeypatch.setenv(name, "")
-    found = {"verdict": "large", "sentence": "s", "judged": "added", "champion": "1", "comparisons": {}}
-    monkeypatch.setattr(drift, "check_drift", lambda _, *, accept: {**found, "accepted": accept})
+    shift = Shift("brightness", "sd", Interval(2.0, 1.0, 3.0), Limits(0.2, 0.5), "large")
+    compared = {"added": drift.Comparison(9, 9, [shift])}
+    monkeypatch.setattr(
+        drift, "check_drift", lambda _, *, accept: drift.DriftResult("1", accept, "0", "added", "s", compared)
+    )
     told = retrain.drift.function(params={"accept_drift": True}, ti=Handed(prepare={"path": str(tmp_path)}))
     assert told["accepted"] is True and told["verdict"] == "large" and "comparisons" not in told

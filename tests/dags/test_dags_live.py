@@ -1,5 +1,6 @@
 """The DAGs of after a promotion: when they run, what they emit, and what an answer can be."""
 
+from dataclasses import fields
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from openmed.errors import BadInput
+from pipeline.monitoring.watching import Watch
 from tests.dags.test_dags import Handed, dags  # noqa: F401
 
 
@@ -101,7 +103,10 @@ def test_watching_tells_the_verdict_and_no_films(monkeypatch, untouched):
 
     found = {"version": "1", "verdict": "WARNING", "news": True, "sentence": "s", "films": 9}
     found |= {"hold": None, "page": "p"}
-    monkeypatch.setattr(live, "watch", lambda home: found | {"shifts": [], "checks": [], "periods": []})
+    rest = dict.fromkeys(
+        ("patients", "labelled", "share", "flagged", "referred", "checks", "shifts", "periods")
+    )
+    monkeypatch.setattr(live, "watch", lambda home: Watch(**found | rest))
     assert score.watch.function() == found
     told = list(score.announce.function(ti=Handed(watch=found)))
     assert told[0].extra == {"version": "1", "sentence": "s", "page": "p"}

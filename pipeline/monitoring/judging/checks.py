@@ -6,9 +6,9 @@ What is expected without labels warns and never fails.
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from openmed.gates.gate import FAIL, INSUFFICIENT, PASS
+from openmed.gates.gate import FAIL, INSUFFICIENT, PASS, Gate
 from openmed.metrics.score_intervals import Interval, critical_value
 from pipeline.monitoring.judging.subject import Subject
 
@@ -31,9 +31,7 @@ _ALWAYS_KNOWN = ("bits", "brightness", "contrast", "resolution", "embedding")
 _NOTHING = Interval(math.nan, math.nan, math.nan)
 
 
-def drift_checks(
-    shifts: "list[Shift] | None", limit: str, error: float, confidence: float
-) -> Iterator[dict[str, Any]]:
+def drift_checks(shifts: "list[Shift] | None", limit: str, error: float, confidence: float) -> Iterator[Gate]:
     """Checks shifts; None where the films of the training were not stored.
 
     Args:
@@ -44,7 +42,7 @@ def drift_checks(
     """
     if shifts is None:
         reason = "The films that it was trained on were not stored with it: no drift can be measured."
-        yield _check("drift", _NOTHING, None, INSUFFICIENT, reason)
+        yield _check("drift", _NOTHING, math.nan, INSUFFICIENT, reason)
         return
     measured = sum(shift.verdict != "not measured" for shift in shifts)
     for shift in shifts:
@@ -76,7 +74,7 @@ def expected(subject: Subject, films: "pd.DataFrame") -> tuple[dict[str, Interva
 
 def expected_checks(
     found: Mapping[str, Interval], counts: Mapping[str, float], floors: Mapping[str, float]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Gate]:
     """Checks what is expected; what lies surely below a floor is a warning."""
     for name, floor in floors.items():
         title, interval = f"expected {NAMES[name]}", found[name]
@@ -106,13 +104,8 @@ def measured(subject: Subject, films: "pd.DataFrame") -> "tuple[dict[str, Estima
 
 
 def measured_checks(
-    way: str,
-    subject: Subject,
-    films: "pd.DataFrame",
-    plan: "Monitoring",
-    error: float,
-    problem: str = "",
-) -> Iterator[dict[str, Any]]:
+    way: str, subject: Subject, films: "pd.DataFrame", plan: "Monitoring", error: float, problem: str = ""
+) -> Iterator[Gate]:
     """Checks what labels show: against the plan's floors, and against what its own test films showed.
 
     Args:
@@ -120,7 +113,7 @@ def measured_checks(
         subject: The champion.
         films: The films with labels.
         plan: How it is watched.
-        error: The error that all of these checks together may make.
+        error: What all of these checks together may err.
         problem: Why none of them can be judged; empty where they can.
     """
     from openmed.monitoring.sampled_performance import difference
@@ -147,19 +140,19 @@ def measured_checks(
 
 
 def referral_check(
-    subject: Subject, films: "pd.DataFrame", most: float, share: float, error: float
-) -> dict[str, Any]:
+    refers: tuple[float, float], films: "pd.DataFrame", most: float, share: float, error: float
+) -> Gate:
     """Checks the share of the films that is referred to a radiologist.
 
-    Where its test films would be referred as often at the films' share of the finding, nothing but that
+    Where the test films would be referred as often at the films' share of the finding, nothing but that
     share has changed: that warns.
 
     Args:
-        subject: The champion.
+        refers: As of `Subject`.
         films: The films.
         most: The share that the plan accepts.
         share: Estimated share of the finding; NaN where there is none.
-        error: The error that this check may make.
+        error: What this check may err.
     """
     import numpy as np
 
@@ -171,7 +164,7 @@ def referral_check(
     words = f"It refers {found.value:.0%} of the films to a radiologist; the plan accepts {most:.0%}."
     if not found.low > most:
         return _check("referred", found, most, PASS, words)
-    without, having = subject.refers
+    without, having = refers
     as_before = without if math.isnan(share) else without * (1 - share) + having * share
     if found.low > as_before:
         return _check("referred", found, most, FAIL, words)
@@ -179,9 +172,9 @@ def referral_check(
     return _check("referred", found, most, WARNING, reason)
 
 
-def overall(checks: list[dict[str, Any]], *, enough: bool) -> str:
+def overall(checks: list[Gate], *, enough: bool) -> str:
     """Joins checks: the worst of FAIL, WARNING and INSUFFICIENT EVIDENCE; too few films are the last."""
-    found = {check["verdict"] for check in checks}
+    found = {check.verdict for check in checks}
     for verdict in (FAIL, WARNING):
         if verdict in found:
             return verdict
@@ -193,21 +186,19 @@ def _counts(having: float, films: float) -> dict[str, float]:
     return {"auc": min(having, without), "sensitivity": having, "specificity": without}
 
 
-def _drift_check(shift: "Shift", accepted: float, at_look: float) -> dict[str, Any]:
+def _drift_check(shift: "Shift", accepted: float, at_look: float) -> Gate:
     found = shift.interval
     # As a normal distribution would be drawn out: the last resamples of a thousand say nothing of 0.9999.
     interval = Interval(found.value, max(0.0, found.value - at_look * (found.value - found.low)), found.high)
-    worst = interval.low > accepted
+    failed = interval.low > accepted
     words = f"In {shift.aspect} the films lie {interval.value:.2f} from those that it was trained on"
-    reason = (
-        f"{words}, surely more than the accepted {accepted:g}."
-        if worst
-        else f"{words}; up to {accepted:g} is accepted."
+    words += (
+        f", surely more than the accepted {accepted:g}." if failed else f"; up to {accepted:g} is accepted."
     )
-    return _check(f"drift of {shift.aspect}", interval, accepted, FAIL if worst else PASS, reason)
+    return _check(f"drift of {shift.aspect}", interval, accepted, FAIL if failed else PASS, words)
 
 
-def _loss_check(name: str, title: str, interval: Interval, test: float, loss: float) -> dict[str, Any]:
+def _loss_check(name: str, title: str, interval: Interval, test: float, loss: float) -> Gate:
     words = f"The {name} lies {interval.value:+.3f} from the {test:.3f} of its test films"
     failed = interval.high < -loss
     reason = (
@@ -239,6 +230,6 @@ def _floor_words(title: str, interval: Interval, floor: float) -> str:
     return f"The {title} {words}"
 
 
-def _check(name: str, interval: Interval, limit: float | None, verdict: str, reason: str) -> dict[str, Any]:
-    shown = interval.to_json()
-    return {"name": name, **shown, "floor": limit, "verdict": verdict, "reason": reason}
+def _check(name: str, interval: Interval, limit: float, verdict: str, reason: str) -> Gate:
+    value, low, high = map(float, (interval.value, interval.low, interval.high))
+    return Gate(name, value, low, high, limit, verdict, reason)

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from openmed.errors import BadInput
+from openmed.gates.gate import Gate
 from openmed.metrics.score_intervals import Interval
 from pipeline.monitoring.judging import checks
 from pipeline.monitoring.judging.looks import LABELS, LOOKS, Looks
@@ -24,13 +25,13 @@ class Judgement:
 
     Attributes:
         verdict: FAIL, WARNING, INSUFFICIENT EVIDENCE or PASS.
-        checks: All checks.
+        checks: All checks; the floor of a check of drift or referrals is what is accepted.
         shifts: How the looks of the films moved, at their share of the finding.
         share: Estimated share of the finding; None where it was not estimated.
     """
 
     verdict: str
-    checks: list[dict[str, Any]]
+    checks: list[Gate]
     shifts: "list[Shift]"
     share: Interval | None
 
@@ -54,7 +55,9 @@ def judge(
         looks: The looks so far; they spend one error rate.
     """
     enough = films["patient"].nunique() >= plan.min_patients
-    made, shifts, share = [], [], None
+    made: list[Gate] = []
+    shifts: list[Shift] | None = []
+    share = None
     if enough:
         found, counts = checks.expected(subject, films)
         share = found["share"]
@@ -65,7 +68,9 @@ def judge(
         made += checks.drift_checks(shifts, plan.drift, error / 2, confidence)
         made += checks.expected_checks(found, counts, plan.floors)
         if subject.refers is not None:
-            made.append(checks.referral_check(subject, films, plan.max_referred, share.value, error / 2))
+            made.append(
+                checks.referral_check(subject.refers, films, plan.max_referred, share.value, error / 2)
+            )
     for way, table in labelled.items():
         made += _measured(way, subject, plan, table, looks)
     verdict = checks.overall(made, enough=enough)
@@ -74,7 +79,7 @@ def judge(
 
 def _measured(
     way: str, subject: Subject, plan: "Monitoring", films: "pd.DataFrame", looks: Looks
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Gate]:
     """The checks of films with labels; none where no film has one."""
     patients = films["patient"].nunique()
     if not patients:
@@ -93,11 +98,7 @@ def drift_shifts(
 ) -> "list[Shift]":
     """Compares the looks of films with those that a version was trained on, at one share of the finding.
 
-    Args:
-        subject: The champion.
-        reference: The films that it was trained on, with labels.
-        films: The films.
-        share: Their estimated share of the finding; NaN compares with all films of the training.
+    A share of NaN compares with all films of the training.
 
     Raises:
         BadInput: The version's params.yaml lacks settings of the drift.
@@ -107,14 +108,11 @@ def drift_shifts(
 
     try:
         settings = subject.params["drift"]
-        options = {
-            "limits": {
-                name: Limits(float(each["moderate"]), float(each["large"]))
-                for name, each in settings["limits"].items()
-            },
-            "replicates": int(settings["replicates"]),
-            "confidence": float(settings["confidence"]),
+        limits = {
+            name: Limits(float(each["moderate"]), float(each["large"]))
+            for name, each in settings["limits"].items()
         }
+        replicates, confidence = int(settings["replicates"]), float(settings["confidence"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(
             f"params.yaml of version {subject.version} lacks settings of the drift: {error}"
@@ -122,7 +120,8 @@ def drift_shifts(
     # Labels of new films are few and come late, so classes are not compared.
     old = matched(reference, subject.positive, share)
     old, new = link_patients(old, films.drop(columns="label", errors="ignore"))
-    found = compare(old.drop(columns="label"), new, seed=subject.rules.seed, **options)
+    old, seed = old.drop(columns="label"), subject.rules.seed
+    found = compare(old, new, limits, replicates=replicates, confidence=confidence, seed=seed)
     return [shift for shift in found if shift.aspect != "class share"]
 
 

@@ -71,7 +71,8 @@ def _referred(evidence: "Evidence", having: "np.ndarray") -> tuple[float, float]
         return None
     refer = _refer(evidence, evidence.test)
     # A class without test films says nothing of how often it is referred.
-    return tuple(float(refer[side].mean()) if side.any() else 0.0 for side in (~having, having))
+    without, positive = (float(refer[side].mean()) if side.any() else 0.0 for side in (~having, having))
+    return without, positive
 
 
 def _refer(evidence: "Evidence", films: "pd.DataFrame") -> "np.ndarray":

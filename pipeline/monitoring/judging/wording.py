@@ -1,8 +1,8 @@
 """What a watch found, in one sentence."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from openmed.gates.gate import FAIL, INSUFFICIENT
+from openmed.gates.gate import FAIL, INSUFFICIENT, Gate
 from pipeline.monitoring.judging.checks import WARNING
 
 if TYPE_CHECKING:
@@ -11,20 +11,14 @@ if TYPE_CHECKING:
 _ASKED_AT_ONCE = 50
 
 
-def sentence(
-    version: str, checks: list[dict[str, Any]], seen: tuple[int, int, int], plan: "Monitoring"
-) -> str:
+def sentence(version: str, checks: list[Gate], seen: tuple[int, int, int], plan: "Monitoring") -> str:
     """Says in one sentence what the checks found, and what they could not find.
 
-    Args:
-        version: The version.
-        checks: All checks.
-        seen: The films judged, their patients, and the films with labels.
-        plan: How it is watched.
+    `seen` counts the films judged, their patients, and the films with labels.
     """
     films, patients, labelled = seen
     scope = f"Version {version} on its latest {films} films of {patients} patients"
-    unknown = ", ".join(check["name"] for check in checks if check["verdict"] == INSUFFICIENT)
+    unknown = ", ".join(check.name for check in checks if check.verdict == INSUFFICIENT)
     missing = f" (not judged for want of evidence: {unknown})" if unknown else ""
     if failed := _reasons(checks, FAIL):
         return f"{scope} is outside the limits of its change plan: {failed}{missing}."
@@ -47,6 +41,6 @@ def ask(plan: "Monitoring") -> str:
     return f"Nothing is held by that; label {films} films: openmed live ask {films}."
 
 
-def _reasons(checks: list[dict[str, Any]], verdict: str) -> str:
-    reasons = [check["reason"].rstrip(".") for check in checks if check["verdict"] == verdict]
+def _reasons(checks: list[Gate], verdict: str) -> str:
+    reasons = [check.reason.rstrip(".") for check in checks if check.verdict == verdict]
     return "; ".join(reason[0].lower() + reason[1:] for reason in reasons)

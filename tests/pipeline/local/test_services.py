@@ -309,7 +309,8 @@ def promote(version, *, approved_by, comment, expected_champion, expected_model)
 DRIFT = """
 def check_drift(workspace, *, accept):
     assert (workspace / "artifacts/validate/metrics.json").exists()
-    return {"verdict": "none", "sentence": "Alike.", "judged": "whole", "champion": "6", "accepted": accept}
+    found = {"verdict": "none", "sentence": "Alike.", "judged": "whole", "champion": "6", "accepted": accept}
+    return type("Result", (), found)
 """
 TOY = """
 stages:

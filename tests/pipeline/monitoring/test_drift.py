@@ -99,7 +99,7 @@ def page(folder):
 
 def test_without_a_champion_it_says_so_and_the_run_goes_on(store, validated, monkeypatch, capsys):
     folder = validated(added(30))
-    found = check_drift(folder)
+    found = check_drift(folder).to_json()
     assert found["verdict"] == "not compared" and found["champion"] is None
     assert found["sentence"] == (
         "There is nothing to compare these 30 films with yet: there is no champion yet."
@@ -119,12 +119,12 @@ def test_a_champion_of_before_has_no_films_to_compare_with(store, validated, tmp
     crown(result.version)
     address = f"sqlite:///{store / 'mlflow.db'}"
     MlflowClient(address, address).delete_tag(result.run_id, "data_profile_sha256")
-    found = check_drift(validated(added(30)))
+    found = check_drift(validated(added(30))).to_json()
     assert found["verdict"] == "not compared" and "was registered without its films" in found["sentence"]
 
 
 def test_the_same_films_do_not_differ(champion, validated):
-    found = check_drift(validated(champion))
+    found = check_drift(validated(champion)).to_json()
     assert (found["verdict"], found["judged"]) == ("none", "whole")
     assert found["sentence"] == "The 120 films look like those of champion 1."
     assert set(found["comparisons"]) == {"whole"}
@@ -132,13 +132,13 @@ def test_the_same_films_do_not_differ(champion, validated):
 
 def test_enough_added_films_are_judged_alone_and_the_whole_is_shown_too(champion, validated):
     folder = validated(pd.concat([champion, added(60)]))
-    found = check_drift(folder)
+    found = check_drift(folder).to_json()
     assert (found["verdict"], found["judged"]) == ("none", "added")
     assert found["sentence"] == "The 60 added films look like those of champion 1."
     assert [found["comparisons"][name]["films"] for name in ("added", "whole")] == [60, 180]
     assert found["comparisons"]["whole"]["patients"] == 90
     assert found["manifest_sha256"] == sha256_file(folder / MANIFEST)
-    assert check_drift(folder) == found
+    assert check_drift(folder).to_json() == found
 
 
 @pytest.mark.parametrize(
@@ -156,26 +156,26 @@ def test_a_large_shift_of_added_films_stops_the_run_unless_it_is_accepted(champi
     assert f"The 60 added films differ too much from those of champion 1: {aspect} " in said
     assert "accept_drift" in said and "drift.html" in said and "\n" not in said
     assert read(folder)["verdict"] == "large" and "The run stops here" in page(folder)
-    accepted = check_drift(folder, accept=True)
+    accepted = check_drift(folder, accept=True).to_json()
     assert accepted["verdict"] == "large" and accepted["accepted"] is True
     assert "The shift was accepted" in page(folder)
 
 
 def test_few_odd_films_do_not_stop_a_run(champion, validated):
     odd = added(20)
-    found = check_drift(validated(pd.concat([champion, odd.assign(mean=odd["mean"] + 60)])))
+    found = check_drift(validated(pd.concat([champion, odd.assign(mean=odd["mean"] + 60)]))).to_json()
     assert found["judged"] == "whole" and found["verdict"] != "large"
 
 
 def test_many_films_of_few_patients_are_not_judged_alone(champion, validated):
     odd = added(60)
     films = odd.assign(patient=[f"ROE^{number % 5}" for number in range(60)], mean=odd["mean"] + 5)
-    assert check_drift(validated(pd.concat([champion, films])))["judged"] == "whole"
+    assert check_drift(validated(pd.concat([champion, films]))).judged == "whole"
 
 
 def test_quarantined_films_are_not_compared(champion, validated):
     broken = added(60, status="quarantined", mean=np.nan)
-    assert set(check_drift(validated(pd.concat([champion, broken])))["comparisons"]) == {"whole"}
+    assert set(check_drift(validated(pd.concat([champion, broken]))).comparisons) == {"whole"}
 
 
 def test_the_page_stands_alone_and_names_nobody(champion, validated):

@@ -128,7 +128,7 @@ def scored(count, *, seed=1, sure=True, **moved):
 
 
 def test_every_film_is_answered_once_and_the_answer_is_the_models(home, incoming):
-    done = live.score_films(home, incoming)
+    done = vars(live.score_films(home, incoming))
     assert done == {
         "version": "1",
         "films": 8,
@@ -152,10 +152,10 @@ def test_every_film_is_answered_once_and_the_answer_is_the_models(home, incoming
         assert row["label"] == ("PNEUMONIA" if row["score"] >= row["threshold"] else "NORMAL")
     assert done["flagged"] == (table["label"] == "PNEUMONIA").sum()
     assert (table["model_sha256"] == registry.model_digest("1")).all()
-    again = live.score_films(home, incoming)
+    again = vars(live.score_films(home, incoming))
     assert (again["scored"], again["unusable"], again["known"]) == (0, 0, 8)
     (incoming / "new.png").write_bytes(film(77))
-    more = live.score_films(home, incoming)
+    more = vars(live.score_films(home, incoming))
     assert (more["scored"], more["known"]) == (1, 8) and len(answered(home)) == 9
 
 
@@ -188,7 +188,7 @@ def test_unlike_films_are_referred_and_the_page_counts_the_reasons(knowing, tmp_
     (tmp_path / "incoming").mkdir()
     for name, content in films.items():
         (tmp_path / "incoming" / name).write_bytes(content)
-    done = live.score_films(knowing, tmp_path / "incoming")
+    done = vars(live.score_films(knowing, tmp_path / "incoming"))
     table = answered(knowing).set_index("sha256")
     assert done["unusable"] == 1
     assert table.loc[sha256_bytes(films["black.png"]), "reason"] == "the film is blank"
@@ -201,7 +201,7 @@ def test_unlike_films_are_referred_and_the_page_counts_the_reasons(knowing, tmp_
         unlike = model.assess(square[None])[1] > model.spec.novelty.limit
         assert table.loc[sha256_bytes(films[name]), "refer"] == unlike[0]
     counts = table.loc[table["refer"].eq(True).fillna(False), "reason"].value_counts().to_dict()
-    result = live.watch(knowing)
+    result = live.watch(knowing).to_json()
     assert result["referred"] == counts and sum(counts.values()) == done["referred"]
     page = (knowing / "watch/watch.html").read_text()
     for reason, count in counts.items():
@@ -211,15 +211,15 @@ def test_unlike_films_are_referred_and_the_page_counts_the_reasons(knowing, tmp_
 def test_answers_from_before_reasons_are_counted_as_unclear(home):
     rows = scored(120).assign(refer=pd.array([True] * 20 + [False] * 100, "boolean"))
     ScoreLog(home, "1").append(rows)
-    assert sum(live.watch(home)["referred"].values()) <= 20
+    assert sum(live.watch(home).to_json()["referred"].values()) <= 20
 
 
 def test_a_zip_and_a_folder_of_the_same_films_are_the_same_films(home, incoming, tmp_path):
     with zipfile.ZipFile(tmp_path / "films.zip", "w") as archive:
         for path in sorted(incoming.rglob("*.png")):
             archive.write(path, path.relative_to(incoming))
-    assert live.score_films(home, tmp_path / "films.zip")["scored"] == 5
-    assert live.score_films(home, incoming)["known"] == 7
+    assert live.score_films(home, tmp_path / "films.zip").scored == 5
+    assert live.score_films(home, incoming).known == 7
 
 
 def test_a_killed_run_goes_on_where_it_was(home, incoming, monkeypatch):
@@ -237,7 +237,7 @@ def test_a_killed_run_goes_on_where_it_was(home, incoming, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             live.score_films(home, incoming)
     assert len(answered(home)) == 3
-    rest = live.score_films(home, incoming)
+    rest = vars(live.score_films(home, incoming))
     assert rest["known"] == 3 and rest["scored"] + rest["unusable"] == 5
     assert not answered(home)["sha256"].duplicated().any()
 
@@ -248,19 +248,19 @@ def test_a_file_that_was_scored_is_read_again_only_when_it_was_written_to(home, 
     live.score_films(home, incoming)
     read, reader = [], scoring._read
     monkeypatch.setattr(scoring, "_read", lambda film, *rest: read.append(film.name) or reader(film, *rest))
-    assert live.score_films(home, incoming)["known"] == 8 and read == []
+    assert live.score_films(home, incoming).known == 8 and read == []
     (incoming / "ward 3/ROE^RICHARD-0.png").write_bytes(film(123))
-    more = live.score_films(home, incoming)
+    more = vars(live.score_films(home, incoming))
     assert (more["scored"], more["known"], read) == (1, 7, ["ward 3/ROE^RICHARD-0.png"])
 
 
 def test_a_file_that_cannot_be_read_is_tried_again(home, incoming):
     gone = incoming / "gone.png"
     gone.symlink_to(incoming / "absent.png")
-    done = live.score_films(home, incoming)
+    done = vars(live.score_films(home, incoming))
     assert (done["scored"], done["unreadable"], done["known"]) == (6, 1, 0)
     (incoming / "absent.png").write_bytes(film(50))
-    done = live.score_films(home, incoming)
+    done = vars(live.score_films(home, incoming))
     assert (done["scored"], done["unreadable"]) == (1, 0)
 
 
@@ -276,12 +276,12 @@ def test_without_a_champion_nothing_is_scored_or_watched(store, incoming):
     with pytest.raises(BadInput, match="there is no champion to score films with"):
         live.score_films(store, incoming)
     with pytest.raises(BadInput, match="there is no champion to watch"):
-        live.watch(store)
+        live.watch(store).to_json()
 
 
 def test_too_few_patients_decide_nothing(home):
     ScoreLog(home, "1").append(scored(60, sure=False))
-    found = live.watch(home)
+    found = live.watch(home).to_json()
     assert (found["verdict"], found["checks"], found["hold"]) == ("INSUFFICIENT EVIDENCE", [], None)
     assert found["sentence"] == (
         "Version 1 on its latest 60 films of 30 patients cannot be judged yet: the plan asks for 40 patients."
@@ -292,7 +292,7 @@ def test_too_few_patients_decide_nothing(home):
 def test_films_like_those_of_its_training_leave_the_champion_in_place(home):
     for seed in (2, 3, 1):
         ScoreLog(home, "1").append(scored(50 if seed == 2 else 100, seed=seed))
-    found = live.watch(home)
+    found = live.watch(home).to_json()
     assert (found["verdict"], found["films"], found["hold"]) == ("PASS", 100, None)
     assert [check["name"] for check in found["checks"]] == [
         *(f"drift of {name}" for name in ("bits", "brightness", "contrast", "resolution", "embedding")),
@@ -307,7 +307,7 @@ def test_films_like_those_of_its_training_leave_the_champion_in_place(home):
 
 def test_films_that_are_harder_to_tell_ask_for_labels_and_hold_nothing(home, incoming):
     ScoreLog(home, "1").append(scored(100, sure=False))
-    found = live.watch(home)
+    found = live.watch(home).to_json()
     warned = [check for check in found["checks"] if check["verdict"] == "WARNING"]
     assert "expected AUC" in {check["name"] for check in warned} and "Labels decide." in warned[0]["reason"]
     assert (found["verdict"], found["hold"], ledger.on_hold()) == ("WARNING", None, {})
@@ -316,31 +316,31 @@ def test_films_that_are_harder_to_tell_ask_for_labels_and_hold_nothing(home, inc
     )
     assert found["sentence"].endswith("Nothing is held by that; label 50 films: openmed live ask 50.")
     assert "label 50 films: openmed live ask 50." in (home / "watch/watch.html").read_text()
-    assert found["news"] and not live.watch(home)["news"]
-    assert live.score_films(home, incoming)["scored"] == 6
+    assert found["news"] and not live.watch(home).to_json()["news"]
+    assert live.score_films(home, incoming).scored == 6
 
 
 def test_films_that_look_otherwise_put_the_champion_on_hold(home, incoming):
     ScoreLog(home, "1").append(scored(100, mean=lambda grey: grey + 60))
-    found = live.watch(home)
+    found = live.watch(home).to_json()
     assert found["verdict"] == "FAIL" and "in brightness the films lie" in found["hold"]
     with pytest.raises(BadInput, match="version 1, the champion, is on hold since"):
         live.score_films(home, incoming)
     # Watching again neither forgets nor repeats it.
-    assert live.watch(home)["hold"] == found["hold"]
+    assert live.watch(home).to_json()["hold"] == found["hold"]
     assert [entry.event for entry in ledger.history("1")].count("held") == 1
     assert any("put on hold by monitoring" in what for _, what in ledger.story("1"))
     ledger.release("1", by="Dr Adams", reason="a new detector, checked by hand")
     # What a person has looked at does not hold it again.
-    assert live.watch(home)["verdict"] == "INSUFFICIENT EVIDENCE"
-    assert live.score_films(home, incoming)["scored"] == 6
+    assert live.watch(home).to_json()["verdict"] == "INSUFFICIENT EVIDENCE"
+    assert live.score_films(home, incoming).scored == 6
     assert ledger.champion() == "1"
 
 
 def test_of_films_that_are_nearly_all_ill_no_specificity_is_expected(home):
     films = scored(100).assign(score=0.97)
     ScoreLog(home, "1").append(films)
-    found = live.watch(home)
+    found = live.watch(home).to_json()
     missing = [check for check in found["checks"] if check["verdict"] == "INSUFFICIENT EVIDENCE"]
     assert [check["name"] for check in missing] == ["expected AUC", "expected specificity"]
     assert "it rests on 2 films, and 20 are needed" in missing[0]["reason"]
@@ -350,10 +350,10 @@ def test_of_films_that_are_nearly_all_ill_no_specificity_is_expected(home):
 def test_labels_show_what_the_probabilities_hide(home):
     table = scored(100)
     ScoreLog(home, "1").append(table)
-    assert live.watch(home)["verdict"] == "PASS"
+    assert live.watch(home).to_json()["verdict"] == "PASS"
     truth = np.where(table["score"] > 0.5, "NORMAL", "PNEUMONIA")
     live.log._write_labels(home, dict(zip(table["sha256"], truth, strict=True)))
-    found = live.watch(home)
+    found = live.watch(home).to_json()
     failed = {check["name"] for check in found["checks"] if check["verdict"] == "FAIL"}
     assert failed == {"measured sensitivity", "measured specificity", "measured AUC"}
     assert found["labelled"] == 100 and found["hold"]
@@ -361,7 +361,7 @@ def test_labels_show_what_the_probabilities_hide(home):
 
 def test_a_drift_that_the_plan_calls_moderate_is_no_large_one(home):
     ScoreLog(home, "1").append(scored(100, mean=lambda grey: grey + 12))
-    found = live.watch(home)
+    found = live.watch(home).to_json()
     moved = next(shift for shift in found["shifts"] if shift["aspect"] == "brightness")
     assert moved["verdict"] == "moderate" and found["verdict"] == "PASS"
 
@@ -385,7 +385,7 @@ def test_a_damaged_log_is_found(home):
     path = ScoreLog(home, "1").append(scored(100))
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(IntegrityError, match="restore it from the backup"):
-        live.watch(home)
+        live.watch(home).to_json()
 
 
 def test_a_version_on_hold_cannot_become_the_champion(home, crowned, tmp_path):

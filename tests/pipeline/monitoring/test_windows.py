@@ -182,9 +182,9 @@ def test_folders_and_renamed_files_get_the_same_verdict(home, folders, tmp_path,
         state = tmp_path / name
         shutil.copytree(home, state)
         monkeypatch.setenv("OPENMED_HOME", str(state))
-        assert live.score_films(state, source)["scored"] == 240
+        assert live.score_films(state, source).scored == 240
         live.add_labels(state, folders, CLASSES)
-        found = live.watch(state)
+        found = live.watch(state).to_json()
         assert found.pop("page") == str(state / "watch/watch.html")
         for period in found["periods"]:
             del period["until"]
@@ -225,7 +225,7 @@ def test_what_cannot_be_measured_keeps_the_champion_from_passing(home):  # noqa:
     ScoreLog(home, "1").append(films)
     ill = films[films["score"] > 0.5]
     label(home, ill, ["PNEUMONIA"] * len(ill))
-    found = live.watch(home)
+    found = live.watch(home).to_json()
     said = verdicts(found)
     assert said["measured sensitivity"] == "PASS"
     assert said["measured specificity"] == said["measured AUC"] == "INSUFFICIENT EVIDENCE"
@@ -241,7 +241,7 @@ def test_a_few_labels_decide_nothing_and_are_not_passed_over(home):  # noqa: F81
     films = scored(100)
     ScoreLog(home, "1").append(films)
     label(home, films[:20], np.where(films["score"][:20] > 0.5, "NORMAL", "PNEUMONIA"))
-    found = live.watch(home)
+    found = live.watch(home).to_json()
     assert found["verdict"] == "INSUFFICIENT EVIDENCE" and found["hold"] is None
     reasons = [check["reason"] for check in found["checks"] if check["name"] == "measured AUC"]
     assert reasons == [
@@ -255,7 +255,7 @@ def test_one_missed_film_among_many_healthy_ones_is_not_judged(home):  # noqa: F
     healthy = films[films["score"] < 0.5].assign(truth="NORMAL")
     healthy.iloc[0, -1] = "PNEUMONIA"
     label(home, healthy, healthy["truth"])
-    found = live.watch(home)
+    found = live.watch(home).to_json()
     reason = next(check["reason"] for check in found["checks"] if check["name"] == "measured sensitivity")
     assert reason == "The measured sensitivity is not judged: it rests on 1 films, and 20 are needed."
     assert found["verdict"] == "INSUFFICIENT EVIDENCE" and found["hold"] is None
@@ -266,7 +266,7 @@ def test_what_is_surely_too_bad_holds_though_other_parts_cannot_be_judged(home):
     ScoreLog(home, "1").append(films)
     low = films[films["score"] < 0.5]
     label(home, low, ["PNEUMONIA"] * len(low))
-    found = live.watch(home)
+    found = live.watch(home).to_json()
     assert found["verdict"] == "FAIL" and verdicts(found)["measured sensitivity"] == "FAIL"
     assert found["hold"].endswith("(not judged for want of evidence: measured AUC, measured specificity).")
 
@@ -277,7 +277,7 @@ def test_labels_of_both_classes_are_found_though_the_latest_films_are_of_one(hom
         ScoreLog(home, "1").append(films)
     both = pd.concat([healthy, ill])
     label(home, both, np.repeat(["NORMAL", "PNEUMONIA"], 100))
-    found = live.watch(home)
+    found = live.watch(home).to_json()
     said = verdicts(found)
     assert {said[f"measured {name}"] for name in ("AUC", "sensitivity", "specificity")} == {"PASS"}
     # What is expected of the latest films has no specificity, and that is said.
@@ -285,7 +285,7 @@ def test_labels_of_both_classes_are_found_though_the_latest_films_are_of_one(hom
 
 
 def test_a_champion_that_scored_nothing_is_not_judged(home):  # noqa: F811
-    found = live.watch(home)
+    found = live.watch(home).to_json()
     assert (found["verdict"], found["films"], found["periods"]) == ("INSUFFICIENT EVIDENCE", 0, [])
     assert found["sentence"].endswith("cannot be judged yet: the plan asks for 40 patients.")
 
@@ -293,7 +293,7 @@ def test_a_champion_that_scored_nothing_is_not_judged(home):  # noqa: F811
 def test_drift_from_films_that_were_not_stored_is_no_pass(home, monkeypatch):  # noqa: F811
     ScoreLog(home, "1").append(scored(100))
     monkeypatch.setattr(registry, "champion_profile", lambda: ("1", None))
-    found = live.watch(home)
+    found = live.watch(home).to_json()
     assert verdicts(found)["drift"] == found["verdict"] == "INSUFFICIENT EVIDENCE"
     assert "evidence is missing for drift." in found["sentence"]
     assert "were not stored with it" in (home / "watch/watch.html").read_text()
