@@ -15,7 +15,9 @@ def table() -> str:
     for field in Variables.model_fields.values():
         name = f"{field.validation_alias}_<ROLE>" if field.default == {} else str(field.validation_alias)
         default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
-        lines.append(f"| `{name}` | {f'`{default}`' if default else ''} | {field.description} |")
+        lines.append(
+            f"| `{name}` | {f'`{default}`' if default else ''} | {' '.join(str(field.description).split())} |"
+        )
     return "\n".join(lines) + "\n"
 
 

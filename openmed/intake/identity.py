@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from openmed.errors import BadInput
 
-PATIENTS_FROM = ("auto", "header", "folder", "name", "film", "list")
+PatientsFrom = Literal["auto", "header", "folder", "name", "film", "list"]
+PATIENTS_FROM = get_args(PatientsFrom)
 """Where patients are taken from: what is recognised; or, at its word, the PatientID of DICOM headers, the
 folder below the class folder, file names of a known pattern, nothing (each film is a patient of its own), or
 the column of a list."""

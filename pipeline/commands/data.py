@@ -1,12 +1,20 @@
 """`openmed data`: films imported, added, listed by version, drawn, and compared with the champion's."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.commands.printing import Json, PatientsFrom, cell, print_json, print_table
+from pipeline.commands.printing import (
+    Json,
+    PatientsFrom,
+    cell,
+    joined,
+    print_json,
+    print_left_out,
+    print_table,
+    teller,
+)
 from pipeline.settings.project import home, project_root
 
 data = typer.Typer(help="Films: import or add yours, list versions, draw the sample.", no_args_is_help=True)
@@ -54,12 +62,9 @@ def import_(
     if as_json:
         print_json(summary.to_json())
         return
-    classes = ", ".join(f"{name} {count}" for name, count in summary.per_class.items())
+    classes = joined(summary.per_class)
     print(f"{target}: {summary.films} films of {summary.patients} patients ({classes})")
-    if summary.skipped:
-        print(f"{summary.skipped} files were passed over: they are not films")
-    for reason, count in summary.withheld.items():
-        print(f"{count} of the films: nothing is kept but the reason, {reason}")
+    print_left_out(summary.skipped, summary.withheld)
     if summary.merged_validation:
         print(
             f"{summary.merged_validation} films declared for validation are too few and went back to training"
@@ -81,17 +86,12 @@ def add(
     from pipeline.settings.params import load_params
     from pipeline.versioning.data_versions import add_version
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
-
     root = project_root()
-    params, told = (
-        load_params(root / "params.yaml"),
-        {"source_name": source_name, "patients_from": patients_from},
-    )
-    done = add_version(root, home(), source, params, say, **told)
+    params = load_params(root / "params.yaml")
+    options = {"source_name": source_name, "patients_from": patients_from}
+    done = add_version(root, home(), source, params, teller(as_json), **options)
     if as_json:
-        print_json(done)
+        print_json(vars(done))
 
 
 @data.command()
@@ -112,7 +112,7 @@ def log(as_json: Json = False) -> None:
             version.date[:16].replace("T", " "),
             cell(version.films),
             cell(version.patients),
-            ", ".join(f"{name} {count}" for name, count in version.classes.items()),
+            joined(version.classes),
             version.md5[:8] if version.md5 else "damaged",
             version.subject,
         ]

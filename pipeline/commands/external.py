@@ -1,13 +1,21 @@
 """`openmed external`: sets of films from elsewhere, added and listed."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from openmed.errors import BadInput
-from pipeline.commands.printing import Json, PatientsFrom, cell, print_json, print_table
+from pipeline.commands.printing import (
+    Json,
+    PatientsFrom,
+    cell,
+    joined,
+    print_json,
+    print_left_out,
+    print_table,
+    teller,
+)
 from pipeline.settings.project import home, project_root
 
 external = typer.Typer(help="Films from elsewhere, which judge every candidate.", no_args_is_help=True)
@@ -32,25 +40,28 @@ def add(
     from pipeline.settings.params import load_params
     from pipeline.versioning.external_import import add_set
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
-
     root = project_root()
     params = load_params(root / "params.yaml")
     aliases = dict(_alias(text) for text in classes or [])
-    told = {"second_label": second_label, "patients_from": patients_from}
-    done = add_set(root, home(), name, source, params, say, aliases=aliases, **told)
+    done = add_set(
+        root,
+        home(),
+        name,
+        source,
+        params,
+        teller(as_json),
+        aliases=aliases,
+        second_label=second_label,
+        patients_from=patients_from,
+    )
     if as_json:
         print_json(done)
         return
-    counts = f"{_counts(done['classes'])}; {_counts(done['views'])}"
+    counts = f"{joined(done['classes'])}; {joined(done['views'])}"
     print(f"external/{name}: {done['films']} films of {done['patients']} patients ({counts})")
     if done["second_labels"]:
         print(f"{done['second_labels']} films have a second label")
-    if done["skipped"]:
-        print(f"{done['skipped']} files were passed over: they are not films")
-    for reason, count in done["withheld"].items():
-        print(f"{count} of the films: nothing is kept but the reason, {reason}")
+    print_left_out(done["skipped"], done["withheld"])
     if done["unusable"]:
         print(f"{done['unusable']} films are unusable and will not be scored")
     print(
@@ -73,10 +84,7 @@ def list_(as_json: Json = False) -> None:
             one["name"],
             cell(one.get("films")),
             cell(one.get("patients")),
-            *(
-                ", ".join(f"{key} {n}" for key, n in one.get(part, {}).items())
-                for part in ("classes", "views")
-            ),
+            *(joined(one.get(part, {})) for part in ("classes", "views")),
             one["md5"][:8],
         ]
         for one in sets
@@ -89,7 +97,3 @@ def _alias(text: str) -> tuple[str, str]:
     if not sign or not alias:
         raise BadInput(f"{text!r} does not say what a class is called: give VALUE=CLASS")
     return alias, name
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())

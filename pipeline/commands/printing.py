@@ -1,19 +1,21 @@
 """How the commands print: one JSON object, or a table for people."""
 
 import json
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
-from openmed.intake.identity import PATIENTS_FROM
+from openmed.intake import identity
 from pipeline.settings.plain_text import plain
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable output only.")]
 
 
 PatientsFrom = Annotated[
-    Literal[PATIENTS_FROM],
+    identity.PatientsFrom,
     typer.Option(
         help="What names the patient of a film: its header, the folder below the class folder, its file "
         "name, nothing (each film is a patient of its own), the list; auto: what is recognised."
@@ -24,6 +26,24 @@ PatientsFrom = Annotated[
 def print_json(content: Any) -> None:
     """Prints content as one line of JSON."""
     print(json.dumps(content))
+
+
+def teller(as_json: bool) -> Callable[[str], None]:
+    """Returns what tells people how work goes: on stderr where stdout is for JSON."""
+    return partial(print, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+def print_left_out(skipped: int, withheld: Mapping[str, int]) -> None:
+    """Says what an import left out: files that are no films, and reason -> films that kept nothing else."""
+    if skipped:
+        print(f"{skipped} files were passed over: they are not films")
+    for reason, count in withheld.items():
+        print(f"{count} of the films: nothing is kept but the reason, {reason}")
+
+
+def joined(counts: Mapping[str, int]) -> str:
+    """Returns name -> count in a line."""
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def number(value: float | None) -> str:

@@ -1,12 +1,11 @@
 """`openmed weights`: the vault of weights to start from."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.commands.printing import Json, cell, print_json, print_table
+from pipeline.commands.printing import Json, cell, print_json, print_table, teller
 from pipeline.settings.project import project_root
 
 weights = typer.Typer(help="Weights to start from: fill the vault, list it.", no_args_is_help=True)
@@ -23,11 +22,10 @@ def pull(
     """Puts the ImageNet weights, or the champion, into the vault and commits its version."""
     from pipeline.versioning.weights import pull_champion, pull_imagenet
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
-
     root = project_root()
-    done = (pull_champion if champion else pull_imagenet)(root, params or root / "params.yaml", say)
+    done = (pull_champion if champion else pull_imagenet)(
+        root, params or root / "params.yaml", teller(as_json)
+    )
     if as_json:
         print_json(done)
 

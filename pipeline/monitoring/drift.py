@@ -106,7 +106,8 @@ def check_drift(workspace: Path, *, accept: bool = False) -> DriftResult:
     params = load_params(workspace / "params.yaml")
     new = _films(workspace, params)
     version, reference = champion_profile()
-    judged, comparisons = None, {}
+    judged: str | None = None
+    comparisons: dict[str, Comparison] = {}
     if version is not None and reference is not None:
         judged, comparisons = _compared(reference, new, params)
         sentence = _sentence(judged, comparisons[judged], version)

@@ -1,6 +1,5 @@
 """Scores new films with the champion: each film once for a version, a part of the films at a time."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -65,12 +64,8 @@ def score_films(home: Path, source: Path) -> Scoring:
     where it was. A film that cannot be used is logged with the reason; a file that cannot be read at all is
     tried again by the next run. A file that was scored and not written to since is not read again.
 
-    Args:
-        home: The state folder.
-        source: Folder or zip of films, without labels.
-
     Raises:
-        BadInput: There is no champion, it is on hold, or the source holds no film.
+        BadInput: There is no champion, it is on hold, or the source, a folder or zip, holds no film.
         IntegrityError: The champion is not what was registered.
     """
     from openmed.cache.film_store import FilmStore
@@ -85,7 +80,8 @@ def score_films(home: Path, source: Path) -> Scoring:
         version = _champion()
         predictor = registry.load_predictor(f"models:/{registry.MODEL_NAME}/{version}", pick_device("auto"))
         model, log, secret = registry.model_digest(version), ScoreLog(home, version), pseudonyms(home)
-        known, counts = log.known(), Counter[str]()
+        known = log.known()
+        counts = dict.fromkeys((SCORED, "flagged", "referred", UNUSABLE, _UNREADABLE, "known"), 0)
         with FilmStore(Path(home) / "films") as store, progress(len(films), "score") as tick:
             for part in chunks(films, _PART_FILMS):
                 rows, unread = [], _unread(part, store, known)
@@ -102,8 +98,7 @@ def score_films(home: Path, source: Path) -> Scoring:
                     counts[row["status"]] += 1
                     counts["flagged"] += row["label"] in predictor.spec.findings
                     counts["referred"] += bool(row["refer"])
-    names = (SCORED, "flagged", "referred", UNUSABLE, _UNREADABLE, "known")
-    return Scoring(version, len(films), *(counts[name] for name in names), str(log.folder))
+    return Scoring(version, len(films), log=str(log.folder), **counts)
 
 
 def _champion() -> str:

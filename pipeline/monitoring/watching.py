@@ -147,7 +147,7 @@ def watch(home: Path) -> Watch:
         checks=judged.checks,
         shifts=judged.shifts,
         periods=list(_periods(subject, log, known, plan.films))[::-1],
-        hold=held and held.reason,
+        hold=held.reason if held else None,
         page=page,
     )
     _write(result, reference, films)

@@ -13,6 +13,7 @@ from pipeline.settings.yaml_file import read_yaml
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
 
 SUITE = Path(__file__).with_name("expectations.yaml")
 _SHOWN_ROWS = 10
@@ -61,7 +62,7 @@ def _run(table: pd.DataFrame, definitions: list[dict]) -> list[dict]:
     """Runs one suite on one table; results come in the order of the definitions."""
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+    context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
     asset = context.data_sources.add_pandas("manifest").add_dataframe_asset("films")
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": table})
     expectations = [

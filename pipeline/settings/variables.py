@@ -22,51 +22,42 @@ class Variables(BaseSettings):
         env_nested_delimiter="_",
         env_nested_max_split=1,
         frozen=True,
+        use_attribute_docstrings=True,
     )
 
-    project: Path | None = Field(
-        None, description="The checkout to work in; default: the nearest folder that holds dvc.yaml."
-    )
-    home: Path | None = Field(
-        None, description="The state folder; default: `.openmed` in the project. Several hosts share it."
-    )
-    debug: str = Field("", description="Any text: errors show their traceback too, as with `--debug`.")
-    site_secret: SecretStr | None = Field(
-        None,
-        description="What pseudonyms of patients are made from; default: the file `site_secret` of the state "
-        "folder.",
-    )
-    alert_url: SecretStr | None = Field(
-        None,
-        description="Incoming webhook of a chat, which gets one sentence of a hold or a wish for labels.",
-    )
-    airflow_url: str | None = Field(
-        None, description="An Airflow elsewhere that is told of new films; default: that of the state folder."
-    )
-    airflow_user: str = Field("admin", description="Its user.")
-    airflow_password: SecretStr = Field(SecretStr(""), description="The user's password.")
-    mlflow_url: str | None = Field(
-        None, description="MLflow as reviewers' browsers reach it; default: the tracking server."
-    )
-    serve_on_hold: str = Field(
-        "", description="`yes` lets a served version answer although it is on hold, with a warning."
-    )
-    schedule: str = Field("0 2 * * 0", description="Cron expression of the retraining, or `off`.")
-    score_schedule: str | None = Field(
-        None, description="Cron expression of scoring and watching; default: by hand."
-    )
-    timezone: str = Field("UTC", description="Time zone of both, such as Europe/Vienna.")
-    incoming: str | None = Field(
-        None, description="Folder of the films to score; default: `incoming` of the state folder."
-    )
-    keep_workspaces_days: Annotated[float, Field(ge=0)] = Field(
-        14, description="Days that the workspace of a failed retraining is kept."
-    )
-    reviewers: Annotated[dict[str, str], NoDecode] = Field(
-        {},
-        description="One for each role of the change plan and for `HOLD`: the users of Airflow who may "
-        "answer, separated by commas; default: anyone.",
-    )
+    project: Path | None = None
+    """The checkout to work in; default: the nearest folder that holds dvc.yaml."""
+    home: Path | None = None
+    """The state folder; default: `.openmed` in the project. Several hosts share it."""
+    debug: str = ""
+    """Any text: errors show their traceback too, as with `--debug`."""
+    site_secret: SecretStr | None = None
+    """What pseudonyms of patients are made from; default: the file `site_secret` of the state folder."""
+    alert_url: SecretStr | None = None
+    """Incoming webhook of a chat, which gets one sentence of a hold or a wish for labels."""
+    airflow_url: str | None = None
+    """An Airflow elsewhere that is told of new films; default: that of the state folder."""
+    airflow_user: str = "admin"
+    """Its user."""
+    airflow_password: SecretStr = SecretStr("")
+    """The user's password."""
+    mlflow_url: str | None = None
+    """MLflow as reviewers' browsers reach it; default: the tracking server."""
+    serve_on_hold: str = ""
+    """`yes` lets a served version answer although it is on hold, with a warning."""
+    schedule: str = "0 2 * * 0"
+    """Cron expression of the retraining, or `off`."""
+    score_schedule: str | None = None
+    """Cron expression of scoring and watching; default: by hand."""
+    timezone: str = "UTC"
+    """Time zone of both, such as Europe/Vienna."""
+    incoming: str | None = None
+    """Folder of the films to score; default: `incoming` of the state folder."""
+    keep_workspaces_days: Annotated[float, Field(ge=0)] = 14
+    """Days that the workspace of a failed retraining is kept."""
+    reviewers: Annotated[dict[str, str], NoDecode] = {}
+    """One for each role of the change plan and for `HOLD`: the users of Airflow who may answer, separated by
+    commas; default: anyone."""
 
 
 def variables() -> Variables:

@@ -25,7 +25,7 @@ _DEEPEST, _MOST_VALUES = 50, 1_000_000
 class _Loader(yaml.CSafeLoader):
     """The safe loader in C, which refuses a key that stands twice in a mapping."""
 
-    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         if isinstance(node, yaml.MappingNode):
             seen = set()
             for key, _ in node.value:

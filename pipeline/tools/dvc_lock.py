@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from openmed.errors import BadInput, IntegrityError
+from openmed.files import write_text
 from pipeline.settings.yaml_file import parse_yaml, read_yaml
 
 _CHUNK_BYTES = 1 << 20
@@ -30,11 +33,20 @@ def parse_pointer(text: str, source: str) -> dict[str, Any]:
 
 
 def _pointer(content: Any, source: str) -> dict[str, Any]:
-    outs = content.get("outs") if isinstance(content, dict) else None
-    whole = isinstance(outs, list) and outs and all(isinstance(out, dict) for out in outs)
-    if not (whole and isinstance(outs[0].get("md5"), str) and isinstance(content.get("meta", {}), dict)):
+    content = content if isinstance(content, dict) else {}
+    outs = content.get("outs")
+    whole = isinstance(outs, list) and all(isinstance(out, dict) for out in outs)
+    first = outs[0].get("md5") if outs and whole else None
+    if not (isinstance(first, str) and isinstance(content.get("meta", {}), dict)):
         raise BadInput(f"{source} is not what DVC writes: get it back with git, or add the data again")
     return content
+
+
+def describe(pointer: Path, meta: Mapping[str, Any]) -> None:
+    """Writes into a .dvc file what a reader of the history wants to know of its data."""
+    content = read_pointer(pointer)
+    if content.get("meta") != meta:
+        write_text(pointer, yaml.safe_dump(content | {"meta": dict(meta)}, sort_keys=False))
 
 
 def outputs(lock: Mapping[str, Any], stage: str) -> dict[str, str]:

@@ -5,23 +5,22 @@ too, so that the list needs neither the films nor the DVC cache.
 """
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from openmed.cache.film_store import FilmStore
 from openmed.dataset.manifest import FILMS_FILE, measure_films, read_films
 from openmed.errors import BadInput
-from openmed.files import write_text
 from openmed.intake.appending import append_films
-from openmed.intake.importing import import_films
+from openmed.intake.importing import ImportSummary, import_films
 from pipeline.settings.params import Params
 from pipeline.tools.airflow_client import DATASET, running_airflow
-from pipeline.tools.dvc_lock import parse_pointer, read_pointer
+from pipeline.tools.dvc_lock import describe, parse_pointer
 from pipeline.tools.git import check_branch, dvc, git, push
 from pipeline.tools.terminal import progress
 from pipeline.versioning.dataset import own_remote
@@ -53,6 +52,27 @@ class DataVersion:
     classes: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Addition:
+    """What became of new films.
+
+    Attributes:
+        added: Films that are new.
+        known: Films that were there already.
+        unusable: New films that will be quarantined.
+        revision: The commit; None when nothing changed.
+        pushed: Whether there was a remote to push to.
+        announced: Whether there was an Airflow to tell.
+    """
+
+    added: int
+    known: int
+    unusable: int
+    revision: str | None = None
+    pushed: bool = False
+    announced: bool = False
+
+
 def add_version(
     root: Path,
     home: Path,
@@ -62,23 +82,11 @@ def add_version(
     *,
     source_name: str = "",
     patients_from: str = "auto",
-) -> dict[str, Any]:
+) -> Addition:
     """Adds films to data/, and makes a data version of the result that starts a retraining.
 
     Every step can be repeated: after a kill, or when the remote or Airflow could not be reached, the
-    same call does what is still missing.
-
-    Args:
-        root: The checkout.
-        home: The state folder.
-        source: Folder, zip or CSV list of new films.
-        params: The settings.
-        say: Told what happens.
-        source_name: Name of the hospital or archive that the films come from; may be empty.
-        patients_from: One of `openmed.intake.identity.PATIENTS_FROM`.
-
-    Returns:
-        added and known (films), revision (None when nothing changed), pushed and announced (bool).
+    same call does what is still missing. `say` is told what happens; for the rest see `import_films`.
 
     Raises:
         BadInput: The source cannot be used, too many of its films are unusable, data/ is not as
@@ -89,57 +97,66 @@ def add_version(
     if not (data / FILMS_FILE).is_file():
         raise BadInput(f"{data} holds no films yet: get them with `dvc pull data.dvc`, or use `data import`")
     check_branch(root)
-    about = {"source_name": source_name, "patients_from": patients_from}
-    new, summary, bad = _add_films(root, home, source, params, about)
-    say(f"{len(new)} new films ({_counts(new['label'])}), {summary.films - len(new)} were there already")
-    for reason, count in summary.withheld.items():
-        say(f"{count} of the films: nothing is kept but the reason, {reason}")
-    for sentence in summary.recognised.sentences():
-        say(sentence)
-    if bad:
-        say(f"{bad} of the new films are unusable and will be quarantined; see artifacts/validate")
-    say("Making the data version")
-    dvc(root, "add", "data")
-    own_remote(root)
-    _describe(root, params)
-    done = {"added": len(new), "known": summary.films - len(new), "unusable": bad, "revision": None}
-    if not git(root, "status", "--porcelain", "--", POINTER):
-        say("Nothing is new: the data stay as they are")
-        return done | {"pushed": False, "announced": False}
-    pushed = push(root, POINTER, "the films", say)
-    subject = f"Add {len(new)} films: {_counts(new['label'])}" if len(new) else "Record the films"
-    git(root, "commit", "--quiet", "--message", subject, "--", POINTER)
-    done |= {"revision": git(root, "rev-parse", "HEAD"), "pushed": pushed}
-    say(f"Data version {done['revision'][:10]}")
-    return done | {"announced": _announce(home, done, say)}
-
-
-def _add_films(
-    root: Path, home: Path, source: Path, params: Params, about: dict[str, str]
-) -> tuple[pd.DataFrame, Any, int]:
-    """Appends the films; returns the new rows, the summary of the import and how many are unusable."""
-    classes, data = params.task.classes, root / "data"
-    # On the disk of the data, so that films are moved and not copied.
-    with tempfile.TemporaryDirectory(prefix=".data.", dir=root) as scratch:
-        staging = Path(scratch) / "new"
-        summary = import_films(
-            source,
-            staging,
-            class_names=classes,
-            pseudonyms=pseudonyms(home),
-            every_class=False,
-            **about,
-        )
+    with _staged(root, home, source, params, source_name, patients_from) as (staging, summary):
         bad = _unusable(staging, home, params)
         if bad > params.validate_.max_quarantined_share * summary.films:
             raise BadInput(
                 f"{bad} of the {summary.films} films in {source} are unusable, more than "
                 "validate.max_quarantined_share of params.yaml allows: nothing was added"
             )
-        new = append_films(staging, data, classes)
+        new = append_films(staging, data, params.task.classes)["label"]
     # The version is about to be recorded as good: no film of it may have changed since its import.
     _unusable(data, home, params)
-    return new, summary, bad
+    say(f"{len(new)} new films ({_counts(new)}), {summary.films - len(new)} were there already")
+    for reason, count in summary.withheld.items():
+        say(f"{count} of the films: nothing is kept but the reason, {reason}")
+    for sentence in summary.recognised.sentences():
+        say(sentence)
+    if bad:
+        say(f"{bad} of the new films are unusable and will be quarantined; see artifacts/validate")
+    return _record(root, home, params, Addition(len(new), summary.films - len(new), bad), new, say)
+
+
+@contextmanager
+def _staged(
+    root: Path, home: Path, source: Path, params: Params, source_name: str, patients_from: str
+) -> Iterator[tuple[Path, ImportSummary]]:
+    """Imports the films beside the data, on their disk, so that films are moved and not copied."""
+    with tempfile.TemporaryDirectory(prefix=".data.", dir=root) as scratch:
+        staging = Path(scratch) / "new"
+        yield (
+            staging,
+            import_films(
+                source,
+                staging,
+                class_names=params.task.classes,
+                pseudonyms=pseudonyms(home),
+                every_class=False,
+                source_name=source_name,
+                patients_from=patients_from,
+            ),
+        )
+
+
+def _record(
+    root: Path, home: Path, params: Params, done: Addition, new: pd.Series, say: Callable[[str], None]
+) -> Addition:
+    """Gives the films to DVC, pushes and commits them, and tells Airflow."""
+    say("Making the data version")
+    dvc(root, "add", "data")
+    own_remote(root)
+    _describe(root, params)
+    if not git(root, "status", "--porcelain", "--", POINTER):
+        say("Nothing is new: the data stay as they are")
+        return done
+    pushed = push(root, POINTER, "the films", say)
+    subject = f"Add {done.added} films: {_counts(new)}" if done.added else "Record the films"
+    git(root, "commit", "--quiet", "--message", subject, "--", POINTER)
+    revision = git(root, "rev-parse", "HEAD")
+    say(f"Data version {revision[:10]}")
+    return replace(
+        done, revision=revision, pushed=pushed, announced=_announce(home, revision, done.added, say)
+    )
 
 
 def _unusable(folder: Path, home: Path, params: Params) -> int:
@@ -154,20 +171,18 @@ def _describe(root: Path, params: Params) -> None:
     """Writes the counts into data.dvc."""
     films = pd.read_csv(root / "data" / FILMS_FILE, dtype=str, keep_default_na=False)
     counts = films["label"].value_counts()
-    about = {"films": len(films), "patients": int(films["patient"].nunique())}
-    about["classes"] = {name: int(counts.get(name, 0)) for name in params.task.classes}
-    pointer = root / POINTER
-    content = read_pointer(pointer)
-    if content.get("meta") != about:
-        write_text(pointer, yaml.safe_dump(content | {"meta": about}, sort_keys=False))
+    classes = {name: int(counts.get(name, 0)) for name in params.task.classes}
+    describe(
+        root / POINTER, {"films": len(films), "patients": films["patient"].nunique(), "classes": classes}
+    )
 
 
-def _announce(home: Path, done: dict[str, Any], say: Callable[[str], None]) -> bool:
+def _announce(home: Path, revision: str, added: int, say: Callable[[str], None]) -> bool:
     airflow = running_airflow(home)
     if airflow is None:
         say("No Airflow is running for this project: its next scheduled run takes the new version")
         return False
-    airflow.emit(DATASET, {"revision": done["revision"], "films": done["added"]})
+    airflow.emit(DATASET, {"revision": revision, "films": added})
     say(f"Airflow at {airflow.url} was told: the retraining starts")
     return True
 

@@ -6,15 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from openmed.cache.film_store import FilmStore
 from openmed.dataset.manifest import measure_films
 from openmed.errors import BadInput
-from openmed.files import write_text
 from openmed.intake.external_set import SET_NAME, import_set, read_set
 from pipeline.settings.params import Params
-from pipeline.tools.dvc_lock import read_pointer
+from pipeline.tools.dvc_lock import describe
 from pipeline.tools.git import dvc, push
 from pipeline.versioning.external_sets import EXTERNAL, pointer_of
 from pipeline.versioning.site import pseudonyms
@@ -32,22 +29,11 @@ def add_set(
     second_label: str | None,
     patients_from: str = "auto",
 ) -> dict[str, Any]:
-    """Puts films from elsewhere under DVC as an external set.
-
-    Args:
-        root: The checkout.
-        home: The state folder.
-        name: Of the set.
-        source: Folder, zip or CSV list of films.
-        params: The settings.
-        say: Told what happens.
-        aliases: What the source calls a class -> the class.
-        second_label: Column of the list with the label of a second reader.
-        patients_from: One of `openmed.intake.identity.PATIENTS_FROM`.
+    """Puts films from elsewhere under DVC as an external set; for the options see `import_set`.
 
     Returns:
-        name; films, patients, classes, views, second_labels, skipped, unmatched, recognised and unusable;
-        pushed (bool).
+        name; what `import_set` found (films, patients, classes, views, second_labels, skipped, unmatched,
+        recognised, withheld); unusable (films that will not be scored); pushed.
 
     Raises:
         BadInput: The name is taken or is no name, or the source cannot be used.
@@ -72,9 +58,8 @@ def add_set(
         say(sentence)
     about = summary.to_json() | {"unusable": _unusable(folder, home, params)}
     dvc(root, "add", folder.relative_to(root).as_posix())
-    content = read_pointer(pointer)
-    described = {key: about[key] for key in ("films", "patients", "classes", "views", "second_labels")}
-    write_text(pointer, yaml.safe_dump(content | {"meta": described}, sort_keys=False))
+    described = ("films", "patients", "classes", "views", "second_labels")
+    describe(pointer, {key: about[key] for key in described})
     pushed = push(root, pointer.relative_to(root).as_posix(), "the films", say)
     return {"name": name, **about, "pushed": pushed}
 

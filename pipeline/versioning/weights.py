@@ -9,21 +9,15 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import Any
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import write_text
 from openmed.models.vault import CHAMPION_WEIGHTS, UNKNOWN_LICENCE, VaultEntry, put_in_vault, read_vault
 from pipeline.settings.artifacts import VAULT
 from pipeline.settings.params import Params, Train, load_params
-from pipeline.tools.dvc_lock import read_pointer
+from pipeline.tools.dvc_lock import describe, read_pointer
 from pipeline.tools.git import check_branch, dvc, git, push
 from pipeline.versioning.workspace import WEIGHTS_POINTER, obtain, set_values
-
-if TYPE_CHECKING:
-    from openmed.models.weights import HubWeights
 
 Say = Callable[[str], None]
 
@@ -126,26 +120,22 @@ def _bring(vault: Path, section: Train, say: Say) -> bool:
     for asked in (expected, pin):
         _check_hash(name, found.sha256, asked)
     weights.tensor_names(found.path)
-    entry = entry or _imagenet(name, found, weights.fetch_licence(found.source, found.revision))
-    put_in_vault(vault, found.path, entry)
-    say(f"{name} is in the vault: {entry.source} at {str(entry.revision)[:10]}, licence {entry.licence}")
-    if entry.licence == UNKNOWN_LICENCE:
-        say(f"ATTENTION: {entry.source} states no licence; find out whether you may use it")
-    return True
-
-
-def _imagenet(name: str, found: "HubWeights", licence: str) -> VaultEntry:
-    return VaultEntry(
+    entry = entry or VaultEntry(
         kind="imagenet",
         timm_name=name,
         file=f"{name}.safetensors",
         source=found.source,
         revision=found.revision,
-        licence=licence,
+        licence=weights.fetch_licence(found.source, found.revision),
         sha256=found.sha256,
         bytes=found.path.stat().st_size,
         added_at=_now(),
     )
+    put_in_vault(vault, found.path, entry)
+    say(f"{name} is in the vault: {entry.source} at {str(entry.revision)[:10]}, licence {entry.licence}")
+    if entry.licence == UNKNOWN_LICENCE:
+        say(f"ATTENTION: {entry.source} states no licence; find out whether you may use it")
+    return True
 
 
 def _bring_champion(vault: Path, folder: Path, params: Params, source: str, say: Say) -> list[str]:
@@ -250,9 +240,7 @@ def _add(root: Path, params_file: Path) -> None:
     dvc(root, "add", str(VAULT))
     for entry in held.values():
         entry.path_in(root / VAULT)  # DVC may have put a damaged file of its cache in the place of a good one
-    pointer = root / WEIGHTS_POINTER
-    content = read_pointer(pointer)
-    write_text(pointer, yaml.safe_dump(content | {"meta": {"weights": about}}, sort_keys=False))
+    describe(root / WEIGHTS_POINTER, {"weights": about})
 
 
 def _about(entry: VaultEntry) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The DAGs of after a promotion: when they run, what they emit, and what an answer can be."""
 
-from dataclasses import fields
 from datetime import UTC, datetime
 from types import SimpleNamespace
 

@@ -73,10 +73,10 @@ def expected(subject: Subject, films: "pd.DataFrame") -> tuple[dict[str, Interva
 
 
 def expected_checks(
-    found: Mapping[str, Interval], counts: Mapping[str, float], floors: Mapping[str, float]
+    found: Mapping[str, Interval], counts: Mapping[str, float], plan: "Monitoring"
 ) -> Iterator[Gate]:
     """Checks what is expected; what lies surely below a floor is a warning."""
-    for name, floor in floors.items():
+    for name, floor in plan.floors.items():
         title, interval = f"expected {NAMES[name]}", found[name]
         if reason := _unjudged(title, interval, counts[name], ""):
             yield _check(title, interval, floor, INSUFFICIENT, reason)

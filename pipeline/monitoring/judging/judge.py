@@ -66,7 +66,7 @@ def judge(
         shifts = None if reference is None else drift_shifts(subject, reference, films, share.value)
         confidence = 0.95 if shifts is None else float(subject.params["drift"]["confidence"])
         made += checks.drift_checks(shifts, plan.drift, error / 2, confidence)
-        made += checks.expected_checks(found, counts, plan.floors)
+        made += checks.expected_checks(found, counts, plan)
         if subject.refers is not None:
             made.append(
                 checks.referral_check(subject.refers, films, plan.max_referred, share.value, error / 2)

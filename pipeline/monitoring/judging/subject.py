@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from openmed.errors import BadInput
 from pipeline.evaluation.judgement import patient_numbers
 from pipeline.evaluation.rules import Rules
 
@@ -48,6 +49,8 @@ class Subject:
         from openmed.monitoring.sampled_performance import performance
 
         spec, test = evidence.spec, evidence.test
+        if spec.threshold is None:
+            raise BadInput(f"version {evidence.version} has no frozen threshold, so it cannot be watched")
         having = test["label"] == spec.positive_index
         calibration = evidence.predictions[evidence.predictions["split"] == "calibration"]
         labels = calibration["label"] == spec.positive_index
