@@ -140,14 +140,8 @@ class DvcStageOperator(BaseOperator):
     def _environment(self, workspace: Path) -> dict[str, str]:
         # dvc.yaml says `python`: it has to be the interpreter that Airflow runs on.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        return {
-            **os.environ,
-            "PATH": path,
-            "PYTHONUNBUFFERED": "1",
-            "DVC_NO_ANALYTICS": "1",
-            "OPENMED_HOME": str(HOME),
-            "OPENMED_PROJECT": str(workspace),
-        }
+        folders = {"OPENMED_HOME": str(HOME), "OPENMED_PROJECT": str(workspace)}
+        return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"} | folders
 
     def _run(self, workspace: Path) -> tuple[int, str]:
         """Returns DVC's exit code and the end of what was printed."""

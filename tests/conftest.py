@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from pipeline.settings.project import environment
+from tests.airflow_runs import decide
 
 environment()
 
@@ -173,10 +174,10 @@ def answered(people, promotion) -> str:
     from threading import Thread
 
     def clinical():
-        people[0].decide("promote", promotion, "Approve", "fine", 240, task="review.clinical")
+        decide(people[0], "promote", promotion, "Approve", "fine", 240, task="review.clinical")
 
     asking = Thread(target=clinical)
     asking.start()
-    state = people[1].decide("promote", promotion, "Approve", None, 240, task="review.technical")
+    state = decide(people[1], "promote", promotion, "Approve", None, 240, task="review.technical")
     asking.join()
     return state

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from pipeline.local.services import ENGINEER, REVIEWER, Services
+from tests.airflow_runs import decide, wait_for_run
 from tests.conftest import FILMS, ROOT, answered, toy_params, write_params, write_plan
 
 pytestmark = pytest.mark.slow
@@ -144,7 +145,7 @@ def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champio
             admin.set_paused(dag, False)
         # Without force DVC would bring the outputs of `dvc repro` back from its run cache.
         admin.trigger("retrain", {"force": True}, "road")
-        assert admin.wait_for_run("retrain", "road", 900) == "success"
+        assert wait_for_run(admin, "retrain", "road", 900) == "success"
         workspace = Path(admin.xcom("retrain", "road", "prepare")["path"])
         assert outputs(workspace) == outputs(project)
         candidate = admin.xcom("retrain", "road", "register", "candidate")
@@ -206,7 +207,7 @@ def test_films_that_look_otherwise_hold_the_champion_until_a_person_releases_it(
             services.wait_for_dag(dag)
             admin.set_paused(dag, False)
         admin.trigger("score", {"films": str(incoming)}, "new")
-        assert admin.wait_for_run("score", "new", 300) == "success"
+        assert wait_for_run(admin, "score", "new", 300) == "success"
         done = admin.xcom("score", "new", "score")
         # The sample holds some films twice.
         assert done["scored"] + done["known"] == 160 and done["scored"] > 150
@@ -215,7 +216,7 @@ def test_films_that_look_otherwise_hold_the_champion_until_a_person_releases_it(
         champion = admin.xcom("score", "new", "watch")["version"]
         listed = json.loads(told(home, "registry", "list", "--json"))
         assert next(each["hold"] for each in listed if each["version"] == champion)
-        assert reviewer.decide("hold", asked, "Release", "looked at by hand", 240) == "success"
+        assert decide(reviewer, "hold", asked, "Release", "looked at by hand", 240) == "success"
         assert admin.task_states("hold", asked)["keep"] == "skipped"
     shown = told(home, "registry", "show", champion)
     assert f"taken off hold by {REVIEWER}: looked at by hand" in shown

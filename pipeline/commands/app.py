@@ -193,11 +193,9 @@ def reproduce(
     if as_json:
         print_json(result)
     else:
-        columns = ("", "recorded", "now")
-        rows = [
-            [name, cell(pair["recorded"]), cell(pair["found"])] for name, pair in result["metrics"].items()
-        ]
-        print_table(columns, rows)
+        pairs = result["metrics"].items()
+        rows = [[name, cell(pair["recorded"]), cell(pair["found"])] for name, pair in pairs]
+        print_table(("", "recorded", "now"), rows)
         print(f"version {version}: {result['agreement']}")
     if result["agreement"] == DIFFERENT:
         raise IntegrityError(f"version {version} came out otherwise: compare the versions of the libraries")

@@ -32,14 +32,7 @@ class DemoFailed(OpenMedError):
 def run_demo(
     project: Path, home: Path, films: Path | None, limit: int | None, patients_from: str = "auto"
 ) -> None:
-    """Retrains on the sample, or on the given films, and promotes what passes.
-
-    Args:
-        project: The checkout.
-        home: The state folder.
-        films: Folder, zip or CSV manifest of films; None takes the bundled sample.
-        limit: Take about this many of the films.
-        patients_from: One of `openmed.intake.identity.PATIENTS_FROM`.
+    """Retrains on the sample, or on about `limit` of the given films, and promotes what passes.
 
     Raises:
         DemoFailed: A run failed.

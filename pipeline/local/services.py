@@ -35,12 +35,12 @@ class Services:
 
     Args:
         project: The folder that holds dvc.yaml and dags/.
-        home: The state folder; everything the services write lies below it.
-        airflow_port: Port of Airflow; 0 takes a free one.
-        mlflow_port: Port of MLflow; 0 takes a free one, None starts no MLflow server. None is started
-            either when MLFLOW_TRACKING_URI names a server, where the models are then.
+        home: The state folder, below which everything lies that they write.
+        airflow_port: 0 takes a free one.
+        mlflow_port: 0 takes a free one. None starts no MLflow server, nor is one started when
+            MLFLOW_TRACKING_URI names a server, where the models are then.
         gpu_slots: How many trainings may run at once.
-        schedule: Cron expression of the retraining, `off` for none, None for the default.
+        schedule: As `AirflowSettings`.
         parallelism: How many tasks may run at once.
     """
 
@@ -57,7 +57,6 @@ class Services:
     ) -> None:
         self.project, self.home = Path(project).resolve(), Path(home).resolve()
         self.logs = self.home / "logs"
-        self.username = ADMIN
         self._settings = AirflowSettings(
             self.project, self.home, airflow_port or free_port(), schedule, parallelism
         )
@@ -74,23 +73,17 @@ class Services:
         return self._settings.url
 
     @property
-    def password_file(self) -> Path:
-        """JSON of user -> password."""
-        return self._settings.password_file
-
-    @property
     def mlflow_url(self) -> str | None:
         """Where MLflow answers, None when it is not started."""
         return f"http://{LOOPBACK}:{self._mlflow_port}" if self._mlflow_port else None
 
-    @property
-    def password(self) -> str:
-        """Password of `username`."""
-        return read_json(self.password_file)[self.username]
+    def passwords(self) -> dict[str, str]:
+        """Returns user -> password."""
+        return read_json(self._settings.password_file)
 
     def client(self, username: str = ADMIN) -> AirflowClient:
         """Returns a client that acts as one of the users."""
-        return AirflowClient(self.airflow_url, username, read_json(self.password_file)[username])
+        return AirflowClient(self.airflow_url, username, self.passwords()[username])
 
     def start(self) -> Self:
         """Starts everything and returns at once; see `wait_healthy`.
@@ -100,7 +93,9 @@ class Services:
         """
         state_folder(self.home)
         self.logs.mkdir(exist_ok=True)
-        self._take_lock()
+        self._lock = take_lock(self.home)
+        if self._lock is None:
+            raise ResourceError(f"the services of {self.home} are running already: `openmed down` stops them")
         try:
             for port in filter(None, (self._settings.port, self._mlflow_port)):
                 _check_port(port)
@@ -118,16 +113,16 @@ class Services:
             raise
         return self
 
-    def wait_healthy(self, timeout_s: float = 120.0) -> float:
+    def wait_healthy(self, timeout_s: float = 120.0, stopped: threading.Event | None = None) -> float | None:
         """Waits until every component answers, then sets the pools.
 
         Returns:
-            The seconds waited.
+            The seconds waited; None when it was `stopped` meanwhile.
 
         Raises:
             ResourceError: A component ended or is not healthy in time; the message names its log.
         """
-        started = time.monotonic()
+        started, stopped = time.monotonic(), stopped or threading.Event()
         while missing := self._unhealthy():
             for name, process in self._processes.items():
                 if process.poll() is not None:
@@ -137,7 +132,8 @@ class Services:
                 raise ResourceError(
                     f"{', '.join(missing)} not healthy after {timeout_s:g} s; see {self.logs}"
                 )
-            time.sleep(0.3)
+            if stopped.wait(0.3):
+                return None
         self._set_pools()
         return time.monotonic() - started
 
@@ -189,11 +185,6 @@ class Services:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _take_lock(self) -> None:
-        self._lock = take_lock(self.home)
-        if self._lock is None:
-            raise ResourceError(f"the services of {self.home} are running already: `openmed down` stops them")
-
     def _spawn(self, name: str, module: str, *arguments: str) -> None:
         # A review links to the report in MLflow, as a browser on this machine reaches it.
         shown = {"OPENMED_MLFLOW_URL": self.mlflow_url} if self.mlflow_url else {}
@@ -229,36 +220,27 @@ class Services:
         return missing + [part for part in parts if (health.get(part) or {}).get("status") != "healthy"]
 
     def _set_pools(self) -> None:
-        pools = [
-            ("gpu", self._gpu_slots, "Trainings"),
-            ("registry", 1, "Moves of the champion, one at a time"),
-        ]
+        moves = "Moves of the champion, one at a time"
         entities = [
             {"name": name, "slots": slots, "description": text, "include_deferred": False}
-            for name, slots, text in pools
+            for name, slots, text in (("gpu", self._gpu_slots, "Trainings"), ("registry", 1, moves))
         ]
         actions = [{"action": "create", "action_on_existence": "overwrite", "entities": entities}]
         self.client().request("PATCH", "pools", {"actions": actions})
 
 
 def up(project: Path, home: Path, **options: Any) -> None:
-    """Starts the services, says where they are, and stops them on Ctrl-C, SIGTERM or a closed terminal.
-
-    Args:
-        project: The folder that holds dvc.yaml and dags/.
-        home: The state folder.
-        **options: Those of `Services`.
-    """
+    """Starts `Services`, says where they are, and stops them on Ctrl-C, SIGTERM or a closed terminal."""
     stopped = threading.Event()
     before = {number: signal.signal(number, lambda *_: stopped.set()) for number in ending_signals()}
     try:
         with Services(project, home, **options) as services:
-            waited_s = _wait_unless(stopped, services)
+            waited_s = services.wait_healthy(180, stopped)
             if waited_s is not None:
                 print(f"Airflow  {services.airflow_url}   users {ADMIN}, {REVIEWER} and {ENGINEER}")
                 if services.mlflow_url:
                     print(f"MLflow   {services.mlflow_url}")
-                print(f"The passwords are in {services.password_file}, logs in {services.logs}.")
+                print(f"The passwords are in {home / 'airflow' / 'passwords.json'}, logs in {services.logs}.")
                 print(f"Ready after {waited_s:.0f} s. Ctrl-C or `openmed down` stops everything.", flush=True)
                 stopped.wait()
             with suppress(OSError):  # the terminal may be gone
@@ -266,19 +248,6 @@ def up(project: Path, home: Path, **options: Any) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _wait_unless(stopped: threading.Event, services: Services) -> float | None:
-    """Waits for health in short steps, so that Ctrl-C is heard meanwhile; None when it was."""
-    started = time.monotonic()
-    while not stopped.is_set():
-        try:
-            services.wait_healthy(timeout_s=1.0)
-            return time.monotonic() - started
-        except ResourceError as error:
-            if "not healthy after" not in str(error) or time.monotonic() - started > 180:
-                raise
-    return None
 
 
 def _check_port(port: int) -> None:

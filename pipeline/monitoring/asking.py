@@ -27,13 +27,9 @@ COLUMNS = ("sha256", "label")
 
 @dataclass(frozen=True)
 class Ask:
-    """Films drawn for labelling.
+    """Films of a version drawn for labelling: how many, of how many (`frame`), and the list to fill in.
 
-    Attributes:
-        version: The champion.
-        films: How many were drawn.
-        frame: How many they were drawn from.
-        csv: The list to fill in: sha256, label, and film where a source is given.
+    The columns of the list are sha256 and label, and film where a source was given.
     """
 
     version: str
@@ -49,10 +45,7 @@ def ask(home: Path, films: int, source: Path | None = None) -> Ask:
     become as sure as possible (`openmed.monitoring.label_sampling`). Films that have a label or were asked
     for are not asked for again. The list is in the order of the hashes, which tells nothing of the scores.
 
-    Args:
-        home: The state folder.
-        films: How many films to draw.
-        source: Folder or zip that holds the films: their paths in it are then in the list.
+    Their paths are in the list where a `source`, folder or zip, is given.
 
     Raises:
         BadInput: There is no champion, or fewer films are left.
@@ -107,13 +100,8 @@ def draw_films(subject: Subject, frame: "pd.DataFrame", known: set[str], films: 
 def drawn_with(asks: "pd.DataFrame", known: set[str], complete: float = 0.9) -> "pd.Series":
     """Returns film (SHA-256) -> the probability it was drawn with, of films that were drawn and labelled.
 
-    The films that nobody could label may be the hard ones, so an ask counts once nine in ten of its films
-    have labels.
-
-    Args:
-        asks: As `read_asks` returns them.
-        known: Films with labels.
-        complete: The share of the films of an ask that must have labels.
+    The films that nobody could label may be the hard ones, so an ask (of `asks`, see `read_asks`) counts
+    once a `complete` share of its films is `known` by label.
     """
     asks = asks.reset_index(drop=True)
     labelled = asks["sha256"].isin(known)

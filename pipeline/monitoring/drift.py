@@ -23,13 +23,7 @@ NOT_COMPARED = "not compared"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Some films against those of the champion.
-
-    Attributes:
-        films: How many there are.
-        patients: How many patients they are of.
-        shifts: What was measured.
-    """
+    """So many films of so many patients against those of the champion."""
 
     films: int
     patients: int
@@ -52,13 +46,8 @@ class Comparison:
 class DriftResult:
     """How far the films of a workspace lie from those of the champion.
 
-    Attributes:
-        champion: Its version; None where there is none.
-        accepted: Whether a large shift was accepted beforehand.
-        manifest_sha256: Of the manifest that was compared.
-        judged: Whose verdict counts: added, whole, or None where nothing was compared.
-        sentence: The outcome for people.
-        comparisons: Under added and whole.
+    `accepted` says whether a large shift was accepted beforehand, `judged` whose verdict counts: that of the
+    added films or of the whole version, None where nothing was compared.
     """
 
     champion: str | None
@@ -84,19 +73,15 @@ class DriftResult:
 
 
 def check_drift(workspace: Path, *, accept: bool = False) -> DriftResult:
-    """Measures how far the films of a workspace lie from those of the champion.
+    """Measures how far the films of a workspace, in which `validate` has run, lie from the champion's.
 
     Both the whole version of the data and the films that are new in it are compared. The new ones are judged
     when there are enough of them (`drift.min_added_films` in params.yaml), else the whole version: a few odd
     films among thousands must not pass unseen, nor must three films stop a run. Writes drift.json and
     drift.html in artifacts/drift.
 
-    Args:
-        workspace: A checkout in which the stage `validate` has run.
-        accept: Go on although the shift is large.
-
     Raises:
-        BadInput: The shift is large and was not accepted, or validate has not run.
+        BadInput: The shift is large and not accepted beforehand, or validate has not run.
         IntegrityError: The films stored with the champion were changed.
         ResourceError: The registry does not answer.
     """

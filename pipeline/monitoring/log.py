@@ -29,12 +29,7 @@ WAIT_S = 60.0
 
 
 class ScoreLog:
-    """What one version answered to films. All that one object adds is one batch.
-
-    Args:
-        home: The state folder.
-        version: The version.
-    """
+    """What one version answered to films. All that one object adds is one batch."""
 
     def __init__(self, home: Path, version: str) -> None:
         self.version = version
@@ -73,15 +68,7 @@ class ScoreLog:
 
 
 def read_films(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
-    """Reads the scored films of one file of a log.
-
-    Args:
-        path: One of `ScoreLog.parts`.
-        columns: The columns to read; default: all.
-
-    Raises:
-        IntegrityError: The file is damaged.
-    """
+    """Reads the scored films of one of `ScoreLog.parts`; IntegrityError when it is damaged."""
     table = _read(path, None if columns is None else list(dict.fromkeys([*columns, "status"])))
     return table.loc[table["status"] == SCORED, slice(None) if columns is None else list(columns)]
 
@@ -111,12 +98,9 @@ class _Written:
 def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str, int]:
     """Keeps what films turned out to be; a film that was labelled before gets the new label.
 
-    Args:
-        home: The state folder.
-        source: Folder, zip or list of labelled films, as `openmed data import` takes it, or the list of
-            `openmed live ask` with labels filled in (CSV: sha256, label; rows without a label are passed
-            over). The files are those that were scored: films are told by their content.
-        class_names: The known classes.
+    The source is a folder, zip or list of labelled films, as `openmed data import` takes it, or the list of
+    `openmed live ask` with labels filled in (CSV: sha256, label; rows without a label are passed over). The
+    files are those that were scored: films are told by their content.
 
     Returns:
         films (in the source), new, changed.

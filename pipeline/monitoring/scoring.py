@@ -32,18 +32,10 @@ _PART_FILMS, _BATCH_FILMS = 1024, 32
 
 @dataclass(frozen=True)
 class Scoring:
-    """What came of the films of a source.
+    """What came of the `films` of a source, in numbers: `known` are those that were scored before.
 
-    Attributes:
-        version: The champion.
-        films: How many are in the source.
-        scored: How many were answered.
-        flagged: Of these, called a finding.
-        referred: Of these, referred to a radiologist.
-        unusable: New films that cannot be answered.
-        unreadable: Files that cannot be read at all.
-        known: Scored before.
-        log: The folder of the answers.
+    Of the `scored` ones some are `flagged` (called a finding) or `referred` to a radiologist; `unusable` are
+    films that cannot be answered, `unreadable` files of which nothing is known. `log` is the answers' folder.
     """
 
     version: str

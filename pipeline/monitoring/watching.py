@@ -38,13 +38,9 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Period:
-    """One window of films.
+    """One window of films, the last of them scored at `until` (UTC, ISO 8601).
 
-    Attributes:
-        films: How many there are.
-        until: When the last was scored; UTC, ISO 8601.
-        expected: Metric -> what the probabilities expect; those that rest on enough films.
-        measured: Metric -> what the labels show; empty without labels.
+    Of each metric, what the probabilities expect, where it rests on enough films, and what labels show.
     """
 
     films: int
@@ -66,22 +62,15 @@ class Watch:
     """What a look at the champion's latest films showed.
 
     Attributes:
-        version: The champion.
         verdict: PASS, FAIL, WARNING, or INSUFFICIENT EVIDENCE where no check fails or warns and one cannot
             be made.
         news: Whether the last watch said otherwise.
-        sentence: The outcome for people.
-        films: Films that were judged.
-        patients: Their patients.
-        labelled: Films with labels that were judged.
-        share: Of the finding, estimated; None where it was not.
+        films: How many were judged, of so many patients; `labelled` ones were judged by their labels.
+        share: Of the finding, estimated (0..1); None where it was not.
         flagged: Share of the films called a finding: `now`, and of the `test` films; None without films.
         referred: Reason -> number of films.
-        checks: All checks.
-        shifts: How the looks of the films moved.
         periods: The latest windows, the oldest first.
         hold: The reason that holds the version; None when nothing does.
-        page: The page with pictures.
     """
 
     version: str

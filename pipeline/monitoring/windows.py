@@ -45,27 +45,19 @@ class Eligible:
 def windows(
     log: ScoreLog, films: int, columns: Sequence[str] | None = None, eligible: Eligible | None = None
 ) -> Iterator["pd.DataFrame"]:
-    """Yields windows of a log, the latest first.
+    """Yields windows of a log, the latest first, with sha256, patient, scored_at and `columns` (None: all).
 
     A window holds at least so many films, except for the oldest one: all of the latest batches, and whole
     patients of the one with which it is full. What that batch has beyond is in no window. Of one patient at
     most so many films of a batch are taken. In memory are a window, and 16 bytes a film of one batch.
-
-    Args:
-        log: The log.
-        films: How many films make a window full, 1 or more.
-        columns: The columns to read, beside sha256, patient and scored_at; default: all.
-        eligible: The films that count; default: all that were scored.
 
     Raises:
         IntegrityError: A file of the log is damaged.
     """
     import pandas as pd
 
-    chosen, wanted = (
-        eligible or Eligible(),
-        None if columns is None else list(dict.fromkeys([*_NEEDED, *columns])),
-    )
+    chosen = eligible or Eligible()
+    wanted = None if columns is None else list(dict.fromkeys([*_NEEDED, *columns]))
     parts, missing = [], films
     for batch in log.batches():
         drawn = _draw(batch, missing, wanted, chosen)

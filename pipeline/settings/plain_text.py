@@ -15,12 +15,8 @@ def plain(text: str) -> str:
 def one_line(text: str, what: str) -> str:
     """Returns what a person wrote as it is recorded: runs of white space become one space.
 
-    Args:
-        text: What was written.
-        what: How an error names it.
-
     Raises:
-        BadInput: It holds control characters or others that show nothing, or is too long.
+        BadInput: It (`what`) holds characters that show nothing, as control characters, or is too long.
     """
     line = " ".join(text.split())
     if not line.isprintable():

@@ -40,14 +40,7 @@ class _Loader(yaml.CSafeLoader):
 
 
 def read_yaml(path: Path | str, *, missing: str = "") -> Any:
-    """Reads a YAML file.
-
-    Args:
-        path: The file.
-        missing: What to say of a file that is not there, after its name.
-
-    Returns:
-        Its content; None for an empty file.
+    """Reads a YAML file, None for an empty one; `missing` is said of an absent file, after its name.
 
     Raises:
         BadInput: It is not there, cannot be read, is no YAML, is too long or too deep, or has a key twice.

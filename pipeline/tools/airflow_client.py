@@ -3,7 +3,6 @@
 import configparser
 import ssl
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +17,6 @@ from pipeline.settings.variables import variables
 DATASET = "openmed_dataset"
 """The asset whose event starts a retraining."""
 _ANSWER_AFTER_S = 4.0
-_FINAL = ("success", "failed")
 # SQLite can be locked for a moment while tasks end; a second event starts no second run.
 _TRIED_AGAIN = retry(
     retry=retry_if_exception_message(match="Airflow answered 500"),
@@ -31,11 +29,7 @@ _TRIED_AGAIN = retry(
 class AirflowClient:
     """One user of one Airflow server.
 
-    Args:
-        url: Base URL of the API server.
-        username: A user of Airflow.
-        password: The user's password.
-        timeout_s: Longest wait for one answer.
+    `url` is the base URL of the API server, `timeout_s` the longest wait for one answer.
 
     Raises:
         ResourceError: From every method, when the server cannot be reached or says no.
@@ -72,11 +66,7 @@ class AirflowClient:
 
     def run_state(self, dag_id: str, run_id: str) -> str:
         """Returns `queued`, `running`, `success` or `failed`."""
-        return self.request("GET", f"dags/{dag_id}/dagRuns/{_quoted(run_id)}")["state"]
-
-    def wait_for_run(self, dag_id: str, run_id: str, timeout_s: float) -> str:
-        """Returns the final state of a run; ResourceError when it takes longer."""
-        return self._until_final(dag_id, run_id, timeout_s, lambda: None)
+        return self.request("GET", _run(dag_id, run_id))["state"]
 
     def task_states(self, dag_id: str, run_id: str) -> dict[str, str | None]:
         """Returns the state of each task by id."""
@@ -84,24 +74,18 @@ class AirflowClient:
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Returns all that Airflow knows of each task of a run."""
-        found = self.request("GET", f"dags/{dag_id}/dagRuns/{_quoted(run_id)}/taskInstances?limit=1000")
-        return found["task_instances"]
+        return self.request("GET", f"{_run(dag_id, run_id)}/taskInstances?limit=1000")["task_instances"]
 
     def task_log(self, dag_id: str, run_id: str, task_id: str, attempt: int = 1) -> str:
         """Returns the lines one attempt of a task logged."""
-        place = f"dags/{dag_id}/dagRuns/{_quoted(run_id)}/taskInstances/{task_id}"
-        content = self.request("GET", f"{place}/logs/{attempt}?full_content=true")["content"]
+        task = f"{_run(dag_id, run_id)}/taskInstances/{task_id}"
+        content = self.request("GET", f"{task}/logs/{attempt}?full_content=true")["content"]
         return "\n".join(_log_line(each) for each in content)
-
-    def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
-        """Marks a task `success`, `failed` or `skipped`; a running one is ended."""
-        place = f"dags/{dag_id}/dagRuns/{_quoted(run_id)}/taskInstances/{task_id}"
-        self.request("PATCH", place, {"new_state": state})
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
         """Returns what a task handed on."""
-        place = f"dags/{dag_id}/dagRuns/{_quoted(run_id)}/taskInstances/{task_id}/xcomEntries/{key}"
-        return self.request("GET", f"{place}?deserialize=false&stringify=false")["value"]
+        entry = f"{_run(dag_id, run_id)}/taskInstances/{task_id}/xcomEntries/{key}"
+        return self.request("GET", f"{entry}?deserialize=false&stringify=false")["value"]
 
     def set_paused(self, dag_id: str, paused: bool) -> None:
         """Pauses a DAG or lets it run."""
@@ -109,7 +93,7 @@ class AirflowClient:
 
     def emit(self, asset: str, extra: dict[str, Any] | None = None) -> None:
         """Records an event of an asset, which starts the DAGs that wait for it."""
-        found = self.request("GET", f"assets?name_pattern={_quoted(asset)}")["assets"]
+        found = self.request("GET", f"assets?name_pattern={quote(asset, safe='')}")["assets"]
         ids = [each["id"] for each in found if each["name"] == asset]
         if not ids:
             raise BadInput(f"Airflow knows no asset '{asset}'; wait until its DAGs are read")
@@ -126,52 +110,9 @@ class AirflowClient:
         # in between makes the task fail, and it asks again; seen up to 1.5 s after the question.
         time.sleep(_ANSWER_AFTER_S)
         task = review["task_instance"]
-        place = f"dags/{task['dag_id']}/dagRuns/{_quoted(task['dag_run_id'])}/taskInstances/{task['task_id']}"
+        path = f"{_run(task['dag_id'], task['dag_run_id'])}/taskInstances/{task['task_id']}"
         body = {"chosen_options": [option], "params_input": {"comment": comment}}
-        self.request("PATCH", f"{place}/{task['map_index']}/hitlDetails", body)
-
-    def decide(
-        self,
-        dag_id: str,
-        run_id: str,
-        option: str,
-        comment: str | None,
-        timeout_s: float,
-        task: str | None = None,
-    ) -> str:
-        """Answers the questions of a run, again if asked again, and returns the run's final state.
-
-        Args:
-            dag_id: The DAG.
-            run_id: Its run.
-            option: One of the options of the question.
-            comment: Goes with the answer.
-            timeout_s: How long to wait for the end of the run.
-            task: Answers the question of this task alone.
-
-        Raises:
-            ResourceError: The run is not done in time.
-        """
-
-        def answer_open() -> None:
-            for review in self.pending_reviews():
-                instance = review["task_instance"]
-                mine = task in (None, instance["task_id"])
-                if mine and (instance["dag_id"], instance["dag_run_id"]) == (dag_id, run_id):
-                    self.answer(review, option, comment)
-
-        return self._until_final(dag_id, run_id, timeout_s, answer_open)
-
-    def _until_final(self, dag_id: str, run_id: str, timeout_s: float, meanwhile: Callable[[], None]) -> str:
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if (state := self.run_state(dag_id, run_id)) in _FINAL:
-                return state
-            meanwhile()
-            time.sleep(0.5)
-        raise ResourceError(
-            f"run {run_id} of {dag_id} is not done after {timeout_s:g} s; see its page in Airflow"
-        )
+        self.request("PATCH", f"{path}/{task['map_index']}/hitlDetails", body)
 
     def _send(self, method: str, path: str, body: Any) -> Any:
         try:
@@ -216,8 +157,8 @@ def running_airflow(home: Path) -> AirflowClient | None:
     return client
 
 
-def _quoted(text: str) -> str:
-    return quote(text, safe="")
+def _run(dag_id: str, run_id: str) -> str:
+    return f"dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
 
 
 def _log_line(entry: Any) -> str:

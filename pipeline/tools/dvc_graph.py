@@ -43,13 +43,10 @@ class Stage:
 
 
 def load_graph(path: Path) -> dict[str, Stage]:
-    """Reads dvc.yaml and says which stage needs which.
+    """Reads dvc.yaml, and beside it params.yaml and what `vars` names, and says which stage needs which.
 
     Stage B depends on stage A when a dependency of B is an output of A, lies inside one or
     contains one.
-
-    Args:
-        path: The dvc.yaml file; `params.yaml` and the files under `vars` are looked up beside it.
 
     Returns:
         The stages by name, in the order of the file.

@@ -93,22 +93,16 @@ def own_worktree_setting(root: Path) -> None:
     """
     config = git_folder(root) / "config"
     try:
-        place = git(root, "config", "--file", str(config), "core.worktree")
+        worktree = git(root, "config", "--file", str(config), "core.worktree")
     except BadInput:
         return
     git(root, "config", "extensions.worktreeConfig", "true")
-    git(root, "config", "--file", f"{config}.worktree", "core.worktree", place)
+    git(root, "config", "--file", f"{config}.worktree", "core.worktree", worktree)
     git(root, "config", "--file", str(config), "--unset", "core.worktree")
 
 
 def push(root: Path, pointer: str, what: str, say: Callable[[str], None]) -> bool:
-    """Pushes what a pointer names to the default remote; False where none is set.
-
-    Args:
-        root: The checkout.
-        pointer: A .dvc file.
-        what: What is pushed, for people.
-        say: Told what happens.
+    """Pushes what a .dvc file points to, `what` for people, to the default remote; False where none is set.
 
     Raises:
         ResourceError: The remote does not answer.

@@ -41,8 +41,11 @@ def take_lock(home: Path) -> io.TextIOWrapper | None:
 
 def record(home: Path, components: Mapping[str, int]) -> None:
     """Writes down that this process runs the components, name -> process id."""
+    from psutil import Process
+
     processes = {"up": os.getpid(), **components}
-    write_json(home / "services.json", {name: [pid, _started(pid)] for name, pid in processes.items()})
+    started = {name: [pid, Process(pid).create_time()] for name, pid in processes.items()}
+    write_json(home / "services.json", started)
 
 
 def ending_signals() -> list[signal.Signals]:
@@ -76,7 +79,9 @@ def down(home: Path) -> int:
         signal_group(pid, signal.SIGTERM)
     _wait(home, _COMPONENTS_END_WITHIN_S)
     for process in family:
-        _kill(process)
+        with suppress(psutil.Error):
+            if process.pid != os.getpid():
+                process.kill()
     psutil.wait_procs(family, _KILLED_WITHIN_S)
     if not _wait(home, _KILLED_WITHIN_S):
         raise ResourceError(f"the services of {home} still run: look for their processes and end them")
@@ -87,11 +92,11 @@ def descendants(pids: Iterable[int]) -> "set[Process]":
     """Returns all processes below some. A stage has a session of its own, so no group holds them all."""
     import psutil
 
-    found = set()
+    below: set[Process] = set()
     for pid in pids:
         with suppress(psutil.Error):
-            found.update(psutil.Process(pid).children(recursive=True))
-    return found
+            below.update(psutil.Process(pid).children(recursive=True))
+    return below
 
 
 def signal_group(group: int, number: int) -> bool:
@@ -103,11 +108,9 @@ def signal_group(group: int, number: int) -> bool:
 
 
 def _is_free(home: Path) -> bool:
-    lock = take_lock(home)
-    if lock is None:
-        return False
-    lock.close()
-    return True
+    if lock := take_lock(home):
+        lock.close()
+    return lock is not None
 
 
 def _wait(home: Path, within_s: float) -> bool:
@@ -121,35 +124,21 @@ def _recorded(home: Path) -> "dict[str, Process]":
     """The recorded processes that still live: a number may belong to another process by now."""
     import psutil
 
-    path, found = home / "services.json", {}
+    path, living = home / "services.json", {}
     for name, (pid, started) in (read_json(path) if path.is_file() else {}).items():
         with suppress(psutil.Error):
             if psutil.Process(pid).create_time() == started:
-                found[name] = psutil.Process(pid)
-    return found
+                living[name] = psutil.Process(pid)
+    return living
 
 
 def _of_this_home(home: Path) -> "set[Process]":
     """Processes that a component of this state folder has left behind."""
     import psutil
 
-    found = set()
+    left = set()
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.environ().get("AIRFLOW_HOME") == str(home / "airflow"):
-                found.add(process)
-    return found
-
-
-def _started(pid: int) -> float:
-    import psutil
-
-    return psutil.Process(pid).create_time()
-
-
-def _kill(process: "Process") -> None:
-    import psutil
-
-    with suppress(psutil.Error):
-        if process.pid != os.getpid():
-            process.kill()
+                left.add(process)
+    return left

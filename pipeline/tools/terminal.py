@@ -13,11 +13,7 @@ _LOG_EVERY_S = 10
 
 
 def guarded(action: Callable[[], None], *, debug: bool = False) -> int:
-    """Runs an action; an error becomes one sentence on stderr and an exit code.
-
-    Args:
-        action: What to do.
-        debug: Show the traceback too.
+    """Runs an action; an error becomes a sentence on stderr (and with `debug` a traceback) and an exit code.
 
     Returns:
         0 done, 2 bad input, 3 integrity, 4 resource, 5 a diverged training, 130 or 143 interrupted, 1 a bug.

@@ -31,16 +31,10 @@ POINTER = "data.dvc"
 
 @dataclass(frozen=True)
 class DataVersion:
-    """One version of the films.
+    """One version of the films: the commit that brought it (date in ISO 8601), and its counts.
 
-    Attributes:
-        revision: Commit that brought it.
-        date: When, ISO 8601.
-        subject: First line of the commit.
-        md5: DVC's hash of the data folder, None where data.dvc of that commit is damaged.
-        films: Number of films, None where it was not written down.
-        patients: Number of patients, likewise.
-        classes: Films of each class, empty where they were not written down.
+    `md5`, DVC's hash of the data folder, is None where data.dvc of that commit is damaged; counts are None or
+    empty where they were not written down.
     """
 
     revision: str
@@ -54,15 +48,9 @@ class DataVersion:
 
 @dataclass(frozen=True)
 class Addition:
-    """What became of new films.
+    """How many films are new, were there already, and will be quarantined of the new ones.
 
-    Attributes:
-        added: Films that are new.
-        known: Films that were there already.
-        unusable: New films that will be quarantined.
-        revision: The commit; None when nothing changed.
-        pushed: Whether there was a remote to push to.
-        announced: Whether there was an Airflow to tell.
+    The revision is None when nothing changed; where there was a remote or Airflow, it was pushed, announced.
     """
 
     added: int
@@ -159,12 +147,15 @@ def _record(
     )
 
 
-def _unusable(folder: Path, home: Path, params: Params) -> int:
-    """Measures what is not known of the films yet and counts the unusable ones."""
-    films = read_films(folder, params.task.classes)
+def count_unusable(folder: Path, films: pd.DataFrame, home: Path, params: Params) -> int:
+    """Measures what is not known of films yet and counts the unusable ones."""
     with FilmStore(home / "films") as store, progress(len(films), "validate") as tick:
         manifest = measure_films(folder, films, store, min_side_px=params.validate_.min_side_px, tick=tick)
     return int((manifest["status"] == "quarantined").sum())
+
+
+def _unusable(folder: Path, home: Path, params: Params) -> int:
+    return count_unusable(folder, read_films(folder, params.task.classes), home, params)
 
 
 def _describe(root: Path, params: Params) -> None:

@@ -22,10 +22,7 @@ def new_folder(target: Path, *, replace: bool, kept: Iterable[Path] = ()) -> Ite
 
     Only a data folder is ever replaced: one whose films.csv names every other file in it.
 
-    Args:
-        target: The folder to write.
-        replace: Whether it may hold films already.
-        kept: Folders and files that must outlive the replacement: inputs, project, state.
+    With `replace` it may hold films already; what is in `kept` (inputs, project, state) must outlive that.
 
     Raises:
         BadInput: `target` holds something and may not be replaced, or is a link.

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from openmed.cache.film_store import FilmStore
-from openmed.dataset.manifest import measure_films
 from openmed.errors import BadInput
 from openmed.intake.external_set import SET_NAME, import_set, read_set
 from pipeline.settings.params import Params
 from pipeline.tools.dvc_lock import describe
 from pipeline.tools.git import dvc, push
+from pipeline.versioning.data_versions import count_unusable
 from pipeline.versioning.external_sets import EXTERNAL, pointer_of
 from pipeline.versioning.site import pseudonyms
 
@@ -67,10 +66,8 @@ def add_set(
 def _unusable(folder: Path, home: Path, params: Params) -> int:
     """Measures the films and counts the unusable ones; a set without a usable film is taken away again."""
     films = read_set(folder, params.task.classes)
-    with FilmStore(home / "films") as store:
-        manifest = measure_films(folder, films, store, min_side_px=params.validate_.min_side_px)
-    bad = int((manifest["status"] == "quarantined").sum())
-    if bad == len(manifest):
+    bad = count_unusable(folder, films, home, params)
+    if bad == len(films):
         shutil.rmtree(folder)
         raise BadInput(f"none of the {bad} films of the set is usable: nothing was added")
     return bad

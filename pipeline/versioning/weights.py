@@ -28,11 +28,7 @@ def pull_imagenet(root: Path, params_file: Path, say: Say) -> dict[str, Any]:
     What is there and intact stays as it is. Every step can be repeated: after a kill, or when the hub or the
     remote could not be reached, the same call does what is still missing.
 
-    Args:
-        root: The checkout.
-        params_file: Settings that name the networks. The hash of what a training starts from is written
-            into them.
-        say: Told what happens.
+    The hash of what a training starts from is written into `params_file`, which names the networks.
 
     Returns:
         fetched (networks), pinned (architectures), revision (None when nothing is new) and pushed.

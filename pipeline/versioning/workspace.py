@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,12 @@ _NAMED = ("remote", "machine", "db")
 def create(repo: Path, revision: str, run_id: str, home: Path) -> Path:
     """Makes the workspace of a run, or finds it again.
 
-    The commit that `revision` means is written down the first time, so that a retried task works
-    on the same commit although `HEAD` has moved on. A workspace that is there already is kept
-    with everything the run has made in it.
-
-    Args:
-        repo: The main checkout, whose DVC cache and remotes are shared.
-        revision: A commit, tag or branch.
-        run_id: The id of the run; characters that do not suit a folder name are replaced.
-        home: The state folder; the workspace is `home/runs/<run id>`.
+    The commit that `revision` (a commit, tag or branch) means is written down the first time, so that a
+    retried task works on the same commit although `HEAD` has moved on. A workspace that is there already is
+    kept with everything the run has made in it. It shares the DVC cache and the remotes of `repo`.
 
     Returns:
-        The folder of the workspace, with the data, the weights vault and the external sets of that revision.
+        `path_of` the run, with the data, the weights vault and the external sets of that revision.
 
     Raises:
         BadInput: The revision does not exist, holds no DVC project, or the run began on another.
@@ -83,7 +77,7 @@ def path_of(run_id: str, home: Path) -> Path:
 
 
 def commit_of(workspace: Path) -> str:
-    """Returns the full hash of the commit a workspace or checkout stands on."""
+    """Returns the full hash of the commit that a checkout stands on."""
     return _git(workspace, "rev-parse", "HEAD")
 
 
@@ -100,41 +94,34 @@ def remove(repo: Path, path: Path) -> None:
 
 
 def retire(repo: Path, path: Path) -> list[Path]:
-    """Marks the run of a workspace as complete and removes those completed before it.
+    """Marks the run of a workspace as complete, removes those completed before it, and returns these.
 
     The newest complete workspace stays: when the champion changes before its candidate is judged,
     the gate scores the new champion on the films in it.
-
-    Returns:
-        The folders removed.
     """
     record = _record_of(path)
     write_json(record, {**read_json(record), "complete": True})
-    removed = []
-    for other in sorted(record.parent.glob("*.json")):
-        if other != record and read_json(other).get("complete") and _folder_of(other).exists():
-            remove(repo, _folder_of(other))
-            removed.append(_folder_of(other))
-    return removed
+    others = (other for other in sorted(record.parent.glob("*.json")) if other != record)
+    return _removed(repo, (other for other in others if read_json(other).get("complete")))
 
 
 def prune(repo: Path, home: Path, keep_days: float) -> list[Path]:
-    """Removes the workspaces of runs that began more than `keep_days` days ago.
-
-    Returns:
-        The folders removed.
-    """
-    runs = Path(home).resolve() / "runs"
+    """Removes the workspaces of runs that began more than `keep_days` days ago, and returns these."""
     oldest = time.time() - keep_days * _SECONDS_PER_DAY
-    removed = []
-    for record in sorted(runs.glob("*.json")) if runs.is_dir() else []:
-        if record.stat().st_mtime < oldest:
-            path = _folder_of(record)
-            if path.exists():
-                remove(repo, path)
-                removed.append(path)
-            record.unlink()
+    records = sorted((Path(home).resolve() / "runs").glob("*.json"))
+    old = [record for record in records if record.stat().st_mtime < oldest]
+    removed = _removed(repo, old)
+    for record in old:
+        record.unlink()
     return removed
+
+
+def _removed(repo: Path, records: Iterable[Path]) -> list[Path]:
+    """Removes the workspaces that records stand for, as far as they are there, and returns them."""
+    folders = [folder for record in records if (folder := record.with_suffix("")).exists()]
+    for folder in folders:
+        remove(repo, folder)
+    return folders
 
 
 def set_params(workspace: Path, values: Mapping[str, Any]) -> None:
@@ -146,11 +133,7 @@ def set_params(workspace: Path, values: Mapping[str, Any]) -> None:
 
 
 def set_values(path: Path, values: Mapping[str, Any]) -> None:
-    """Overrides values of a settings file; every other character of it stays as it is.
-
-    Args:
-        path: A file such as params.yaml.
-        values: New values by dotted key, such as `{"run.seed": 7}`.
+    """Overrides values of a settings file, by dotted key; every other character of it stays as it is.
 
     Raises:
         BadInput: The file has no such key, or cannot be read; nothing is changed then.
@@ -208,10 +191,6 @@ def link_types() -> list[str]:
 
 def _record_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
-
-
-def _folder_of(record: Path) -> Path:
-    return record.with_name(record.name.removesuffix(".json"))
 
 
 def _pinned_commit(repo: Path, revision: str, path: Path) -> str:

@@ -142,17 +142,10 @@ def measured_checks(
 def referral_check(
     refers: tuple[float, float], films: "pd.DataFrame", most: float, share: float, error: float
 ) -> Gate:
-    """Checks the share of the films that is referred to a radiologist.
+    """Checks the share of the films that is referred to a radiologist, of which the plan accepts `most`.
 
-    Where the test films would be referred as often at the films' share of the finding, nothing but that
-    share has changed: that warns.
-
-    Args:
-        refers: As of `Subject`.
-        films: The films.
-        most: The share that the plan accepts.
-        share: Estimated share of the finding; NaN where there is none.
-        error: What this check may err.
+    Where the test films would be referred as often (`refers`, see `Subject`) at the films' estimated share of
+    the finding (NaN where there is none), nothing but that share has changed: that warns.
     """
     import numpy as np
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import quote
 
 import psutil
 import pytest
@@ -24,6 +25,8 @@ from openmed.errors import BadInput, ResourceError
 from pipeline.local.services import Services, up
 from pipeline.tools import airflow_client
 from pipeline.tools.airflow_client import DATASET, AirflowClient, running_airflow
+from pipeline.tools.processes import take_lock
+from tests.airflow_runs import decide, wait_for_run
 from tests.conftest import answered
 
 ROOT = Path(__file__).parents[3]
@@ -123,15 +126,12 @@ def test_runs_tasks_logs_and_xcoms_are_read(client):
 
 def test_dags_tasks_and_assets_are_changed(client):
     say("PATCH", "dags/d", {})
-    say("PATCH", "dags/d/dagRuns/r/taskInstances/a", {})
     found = [{"id": 4, "name": "openmed_dataset_2"}, {"id": 5, "name": "openmed_dataset"}]
     say("GET", "assets?name_pattern=openmed_dataset", {"assets": found})
     say("GET", "assets?name_pattern=absent", {"assets": []})
     say("POST", "assets/events", {})
     client.set_paused("d", True)
     assert Answers.asked[-1][2] == {"is_paused": True}
-    client.set_task_state("d", "r", "a", "failed")
-    assert Answers.asked[-1][2] == {"new_state": "failed"}
     client.emit("openmed_dataset", {"md5": "x"})
     assert Answers.asked[-1][2] == {"asset_id": 5, "extra": {"md5": "x"}}
     with pytest.raises(BadInput, match="no asset 'absent'"):
@@ -146,24 +146,24 @@ def test_a_question_is_answered_again_when_it_is_asked_again(client):
     say("PATCH", "dags/d/dagRuns/r/taskInstances/review/-1/hitlDetails", {})
     states = [{"state": "running"}, {"state": "running"}, {"state": "success"}]
     say("GET", "dags/d/dagRuns/r", ["one after another", *states])
-    assert client.decide("d", "r", "Approve", "fine", timeout_s=20) == "success"
+    assert decide(client, "d", "r", "Approve", "fine", timeout_s=20) == "success"
     answers = [body for method, path, body, _ in Answers.asked if path.endswith("/-1/hitlDetails")]
     assert answers == [{"chosen_options": ["Approve"], "params_input": {"comment": "fine"}}] * 2
     say("GET", "dags/d/dagRuns/r", {"state": "running"})
     for wait in (
-        lambda: client.wait_for_run("d", "r", 0.1),
-        lambda: client.decide("d", "r", "Approve", None, 0.1),
+        lambda: wait_for_run(client, "d", "r", 0.1),
+        lambda: decide(client, "d", "r", "Approve", None, 0.1),
     ):
-        with pytest.raises(ResourceError, match=r"after 0\.1 s"):
+        with pytest.raises(TimeoutError, match=r"after 0\.1 s"):
             wait()
     say("GET", "dags/d/dagRuns/r", {"state": "failed"})
-    assert client.wait_for_run("d", "r", 5) == "failed"
+    assert wait_for_run(client, "d", "r", 5) == "failed"
 
 
 def test_settings_stay_on_loopback_and_secrets_are_for_the_owner_alone(tmp_path):
     made = Services(ROOT, tmp_path, schedule="off", gpu_slots=2)
     made._settings.write()
-    first = made.password
+    first = made.passwords()["admin"]
     config = configparser.RawConfigParser()
     config.read(tmp_path / "airflow" / "airflow.cfg")
     assert config["api"]["host"] == "127.0.0.1" and made.airflow_url.startswith("http://127.0.0.1:")
@@ -173,7 +173,7 @@ def test_settings_stay_on_loopback_and_secrets_are_for_the_owner_alone(tmp_path)
         assert stat.S_IMODE((tmp_path / "airflow" / name).stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "airflow").stat().st_mode) == 0o700
     Services(ROOT, tmp_path)._settings.write()
-    assert made.password == first and len(first) >= 20
+    assert made.passwords()["admin"] == first and len(first) >= 20
     environment = made._settings.environment()
     assert environment["OPENMED_SCHEDULE"] == "off" and environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert first not in environment.values()
@@ -220,11 +220,10 @@ def test_no_mlflow_is_started_where_another_one_keeps_the_models(tmp_path, monke
 
 
 def test_services_of_one_home_run_once_and_a_taken_port_is_named(tmp_path):
-    holder = Services(ROOT, tmp_path)
-    holder._take_lock()
+    holder = take_lock(tmp_path)
     with pytest.raises(ResourceError, match="are running already"):
         Services(ROOT, tmp_path).start()
-    holder.stop()
+    holder.close()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -394,7 +393,7 @@ def test_from_retraining_over_the_review_to_promotion_and_a_kill(toy, tmp_path):
             running.wait_for_dag(dag_id)
         admin, *people = (running.client(user) for user in ("admin", "reviewer", "engineer"))
         run_id = admin.trigger("retrain", {"seed": 5})
-        assert admin.wait_for_run("retrain", run_id, 120) == "success"
+        assert wait_for_run(admin, "retrain", run_id, 120) == "success"
         trained = admin.xcom("retrain", run_id, "train.vit")
         assert trained["lock"]["params"] == {"params.yaml": {"run": {"seed": 5}}}
         while not admin.runs("promote"):
@@ -411,13 +410,14 @@ def test_from_retraining_over_the_review_to_promotion_and_a_kill(toy, tmp_path):
         running_airflow(tmp_path / "home").emit(DATASET, {"revision": "HEAD"})
         while not (by_data := [r for r in admin.runs("retrain") if r["run_type"] == "asset_triggered"]):
             time.sleep(0.3)
-        assert admin.wait_for_run("retrain", by_data[0]["dag_run_id"], 90) == "success"
+        assert wait_for_run(admin, "retrain", by_data[0]["dag_run_id"], 90) == "success"
 
         stuck = admin.trigger("retrain", {"seed": 99})
         training = wait_for_training(admin, stuck)
         (pid_file,) = (tmp_path / "home" / "runs").glob("*/training.pid")
         pid = int(pid_file.read_text())
-        admin.set_task_state("retrain", stuck, training, "failed")
+        task = f"dags/retrain/dagRuns/{quote(stuck)}/taskInstances/{training}"
+        admin.request("PATCH", task, {"new_state": "failed"})
         deadline = time.monotonic() + 15
         while is_alive(pid) and time.monotonic() < deadline:
             time.sleep(0.2)
