@@ -247,3 +247,19 @@ def test_the_largest_seed_reaches_every_library(tmp_path, params):
     np.random.default_rng(seed).random()
     check_random_state(seed).rand()
     torch.manual_seed(seed)
+
+
+def keys(content, above=""):
+    if not isinstance(content, dict) or above.endswith("model_options"):
+        return {above}
+    return {above}.union(*(keys(value, f"{above}.{name}") for name, value in content.items()))
+
+
+@pytest.mark.parametrize("name", ["params", "change_plan"])
+def test_sample_and_production_set_the_same_things(name):
+    # Two whole files, not one with an overlay: DVC tracks, a version stores and `weights pull` pins one file.
+    sample, production = (
+        yaml.safe_load((ROOT / f"{name}{kind}.yaml").read_text()) for kind in ("", ".production")
+    )
+    assert keys(sample) == keys(production)
+    assert sample != production
