@@ -48,12 +48,12 @@ class HoldOperator(QuestionOperator):
 @task(execution_timeout=timedelta(minutes=5), doc_md="Says what was announced.")
 def tell(*, triggering_asset_events: Any) -> dict[str, str]:
     """Returns what the newest announcement says."""
-    announced = [event for found in dict(triggering_asset_events or {}).values() for event in found]
+    announced = [event for events in dict(triggering_asset_events or {}).values() for event in events]
     if not announced:
         raise AirflowFailException("no hold was announced: this DAG is started by the DAG `score`")
-    found = max(announced, key=lambda event: event.timestamp).extra
-    logging.getLogger("airflow.task").warning(found["sentence"])
-    return {key: found[key] for key in ("version", "sentence", "page")}
+    announcement = max(announced, key=lambda event: event.timestamp).extra
+    logging.getLogger("airflow.task").warning(announcement["sentence"])
+    return {key: announcement[key] for key in ("version", "sentence", "page")}
 
 
 @task(
@@ -64,9 +64,11 @@ def alert(*, ti: Any) -> bool:
     """Returns whether there was somewhere to post it."""
     from pipeline.tools.alert import send_alert
 
-    found = ti.xcom_pull(task_ids="tell")
+    announcement = ti.xcom_pull(task_ids="tell")
     with one_sentence():
-        return send_alert(f"OpenMed: version {found['version']} is on hold. {found['sentence']}")
+        return send_alert(
+            f"OpenMed: version {announcement['version']} is on hold. {announcement['sentence']}"
+        )
 
 
 @task(doc_md="The hold stays; who said so is in the answer of `ask`.")
@@ -103,7 +105,7 @@ with DAG(
     tags=["openmed", "live"],
     default_args={"owner": "ml-engineering", "retries": 2, "retry_delay": timedelta(seconds=30)},
 ) as dag:
-    asked = HoldOperator(
+    question = HoldOperator(
         task_id="ask",
         subject=SUBJECT,
         body=BODY,
@@ -114,6 +116,6 @@ with DAG(
         assigned_users=named_people("hold"),
         doc_md="A person decides under *Required Actions*; silence keeps the hold.",
     )
-    told = tell()
-    told >> alert()
-    told >> asked >> [keep(), release(), retrain()]
+    announced = tell()
+    announced >> alert()
+    announced >> question >> [keep(), release(), retrain()]

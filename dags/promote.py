@@ -97,7 +97,7 @@ def asked_candidate(params: dict[str, Any], events: dict[Any, list[Any]]) -> dic
     """
     if params["version"]:
         return {"version": params["version"]}
-    announced = [event for found in events.values() for event in found if "version" in (event.extra or {})]
+    announced = [event for each in events.values() for event in each if "version" in (event.extra or {})]
     if not announced:
         raise AirflowFailException("no candidate is named; start the run with the parameter 'version'")
     # Candidates that came while a review was waiting arrive in one run; the last one counts.
@@ -167,8 +167,8 @@ def reject(*, ti: Any) -> dict[str, Any]:
 
 def answers_of(ti: Any) -> dict[str, dict[str, Any]]:
     """Returns the answers that there are: role -> answer."""
-    found = {role: ti.xcom_pull(task_ids=f"review.{role}", key="answer") for role in ROLES}
-    return {role: answer for role, answer in found.items() if answer}
+    answers = {role: ti.xcom_pull(task_ids=f"review.{role}", key="answer") for role in ROLES}
+    return {role: answer for role, answer in answers.items() if answer}
 
 
 def refusal(judged: dict[str, Any], answers: dict[str, dict[str, Any]]) -> tuple[str, str]:
@@ -189,16 +189,18 @@ def tell(*, ti: Any) -> str:
     version, champion = judged["version"], judged["champion"]
     if promoted:
         before = f"in place of version {champion}" if champion else "as the first one"
-        said = f"Version {version} is the champion now, {before}: approved by {promoted['content']['by']}."
+        sentence = (
+            f"Version {version} is the champion now, {before}: approved by {promoted['content']['by']}."
+        )
     else:
         by, reason = refusal(judged, answers_of(ti))
         stays = f"version {champion} stays the champion" if champion else "there is still no champion"
-        said = f"Version {version} is rejected by {by} ({reason.rstrip('.')}); {stays}."
+        sentence = f"Version {version} is rejected by {by} ({reason.rstrip('.')}); {stays}."
     earlier = [f"version {each['version']} ({each['grounds']})" for each in judged["refused"]]
     if earlier:
-        said += f" Refused before it: {'; '.join(earlier)}."
-    logging.getLogger("airflow.task").info(said)
-    return said
+        sentence += f" Refused before it: {'; '.join(earlier)}."
+    logging.getLogger("airflow.task").info(sentence)
+    return sentence
 
 
 def review_tasks() -> list[ReviewOperator]:
@@ -245,8 +247,8 @@ with DAG(
     tags=["openmed", "promotion"],
     default_args={"owner": "ml-engineering", "retries": 2, "retry_delay": timedelta(seconds=30)},
 ) as dag:
-    triaged, promoted, rejected, asked = triage(), promote(), reject(), review_tasks()
-    gate() >> triaged >> [asked[0], rejected]
-    for review, after in zip(asked, [*asked[1:], promoted], strict=True):
+    triaged, promoted, rejected, reviews = triage(), promote(), reject(), review_tasks()
+    gate() >> triaged >> [reviews[0], rejected]
+    for review, after in zip(reviews, [*reviews[1:], promoted], strict=True):
         review >> [after, rejected]
     [promoted, rejected] >> tell()

@@ -32,13 +32,13 @@ class QuestionOperator(HITLBranchOperator):
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
         """Writes the answer down first: following a branch ends the task with an exception."""
         answer = HITLOperator.execute_complete(self, context, event)
-        kept = {key: answer[key] for key in ("chosen_options", "params_input", "responded_by_user")}
+        record = {key: answer[key] for key in ("chosen_options", "params_input", "responded_by_user")}
         try:
-            self.check(kept, context["ti"])
+            self.check(record, context["ti"])
         except BadInput as error:
             raise AirflowException(f"{error}; the question is asked again") from None
         context["ti"].xcom_push(
-            key="answer", value={**kept, "responded_at": answer["responded_at"].isoformat()}
+            key="answer", value={**record, "responded_at": answer["responded_at"].isoformat()}
         )
         return self.do_branch(context, [self.options_mapping[option] for option in answer["chosen_options"]])
 

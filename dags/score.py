@@ -85,15 +85,15 @@ def outside(*, ti: Any) -> bool:
 )
 def announce(*, ti: Any) -> Any:
     """Emits the asset of the hold."""
-    found = ti.xcom_pull(task_ids="watch")
-    yield Metadata(HOLD, {key: found[key] for key in ("version", "sentence", "page")})
+    result = ti.xcom_pull(task_ids="watch")
+    yield Metadata(HOLD, {key: result[key] for key in ("version", "sentence", "page")})
 
 
 @task.short_circuit(doc_md="Goes on only when labels are needed, and the last watch did not say so.")
 def doubtful(*, ti: Any) -> bool:
     """Tells whether labels are newly needed."""
-    found = ti.xcom_pull(task_ids="watch")
-    return found["verdict"] == "WARNING" and found["news"]
+    result = ti.xcom_pull(task_ids="watch")
+    return result["verdict"] == "WARNING" and result["news"]
 
 
 @task(
@@ -104,9 +104,9 @@ def ask_for_labels(*, ti: Any) -> bool:
     """Returns whether there was somewhere to post it."""
     from pipeline.tools.alert import send_alert
 
-    found = ti.xcom_pull(task_ids="watch")
+    result = ti.xcom_pull(task_ids="watch")
     with one_sentence():
-        return send_alert(f"OpenMed: {found['sentence']}")
+        return send_alert(f"OpenMed: {result['sentence']}")
 
 
 with DAG(

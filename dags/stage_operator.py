@@ -120,10 +120,10 @@ class DvcStageOperator(BaseOperator):
         """Runs the stage and returns what it wrote down."""
         workspace = own_workspace(self.workspace)
         started = time.monotonic()
-        code, said = self._run(workspace)
+        code, output = self._run(workspace)
         seconds = round(time.monotonic() - started, 3)
         if code != 0:
-            raise self._failure(code, said)
+            raise self._failure(code, output)
         return {"stage": self.stage, "seconds": seconds, **_evidence(workspace, self.stage)}
 
     def on_kill(self) -> None:
@@ -170,14 +170,14 @@ class DvcStageOperator(BaseOperator):
             self._end(self.grace_s)
             self._process = None
 
-    def _failure(self, code: int, said: str) -> Exception:
-        exits = _STAGE_EXIT.findall(said)
+    def _failure(self, code: int, output: str) -> Exception:
+        exits = _STAGE_EXIT.findall(output)
         stage_code = int(exits[-1]) if exits else code
         if kind := _PERMANENT.get(stage_code):
             return AirflowFailException(
                 f"stage {self.stage} refused: {kind} (exit {stage_code}), see its log"
             )
-        if "is busy" in said:
+        if "is busy" in output:
             return AirflowException(f"stage {self.stage} waits for files another stage is using")
         return AirflowException(f"stage {self.stage} failed with exit {stage_code}, see its log")
 

@@ -86,10 +86,10 @@ def _warned(models: list[str]) -> str | None:
     """Warns of versions on hold that are named by number; an alias of one is refused when it is loaded."""
     from pipeline.registry import hold_warning
 
-    found = "; ".join(said for each in models if (said := hold_warning(each)))
-    if found:
-        typer.echo(f"warning: {found}", err=True)
-    return found or None
+    warning = "; ".join(sentence for each in models if (sentence := hold_warning(each)))
+    if warning:
+        typer.echo(f"warning: {warning}", err=True)
+    return warning or None
 
 
 def _probability(film: "FilmAnswer") -> str:

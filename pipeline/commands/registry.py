@@ -51,12 +51,12 @@ def show(version: Version, as_json: Json = False) -> None:
     from pipeline.registry import version_at
 
     number = version_at(version)
-    told = story(number)
+    events = story(number)
     if as_json:
-        print_json([{"at": at, "what": what} for at, what in told])
+        print_json([{"at": at, "what": what} for at, what in events])
         return
     print(f"Version {number}")
-    for at, what in told:
+    for at, what in events:
         print(f"{at}  {what}")
 
 

@@ -183,14 +183,14 @@ def _promotion_of(admin: AirflowClient, version: str) -> str:
 
 def _conclude(judged: dict[str, Any], outcome: str) -> None:
     print(f"\n{judged['table_markdown']}\n")
-    name, asked = registry.MODEL_NAME, [*judged["refused"], judged]
+    name, judgements = registry.MODEL_NAME, [*judged["refused"], judged]
     if outcome == "promoted":
         print(f"Version {judged['version']} ({judged['architecture']}) is the champion of {name}.")
     elif judged["champion"]:
         print(f"No candidate passed its gates; version {judged['champion']} stays the champion of {name}.")
     else:
         print(f"No candidate may become the champion of {name}: none passed its gates.")
-    for each in asked[:-1] if outcome == "promoted" else asked:
+    for each in judgements[:-1] if outcome == "promoted" else judgements:
         print(f"  Version {each['version']} ({each['architecture']}) was rejected: {each['grounds']}.")
     live = "@champion" if outcome == "promoted" or judged["champion"] else f"/{judged['version']}"
     print(f"Report:     {registry.artifact(judged['version'], 'report.html')}")

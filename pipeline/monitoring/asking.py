@@ -58,10 +58,10 @@ def ask(home: Path, films: int, source: Path | None = None) -> Ask:
         raise BadInput("there is no champion: promote a version first")
     evidence = Evidence.of(version)
     with locked("scores", wait_s=WAIT_S):
-        log, asked = ScoreLog(home, version), read_asks(home, version)
+        log, asks = ScoreLog(home, version), read_asks(home, version)
         eligible = Eligible(released(version))
         frame = latest(log, evidence.plan.protocol.monitoring.films, eligible, ("sha256", "patient", "score"))
-        known = labels(home).keys() | set(asked.loc[asked["sample"], "sha256"])
+        known = labels(home).keys() | set(asks.loc[asks["sample"], "sha256"])
         drawn = draw_films(Subject.of(evidence), frame, known, films)
         new = drawn[drawn["sample"] & ~drawn["sha256"].isin(known)].sort_values("sha256")
         paths = None if source is None else _paths(source, set(new["sha256"]))
@@ -84,8 +84,8 @@ def draw_films(subject: Subject, frame: "pd.DataFrame", known: set[str], films: 
     from openmed.monitoring.label_sampling import draw, importance, strata
 
     scores = frame["score"].to_numpy(float)
-    asked = frame["sha256"].isin(known).to_numpy(bool)
-    if films > (left := int((~asked).sum())):
+    excluded = frame["sha256"].isin(known).to_numpy(bool)
+    if films > (left := int((~excluded).sum())):
         raise BadInput(
             f"only {left} of the latest films have neither a label nor were asked for: ask for those"
         )
@@ -93,7 +93,7 @@ def draw_films(subject: Subject, frame: "pd.DataFrame", known: set[str], films: 
         (float(scores.mean()), scores) if subject.known is None else posteriors(scores, subject.known)
     )
     sizes = importance(posterior, share, subject.threshold, scores)
-    sample, probability = draw(strata(scores, sizes, films), _turns(frame["sha256"]), asked, films)
+    sample, probability = draw(strata(scores, sizes, films), _turns(frame["sha256"]), excluded, films)
     return pd.DataFrame({"sha256": frame["sha256"], "probability": probability, "sample": sample})
 
 
@@ -131,12 +131,12 @@ def _paths(source: Path, wanted: set[str]) -> dict[str, str]:
     from openmed.intake.sources import list_films
 
     films = list_films(source)
-    found = dict(zip(ordered_map(lambda film: sha256_bytes(film.reader()), films), films, strict=True))
-    if missing := wanted - found.keys():
+    hashed = dict(zip(ordered_map(lambda film: sha256_bytes(film.reader()), films), films, strict=True))
+    if missing := wanted - hashed.keys():
         raise BadInput(
             f"{source} lacks {len(missing)} of the films that were drawn: give the folder they are in"
         )
-    return {digest: film.name for digest, film in found.items() if digest in wanted}
+    return {digest: film.name for digest, film in hashed.items() if digest in wanted}
 
 
 def _listed(hashes: "pd.Series", paths: dict[str, str] | None) -> str:

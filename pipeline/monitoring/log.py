@@ -112,19 +112,19 @@ def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str
     films = _answered_list(source, class_names)
     if films is None:
         films = _labelled_films(source, class_names)
-    told: dict[str, str] = {}
+    answers: dict[str, str] = {}
     for digest, label in films:
-        if told.setdefault(digest, label) != label:
+        if answers.setdefault(digest, label) != label:
             raise BadInput(
-                f"{source} holds one film as {told[digest]} and as {label} (SHA-256 {digest[:16]}): "
+                f"{source} holds one film as {answers[digest]} and as {label} (SHA-256 {digest[:16]}): "
                 "take one of them away"
             )
     # Not the lock of the scores, which a scoring holds for as long as it lasts.
     with locked("labels", wait_s=WAIT_S):
         before = labels(home)
-        _write_labels(home, before | told)
-    new = len(told.keys() - before.keys())
-    changed = sum(before.get(digest, label) != label for digest, label in told.items())
+        _write_labels(home, before | answers)
+    new = len(answers.keys() - before.keys())
+    changed = sum(before.get(digest, label) != label for digest, label in answers.items())
     return {"films": len(films), "new": new, "changed": changed}
 
 
@@ -148,7 +148,7 @@ def _answered_list(source: Path, class_names: Sequence[str]) -> list[tuple[str, 
             columns = rows.fieldnames or ()
             if "sha256" not in columns or "path" in columns:
                 return None
-            found = []
+            answered = []
             for row in rows:
                 digest, label = ((row.get(name) or "").strip().casefold() for name in ("sha256", "label"))
                 if not re.fullmatch("[0-9a-f]{64}", digest) or (label and label not in names):
@@ -157,8 +157,8 @@ def _answered_list(source: Path, class_names: Sequence[str]) -> list[tuple[str, 
                         f"on line {rows.line_num}: correct or remove it"
                     )
                 if label:
-                    found.append((digest, names[label]))
-            return found
+                    answered.append((digest, names[label]))
+            return answered
     except (OSError, ValueError, csv.Error) as error:
         raise BadInput(f"{source} cannot be read as CSV in UTF-8: {error}") from None
 

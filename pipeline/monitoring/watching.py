@@ -51,8 +51,8 @@ class Period:
     def to_json(self) -> dict[str, Any]:
         """Returns plain values."""
         shown = {
-            way: {name: found[name].to_json() for name in checks.NAMES if name in found}
-            for way, found in (("expected", self.expected), ("measured", self.measured))
+            way: {name: intervals[name].to_json() for name in checks.NAMES if name in intervals}
+            for way, intervals in (("expected", self.expected), ("measured", self.measured))
         }
         return {"films": self.films, "until": self.until, **shown}
 
@@ -146,8 +146,8 @@ def watch(home: Path) -> Watch:
 def _before(page: Path) -> tuple[str, str] | None:
     """Version and verdict of the last watch; None where there was none."""
     with suppress(BadInput, KeyError):
-        found = read_json(page.with_suffix(".json"))
-        return found["version"], found["verdict"]
+        last = read_json(page.with_suffix(".json"))
+        return last["version"], last["verdict"]
     return None
 
 
@@ -164,13 +164,13 @@ def _labelled(
     drawn = drawn_with(read_asks(home, log.version), set(known))
     came = known.keys() - set(drawn.index)
     having = {digest for digest in came if known[digest] == subject.positive}
-    found = [pd.DataFrame(columns=[*_COLUMNS])]
+    parts = [pd.DataFrame(columns=[*_COLUMNS])]
     for side in (having, came - having):
         if side:
-            found += islice(windows(log, math.ceil(films / 2), _COLUMNS, Eligible(after, side)), 1)
+            parts += islice(windows(log, math.ceil(films / 2), _COLUMNS, Eligible(after, side)), 1)
     sampled = latest(log, films, Eligible(after, set(drawn.index)), _COLUMNS)
     return {
-        "measured": _with_truth(pd.concat(found[1:] or found), known),
+        "measured": _with_truth(pd.concat(parts[1:] or parts), known),
         "sampled": _with_truth(sampled, known).assign(probability=sampled["sha256"].map(drawn)),
     }
 
@@ -183,8 +183,8 @@ def _reasons(films: "pd.DataFrame") -> dict[str, int]:
     """How many films were referred for each reason; older answers, which name none, know only one."""
     from openmed.inference.referral import NO_CLASS
 
-    told = films.reindex(columns=["refer", "reason"])
-    reasons = told.loc[told["refer"].eq(True).fillna(False), "reason"]
+    referrals = films.reindex(columns=["refer", "reason"])
+    reasons = referrals.loc[referrals["refer"].eq(True).fillna(False), "reason"]
     return reasons.replace("", NO_CLASS).fillna(NO_CLASS).value_counts().to_dict()
 
 

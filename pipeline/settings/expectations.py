@@ -76,14 +76,14 @@ def _run(table: pd.DataFrame, definitions: list[dict]) -> list[dict]:
 
 def _skipped(definition: dict) -> dict[str, Any]:
     column = definition["kwargs"]["column"]
-    found = {"success": True, "skipped": f"the manifest has no column {column}", "checked": 0}
-    told = {name: definition[name] for name in ("type", "meaning", "severity")}
-    return {**told, "column": column, **found, "unexpected": 0, "films": [], "error": None}
+    outcome = {"success": True, "skipped": f"the manifest has no column {column}", "checked": 0}
+    about = {name: definition[name] for name in ("type", "meaning", "severity")}
+    return {**about, "column": column, **outcome, "unexpected": 0, "films": [], "error": None}
 
 
 def _result(definition: dict, raw: dict, ids: pd.Series) -> dict[str, Any]:
-    found = raw.get("result") or {}
-    rows = found.get("unexpected_index_list") or []
+    outcome = raw.get("result") or {}
+    rows = outcome.get("unexpected_index_list") or []
     return {
         "type": definition["type"],
         "column": definition["kwargs"].get("column"),
@@ -91,8 +91,8 @@ def _result(definition: dict, raw: dict, ids: pd.Series) -> dict[str, Any]:
         "severity": definition["severity"],
         "success": bool(raw["success"]),
         "skipped": "",
-        "checked": int(found.get("element_count") or len(ids)),
-        "unexpected": int(found.get("unexpected_count") or 0),
+        "checked": int(outcome.get("element_count") or len(ids)),
+        "unexpected": int(outcome.get("unexpected_count") or 0),
         "films": [str(ids.iloc[row]) for row in rows[:_SHOWN_ROWS]],
         "error": (raw.get("exception_info") or {}).get("exception_message"),
     }

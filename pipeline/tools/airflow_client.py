@@ -93,16 +93,18 @@ class AirflowClient:
 
     def emit(self, asset: str, extra: dict[str, Any] | None = None) -> None:
         """Records an event of an asset, which starts the DAGs that wait for it."""
-        found = self.request("GET", f"assets?name_pattern={quote(asset, safe='')}")["assets"]
-        ids = [each["id"] for each in found if each["name"] == asset]
+        assets = self.request("GET", f"assets?name_pattern={quote(asset, safe='')}")["assets"]
+        ids = [each["id"] for each in assets if each["name"] == asset]
         if not ids:
             raise BadInput(f"Airflow knows no asset '{asset}'; wait until its DAGs are read")
         _TRIED_AGAIN(self.request)("POST", "assets/events", {"asset_id": ids[0], "extra": extra or {}})
 
     def pending_reviews(self) -> list[dict[str, Any]]:
         """Returns the questions that wait for a person: subject, body, options, task_instance."""
-        found = self.request("GET", "dags/~/dagRuns/~/hitlDetails?response_received=false&limit=100")
-        return [each for each in found["hitl_details"] if each["task_instance"]["state"] == "awaiting_input"]
+        details = self.request("GET", "dags/~/dagRuns/~/hitlDetails?response_received=false&limit=100")
+        return [
+            each for each in details["hitl_details"] if each["task_instance"]["state"] == "awaiting_input"
+        ]
 
     def answer(self, review: dict[str, Any], option: str, comment: str | None = None) -> None:
         """Answers a question of `pending_reviews` in the name of this user."""

@@ -58,14 +58,14 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
             task = bar.add_task(what, total=total)
             yield lambda: bar.advance(task)
         return
-    started, said, done = time.monotonic(), time.monotonic(), 0
+    started, logged, done = time.monotonic(), time.monotonic(), 0
 
     def tick() -> None:
-        nonlocal done, said
+        nonlocal done, logged
         done += 1
         now = time.monotonic()
-        if now - said > _LOG_EVERY_S:
-            said, left = now, (now - started) / done * (total - done)
+        if now - logged > _LOG_EVERY_S:
+            logged, left = now, (now - started) / done * (total - done)
             print(f"{what}: {done} of {total}, about {left:.0f} s left", file=sys.stderr, flush=True)
 
     yield tick

@@ -48,8 +48,8 @@ def external_sets(root: Path) -> dict[str, Path]:
 
 def described_sets(root: Path) -> list[dict[str, Any]]:
     """Returns name, md5 and, as far as they were written down, the counts of every set."""
-    found = []
+    sets = []
     for pointer in pointers(root):
         content = read_pointer(pointer)
-        found.append({"name": pointer.stem, "md5": content["outs"][0]["md5"], **content.get("meta", {})})
-    return found
+        sets.append({"name": pointer.stem, "md5": content["outs"][0]["md5"], **content.get("meta", {})})
+    return sets

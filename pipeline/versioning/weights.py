@@ -102,32 +102,32 @@ def _bring(vault: Path, section: Train, say: Say) -> bool:
     from openmed.models import weights
 
     try:
-        found = weights.fetch_imagenet(name, entry.revision if entry else None)
+        fetched = weights.fetch_imagenet(name, entry.revision if entry else None)
     except BadInput:
         if needed:
             raise
         say(f"{name} is passed over: timm has no ImageNet weights for it, and its training asks for none")
         return False
-    expected = entry.sha256 if entry else weights.announced_sha256(found.path)
+    expected = entry.sha256 if entry else weights.announced_sha256(fetched.path)
     if not (expected or pin):
         raise IntegrityError(
-            f"the hub announces no sha256 for {found.source}: set `weights_sha256` to one that you trust"
+            f"the hub announces no sha256 for {fetched.source}: set `weights_sha256` to one that you trust"
         )
-    for asked in (expected, pin):
-        _check_hash(name, found.sha256, asked)
-    weights.tensor_names(found.path)
+    for wanted in (expected, pin):
+        _check_hash(name, fetched.sha256, wanted)
+    weights.tensor_names(fetched.path)
     entry = entry or VaultEntry(
         kind="imagenet",
         timm_name=name,
         file=f"{name}.safetensors",
-        source=found.source,
-        revision=found.revision,
-        licence=weights.fetch_licence(found.source, found.revision),
-        sha256=found.sha256,
-        bytes=found.path.stat().st_size,
+        source=fetched.source,
+        revision=fetched.revision,
+        licence=weights.fetch_licence(fetched.source, fetched.revision),
+        sha256=fetched.sha256,
+        bytes=fetched.path.stat().st_size,
         added_at=_now(),
     )
-    put_in_vault(vault, found.path, entry)
+    put_in_vault(vault, fetched.path, entry)
     say(f"{name} is in the vault: {entry.source} at {str(entry.revision)[:10]}, licence {entry.licence}")
     if entry.licence == UNKNOWN_LICENCE:
         say(f"ATTENTION: {entry.source} states no licence; find out whether you may use it")
@@ -180,9 +180,9 @@ def _licence_of_champion(start: dict[str, Any], held: dict[str, VaultEntry]) -> 
     return known[0] if known else UNKNOWN_LICENCE
 
 
-def _check_hash(name: str, found: str, asked: str | None) -> None:
-    if asked not in (None, found):
-        raise IntegrityError(f"the weights of {name} have sha256 {found}, but {asked} is asked for")
+def _check_hash(name: str, sha256: str, wanted: str | None) -> None:
+    if wanted not in (None, sha256):
+        raise IntegrityError(f"the weights of {name} have sha256 {sha256}, but {wanted} is asked for")
 
 
 def _open(root: Path, params_file: Path, say: Say) -> list[str]:

@@ -61,7 +61,7 @@ def create(repo: Path, revision: str, run_id: str, home: Path) -> Path:
             raise BadInput(f"revision {revision} holds no {needed}; commit it or choose another revision")
     _share_cache(repo, path)
     more = [WEIGHTS_POINTER] if (path / WEIGHTS_POINTER).exists() else []
-    obtain(path, DATA_FILE, *more, *(str(found.relative_to(path)) for found in pointers(path)))
+    obtain(path, DATA_FILE, *more, *(str(pointer.relative_to(path)) for pointer in pointers(path)))
     return path
 
 
@@ -84,8 +84,8 @@ def commit_of(workspace: Path) -> str:
 def remove(repo: Path, path: Path) -> None:
     """Removes a workspace and what its trainings keep to go on from; one that is gone is no error."""
     pattern = checkpoint_folder(Path(path).parents[1], Path(path), "*")
-    for kept in pattern.parent.glob(pattern.name):
-        shutil.rmtree(kept, ignore_errors=True)
+    for state in pattern.parent.glob(pattern.name):
+        shutil.rmtree(state, ignore_errors=True)
     # rmtree follows no links, so links into the shared cache lose their name and nothing else.
     shutil.rmtree(path, ignore_errors=True)
     _git(Path(repo), "worktree", "prune")

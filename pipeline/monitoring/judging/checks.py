@@ -65,25 +65,25 @@ def expected(subject: Subject, films: "pd.DataFrame") -> tuple[dict[str, Interva
 
     if subject.known is None:
         return dict.fromkeys((*NAMES, "share"), _NOTHING), dict.fromkeys(NAMES, 0.0)
-    found = expected_performance(
+    estimates = expected_performance(
         films["score"], films["patient"], subject.threshold, subject.known, **subject.rules.resampling
     )
-    share = found["share"].value
-    return found, _counts(share * len(films), len(films))
+    share = estimates["share"].value
+    return estimates, _counts(share * len(films), len(films))
 
 
 def expected_checks(
-    found: Mapping[str, Interval], counts: Mapping[str, float], plan: "Monitoring"
+    estimates: Mapping[str, Interval], counts: Mapping[str, float], plan: "Monitoring"
 ) -> Iterator[Gate]:
     """Checks what is expected; what lies surely below a floor is a warning."""
     for name, floor in plan.floors.items():
-        title, interval = f"expected {NAMES[name]}", found[name]
+        title, interval = f"expected {NAMES[name]}", estimates[name]
         if reason := _unjudged(title, interval, counts[name], ""):
             yield _check(title, interval, floor, INSUFFICIENT, reason)
         elif interval.high < floor:
             reason = (
                 f"The {title} is {interval.value:.3f}, at most {interval.high:.3f}, below the plan's "
-                f"{floor:g}; an estimate, with the finding on {found['share'].value:.0%} of the films. "
+                f"{floor:g}; an estimate, with the finding on {estimates['share'].value:.0%} of the films. "
                 "Labels decide."
             )
             yield _check(title, interval, floor, WARNING, reason)
@@ -99,8 +99,10 @@ def measured(subject: Subject, films: "pd.DataFrame") -> "tuple[dict[str, Estima
     from openmed.monitoring.sampled_performance import performance
 
     having = films["truth"] == subject.positive
-    found = performance(having, films["score"], films["patient"], subject.threshold, films.get("probability"))
-    return found, _counts(int(having.sum()), len(films))
+    estimates = performance(
+        having, films["score"], films["patient"], subject.threshold, films.get("probability")
+    )
+    return estimates, _counts(int(having.sum()), len(films))
 
 
 def measured_checks(
@@ -118,13 +120,13 @@ def measured_checks(
     """
     from openmed.monitoring.sampled_performance import difference
 
-    found, counts = measured(subject, films)
+    estimates, counts = measured(subject, films)
     losses = plan.max_losses or {}
     parts = {("floor", name): 1 for name in plan.floors}
     parts |= {("loss", name): _LOSS_PARTS[name] for name in losses}
     confidences = {key: 1 - 2 * error * part / sum(parts.values()) for key, part in parts.items()}
     for name, floor in plan.floors.items():
-        title, interval = f"{way} {NAMES[name]}", found[name].interval(confidences["floor", name])
+        title, interval = f"{way} {NAMES[name]}", estimates[name].interval(confidences["floor", name])
         if reason := _unjudged(title, interval, counts[name], problem):
             yield _check(title, interval, floor, INSUFFICIENT, reason)
         else:
@@ -132,7 +134,7 @@ def measured_checks(
             yield _check(title, interval, floor, verdict, _floor_words(title, interval, floor))
     for name, loss in losses.items():
         title = f"{way} {NAMES[name]}, less that of the test films"
-        interval = difference(found[name], subject.test[name], confidences["loss", name])
+        interval = difference(estimates[name], subject.test[name], confidences["loss", name])
         if reason := _unjudged(title, interval, counts[name], problem):
             yield _check(title, interval, -loss, INSUFFICIENT, reason)
         else:
@@ -153,25 +155,25 @@ def referral_check(
 
     patients = np.unique(films["patient"].to_numpy(str), return_inverse=True)[1]
     refer = films["refer"].fillna(False).to_numpy(bool)
-    found = proportion(refer, np.ones(len(films)), patients).interval(1 - 2 * error)
-    words = f"It refers {found.value:.0%} of the films to a radiologist; the plan accepts {most:.0%}."
-    if not found.low > most:
-        return _check("referred", found, most, PASS, words)
+    interval = proportion(refer, np.ones(len(films)), patients).interval(1 - 2 * error)
+    words = f"It refers {interval.value:.0%} of the films to a radiologist; the plan accepts {most:.0%}."
+    if not interval.low > most:
+        return _check("referred", interval, most, PASS, words)
     without, having = refers
     as_before = without if math.isnan(share) else without * (1 - share) + having * share
-    if found.low > as_before:
-        return _check("referred", found, most, FAIL, words)
+    if interval.low > as_before:
+        return _check("referred", interval, most, FAIL, words)
     reason = f"{words} Of its test films it would refer {as_before:.0%} where the finding is this frequent."
-    return _check("referred", found, most, WARNING, reason)
+    return _check("referred", interval, most, WARNING, reason)
 
 
 def overall(checks: list[Gate], *, enough: bool) -> str:
     """Joins checks: the worst of FAIL, WARNING and INSUFFICIENT EVIDENCE; too few films are the last."""
-    found = {check.verdict for check in checks}
+    verdicts = {check.verdict for check in checks}
     for verdict in (FAIL, WARNING):
-        if verdict in found:
+        if verdict in verdicts:
             return verdict
-    return PASS if enough and found == {PASS} else INSUFFICIENT
+    return PASS if enough and verdicts == {PASS} else INSUFFICIENT
 
 
 def _counts(having: float, films: float) -> dict[str, float]:
@@ -180,9 +182,9 @@ def _counts(having: float, films: float) -> dict[str, float]:
 
 
 def _drift_check(shift: "Shift", accepted: float, at_look: float) -> Gate:
-    found = shift.interval
+    value, high = shift.interval.value, shift.interval.high
     # As a normal distribution would be drawn out: the last resamples of a thousand say nothing of 0.9999.
-    interval = Interval(found.value, max(0.0, found.value - at_look * (found.value - found.low)), found.high)
+    interval = Interval(value, max(0.0, value - at_look * (value - shift.interval.low)), high)
     failed = interval.low > accepted
     words = f"In {shift.aspect} the films lie {interval.value:.2f} from those that it was trained on"
     words += (

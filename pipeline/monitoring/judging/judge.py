@@ -59,14 +59,14 @@ def judge(
     shifts: list[Shift] | None = []
     share = None
     if enough:
-        found, counts = checks.expected(subject, films)
-        share = found["share"]
+        estimates, counts = checks.expected(subject, films)
+        share = estimates["share"]
         error = looks.error(LOOKS, "films", films["sha256"], plan.films, plan.error_rate)
         # Drift and referrals each have half of what this look may err.
         shifts = None if reference is None else drift_shifts(subject, reference, films, share.value)
         confidence = 0.95 if shifts is None else float(subject.params["drift"]["confidence"])
         made += checks.drift_checks(shifts, plan.drift, error / 2, confidence)
-        made += checks.expected_checks(found, counts, plan)
+        made += checks.expected_checks(estimates, counts, plan)
         if subject.refers is not None:
             made.append(
                 checks.referral_check(subject.refers, films, plan.max_referred, share.value, error / 2)
@@ -121,8 +121,8 @@ def drift_shifts(
     old = matched(reference, subject.positive, share)
     old, new = link_patients(old, films.drop(columns="label", errors="ignore"))
     old, seed = old.drop(columns="label"), subject.rules.seed
-    found = compare(old, new, limits, replicates=replicates, confidence=confidence, seed=seed)
-    return [shift for shift in found if shift.aspect != "class share"]
+    shifts = compare(old, new, limits, replicates=replicates, confidence=confidence, seed=seed)
+    return [shift for shift in shifts if shift.aspect != "class share"]
 
 
 def matched(reference: "pd.DataFrame", positive: str, share: float) -> "pd.DataFrame":

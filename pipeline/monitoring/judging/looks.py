@@ -41,8 +41,8 @@ class Looks:
         names = sorted({name[:16] for name in judged})
         digest = sha256_bytes("".join(names).encode())
         same = [look for look in self._looks if look["what"] == what]
-        if found := next((look for look in same if look["sha256"] == digest), None):
-            return found["error"]
+        if earlier := next((look for look in same if look["sha256"] == digest), None):
+            return earlier["error"]
         new = len(set(names) - set(same[-1]["judged"] if same else ()))
         before = sum(look["new"] for look in self._looks if look["purse"] == purse)
         error = look_error(before, new, planned, rate * _PART[purse])

@@ -68,7 +68,7 @@ def new_films(folder, first, count, label="PNEUMONIA"):
 def add(project, source, home=None, **options):
     said = []
     home, params = home or project.parent / "home", load_params(project / "params.yaml")
-    return add_version(project, home, source, params, said.append, **options), said
+    return vars(add_version(project, home, source, params, said.append, **options)), said
 
 
 def test_films_are_appended_and_the_pointer_alone_is_committed(project, tmp_path):
