@@ -98,8 +98,8 @@ def promote(
         version: The version that was reviewed.
         approved_by: Role -> who said yes in it.
         comment: Why; may be empty.
-        expected_champion: The champion it was compared with, None if there was none.
-        expected_model: `model_sha256` of the gate that was shown; None does not bind the decision to one.
+        expected_champion: As for `pipeline.ledger.promote`.
+        expected_model: As for that; `model_sha256` of the gate that was shown.
         workspace: As for `gate`.
     """
     return ledger.promote(

@@ -36,8 +36,7 @@ _META_FILE = "registered_model_meta"
 def load(address: str | Path) -> "BaseModel":
     """Loads a model, ready to predict, to be explained and to be trained further, on the CPU.
 
-    Args:
-        address: A model folder, `models:/openmed-cxr@champion` or `models:/openmed-cxr/7`.
+    It is at a model folder, `models:/openmed-cxr@champion` or `models:/openmed-cxr/7`.
 
     Raises:
         BadInput: There is no such folder, version or alias, or the alias points to a version on hold.

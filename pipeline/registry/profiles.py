@@ -49,12 +49,10 @@ def profile_digest(folder: Path) -> dict[str, str]:
 def champion_profile() -> "tuple[str | None, pd.DataFrame | None]":
     """Returns the champion and the films it learnt from and was judged on; see `openmed.dataset.profile`.
 
-    Returns:
-        The version, None when there is no champion; and its films, None when none were stored with it.
+    Without a champion both are None, without stored films these.
 
     Raises:
         IntegrityError: The stored films were changed or lost.
-        ResourceError: The MLflow store does not answer.
     """
     with connect() as client:
         version = champion()

@@ -88,12 +88,7 @@ class Scored:
 
 
 def score_films(model: "BaseModel", data: Path, films: "pd.DataFrame") -> "pd.DataFrame":
-    """Scores films with a model's own preprocessing.
-
-    Args:
-        model: The model.
-        data: The data folder.
-        films: Columns id, path, sha256.
+    """Scores films (id, path below `data`, sha256) with a model's own preprocessing.
 
     Returns:
         Columns id, sha256, score, the probability of the model's positive class (0..1), and

@@ -80,12 +80,7 @@ def registration(client: "MlflowClient", version: str) -> dict[str, Any]:
 
 
 def verify(version: str) -> list[Link]:
-    """Checks every link of a version, from the record itself to the alias, up to the first broken one.
-
-    Raises:
-        BadInput: There is no such version.
-        ResourceError: The store does not answer.
-    """
+    """Checks every link of a version, from the record itself to the alias, up to the first broken one."""
     with connect() as client:
         # No decision is made while record, tags and aliases are read. What takes long is checked without the
         # lock: whoever asks for the champion would wait for it.
@@ -108,7 +103,6 @@ def check(version: str) -> None:
     """Checks all that a decision on a version stands on: every link but those of decisions made before.
 
     Raises:
-        BadInput: There is no such version.
         IntegrityError: A link is broken; the sentence says which.
     """
     for link in verify(version):
