@@ -33,11 +33,10 @@ _REPORTED = ("auc", "sensitivity", "specificity", "accuracy")
 
 
 def assemble(addresses: Sequence[str], *, threshold: float | None = None, views: bool = False) -> Ensemble:
-    """Loads one or more models in the fastest way for this machine; see `Ensemble` for the options.
+    """Loads one or more models in the fastest way for this machine; see `Ensemble` for options and errors.
 
     Raises:
-        BadInput: There is no such model, the models do not belong together, or the threshold is no
-            probability.
+        BadInput: There is no such model.
         IntegrityError: A stored model is not the one that was written.
     """
     device = pick_device("auto")
@@ -133,15 +132,9 @@ def evaluate_source(
     seed: int = 0,
     patients_from: str = "auto",
 ) -> SourceResult:
-    """Judges one or more models at a frozen threshold on a folder or zip of class folders.
+    """Judges one or more models at a frozen threshold on a folder, zip or CSV list of labelled films.
 
-    Args:
-        ensemble: The models.
-        source: Folder, zip or CSV list of labelled films.
-        replicates: Of the bootstrap.
-        confidence: Of the intervals.
-        seed: Of the bootstrap.
-        patients_from: One of `openmed.intake.identity.PATIENTS_FROM`.
+    Patients are found as one of `openmed.intake.identity.PATIENTS_FROM` says; the rest settles the bootstrap.
 
     Raises:
         BadInput: The source has no class folders or no usable film, it has to be asked who its patients are,
@@ -194,13 +187,13 @@ def threshold_on(ensemble: Ensemble, source: Path, target_sensitivity: float) ->
 
 
 def explain_film(model: BaseModel, path: Path, out: Path, finding: str | None = None) -> list[Path]:
-    """Writes the film's heat map for a finding, one JPEG for each method of the architecture.
+    """Writes the film's heat map for a finding (default: the first), one JPEG for each method.
 
     Args:
         model: The model to explain.
         path: A film file.
         out: The picture to write; further methods get their name before the suffix.
-        finding: The class that the map speaks for; None is the first finding.
+        finding: The class that the map speaks for.
 
     Returns:
         The written files, the primary method first.

@@ -40,11 +40,8 @@ def measured(
 ) -> FindingMetrics:
     """Gathers what is known of a finding that a model is asked for, but for changed films.
 
-    Args:
-        parts: The validation, calibration and test films, with the probability of the finding as score.
-        spec: Description of the model.
-        rules: Settings of its judgement.
-        intervals: What was measured on the test films.
+    The parts are validation, calibration and test films, with the probability of the finding as score; the
+    intervals are those of the test films.
     """
     calibration, validation = parts["calibration"], parts["validation"]
     calibrated, validated = (

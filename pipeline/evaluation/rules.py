@@ -28,12 +28,7 @@ class Rules:
 
     @classmethod
     def of(cls, params: Mapping[str, Any], what: str, finding: str | None = None) -> "Rules":
-        """Takes them from the content of a params.yaml.
-
-        Args:
-            params: The content.
-            what: Names it in errors.
-            finding: Of which finding; None is the first.
+        """Takes those of a finding, None for the first, from the content of a params.yaml; `what` names it.
 
         Raises:
             BadInput: One is missing.
@@ -73,10 +68,7 @@ class Rules:
 def check_floors(films: "pd.DataFrame", classes: Sequence[str], rules: Mapping[str, Rules]) -> None:
     """Refuses a promise and floors that so many calibration and test films cannot fit.
 
-    Args:
-        films: One row a film: split, label, patient.
-        classes: Names of the labels.
-        rules: What is promised and asked of each finding that is looked for.
+    Films are one row each: split, label, patient.
 
     Raises:
         BadInput: Too few calibration patients for the promise; or a model exactly as planned, or one without

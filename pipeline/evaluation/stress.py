@@ -47,11 +47,7 @@ def at_sites(
 ) -> AtSites:
     """Judges a model, asked for one finding, on films as each simulated site would have given them.
 
-    Args:
-        probabilities: Of the films at each of `SITES`, as `changed_probabilities` gives them.
-        films: Films outside training: id, label, patient.
-        spec: Description of the model.
-        rules: Settings of the intervals.
+    The probabilities are those at each of `SITES`; the films have id, label and patient.
     """
     has, patients = (films["label"] == spec.positive_index).to_numpy(), patient_numbers(films)
     sites, flagged = {}, []

@@ -30,12 +30,10 @@ class _Need(NamedTuple):
 def check_classes(films: "pd.DataFrame", params: "Params") -> None:
     """Refuses splits in which a class has fewer films or patients than a later stage needs.
 
-    Args:
-        films: One row a film: id, split, label, patient.
-        params: The settings.
+    Films are one row each: id, split, label, patient.
 
     Raises:
-        BadInput: Something is missing; one sentence names the class, the split, what was found and needed.
+        BadInput: One sentence names the class, the split, what was found and needed.
     """
     missing = [
         (need, name, found)

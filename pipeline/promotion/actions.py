@@ -19,12 +19,8 @@ def gate(version: str, *, workspace: Path | None = None) -> Judgement:
     """Judges a version by everything it must show, and against the champion on identical test films.
 
     Test films that shaped the champion (its training, validation and calibration films, found by the hash
-    of their content) are left out of the comparison, which would favour it otherwise.
-
-    Args:
-        version: The version to judge.
-        workspace: The workspace of its retraining, if it still exists: used to score a champion that has
-            changed since the version was registered.
+    of their content) are left out of the comparison, which would favour it otherwise. The workspace of the
+    retraining, if it still exists, is used to score a champion that has changed since the registration.
 
     Raises:
         BadInput: There is no such version.
@@ -34,12 +30,7 @@ def gate(version: str, *, workspace: Path | None = None) -> Judgement:
 
 
 def show(version: str, *, workspace: Path, refused: Sequence[Judgement] = ()) -> Judgement:
-    """Judges a version as `gate` does and stores the page that the reviewers decide on.
-
-    Args:
-        version: The version to judge.
-        workspace: The workspace of its retraining.
-        refused: Versions of the same retraining that were refused before it; the page names them.
+    """Judges a version as `gate` does and stores the page for reviewers, which names those refused before.
 
     Raises:
         BadInput: As `gate`.
@@ -60,18 +51,14 @@ def judge_in_turn(
     """Judges the versions of one retraining until one passes; those refused before it are rejected.
 
     Each is a look at the test films and counted as one. The last version of all is not rejected here: whoever
-    asks for the decision does it.
+    asks for the decision does it. Where the workspace still exists, pages are stored as `show` does.
 
     Args:
         versions: In the order in which they were ranked on validation films.
-        workspace: As for `gate`; where it still exists, the page for reviewers is stored as `show` does.
+        workspace: As for `gate`.
 
     Returns:
         The judgement of the version that passed, or of the last one; and those of the ones before it.
-
-    Raises:
-        BadInput: As `gate`.
-        IntegrityError: As `show`.
     """
     refused: list[Judgement] = []
     for version in versions:

@@ -36,10 +36,7 @@ def film_tables(
 ) -> str:
     """Writes how many films there are of each group, and those whose pictures a browser finds.
 
-    Args:
-        groups: Of the review.
-        addresses: Film id and caption -> where a browser finds the picture; other films are left to the page.
-        maps_trusted: Whether the heat maps of the version passed their checks.
+    The addresses are by film id and caption; films without are left to the page.
     """
     lines = []
     if addresses and not maps_trusted:
@@ -54,15 +51,15 @@ def film_tables(
 
 
 def _pictured(case: "Case", addresses: Mapping[tuple[str, str], str]) -> str | None:
-    found = [(caption, addresses.get((case.id, caption))) for caption, _ in case.pictures]
-    if not all(address for _, address in found):
+    pictures = [(caption, addresses.get((case.id, caption))) for caption, _ in case.pictures]
+    if not all(address for _, address in pictures):
         return None
     # As many as there are pictures: without a champion, two.
-    said = (f"{_plain(case.label)}, film {case.id}", _shown(case.score), _shown(case.score_champion))
+    texts = (f"{_plain(case.label)}, film {case.id}", _shown(case.score), _shown(case.score_champion))
     return _row(
         [
             f"![{_plain(caption)}]({address}) {text}"
-            for (caption, address), text in zip(found, said, strict=False)
+            for (caption, address), text in zip(pictures, texts, strict=False)
         ]
     )
 
@@ -73,7 +70,7 @@ def _row(cells: Iterable[str]) -> str:
 
 def _plain(text: str) -> str:
     """Writes any text on one line on which Markdown finds nothing but text."""
-    return _MARKUP.sub(lambda found: "\\" + found[0], " ".join(str(text).split()))
+    return _MARKUP.sub(lambda match: "\\" + match[0], " ".join(str(text).split()))
 
 
 def _link(address: str | None) -> str:

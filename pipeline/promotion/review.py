@@ -127,14 +127,7 @@ def build_review(
     compared: Mapping[str, Comparison],
     workspace: Path,
 ) -> Review:
-    """Builds the page.
-
-    Args:
-        judged: What the gates say.
-        refused: Versions of the same retraining that were judged before it.
-        evidence: On the version.
-        compared: The comparison of each finding with the champion.
-        workspace: The workspace of its retraining, which holds the films.
+    """Builds the page from the comparison of each finding with the champion and the films of a workspace.
 
     Raises:
         IntegrityError: A model or a film is not what was registered.
@@ -221,7 +214,7 @@ def _groups(
     films = evidence.test if champion is None else champion.films
     asked = {name: model for name, model in models.items() if name == _OWN or champion is not None}
     sources, finding = registry.films_of(workspace).set_index("id"), evidence.spec.positive
-    several, found = len(evidence.spec.findings) > 1, []
+    several, groups = len(evidence.spec.findings) > 1, []
     for title, kind, where, lowest_first in _ways(films, evidence, champion):
         some = films[where].sort_values(["score", "id"], ascending=[lowest_first, True])
         cases = _cases(some, evidence.spec.class_names)
@@ -233,8 +226,8 @@ def _groups(
             # A film may be shown for several findings, each with maps of its own.
             shown = [case.of_finding(finding) for case in shown]
             title = f"{finding}: {title}"
-        found.append(Group(title, kind, shown, list(cases)))
-    return found
+        groups.append(Group(title, kind, shown, list(cases)))
+    return groups
 
 
 def _ways(
@@ -260,8 +253,8 @@ def _ways(
 def _cases(films: "pd.DataFrame", class_names: "tuple[str, ...]") -> Iterator[Case]:
     for film in films.itertuples():
         champion = getattr(film, "score_other", math.nan)
-        said = None if math.isnan(champion) else float(champion)
-        yield Case(film.id, class_names[film.label], float(film.score), said)
+        other = None if math.isnan(champion) else float(champion)
+        yield Case(film.id, class_names[film.label], float(film.score), other)
 
 
 def _pictures(

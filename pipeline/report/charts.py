@@ -79,10 +79,7 @@ def reliability_chart(points: pd.DataFrame, before: pd.DataFrame) -> bytes:
 def score_chart(scores: dict[str, np.ndarray], threshold: float, finding: str | None = None) -> bytes:
     """Histogram of the scores of each class with the threshold; more than two classes lie below each other.
 
-    Args:
-        scores: Name of the class -> probabilities of the finding, from 0 to 1.
-        threshold: From which on a film is flagged.
-        finding: Of which the scores are the probability; not named when None.
+    Scores are probabilities of the finding (0..1) by the name of the class; the finding need not be named.
     """
     bins = np.linspace(0, 1, 21).tolist()
     label = f"predicted probability of {'the finding' if finding is None else written([finding])[0]}"
@@ -116,9 +113,7 @@ def score_chart(scores: dict[str, np.ndarray], threshold: float, finding: str | 
 def confusion_chart(matrix: np.ndarray, names: Sequence[str]) -> bytes:
     """Confusion matrix: films and their share of the true class in each cell, right calls framed.
 
-    Args:
-        matrix: Films, int (C, C); row: true class, column: called class.
-        names: Of the C classes, in the order of the matrix.
+    The matrix is int (C, C), row: true class, column: called class, in the order of the names.
 
     Raises:
         ValueError: There is not one row and one column for each name.
@@ -153,8 +148,8 @@ def _confusion_cells(axes: Axes, matrix: np.ndarray) -> None:
         color = "white" if shares[row, column] > 0.6 else "black"
         text = f"{films}\n{share}"
         axes.text(column + 0.5, row + 0.5, text, color=color, ha="center", va="center", fontsize=8)
-    for place in range(len(matrix)):
-        axes.add_patch(Rectangle((place, place), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
+    for position in range(len(matrix)):
+        axes.add_patch(Rectangle((position, position), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
 
 
 def history_chart(history: pd.DataFrame) -> bytes:
@@ -222,9 +217,9 @@ def share_chart(shares: dict[str, pd.Series]) -> bytes:
 
 def _share_bars(axes: Axes, draw: Callable, table: pd.DataFrame) -> list:
     width, bars = 0.8 / table.shape[1], []
-    for place, name in enumerate(table):
-        start = np.arange(len(table)) + (place - (table.shape[1] - 1) / 2) * width
-        color, hatch = series(place)[0], "/" * (place // 8)
+    for position, name in enumerate(table):
+        start = np.arange(len(table)) + (position - (table.shape[1] - 1) / 2) * width
+        color, hatch = series(position)[0], "/" * (position // 8)
         bars.append(draw(start, table[name], width * 0.92, color=color, hatch=hatch))
         axes.bar_label(bars[-1], fmt=_percent, fontsize=8, padding=1.5)
     return bars
@@ -237,8 +232,8 @@ def distribution_chart(values: dict[str, np.ndarray]) -> bytes:
         low, high = (edge(np.concatenate(list(values.values()))) for edge in (np.min, np.max))
         bins = np.linspace(low - 0.5, high + 0.5, 41).tolist()
         lines: list[Any] = []
-        for place, numbers in enumerate(values.values()):
-            color, style = series(place)
+        for position, numbers in enumerate(values.values()):
+            color, style = series(position)
             weights = np.full(len(numbers), 1 / max(1, len(numbers)))
             options: dict[str, Any] = {"histtype": "step", "linewidth": 1.6}
             drawn: Any = axes.hist(numbers, bins, weights=weights, color=color, linestyle=style, **options)[2]
@@ -255,15 +250,15 @@ def period_chart(periods: list[dict], name: str) -> bytes:
 
     def draw(axes: Axes) -> None:
         for shift, way, color in ((-0.08, "expected", GREY), (0.08, "measured", BLUE)):
-            rows = [(place, each[way][name]) for place, each in enumerate(periods) if name in each[way]]
-            rows = [(place, found) for place, found in rows if found["value"] is not None]
+            rows = [(position, each[way][name]) for position, each in enumerate(periods) if name in each[way]]
+            rows = [(position, found) for position, found in rows if found["value"] is not None]
             if not rows:
                 continue
-            places = [place + shift for place, _ in rows]
-            axes.plot(places, [found["value"] for _, found in rows], "o", color=color, label=way)
-            for place, (_, found) in zip(places, rows, strict=True):
+            positions = [position + shift for position, _ in rows]
+            axes.plot(positions, [found["value"] for _, found in rows], "o", color=color, label=way)
+            for position, (_, found) in zip(positions, rows, strict=True):
                 if found["low"] is not None:
-                    axes.plot([place, place], [found["low"], found["high"]], color=color, linewidth=2)
+                    axes.plot([position, position], [found["low"], found["high"]], color=color, linewidth=2)
         axes.set_xticks(range(len(periods)), [each["until"][5:10] for each in periods], rotation=45)
         axes.set(xlabel="last film of the period", ylim=(0, 1.02), xlim=(-0.6, len(periods) - 0.4))
         if axes.get_legend_handles_labels()[0]:

@@ -17,12 +17,10 @@ _MEASUREMENTS = {
 
 
 def build_drift_page(result: dict[str, Any], films: dict[str, pd.DataFrame]) -> str:
-    """Builds the page.
+    """Builds the page of what `pipeline.monitoring.drift.check_drift` returns.
 
-    Args:
-        result: What `pipeline.monitoring.drift.check_drift` returns.
-        films: Name -> films as from `openmed.dataset.profile`, the reference first; empty when nothing was
-            compared.
+    The films of each set are as from `openmed.dataset.profile`, the reference first; empty when nothing was
+    compared.
     """
     order = sorted(result["comparisons"], key=lambda name: name != result["judged"])
     comparisons = {

@@ -31,13 +31,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def svg(draw: Callable, inches: tuple[float, float] = (4.2, 3.4), rows: int = 1) -> bytes:
-    """Draws a figure.
-
-    Args:
-        draw: Gets the axes; an array of them, (rows,), where there are several.
-        inches: Width and height of the figure.
-        rows: How many axes lie below each other; they share the horizontal scale.
-    """
+    """Draws a figure; `draw` gets its axes, or an array of rows of axes that share the horizontal scale."""
     with _style():
         figure, axes = plt.subplots(rows, figsize=inches, sharex=True, layout="constrained")
         draw(axes)
@@ -47,27 +41,23 @@ def svg(draw: Callable, inches: tuple[float, float] = (4.2, 3.4), rows: int = 1)
     return stream.getvalue()
 
 
-def series(place: int) -> tuple[str, str | tuple]:
-    """Returns colour and line style of the line at a place from 0 on; no two places have the same."""
-    turn, color = divmod(place, len(_COLORS))
+def series(position: int) -> tuple[str, str | tuple]:
+    """Returns colour and line style of the line at a position from 0 on; no two positions have the same."""
+    turn, color = divmod(position, len(_COLORS))
     return _COLORS[color], (0, (1 + 2 * turn, 1)) if turn else "solid"
 
 
 def written(names: Sequence[str], columns: int = 32) -> list[str]:
-    """Writes names so that a chart can hold them and each can still be told from the others.
+    """Writes names, a line each, so that a chart can hold them and each can still be told from the others.
 
-    Args:
-        names: Any text.
-        columns: Longer names lose letters in their middle; a Chinese letter takes two columns.
-
-    Returns:
-        One line for each name, numbered from 1 on where two would otherwise look the same.
+    Longer names lose letters in their middle; a Chinese letter takes two columns. They are numbered from 1 on
+    where two would otherwise look the same.
     """
     lines = [_line(name) for name in names]
     short = [_shortened(line, columns) for line in lines]
     if len(set(short)) == len(short):
         return short
-    return [f"{place}: {_shortened(line, columns - 4)}" for place, line in enumerate(lines, 1)]
+    return [f"{position}: {_shortened(line, columns - 4)}" for position, line in enumerate(lines, 1)]
 
 
 def width_in_columns(line: str) -> int:

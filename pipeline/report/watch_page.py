@@ -10,12 +10,9 @@ from pipeline.report.render import picture, render
 
 
 def build_watch_page(result: dict[str, Any], reference: pd.DataFrame | None, films: pd.DataFrame) -> str:
-    """Builds the page.
+    """Builds the page of what `pipeline.monitoring.watch` returns and the judged films, as the log has them.
 
-    Args:
-        result: What `pipeline.monitoring.watch` returns.
-        reference: The films that the champion was trained on; None when they were not stored.
-        films: The judged films, as the log has them.
+    The reference are the films that the champion was trained on; None when they were not stored.
     """
     charts = {}
     for name, title in (("auc", "AUC"), ("sensitivity", "Sensitivity"), ("specificity", "Specificity")):

@@ -62,11 +62,11 @@ def _usable_films(sets: dict[str, Path], params: Params) -> "tuple[pd.DataFrame,
     from openmed.intake.external_set import read_set
 
     parts, unusable = [], {}
-    for name, place in sets.items():
-        films = read_set(place, params.task.classes)
+    for name, path in sets.items():
+        films = read_set(path, params.task.classes)
         with FilmStore(film_store_folder()) as store, progress(len(films), f"external {name}") as tick:
             smallest = params.validate_.min_side_px
-            films = measure_films(place, films, store, min_side_px=smallest, tick=tick)
+            films = measure_films(path, films, store, min_side_px=smallest, tick=tick)
         usable = films[films["status"] == "accepted"]
         if usable.empty:
             raise BadInput(f"none of the {len(films)} films of the external set {name} is usable")
@@ -130,7 +130,7 @@ def _squares(films: "pd.DataFrame", size_px: int) -> "Iterator[np.ndarray]":
 def _summary(sets: dict[str, Any]) -> str:
     if not sets:
         return "there is no external set, so nothing is known about films from elsewhere"
-    said = []
+    sentences = []
     for name, content in sets.items():
         whole = content["groups"][0]
         values = [
@@ -140,5 +140,5 @@ def _summary(sets: dict[str, Any]) -> str:
         ]
         if "unlike" in content:
             values.append(f"{content['unlike']['value']:.0%} unlike the training films")
-        said.append(f"{name}, {content['films']} films: {', '.join(values)}")
-    return "; ".join(said)
+        sentences.append(f"{name}, {content['films']} films: {', '.join(values)}")
+    return "; ".join(sentences)

@@ -50,12 +50,12 @@ class Facts:
         """Settings of the training of this architecture."""
         return self.evidence.params["train"][self.evidence.tags["architecture"]]
 
-    def of_each(self, said: Callable[[Evidence], str | None]) -> str | None:
+    def of_each(self, text_of: Callable[[Evidence], str | None]) -> str | None:
         """What is said of each finding, with its name where there are several; None where nothing is."""
-        found = [(each.spec.positive, said(each)) for each in self.evidence.each_finding()]
-        if len(found) == 1:
-            return found[0][1]
-        return "; ".join(f"{name} {text}" for name, text in found if text is not None) or None
+        texts = [(each.spec.positive, text_of(each)) for each in self.evidence.each_finding()]
+        if len(texts) == 1:
+            return texts[0][1]
+        return "; ".join(f"{name} {text}" for name, text in texts if text is not None) or None
 
     def measured(self, name: str) -> str | None:
         """A metric on the test films with its interval; None where it could not be computed."""
@@ -86,7 +86,7 @@ class Facts:
         """What was measured on each external set, over all its views."""
         stored = registry.find_artifact(self.evidence.version, EXTERNAL_METRICS)
         sets = read_json(stored)["sets"] if stored else {}
-        said = []
+        lines = []
         for name, content in sets.items():
             first = {self.evidence.spec.positive: content}
             for finding, own in (first | content.get("findings", {})).items():
@@ -97,8 +97,8 @@ class Facts:
                     for metric in ("auc", "sensitivity", "specificity")
                     if whole[metric]["value"] is not None
                 ]
-                said.append(f"{name}{of_which}, {own['films']} films: {', '.join(shares)}")
-        return "; ".join(said) or "nothing is known: no external set was scored"
+                lines.append(f"{name}{of_which}, {own['films']} films: {', '.join(shares)}")
+        return "; ".join(lines) or "nothing is known: no external set was scored"
 
     def maps(self) -> str | None:
         """The method of the heat maps and whether they passed their checks."""
@@ -107,7 +107,7 @@ class Facts:
         method = self.explained["primary_method"]
         further = self.explained.get("findings", {})
 
-        def said(asked: Evidence) -> str | None:
+        def trust(asked: Evidence) -> str | None:
             name = asked.spec.positive
             # A page of before may know the first finding alone.
             own = self.explained if name == self.evidence.spec.positive else further.get(name)
@@ -117,7 +117,7 @@ class Facts:
             trusted = "passed" if check["trusted"] else "did not pass"
             return f"{method.replace('_', ' ')}; the maps {trusted} their checks: {check['reason']}"
 
-        return self.of_each(said)
+        return self.of_each(trust)
 
 
 def _measured(found: Interval) -> str | None:

@@ -67,15 +67,9 @@ FIRST = _Role("first", "the version approved first,", "first approved")
 
 
 def compare_all(evidence: Evidence, workspace: Path | None) -> dict[str, tuple[Comparison, Comparison]]:
-    """Compares a version with the champion, and with the version that was approved first.
+    """Compares a version with the champion, and with the version approved first, by finding.
 
-    Args:
-        evidence: On the version.
-        workspace: The workspace of the retraining, where it still exists: used to score a version that was
-            not among those scored at its registration.
-
-    Returns:
-        finding -> its comparison with the champion and with the version that was approved first.
+    The workspace of the retraining is used to score a version that was not scored at the registration.
     """
     others = registry.earlier()
     champion = _compare(evidence, others["champion"], workspace, CHAMPION)
@@ -89,11 +83,11 @@ def _compare(
     """The comparison of each finding."""
     findings = evidence.spec.findings
     if other is None:
-        said = "There is no champion to compare with." if role is CHAMPION else ""
-        return dict.fromkeys(findings, Comparison([], said))
+        sentence = "There is no champion to compare with." if role is CHAMPION else ""
+        return dict.fromkeys(findings, Comparison([], sentence))
     if other == evidence.version:
-        said = "This version is the champion." if role is CHAMPION else ""
-        return dict.fromkeys(findings, Comparison([], said))
+        sentence = "This version is the champion." if role is CHAMPION else ""
+        return dict.fromkeys(findings, Comparison([], sentence))
     scored = _scored(evidence.version, other, workspace, role)
     if isinstance(scored, registry.Scored) and (dropped := scored.thresholds.keys() - set(findings)):
         names = ", ".join(sorted(dropped))
@@ -164,9 +158,9 @@ def _with_external(
             continue
         if len(both) < len(films) or not margins:
             why = "it has no scores of them" if len(both) < len(films) else "they have shaped it"
-            said = f"cannot be compared on the films of the external set {name}: {why}."
-            said = f"{role.title} {other.version} {said}"
-            return replace(compared, gates=None, note=_sentence(said))
+            sentence = f"cannot be compared on the films of the external set {name}: {why}."
+            sentence = f"{role.title} {other.version} {sentence}"
+            return replace(compared, gates=None, note=_sentence(sentence))
         fresh = fresh.assign(label=fresh["has"])
         differences = difference_gates(evidence, fresh, other.threshold, role, margins)
         gates += [replace(gate, name=f"external {name}: {gate.name}") for gate in differences]
@@ -198,14 +192,9 @@ def difference_gates(
     role: _Role,
     margins: Mapping[str, float],
 ) -> list[Gate]:
-    """Gives a gate for each margin.
+    """Gives a gate for each margin, the loss of a metric that is accepted.
 
-    Args:
-        evidence: On the version.
-        films: The films compared: label (0 or 1), score, score_other, patient.
-        other_threshold: Operating point of the earlier version.
-        role: What that stands for.
-        margins: Metric -> the loss that is accepted.
+    The films compared have label (0 or 1), score, score_other and patient; the threshold is the other's.
     """
     from openmed.metrics.intervals import paired_difference
 

@@ -33,11 +33,11 @@ def external_gates(evidence: Evidence) -> list[Gate]:
     for name, asked in wanted.sets.items():
         films = external_films(evidence, name)
         if films.empty:
-            said = (
+            sentence = (
                 f"This version was not scored on the external set {name}: add it with `openmed external add` "
                 "and retrain."
             )
-            gates.append(Gate.plain(f"external {name}", INSUFFICIENT, said))
+            gates.append(Gate.plain(f"external {name}", INSUFFICIENT, sentence))
         else:
             confidence = confidence_of_look(evidence.rules.confidence, _looks(evidence, films))
             gates += _floors(evidence, name, films, asked, wanted.min_films, confidence)
@@ -77,17 +77,17 @@ def measurable(films: "pd.DataFrame", metric: str) -> bool:
 def _none_named(evidence: Evidence, wanted: "External | None") -> Gate | None:
     """The gate on a plan that names no set for a finding; None where it names one."""
     if wanted is None:
-        said = f"{NOTHING_KNOWN}: the change plan has no section `external`: add it and retrain."
-        return Gate.plain("external", INSUFFICIENT, said)
+        sentence = f"{NOTHING_KNOWN}: the change plan has no section `external`: add it and retrain."
+        return Gate.plain("external", INSUFFICIENT, sentence)
     if wanted.sets:
         return None
     scored = sorted(evidence.external["set"].unique())
     also = f" It was scored on {', '.join(scored)}, which no plan holds it to." if scored else ""
     if wanted.required:
-        said = f"{NOTHING_KNOWN}: the change plan asks for external sets and names none.{also}"
-        return Gate.plain("external", INSUFFICIENT, said)
-    said = f"{NOTHING_KNOWN}, and the change plan does not ask for it.{also}"
-    return Gate.plain("external", PASS, said)
+        sentence = f"{NOTHING_KNOWN}: the change plan asks for external sets and names none.{also}"
+        return Gate.plain("external", INSUFFICIENT, sentence)
+    sentence = f"{NOTHING_KNOWN}, and the change plan does not ask for it.{also}"
+    return Gate.plain("external", PASS, sentence)
 
 
 def _floors(
@@ -104,8 +104,8 @@ def _floors(
     for metric, floor in asked.floors.items():
         title = f"external {name} {metric}"
         if not measurable(films, metric):
-            said = f"The external set {name} has films of one class only: it has no {metric}."
-            gates.append(Gate.plain(title, INSUFFICIENT, said))
+            sentence = f"The external set {name} has films of one class only: it has no {metric}."
+            gates.append(Gate.plain(title, INSUFFICIENT, sentence))
             continue
         view, found = _worst_view(evidence, films, metric, confidence)
         _, (gate,) = judge({metric: found}, {metric: floor})
@@ -146,7 +146,9 @@ def _looks(evidence: Evidence, films: "pd.DataFrame") -> int:
 
 def _looks_gate(evidence: Evidence, name: str, looks: int) -> Gate:
     allowed = evidence.plan.protocol.evaluation.looks
-    said = f"The external set {name} has judged {looks} version{'s' * (looks > 1)}; the plan allows {allowed}"
+    sentence = (
+        f"The external set {name} has judged {looks} version{'s' * (looks > 1)}; the plan allows {allowed}"
+    )
     if looks > allowed:
-        return Gate.plain(f"looks {name}", OUTSIDE_PLAN, f"{said}: add a set of new films.", looks)
-    return Gate.plain(f"looks {name}", PASS, f"{said}.", looks)
+        return Gate.plain(f"looks {name}", OUTSIDE_PLAN, f"{sentence}: add a set of new films.", looks)
+    return Gate.plain(f"looks {name}", PASS, f"{sentence}.", looks)

@@ -33,7 +33,7 @@ def limits_of_the_test(evidence: Evidence) -> list[str]:
     """Says, a sentence for each floor, what this test set could have shown, whatever it did show."""
     test, rules = evidence.test, evidence.rules
     positives = int((test["label"] == evidence.spec.positive_index).sum())
-    negatives, said = len(test) - positives, []
+    negatives, sentences = len(test) - positives, []
     for name, floor in rules.floors.items():
         if not 0 < floor < 1 or not positives or not negatives:
             continue
@@ -45,8 +45,8 @@ def limits_of_the_test(evidence: Evidence) -> list[str]:
             planned = rules.target_sensitivity if name == "sensitivity" else None
             kind = f"films {_CONCERNS[name]}"
             found = proportion_floor(floor, films, planned, name=name, kind=kind, confidence=rules.confidence)
-        said.append(found.sentence)
-    return said
+        sentences.append(found.sentence)
+    return sentences
 
 
 def transfer(evidence: Evidence) -> Gate:
@@ -57,35 +57,38 @@ def transfer(evidence: Evidence) -> Gate:
     before, now = ((part["score"] >= evidence.spec.operating_point, patient_numbers(part)) for part in parts)
     chance = transfer_chance(*before, *now)
     found, chosen = clustered_share(*now, rules.confidence), float(before[0].mean())
-    said = (
+    sentence = (
         f"At the threshold the sensitivity is {_shown(chosen)} on {len(parts[0])} calibration films and "
         f"{_shown(found.value)} on {len(parts[1])} test films"
     )
     if not chance > evidence.error_share / 2:
-        verdict, said = FAIL, f"{said}, which chance does not explain: the two differ in kind."
+        verdict, sentence = FAIL, f"{sentence}, which chance does not explain: the two differ in kind."
     else:
-        verdict, said = PASS, f"{said}; films of one kind differ as much in {chance:.0%} of such tests."
-    return Gate.of("threshold transfer", found, chosen, verdict, said)
+        verdict, sentence = (
+            PASS,
+            f"{sentence}; films of one kind differ as much in {chance:.0%} of such tests.",
+        )
+    return Gate.of("threshold transfer", found, chosen, verdict, sentence)
 
 
 def calibration(evidence: Evidence) -> Gate:
     """Probabilities must not be surely off, on average or in their slope, by more than the plan allows."""
     limits, confidence = evidence.plan.protocol.evaluation, 1 - evidence.error_share
     test = evidence.test
-    told = test["label"] == evidence.spec.positive_index, test["score"], patient_numbers(test)
-    error = unbiased_calibration_error(*told, confidence)
-    slope = slope_interval(*told, confidence)
+    judged_on = test["label"] == evidence.spec.positive_index, test["score"], patient_numbers(test)
+    error = unbiased_calibration_error(*judged_on, confidence)
+    slope = slope_interval(*judged_on, confidence)
     most, allowed = limits.max_calibration_error, limits.calibration_slope
-    said = f"Probabilities are off by {error.value:.3f} (at least {error.low:.3f}); {most:g} is allowed"
+    sentence = f"Probabilities are off by {error.value:.3f} (at least {error.low:.3f}); {most:g} is allowed"
     failed = error.low > most
     if math.isnan(slope.value):
-        said += "; the scores separate the classes, so they have no slope"
+        sentence += "; the scores separate the classes, so they have no slope"
     else:
-        said += f"; their slope is {slope.value:.2f} ({slope.low:.2f} to {slope.high:.2f}, best is 1)"
+        sentence += f"; their slope is {slope.value:.2f} ({slope.low:.2f} to {slope.high:.2f}, best is 1)"
         if allowed is not None:
             failed |= slope.high < allowed[0] or slope.low > allowed[1]
-            said += f", {allowed[0]:g} to {allowed[1]:g} is allowed"
-    return Gate.of("calibration", error, most, FAIL if failed else PASS, f"{said}.")
+            sentence += f", {allowed[0]:g} to {allowed[1]:g} is allowed"
+    return Gate.of("calibration", error, most, FAIL if failed else PASS, f"{sentence}.")
 
 
 def net_benefit(evidence: Evidence) -> Gate:
@@ -108,13 +111,13 @@ def net_benefit(evidence: Evidence) -> Gate:
     wavering, gain = min(found.items(), key=lambda item: _unknown_first(item[1].low))
     above = setting.above
     verdict = PASS if gain.low > above else INSUFFICIENT if gain.value > above else FAIL
-    said = (
+    sentence = (
         f"At a prevalence of {setting.prevalence:g}, for whoever would look again at a film from a "
         f"probability of {min(found):.2g} to {max(found):.2g} on, acting on the model gains "
         f"{_shown(gain.value)} (at least {_shown(gain.low)}, at {wavering:.2g}) true positives a film over "
         "the better of flagging every film and none."
     )
-    return Gate.of("net benefit", gain, above, verdict, said)
+    return Gate.of("net benefit", gain, above, verdict, sentence)
 
 
 def _unknown_first(number: float) -> float:
@@ -125,17 +128,19 @@ def _subgroups(evidence: Evidence) -> Gate:
     """No group of films may be surely worse served than the plan accepts; one error rate over all groups."""
     settings, name = evidence.plan.protocol.evaluation.subgroups, "subgroups"
     if evidence.films is None:
-        said = (
+        sentence = (
             "Nothing is known of the films of this version, so no group could be judged: register it again."
         )
-        return Gate.plain(name, INSUFFICIENT, said)
+        return Gate.plain(name, INSUFFICIENT, sentence)
     sizes = [
         group.films[share] >= settings.min_films for group in subgroups(evidence) for share in settings.floors
     ]
     judged, small = sum(sizes), len(sizes) - sum(sizes)
     if not judged:
-        said = f"None of {small} shares of groups rests on {settings.min_films} films: no group is judged."
-        return Gate.plain(name, INSUFFICIENT, said)
+        sentence = (
+            f"None of {small} shares of groups rests on {settings.min_films} films: no group is judged."
+        )
+        return Gate.plain(name, INSUFFICIENT, sentence)
     # Bonferroni: of many groups that are just good enough, one fails by chance no oftener than one alone.
     level = 1 - evidence.error_share / judged
     below = [
@@ -146,16 +151,18 @@ def _subgroups(evidence: Evidence) -> Gate:
     ]
     if below:
         return Gate.plain(name, FAIL, f"{'; '.join(below)}.", len(below))
-    said = f"None of {judged} judged shares of subgroups is surely below its floor"
-    return Gate.plain(name, PASS, f"{said}; {small} have too few films.", 0)
+    sentence = f"None of {judged} judged shares of subgroups is surely below its floor"
+    return Gate.plain(name, PASS, f"{sentence}; {small} have too few films.", 0)
 
 
 def _at_sites(evidence: Evidence) -> list[Gate]:
     """The frozen threshold must serve at every simulated site, the worst one included."""
     floors = evidence.plan.protocol.evaluation.stress.site_floors
     if floors is None:
-        said = "The change plan of this version is older than simulated sites and names no floors for them."
-        return [Gate.plain("robustness", INSUFFICIENT, said)]
+        sentence = (
+            "The change plan of this version is older than simulated sites and names no floors for them."
+        )
+        return [Gate.plain("robustness", INSUFFICIENT, sentence)]
     return [_robustness(evidence, share, floor) for share, floor in floors.items()]
 
 
@@ -177,17 +184,19 @@ def _shortcuts(evidence: Evidence) -> Gate:
     most, lungs = limits.max_auc_without_lungs, stress["lungs hidden"]
     # Evidence of before has no limits of it.
     left, high = lungs.auc, lungs.auc if math.isinf(lungs.auc_high) else lungs.auc_high
-    said = f"With both lungs hidden its AUC is {_shown(left)}"
+    sentence = f"With both lungs hidden its AUC is {_shown(left)}"
     if not left <= most:
-        said = f"{said}, above {most:g}: it looks at something else than the finding."
-        return Gate.plain("shortcuts", FAIL, said, left)
+        sentence = f"{sentence}, above {most:g}: it looks at something else than the finding."
+        return Gate.plain("shortcuts", FAIL, sentence, left)
     if not high <= most:
-        said = f"{said}, but could be {_shown(high)}: too few films to be sure of the allowed {most:g}."
-        return Gate.plain("shortcuts", INSUFFICIENT, said, left)
+        sentence = (
+            f"{sentence}, but could be {_shown(high)}: too few films to be sure of the allowed {most:g}."
+        )
+        return Gate.plain("shortcuts", INSUFFICIENT, sentence, left)
     loss, allowed = stress["border hidden"].loss, limits.max_border_loss
     verdict = PASS if loss.high <= allowed else INSUFFICIENT if loss.value <= allowed else FAIL
-    said = f"The AUC falls by {_shown(loss.value)}, at most {_shown(loss.high)}, by a hidden border"
-    return Gate.of("shortcuts", loss, allowed, verdict, f"{said}; {allowed:g} is allowed.")
+    sentence = f"The AUC falls by {_shown(loss.value)}, at most {_shown(loss.high)}, by a hidden border"
+    return Gate.of("shortcuts", loss, allowed, verdict, f"{sentence}; {allowed:g} is allowed.")
 
 
 def unlike_films(evidence: Evidence) -> Gate:
@@ -199,12 +208,16 @@ def unlike_films(evidence: Evidence) -> Gate:
         return Gate.plain(name, PASS, "The change plan says nothing of films referred as unlike.")
     found = novelty_check(evidence.rules, evidence.spec, evidence.test)
     if found is None:
-        said = "It tells no films unlike those that it learnt from: set evaluate.unlike_share and retrain."
-        return Gate.plain(name, FAIL, said)
+        sentence = (
+            "It tells no films unlike those that it learnt from: set evaluate.unlike_share and retrain."
+        )
+        return Gate.plain(name, FAIL, sentence)
     films = len(evidence.test)
-    said = f"Of {films} test films {found.films} are referred as unlike those that it learnt from"
+    sentence = f"Of {films} test films {found.films} are referred as unlike those that it learnt from"
     surely = found.referred.low > allowed
-    reason = f"{said}, surely more than {allowed:.0%}." if surely else f"{said}; {allowed:.0%} is allowed."
+    reason = (
+        f"{sentence}, surely more than {allowed:.0%}." if surely else f"{sentence}; {allowed:.0%} is allowed."
+    )
     return Gate.of(name, found.referred, allowed, FAIL if surely else PASS, reason)
 
 

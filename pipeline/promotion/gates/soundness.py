@@ -88,13 +88,13 @@ def _looks(evidence: Evidence, champion: Evidence | None) -> Gate:
     name, allowed = "looks", evidence.plan.protocol.evaluation.looks
     if redrawn := _redrawn(evidence, champion):
         return Gate.plain(name, OUTSIDE_PLAN, redrawn, evidence.look)
-    said = f"These test patients have judged {evidence.look} version{'s' * (evidence.look > 1)}"
-    said = f"{said}; the plan allows {allowed}"
+    sentence = f"These test patients have judged {evidence.look} version{'s' * (evidence.look > 1)}"
+    sentence = f"{sentence}; the plan allows {allowed}"
     if evidence.look > allowed:
-        return Gate.plain(name, OUTSIDE_PLAN, f"{said}: set new test films aside.", evidence.look)
+        return Gate.plain(name, OUTSIDE_PLAN, f"{sentence}: set new test films aside.", evidence.look)
     rules, now = evidence.rules, evidence.rules_of_look.confidence
     spent = f"limits are at {now:.2%} confidence, so that all looks let a model at a floor pass in at most "
-    return Gate.plain(name, PASS, f"{said}; {spent}{1 - rules.confidence:.0%}.", evidence.look)
+    return Gate.plain(name, PASS, f"{sentence}; {spent}{1 - rules.confidence:.0%}.", evidence.look)
 
 
 def _redrawn(evidence: Evidence, champion: Evidence | None) -> str | None:
@@ -144,14 +144,10 @@ def _mostly_same(own: Mapping[str, str], other: Mapping[str, str]) -> bool:
 
 
 def versions_judged(evidence: Evidence, on_these: Callable[["ledger.Entry"], bool]) -> int:
-    """Counts the versions judged on the same films up to this one, which counts in any case.
+    """Counts the versions judged on the same films (of entries `on_these`) up to this one, itself included.
 
     Of a retraining those count that were decided on, or else its one challenger. Retrainings that came later
     do not count, so that asking again gives the same answer.
-
-    Args:
-        evidence: On the version.
-        on_these: Tells from the entry of a registration whether that version was judged on the same films.
     """
     runs: dict[str, set[str]] = {}
     history = ledger.history()
@@ -182,8 +178,8 @@ def _export(evidence: Evidence) -> Gate:
             worst = check_parity(load_model(folder), load_exported(folder), films)
         except IntegrityError as error:
             return Gate.plain("export", FAIL, f"{_sentence([str(error)])}.")
-    said = f"The export calls all {len(films)} films nearest the threshold as the model does."
-    return Gate.plain("export", PASS, said, worst)
+    sentence = f"The export calls all {len(films)} films nearest the threshold as the model does."
+    return Gate.plain("export", PASS, sentence, worst)
 
 
 def _sentence(parts: Sequence[str]) -> str:

@@ -65,12 +65,7 @@ def joint_verdict(gates: Sequence[Gate], comparison: Sequence[Gate] | None) -> s
 
     Its own gates and those of the comparison must all PASS, but for a comparison that the change plan leaves
     to the reviewers: where the films are too few to show it, it is NOT SHOWN, and they decide. A comparison
-    that could not be made at all is never passed over.
-
-    Args:
-        gates: The version's own gates.
-        comparison: Gates against the champion; empty when there is none; None when there is one but no
-            comparison could be made.
+    that could not be made at all, None, is never passed over; it is empty where there is no champion.
     """
     against = [INSUFFICIENT]
     if comparison is not None:
