@@ -50,10 +50,11 @@ fuzz: $(READY)  ## Read 20,000 damaged films and 2,000 damaged model folders: ea
 chaos: $(READY)  ## Kill trainings 200 times: each must end bit for bit as an undisturbed one
 	@$(BIN)/python -m tests.openmed.training.chaos --kills 200
 
-lint: $(READY)  ## Check style, imports and layers
+lint: $(READY)  ## Check style, layers and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
+	@$(BIN)/mypy
 
 deps: $(READY)  ## Write the code that each stage runs into dvc.yaml
 	@$(BIN)/python -m tests.stage_deps

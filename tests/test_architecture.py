@@ -191,7 +191,7 @@ def test_the_commands_of_the_readme_are_targets():
         ["make", "-n", "demo", "test", "lint", "up"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    for part in ("openmed demo", "pytest", "ruff check", "lint-imports", "openmed up"):
+    for part in ("openmed demo", "pytest", "ruff check", "lint-imports", "bin/mypy", "openmed up"):
         assert part in done.stdout
 
 
