@@ -124,9 +124,7 @@ def aliases() -> dict[str, str]:
 def find_artifact(version: str, path: str) -> Path | None:
     """Returns a file as `artifact` does, None when no such file was logged."""
     with connect() as client:
-        tags = find(client, version).tags
-    logged = json.loads(tags.get("evidence", "{}")) | json.loads(tags.get("shared_evidence", "{}"))
-    return artifact(version, path) if path in logged else None
+        return _logged(find(client, version), path)
 
 
 def artifact(version: str, path: str) -> Path:
@@ -137,18 +135,22 @@ def artifact(version: str, path: str) -> Path:
         IntegrityError: The file is lost, or is not the one that was logged.
         ResourceError: The store does not answer.
     """
-    with connect() as client:
-        found = find(client, version)
-        own, shared = (json.loads(found.tags.get(key, "{}")) for key in ("evidence", "shared_evidence"))
-        expected = own.get(path) or shared.get(path)
-        if expected is None:
-            raise BadInput(f"version {version} of {MODEL_NAME} has no {path} among its evidence")
-        # What lies in a local store is used in place; anything else is fetched into the state folder.
-        root = _roots(project.tracking_uri(), found.run_id)[path not in own]
-        target = None if is_local(root) else str(project.home() / "downloads" / str(version))
-        file = fetch(f"{root}/{path}", target, f"{path} of version {version}")
+    if (file := find_artifact(version, path)) is None:
+        raise BadInput(f"version {version} of {MODEL_NAME} has no {path} among its evidence")
+    return file
+
+
+def _logged(version: "ModelVersion", path: str) -> Path | None:
+    own, shared = (json.loads(version.tags.get(key, "{}")) for key in ("evidence", "shared_evidence"))
+    if (expected := own.get(path) or shared.get(path)) is None:
+        return None
+    # What lies in a local store is used in place; anything else is fetched into the state folder.
+    root = _roots(project.tracking_uri(), version.run_id)[path not in own]
+    target = None if is_local(root) else str(project.home() / "downloads" / str(version.version))
+    what = f"{path} of version {version.version}"
+    file = fetch(f"{root}/{path}", target, what)
     if not file.is_file() or sha256_file(file) != expected:
-        raise IntegrityError(f"{path} of version {version} was changed: restore it, or register it again")
+        raise IntegrityError(f"{what} was changed: restore it, or register it again")
     return file
 
 
