@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from openmed.files import read_json
-from pipeline import ledger, monitoring, registry
+from pipeline import ledger, registry
 from pipeline.monitoring import ScoreLog
 from pipeline.promotion import actions as promotion
 from tests.pipeline.conftest import make_workspace, register
@@ -102,14 +102,18 @@ def test_a_candidate_of_today_is_judged_against_its_champion(state, tmp_path):
     assert {link.problem for link in registry.verify(version)} == {None}
 
 
-def test_its_log_of_scored_films_is_read_and_continued(state):
+def test_its_log_of_scored_films_is_read_and_continued(state, openmed):
     before = read_json(state / "home/watch/watch.json")
     assert len(ScoreLog(state / "home", "3").known()) == 59
-    watched = monitoring.watch(state / "home")
-    for name in ("version", "films", "patients", "labelled", "verdict", "sentence"):
+    code, out, error = openmed("live", "watch", "--json")
+    assert code == 0, error
+    watched = json.loads(out)
+    for name in ("version", "films", "patients", "labelled", "verdict", "sentence", "checks"):
         assert watched[name] == before[name]
     assert (before["news"], watched["news"]) == (True, False)
     (state / "new").mkdir()
     shutil.copy(state / "film.jpeg", state / "new")
-    done = monitoring.score_films(state / "home", state / "new")
+    code, out, error = openmed("live", "score", state / "new", "--json")
+    assert code == 0, error
+    done = json.loads(out)
     assert (done["version"], done["films"], done["known"]) == ("3", 1, 1)
