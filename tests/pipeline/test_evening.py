@@ -12,7 +12,7 @@ from openmed.errors import BadInput, IntegrityError
 from openmed.gates.gate import FAIL, PASS
 from pipeline import ledger, registry
 from pipeline.promotion import actions as promotion
-from pipeline.registry import scoring
+from pipeline.registry import candidates
 from tests.pipeline.conftest import crown, make_workspace, register, roll_back
 
 SPLITS = ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 8 + ["test"] * 80
@@ -99,14 +99,14 @@ def test_small_losses_do_not_add_up(store, tmp_path, monkeypatch):
         return version
 
     def score(workspace, version):
-        about = {"version": version, "threshold": 0.5, "positive": "PNEUMONIA", "problem": None}
         if version is None:
-            return about, None, None
+            return registry.Unscored(None, None)
         films = registry.films_of(workspace)[["id", "sha256", "split"]]
         both = films.merge(planted[version][["id", "score"]], on="id")
-        return about, both[both["split"] == "test"].drop(columns="split"), None
+        test = both[both["split"] == "test"].drop(columns="split")
+        return registry.Scored(version, {"PNEUMONIA": 0.5}, test, None)
 
-    monkeypatch.setattr(scoring, "_score_version", score)
+    monkeypatch.setattr(candidates, "score_earlier", score)
     first = retrained(1, 0.24)
     crown(first)
     second = retrained(2, 0.17)
