@@ -93,9 +93,7 @@ class Services:
         """
         state_folder(self.home)
         self.logs.mkdir(exist_ok=True)
-        self._lock = take_lock(self.home)
-        if self._lock is None:
-            raise ResourceError(f"the services of {self.home} are running already: `openmed down` stops them")
+        self._take_lock()
         try:
             for port in filter(None, (self._settings.port, self._mlflow_port)):
                 _check_port(port)
@@ -112,6 +110,11 @@ class Services:
             self.stop()
             raise
         return self
+
+    def _take_lock(self) -> None:
+        self._lock = take_lock(self.home)
+        if self._lock is None:
+            raise ResourceError(f"the services of {self.home} are running already: `openmed down` stops them")
 
     def wait_healthy(self, timeout_s: float = 120.0, stopped: threading.Event | None = None) -> float | None:
         """Waits until every component answers, then sets the pools.

@@ -276,7 +276,7 @@ def test_up_stops_when_it_is_told_to(tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(Services, "start", lambda self: calls.append("start") or self)
     monkeypatch.setattr(Services, "stop", lambda self: calls.append("stop"))
-    monkeypatch.setattr(Services, "wait_healthy", lambda self, timeout_s: 1.0)
+    monkeypatch.setattr(Services, "wait_healthy", lambda self, timeout_s, stopped: 1.0)
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     before = signal.getsignal(signal.SIGTERM)
     up(ROOT, tmp_path)

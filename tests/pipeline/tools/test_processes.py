@@ -29,7 +29,7 @@ class Sleeping(Services):
         for name in ("scheduler", "triggerer"):
             self._spawn(name, "sleeping")
         return self
-    def wait_healthy(self, timeout_s):
+    def wait_healthy(self, timeout_s, stopped):
         return 0.0
 
 services.Services = Sleeping
