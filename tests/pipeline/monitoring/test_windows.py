@@ -135,7 +135,7 @@ def test_memory_does_not_grow_with_the_log(tmp_path):
 
     peak(1)
     # A film's hash alone would be 113 bytes, its row 600.
-    assert peak(30) - peak(5) < 25 * 1000 * 20
+    assert peak(30) - peak(5) < 25 * 1000 * 40
 
 
 @pytest.fixture
