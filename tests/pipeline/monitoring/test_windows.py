@@ -122,8 +122,13 @@ def test_logs_of_before_batches_are_read(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_log(tmp_path):
+    logs = {
+        batches: logged(tmp_path / str(batches), *([rows(1000, seed=number)] for number in range(batches)))
+        for batches in (1, 5, 30)
+    }
+
     def peak(batches):
-        log = logged(tmp_path / str(batches), *([rows(1000, seed=number)] for number in range(batches)))
+        log = logs[batches]
         wanted = {rows(1)["sha256"][0]}
         tracemalloc.start()
         try:
@@ -135,7 +140,8 @@ def test_memory_does_not_grow_with_the_log(tmp_path):
 
     peak(1)
     # A film's hash alone would be 113 bytes, its row 600.
-    assert peak(30) - peak(5) < 25 * 1000 * 40
+    # The less of two runs: what a library or a thread of another test takes once is not the log's.
+    assert min(peak(30), peak(30)) - min(peak(5), peak(5)) < 25 * 1000 * 20
 
 
 @pytest.fixture
