@@ -82,6 +82,10 @@ class AirflowClient:
         content = self.request("GET", f"{task}/logs/{attempt}?full_content=true")["content"]
         return "\n".join(_log_line(each) for each in content)
 
+    def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
+        """Marks a task `success`, `failed` or `skipped`; a running one is ended."""
+        self.request("PATCH", f"{_run(dag_id, run_id)}/taskInstances/{task_id}", {"new_state": state})
+
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
         """Returns what a task handed on."""
         entry = f"{_run(dag_id, run_id)}/taskInstances/{task_id}/xcomEntries/{key}"
