@@ -4,6 +4,7 @@ The child says which mutant it is at. When it dies or hangs, the parent records 
 goes on with a new child behind it.
 """
 
+import argparse
 import faulthandler
 import multiprocessing
 import os
@@ -128,3 +129,23 @@ def _of_decoders() -> tuple[int, float]:
 def _peak_mib(process: str) -> int:
     status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) >> 10
+
+
+def report(fuzz: Callable[..., Outcome], about: str, mutants: int) -> int:
+    """Fuzzes as the command line says and ends with one line of counts.
+
+    Args:
+        fuzz: Takes a number of mutants, and seed and only by name.
+        about: What the command says of itself, in its first line.
+        mutants: How many, unless the command says otherwise.
+    """
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--mutants", type=int, default=mutants)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="Kind to take alone.")
+    arguments = parser.parse_args()
+    outcome = fuzz(arguments.mutants, seed=arguments.seed, only=arguments.only)
+    for line in outcome.unexpected:
+        print(line)
+    print(outcome)
+    return int(bool(outcome.unexpected))

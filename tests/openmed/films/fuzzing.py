@@ -1,6 +1,5 @@
 """Seeded fuzz of the decoders: every mutant of a film is an image or one refusal, every cut one a refusal."""
 
-import argparse
 import random
 import re
 import struct
@@ -18,7 +17,7 @@ from openmed.errors import BadInput
 from openmed.films.images import decode_film
 from openmed.privacy.cleaning import Pseudonyms, clean_film
 from tests.openmed.films.stored import compressed, deep, dicom, phantom, pil, transcoded
-from tests.openmed.mutant_process import Judge, Outcome, judge_all
+from tests.openmed.mutant_process import Judge, Outcome, judge_all, report
 
 NAMES = Pseudonyms(b"a secret of the fuzz")
 _WORDS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF)
@@ -175,19 +174,5 @@ def _decoded(content: bytes) -> str:
     )
 
 
-def main() -> int:
-    """Fuzzes and ends with one line of counts."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mutants", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="Kind of seed to take alone.")
-    arguments = parser.parse_args()
-    outcome = fuzz(arguments.mutants, seed=arguments.seed, only=arguments.only)
-    for line in outcome.unexpected:
-        print(line)
-    print(outcome)
-    return int(bool(outcome.unexpected))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report(fuzz, __doc__, 20_000))

@@ -5,7 +5,6 @@ them; probabilities and names must be those of the intact folder. Two of three m
 sealed: the description names the hash of what is damaged, so that parsers and control films meet it.
 """
 
-import argparse
 import os
 import random
 import shutil
@@ -34,7 +33,7 @@ from openmed.inference.session import load_predictor
 from openmed.phantoms.phantom import draw as draw_phantom
 from tests.openmed.conftest import small, with_statistics
 from tests.openmed.inference.folder_damage import FILES, damage, linked, seal
-from tests.openmed.mutant_process import Judge, Outcome, judge_all
+from tests.openmed.mutant_process import Judge, Outcome, judge_all, report
 
 ARCHITECTURES = ("vit", "resnet50")
 _CLASSES = ("NORMAL", "BACTERIA", "VIRUS")
@@ -161,19 +160,5 @@ def _compared(found: list[dict[str, Any]], expected: list[dict[str, Any]], toler
     return "answer"
 
 
-def main() -> int:
-    """Fuzzes and ends with one line of counts."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mutants", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="Kind to take alone, or a part of its name.")
-    arguments = parser.parse_args()
-    outcome = fuzz(arguments.mutants, seed=arguments.seed, only=arguments.only)
-    for line in outcome.unexpected:
-        print(line)
-    print(outcome)
-    return int(bool(outcome.unexpected))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report(fuzz, __doc__, 2000))
