@@ -3,6 +3,7 @@
 import os
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from openmed.errors import BadInput
 from pipeline.settings.params import Params
@@ -10,7 +11,11 @@ from pipeline.settings.params import Params
 
 def use_device(params: Params) -> None:
     """Fixes what a bit-identical run depends on: threads and, on CUDA, deterministic kernels."""
+    import scipy.linalg  # noqa: F401  its BLAS must be there to be limited
+
     torch.set_num_threads(params.run.threads)
+    # NumPy's and SciPy's BLAS would take their number from the environment, and sum in another order.
+    threadpool_limits(params.run.threads)
     # Our networks have none but deterministic kernels on a CPU, and the call loads torch's compiler.
     if pick_device(params.run.device).type == "cuda":
         use_repeatable_kernels()
