@@ -17,7 +17,6 @@ from openmed.errors import BadInput, IntegrityError
 if TYPE_CHECKING:
     import pandas as pd
 
-_CHUNK_BYTES = 1 << 20
 _MOST_JSON_BYTES = 256 << 20
 
 
@@ -86,8 +85,7 @@ def read_table(
 ) -> "pd.DataFrame":
     """Reads a Parquet file that a stage wrote, by default all its columns; options are those of pandas.
 
-    Raises:
-        BadInput: The file is missing, is no Parquet, or lacks a column that is needed.
+    BadInput where it is missing, is no Parquet, or lacks a column that is needed.
     """
     import pandas as pd
     from pyarrow.lib import ArrowException
@@ -101,11 +99,7 @@ def read_table(
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a regular file for reading. A pipe, socket or device could keep its reader for ever.
-
-    Raises:
-        OSError: It cannot be read or is no regular file.
-    """
+    """Opens a regular file; OSError for any other, as a pipe or device could keep its reader for ever."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer is not waited for
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
@@ -116,13 +110,10 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
-    """Reads a regular file whole.
+    """Reads a regular file whole; OSError where it cannot be read, is none or is larger.
 
     Its bytes are counted while reading: what a file system says of a file that grows, or that a program
     feeds, is no limit.
-
-    Raises:
-        OSError: It cannot be read, is no regular file or is larger.
     """
     with open_regular(path) as stream:
         content = stream.read(most_bytes + 1) if os.fstat(stream.fileno()).st_size <= most_bytes else None
@@ -133,11 +124,8 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
 
 def sha256_file(path: Path) -> str:
     """Returns the SHA-256 of a file's content as 64 hex digits, in constant memory."""
-    digest = hashlib.sha256()
     with Path(path).open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -152,11 +140,7 @@ def hashes_below(folder: Path) -> dict[str, str]:
 
 
 def check_hashes(found: Mapping[str, str], recorded: Mapping[str, str], what: str) -> None:
-    """Holds the files that are there against those that were recorded, both path -> SHA-256.
-
-    Raises:
-        IntegrityError: A file was changed, is missing or was added; the first is named.
-    """
+    """Holds present files against recorded ones, both path -> SHA-256; IntegrityError where one differs."""
     for path in sorted(found.keys() | recorded.keys()):
         if found.get(path) != recorded.get(path):
             problem = (

@@ -24,25 +24,17 @@ class FilmCache:
     """
 
     def __init__(self, folder: Path, size_px: int) -> None:
-        """Opens a cache.
-
-        Raises:
-            BadInput: The cache does not hold this size.
-            IntegrityError: A file of the cache was changed.
-        """
+        """Opens a cache; BadInput where it lacks this size, IntegrityError where a file was changed."""
         folder = Path(folder)
         hashes = read_json(folder / HASHES_FILE)
         shards = sorted(name for name in hashes if name.startswith(f"{size_px}/"))
         if not shards:
             raise BadInput(f"the film cache has no films of {size_px} px: run the preprocess stage")
-        names = [*shards, INDEX_FILE]
-        present = [name for name in names if (folder / name).is_file()]
-        digests = dict(
-            zip(present, ordered_map(lambda name: sha256_file(folder / name), present), strict=True)
-        )
-        for name in names:
-            if name not in digests or digests[name] != hashes.get(name):
-                raise IntegrityError(f"{folder / name} is gone or was changed: run preprocess again")
+        files = [folder / name for name in (*shards, INDEX_FILE)]
+        digests = ordered_map(lambda file: file.is_file() and sha256_file(file), files)
+        for file, digest in zip(files, digests, strict=True):
+            if digest != hashes.get(file.relative_to(folder).as_posix()):
+                raise IntegrityError(f"{file} is gone or was changed: run preprocess again")
         self.films = ShardedFilms([folder / name for name in shards], size_px)
         index = pd.read_parquet(folder / INDEX_FILE)
         self._row_of = dict(zip(index["id"], index["row"], strict=True))

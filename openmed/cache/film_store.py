@@ -9,7 +9,7 @@ import mmap
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import time_ns
@@ -44,7 +44,7 @@ _DECODERS = (
 )
 
 
-class FilmStore:
+class FilmStore(AbstractContextManager):
     """Measurements and decoded squares of films, by the SHA-256 of their files.
 
     What was made by other code than the present one (of `openmed.films` and `openmed.measurement`, OpenCV,
@@ -73,23 +73,13 @@ class FilmStore:
             path.unlink()  # not a database any more, and nothing in it is the only copy
             return _connect(path)
 
-    def close(self) -> None:
-        """Closes the database."""
+    def __exit__(self, *_: object) -> None:
         self._database.close()
 
-    def __enter__(self) -> "FilmStore":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def hashes_of(self, paths: Sequence[str]) -> list[str | None]:
-        """Returns the SHA-256 of files that were hashed before and have not been written to since.
+        """Returns the SHA-256 of files that were hashed before and have not been written to since, else None.
 
         A file counts as unwritten while its place on the disk, its size and its time of change are the same.
-
-        Returns:
-            One hash a path; None for a file that is not known, was written to, or is not there.
         """
         states = [_state(path) for path in paths]
         known = {}
@@ -98,9 +88,7 @@ class FilmStore:
             query = "SELECT inode, modified_ns, bytes, sha256 FROM seen WHERE inode IN ({}) AND device = ?"
             for inode, *rest in self._in_parts(query, inodes, (device,)):
                 known[device, inode] = rest
-        return [
-            _unwritten(state, known.get((state.st_dev, state.st_ino))) if state else None for state in states
-        ]
+        return [state and _unwritten(state, known.get((state.st_dev, state.st_ino))) for state in states]
 
     def remember_hashes(self, hashed: Sequence[tuple[os.stat_result, str]]) -> None:
         """Keeps the hashes of files, each with the state it had before it was read."""
@@ -110,7 +98,8 @@ class FilmStore:
             for state, digest in hashed
             if now - state.st_mtime_ns > _CLOCK_TICK_NS
         ]
-        self._write("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?)", rows)
+        with self._changes() as database:
+            database.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?)", rows)
 
     def measurements(self, films: Sequence[str]) -> list[pa.Table]:
         """Returns what is known of films, by SHA-256, in tables as remembered; unknown films are absent."""
@@ -230,10 +219,6 @@ class FilmStore:
         for start in range(0, len(keys), _QUERY_ROWS):
             part = keys[start : start + _QUERY_ROWS]
             yield from self._database.execute(query.format(", ".join("?" * len(part))), (*part, *values))
-
-    def _write(self, statement: str, rows: Sequence[tuple]) -> None:
-        with self._changes() as database:
-            database.executemany(statement, rows)
 
     @contextmanager
     def _changes(self) -> Iterator[sqlite3.Connection]:

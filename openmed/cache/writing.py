@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,7 @@ def write_cache(
     appended leave all full shards as they are.
 
     The folder will hold <size>/<number>.npy, an index and the hashes of them all. The films have the columns
-    id, path and sha256; `tick` is called once for each.
-
-    Raises:
-        IntegrityError: A film's content is not what the manifest recorded.
+    id, path and sha256; `tick` is called once for each. IntegrityError where a film has another sha256.
     """
     sizes = sorted(set(sizes_px))
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +39,7 @@ def write_cache(
     hashes = {}
     for number, start in enumerate(range(0, len(films), SHARD_FILMS)):
         part = films.iloc[start : start + SHARD_FILMS]
-        made = store.shards(part["sha256"].tolist(), sizes, _decoder(data, part, sizes))
+        made = store.shards(part["sha256"].tolist(), sizes, partial(_decoded, data, part, sizes))
         for size, (source, digest) in made.items():
             name = f"{size}/{number:05d}.npy"
             _link(source, folder / name)
@@ -54,18 +52,12 @@ def write_cache(
     store.tidy()
 
 
-def _decoder(
-    data: Path, films: pd.DataFrame, sizes: list[int]
-) -> Callable[[Sequence[int]], Iterator[list[np.ndarray]]]:
-    def squares(row: tuple[str, str]) -> list[np.ndarray]:
-        path, sha256 = row
-        return decode_squares(film_bytes(data, path, sha256), sizes, path)
-
-    def decode(positions: Sequence[int]) -> Iterator[list[np.ndarray]]:
-        part = films.iloc[positions]
-        return ordered_map(squares, zip(part["path"], part["sha256"], strict=True))
-
-    return decode
+def _decoded(
+    data: Path, films: pd.DataFrame, sizes: list[int], positions: Sequence[int]
+) -> Iterator[list[np.ndarray]]:
+    part = films.iloc[positions]
+    rows = zip(part["path"], part["sha256"], strict=True)
+    return ordered_map(lambda row: decode_squares(film_bytes(data, *row), sizes, row[0]), rows)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -39,7 +39,8 @@ def near_duplicates(hashes: list[str], max_bits: int) -> NDArray[np.int64]:
         return np.zeros((0, 2), np.int64)
     words = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint64).reshape(len(hashes), _WORDS)
     order = np.lexsort(words.T)  # stable: the first film of a hash comes first
-    starts = _starts(words[order])
+    ordered = words[order]
+    starts = np.flatnonzero(np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1)))
     first = np.repeat(order[starts], np.diff(starts, append=len(order)))
     equal = np.stack([first, order], 1)[first != order]
     firsts = order[starts]
@@ -119,8 +120,3 @@ def _compare(words: np.ndarray, order: np.ndarray, neighbours: int, max_bits: in
             bits = np.bitwise_count(words[pairs[:, 0]] ^ words[pairs[:, 1]]).sum(axis=1)
             near_pairs.append(pairs[bits <= max_bits])
     return np.concatenate(near_pairs)
-
-
-def _starts(ordered: np.ndarray) -> np.ndarray:
-    """Positions at which a sorted table's row differs from the one before."""
-    return np.flatnonzero(np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1)))

@@ -125,10 +125,9 @@ def label_conflicts(
 
 
 def usable_validation(films: pd.DataFrame) -> tuple[pd.Series, Finding]:
-    """Gives up a declared validation set of less than 1 % of the films: its films become training films.
+    """Gives up a declared validation set of less than 1 % of the films: they become training films.
 
-    Returns:
-        The declared split of each film, and the finding.
+    Returns the declared split of each film, and the finding.
     """
     declared = films["declared_split"]
     small = declared == "validation"
@@ -184,11 +183,7 @@ def verify_patients(films: pd.DataFrame) -> Finding:
 
 
 def verify_copies(films: pd.DataFrame, pairs: np.ndarray) -> Finding:
-    """Proves after the assignment that films joined by confirmed near-duplicate pairs are in one split.
-
-    Raises:
-        BadInput: Some are not.
-    """
+    """Proves after the assignment that films of a confirmed pair are in one split; BadInput where not."""
     used = films.assign(family=families(pairs, len(films)))[films["split"] != LEFT_OUT]
     torn = used[used.groupby("family")["split"].transform("nunique") > 1]
     if len(torn):
@@ -199,11 +194,7 @@ def verify_copies(films: pd.DataFrame, pairs: np.ndarray) -> Finding:
 
 
 def verify_training_rows(rows: pd.DataFrame, split: pd.DataFrame) -> int:
-    """Proves that every training row is a film of the training split, by id, and counts the rows.
-
-    Raises:
-        BadInput: A row is a film of another split, or of none.
-    """
+    """Proves that every training row is a film of the training split; BadInput where not. Counts the rows."""
     of_film = pd.Series(split["split"].to_numpy(), index=split["id"])
     place = rows["id"].map(of_film)
     wrong = {"that the split does not know": place.isna()}

@@ -152,16 +152,14 @@ def _measure_part(paths: list[str], store: FilmStore, tick: Callable[[], None]) 
     new = [position for position, place in enumerate(places) if place is None]
     for _ in range(len(paths) - len(new)):
         tick()
-    states: list[os.stat_result | None] = []
-    rows: list[dict[str, Any]] = []
-    for position, (state, row) in zip(new, ordered_map(measure_film, [paths[i] for i in new]), strict=True):
-        places[position] = len(known) + len(rows)
-        states.append(state)
-        rows.append(row)
+    measured: list[tuple[os.stat_result | None, dict[str, Any]]] = []
+    for position, film in zip(new, ordered_map(measure_film, [paths[i] for i in new]), strict=True):
+        places[position] = len(known) + len(measured)
+        measured.append(film)
         tick()
-    read = pa.Table.from_pylist(rows, MEASURED)
-    was_read = [state is not None for state in states]
-    store.remember_hashes([(state, row["sha256"]) for state, row in zip(states, rows, strict=True) if state])
+    read = pa.Table.from_pylist([row for _, row in measured], MEASURED)
+    was_read = [state is not None for state, _ in measured]
+    store.remember_hashes([(state, row["sha256"]) for state, row in measured if state])
     store.remember_measurements(read.filter(pa.array(was_read, pa.bool_())))
     return pa.concat_tables([known, read]).take(places).combine_chunks()
 

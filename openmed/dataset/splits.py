@@ -22,10 +22,8 @@ _LEAST_GAIN = 0.005  # of chi-square
 def group_patients(patients: pd.Series, pairs: np.ndarray) -> pd.Series:
     """Joins patients who share a near-duplicate film, so that the film cannot cross a split.
 
-    Of the patient of each film and pairs of films.
-
-    Returns:
-        A group name a film: the first (alphabetically) of the joined patients.
+    Of the patient of each film and pairs of films: a group name a film, the first (alphabetically) of the
+    joined patients.
     """
     codes, names = pd.factorize(patients, sort=True)
     family = families(codes[pairs], len(names))

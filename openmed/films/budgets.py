@@ -8,8 +8,7 @@ openmed.films.isolated).
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from openmed.errors import BadInput
@@ -36,12 +35,6 @@ def read_film_file(path: Path) -> bytes:
     return read_regular(path, MAX_FILE_BYTES)
 
 
-def check_file_size(data: bytes, name: str) -> None:
-    """Refuses content that is larger than a film's file may be, with BadInput."""
-    if len(data) > MAX_FILE_BYTES:
-        raise BadInput(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB; no film is")
-
-
 def check_layout(pixels: int, bytes_a_pixel: int, name: str) -> None:
     """Refuses a film whose decoder would lay out more than `MAX_DECODED_BYTES`, with BadInput."""
     if pixels * bytes_a_pixel > MAX_DECODED_BYTES:
@@ -51,14 +44,9 @@ def check_layout(pixels: int, bytes_a_pixel: int, name: str) -> None:
         )
 
 
-@contextmanager
-def room_for(pixels: int) -> Iterator[None]:
+def room_for(pixels: int) -> AbstractContextManager[object]:
     """Lets large films be decoded one at a time; usual ones do not wait for each other."""
-    if pixels < _LARGE_PIXELS:
-        yield
-        return
-    with _one_large_film:
-        yield
+    return nullcontext() if pixels < _LARGE_PIXELS else _one_large_film
 
 
 os.register_at_fork(after_in_child=lambda: globals().update(_one_large_film=threading.RLock()))

@@ -15,6 +15,8 @@ from openmed.films.budgets import MAX_PIXELS
 
 MIN_SIDE_PX = 16
 _CHUNK_VALUES = 1 << 20
+ORIENTATION = 0x0112
+"""The Exif tag of a film's orientation, 1 (upright) to 8."""
 FEW_SATURATED = 0.02
 """Share of a film that a burned-in marker may take."""
 _MAX_SIDE_PX = 65_535  # that of JPEG and DICOM
@@ -47,11 +49,7 @@ def quiet() -> Iterator[None]:
 
 
 def check_shape(shape: tuple[int, int] | None, name: str) -> tuple[int, int]:
-    """Returns (height, width) as a header promises them, before anything is allocated; None is unknown.
-
-    Raises:
-        BadInput: There is no size, or no film has it.
-    """
+    """Returns (height, width) as a header promises them; BadInput where they are None or no film's."""
     if shape is None:
         raise BadInput(f"{name} is damaged: its header does not tell its size")
     height, width = shape

@@ -5,6 +5,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,16 +16,16 @@ from numpy.typing import NDArray
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_bytes
 from openmed.films.budgets import (
+    MAX_FILE_BYTES,
     MAX_PNG_CHUNKS,
     MIN_SIDE_PX,
-    check_file_size,
     check_layout,
     read_film_file,
     room_for,
 )
 from openmed.films.dicom.header import has_preamble, is_dicom
 from openmed.films.dicom.pixels import decode_dicom
-from openmed.films.grey import FEW_SATURATED, check_shape, quiet, rightly_turned, scaled, to_grey
+from openmed.films.grey import FEW_SATURATED, ORIENTATION, check_shape, quiet, rightly_turned, scaled, to_grey
 from openmed.films.isolated import decode_isolated
 from openmed.films.jpeg import jpeg_grey, jpeg_shape
 from openmed.films.withheld import withheld_reason
@@ -35,9 +36,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom")
 _BLANK, _BLANK_STD, _BLANK_PX, _BLANK_LEVELS = "the film is blank", 1.0, 64, 8
 
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
-_PNG_START, _JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_ORIENTATION = 0x0112
 
 
 def read_film(path: Path) -> NDArray[np.uint8]:
@@ -60,20 +60,15 @@ def _content(path: Path) -> bytes:
 
 
 def film_bytes(data: Path, path: str, sha256: str) -> bytes:
-    """Reads the file of a film in the manifest and holds it against its hash.
-
-    Raises:
-        IntegrityError: The file is gone or its content is another.
-    """
+    """Reads the file of a film in the manifest; IntegrityError where it is gone or has another hash."""
+    file = Path(data) / path
     try:
-        content = read_film_file(Path(data) / path)
+        content = read_film_file(file)
     except OSError as error:
-        raise IntegrityError(
-            f"{Path(data) / path} cannot be read any more: {error.strerror or error}"
-        ) from None
+        raise IntegrityError(f"{file} cannot be read any more: {error.strerror or error}") from None
     if sha256_bytes(content) != sha256:
         raise IntegrityError(
-            f"{Path(data) / path} was changed after it was validated: get it back or run the pipeline again"
+            f"{file} was changed after it was validated: get it back or run the pipeline again"
         )
     return content
 
@@ -91,15 +86,15 @@ def decode_film(data: bytes, name: str = "the image") -> NDArray[np.uint8]:
     Raises:
         BadInput: The bytes are not a usable image.
     """
-    film, _ = decode_with_depth(data, name)
-    return film
+    return decode_with_depth(data, name)[0]
 
 
 def decode_with_depth(data: bytes, name: str = "the image") -> tuple[NDArray[np.uint8], int]:
     """Decodes like `decode_film` and tells the bits that a pixel was stored with (8 to 16)."""
     if not data:
         raise BadInput(f"{name} is empty")
-    check_file_size(data, name)
+    if len(data) > MAX_FILE_BYTES:
+        raise BadInput(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB; no film is")
     if reason := withheld_reason(data):
         raise BadInput(f"{name} {reason}")
     decode = _decoder(data)
@@ -114,13 +109,10 @@ def decode_with_depth(data: bytes, name: str = "the image") -> tuple[NDArray[np.
 
 
 def decode_squares(data: bytes, sizes_px: Sequence[int], name: str = "the image") -> list[NDArray[np.uint8]]:
-    """Decodes a film once and stretches it to squares, as networks see it.
+    """Decodes a film once and stretches it to squares, as networks see it: uint8 (size, size) for each size.
 
     JPEG decoders can reduce while they decode, which is faster. It is not used: their cruder average
     moved probabilities by up to 0.06 against the same film stored in another format.
-
-    Returns:
-        uint8 (size, size) for each size.
     """
     film = decode_film(data, name)
     return [resize_film(film, size) for size in sizes_px]
@@ -129,11 +121,7 @@ def decode_squares(data: bytes, sizes_px: Sequence[int], name: str = "the image"
 def usable_squares(
     data: bytes, sizes_px: Sequence[int], name: str = "the image", *, min_side_px: int = MIN_SIDE_PX
 ) -> list[NDArray[np.uint8]]:
-    """Decodes a film as `decode_squares` and refuses it where the validate stage would quarantine it.
-
-    Raises:
-        BadInput: As `decode_film`, or the film is too small or blank.
-    """
+    """Decodes as `decode_squares`; BadInput where the validate stage would quarantine the film."""
     film = decode_film(data, name)
     check_usable(film, name, min_side_px)
     return [resize_film(film, size) for size in sizes_px]
@@ -178,9 +166,9 @@ def _decoder(data: bytes) -> Callable[[bytes, str], tuple[NDArray[np.uint8], int
     """Chooses by content; the decoders would take a dozen other formats too."""
     if has_preamble(data):  # which may look like another format
         return decode_dicom
-    if data.startswith(_JPEG_START):
+    if data.startswith(JPEG_START):
         return _decode_jpeg
-    if data.startswith(_PNG_START):
+    if data.startswith(PNG_START):
         return _decode_png
     if data[:4] in _TIFF_STARTS:
         return partial(decode_isolated, "tiff")
@@ -205,9 +193,11 @@ def _decode_png(data: bytes, name: str) -> tuple[NDArray[np.uint8], int]:
     channels = 1 if colour == 0 and b"tRNS" not in kinds else 4
     check_layout(width * height, channels * (2 if depth_bits > 8 else 1), name)
     if not kinds <= _PNG_KEPT:  # libpng unpacks a thousand texts of 8 MB
-        data = b"".join([_PNG_START, *(chunk for kind, chunk in chunks if kind in _PNG_KEPT)])
+        data = b"".join([PNG_START, *(chunk for kind, chunk in chunks if kind in _PNG_KEPT)])
     with room_for(width * height):
-        image = _by_opencv(data)
+        image = None
+        with suppress(cv2.error):
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if image is None:
             raise BadInput(f"{name} is not a whole PNG image")
         if image.dtype not in (np.uint8, np.uint16):
@@ -221,7 +211,7 @@ def _png_chunks(data: bytes, name: str) -> list[tuple[bytes, memoryview]]:
     OpenCV allocates what a chunk claims, gigabytes of it, and passes over wrong checksums beside the pixels.
     """
     chunks: list[tuple[bytes, memoryview]] = []
-    offset, content = len(_PNG_START), memoryview(data)
+    offset, content = len(PNG_START), memoryview(data)
     while offset + 12 <= len(data) and (not chunks or chunks[-1][0] != b"IEND"):
         length, kind = struct.unpack_from(">I4s", data, offset)
         end = offset + 8 + length
@@ -234,13 +224,6 @@ def _png_chunks(data: bytes, name: str) -> list[tuple[bytes, memoryview]]:
     return chunks
 
 
-def _by_opencv(data: bytes) -> np.ndarray | None:
-    try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        return None
-
-
 def orientation_of(data: bytes) -> int:
     """The Exif orientation of a JPEG or PNG, 1 (upright) to 8."""
     if b"Exif\0\0" not in data[:70_000] and b"eXIf" not in data[:70_000]:
@@ -248,4 +231,4 @@ def orientation_of(data: bytes) -> int:
     from PIL import Image
 
     with quiet(), Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-        return image.getexif().get(_ORIENTATION, 1)
+        return image.getexif().get(ORIENTATION, 1)

@@ -29,7 +29,6 @@ MEMORY_BYTES = 1280 << 20
 """Memory that it may take, the file, the pixels and what lies between them together."""
 LONGEST_S = 60
 _LENGTH_BYTES = 8
-_MOST_ANSWER_BYTES = MEMORY_BYTES
 _PIPE_BYTES = 1 << 20
 _idle: list[subprocess.Popen] = []
 _lock = threading.Lock()
@@ -107,7 +106,7 @@ def receive(stream: BufferedReader, longest_s: float | None = None) -> bytearray
     if longest_s is not None and not select.select([stream], [], [], longest_s)[0]:
         raise TimeoutError
     length = int.from_bytes(head := stream.read(_LENGTH_BYTES))
-    if len(head) < _LENGTH_BYTES or length > _MOST_ANSWER_BYTES:
+    if len(head) < _LENGTH_BYTES or length > MEMORY_BYTES:
         raise EOFError
     content = bytearray(length)
     if stream.readinto(content) < length:

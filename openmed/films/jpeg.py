@@ -6,6 +6,7 @@ warning; simplejpeg, which holds the same library, can take it for an error.
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +22,16 @@ _SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.S)
 def jpeg_grey(stream: bytes, name: str) -> NDArray[np.uint8]:
     """Decodes a JPEG stream of 8 bits to its luma, uint8 (H, W), whatever its components are.
 
-    Raises:
-        BadInput: It is cut, damaged or of another kind, or takes more work than a film may.
+    BadInput where it is cut, damaged or of another kind, or takes more work than a film may.
     """
     from simplejpeg import decode_jpeg
 
     _check_work(stream, name)
-    try:
+    with suppress(ValueError, IndexError):
         grey = decode_jpeg(stream, "GRAY", strict=True)[:, :, 0]
-        whole = _has_all_scans(stream)
-    except (ValueError, IndexError):
-        whole = False
-    if not whole:
-        raise BadInput(f"{name} is not a whole JPEG image")
-    return grey
+        if _has_all_scans(stream):
+            return grey
+    raise BadInput(f"{name} is not a whole JPEG image")
 
 
 def _check_work(stream: bytes, name: str) -> None:
@@ -47,12 +44,9 @@ def _check_work(stream: bytes, name: str) -> None:
         scans = sum(marker == _SCAN for marker, _ in _segments(stream))
     if scans > MAX_JPEG_SCANS or scans * pixels > MAX_SCANNED_PIXELS:
         raise BadInput(f"{name} has {scans} scans, more than a film of its size can have")
+    channels = next(body[5] for marker, body in _segments(stream) if marker in _FRAMES and len(body) > 5)
     # What comes in several scans is kept whole until the last of them: two bytes a channel.
-    check_layout(pixels, 1 if scans < 2 else 2 * _channels(stream), name)
-
-
-def _channels(stream: bytes) -> int:
-    return next(body[5] for marker, body in _segments(stream) if marker in _FRAMES and len(body) > 5)
+    check_layout(pixels, 1 if scans < 2 else 2 * channels, name)
 
 
 def _has_all_scans(stream: bytes) -> bool:
@@ -81,11 +75,9 @@ def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def jpeg_frame(data: bytes) -> tuple[int, int, int, int] | None:
-    """Reads the frame header of a JPEG or JPEG-LS stream.
+    """Reads the frame header of a JPEG or JPEG-LS stream, None when there is none.
 
-    Returns:
-        Marker (0xC0 baseline, 0xC3 lossless, 0xF7 JPEG-LS, ...), bits a value, height, width; None
-        when there is none.
+    Marker (0xC0 baseline, 0xC3 lossless, 0xF7 JPEG-LS, ...), bits a value, height and width.
     """
     for marker, body in _segments(data):
         if marker in _FRAMES and len(body) > 5:

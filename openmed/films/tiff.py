@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmed.errors import BadInput
-from openmed.films.grey import check_shape, quiet, rightly_turned, scaled
+from openmed.films.grey import ORIENTATION, check_shape, quiet, rightly_turned, scaled
 from openmed.films.jpeg import jpeg_grey
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _COMPRESSION, _JPEG, _DEFLATE, _JPEG_TABLES = 259, 7, (8, 32946), 347
 _STRIPS, _TILES = (273, 279), (324, 325)  # offsets and lengths
 _CHUNK_BYTES = 1 << 20
-_ORIENTATION, _PHOTOMETRIC, _WHITE_IS_ZERO = 0x0112, 262, 0
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 
 
 def decode_tiff(data: bytes, name: str) -> tuple[NDArray[np.uint8], int]:
@@ -36,10 +36,9 @@ def decode_tiff(data: bytes, name: str) -> tuple[NDArray[np.uint8], int]:
         inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         _check_parts(data, tags, name)
         image.load()
-        orientation = image.getexif().get(_ORIENTATION, 1)  # what loading has not applied already
+        orientation = image.getexif().get(ORIENTATION, 1)  # what loading has not applied already
         if image.mode.startswith("I;16"):
-            grey = np.asarray(image, np.uint16)
-            film, bits = scaled(grey)
+            film, bits = scaled(np.asarray(image, np.uint16))
             film = 255 - film if inverted else film
         elif image.mode in ("I", "F"):
             raise BadInput(f"{name} stores 32-bit pixels; films have 8 to 16 bits")
@@ -66,10 +65,8 @@ def _check_parts(data: bytes, tags: Mapping[int, Any], name: str) -> None:
 def _inflates(part: bytes) -> bool:
     """Tells whether a deflate stream is whole and has its checksum; keeps nothing of it."""
     stream = zlib.decompressobj()
-    try:
+    with suppress(zlib.error):
         while part and not stream.eof:
             stream.decompress(part, _CHUNK_BYTES)
             part = stream.unconsumed_tail
-    except zlib.error:
-        return False
     return stream.eof

@@ -4,19 +4,13 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from openmed.dataset.manifest import FILMS_COLUMNS
+from openmed.dataset.manifest import DECLARED_SPLITS, FILMS_COLUMNS
 from openmed.errors import BadInput
 from openmed.films.dicom.header import START_BYTES, is_dicom
 from openmed.films.images import SUFFIXES
 from openmed.intake.readers import file_reader, is_plain, reason_of
 
-SPLIT_NAMES = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
+SPLIT_NAMES = {name: name for name in DECLARED_SPLITS} | dict.fromkeys(("val", "valid"), "validation")
 """How sources call the declared splits -> what they are here."""
 
 
@@ -73,15 +67,11 @@ def read_list(
 def _cells(row: Mapping[str, str | None], root: Path) -> dict[str, str]:
     texts = {column: (text or "").strip() for column, text in row.items() if isinstance(text, str | None)}
     cells = dict.fromkeys(FILMS_COLUMNS, "") | {str(column): text for column, text in texts.items()}
-    return cells | {"path": _below(cells["path"], root)}
-
-
-def _below(path: str, root: Path) -> str:
-    """A path as the list has it, made POSIX and relative to the folder of the list where it lies there."""
-    path = path.replace("\\", "/")
+    # The path becomes POSIX, and relative to the folder of the list where it lies there.
+    path = cells["path"].replace("\\", "/")
     if path.startswith("/") and Path(path).is_relative_to(root):
         path = Path(path).relative_to(root).as_posix()
-    return PurePosixPath(path).as_posix() if path else ""
+    return cells | {"path": PurePosixPath(path).as_posix() if path else ""}
 
 
 def _problem(cells: dict[str, str], root: Path, classes: Mapping[str, str]) -> str:

@@ -149,8 +149,8 @@ def identify(
     if patients_from == "auto":
         _ask_about_folders(films, named, source)
         _ask_about_patients(named, nobody, source, "list" if is_list else "header")
-    names = Counter(PurePosixPath(film.name).stem for film in films)
     stems = [PurePosixPath(film.name).stem for film in films]
+    names = Counter(stems)
     own = [film.name if names[stem] > 1 else stem for film, stem in zip(films, stems, strict=True)]
     without = [place for place, one in enumerate(named) if one is None]
     return [one or Identity(name) for one, name in zip(named, own, strict=True)], Recognised(

@@ -95,13 +95,16 @@ def import_films(
     declared, merged = _with_declared_splits(listing.films)
     chosen = range(len(declared)) if limit is None else whole_patients(declared, limit, seed)
     films = [declared[index] for index in chosen]
-    places = _stored_paths(listing, source) if pseudonyms is None else list(map(_folder_of, listing.films))
-    places, withheld = [places[index] for index in chosen], Counter[str]()
+    stored = _stored_paths(listing, source) if pseudonyms is None else []
+    withheld = Counter[str]()
     with new_folder(target) as folder:
         if pseudonyms is None:
-            rows = [_copied(*each, folder) for each in zip(films, places, strict=True)]
+            rows = [_copied(declared[index], stored[index], folder) for index in chosen]
         else:
-            rows, withheld = cleaned_films(films, places, folder, pseudonyms)
+            folders = [
+                "/".join(filter(None, (listing.films[k].split, listing.films[k].label))) for k in chosen
+            ]
+            rows, withheld = cleaned_films(films, folders, folder, pseudonyms)
         listed = [row | {"source": source_name} for row in sorted(rows, key=lambda row: row["path"])]
         write_list(folder / FILMS_FILE, listed)
     return _summary(films, rows, class_names, listing, merged, withheld)
@@ -188,21 +191,13 @@ def _row(
     return named | dict(about or {})
 
 
-def _folder_of(film: LabelledFilm) -> str:
-    return "/".join(filter(None, (film.split, film.label)))
-
-
 def _stored_paths(listing: Listing, source: Path) -> list[str]:
     """Where each film goes below the data folder; one place for two films is refused."""
     taken: dict[str, str] = {}
     stored = []
     for film in listing.films:
-        parts = (
-            [film.name]
-            if listing.rows is not None
-            else [film.split, film.label, PurePosixPath(film.name).name]
-        )
-        stored.append("/".join(["films", *filter(None, parts)]))
+        parts = [film.split, film.label, PurePosixPath(film.name).name]
+        stored.append("/".join(["films", *filter(None, parts if listing.rows is None else [film.name])]))
         # Case is ignored, because a data folder must also fit on a disk that does so.
         other = taken.setdefault(stored[-1].casefold(), film.reader.place)
         if other != film.reader.place:
@@ -256,8 +251,7 @@ def write_list(path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[
 def whole_patients(films: Sequence[LabelledFilm], limit: int, seed: int) -> list[int]:
     """Draws whole patients until each class has its share of about so many films; returns their positions.
 
-    Raises:
-        BadInput: The limit cannot hold every class.
+    BadInput where the limit cannot hold every class.
     """
     counts = Counter(film.label for film in films)
     if limit < len(counts):

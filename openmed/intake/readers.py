@@ -46,9 +46,7 @@ class FilmReader:
     def chunks(self, most_bytes: int = _CHUNK_BYTES) -> Iterator[bytes]:
         """Yields the content piece by piece.
 
-        Raises:
-            BadInput: The film cannot be read, is no regular file or is larger than `MAX_FILE_BYTES`, or its
-                place in the zip is damaged.
+        BadInput where it cannot be read, is no regular file or is larger than `MAX_FILE_BYTES`.
         """
         count = 0
         try:
@@ -88,11 +86,7 @@ def file_reader(path: Path, place: str) -> FilmReader:
 
 
 def zip_files(source: Path) -> list[tuple[str, FilmReader]]:
-    """Lists all files of a zip: path inside it and reader.
-
-    Raises:
-        BadInput: The archive is damaged, or unpacking an entry or the whole would be dangerous.
-    """
+    """Lists all files of a zip, path and reader; BadInput where it is damaged or dangerous to unpack."""
     try:
         # Left open: the readers hold it, and it is closed with the last of them.
         archive = zipfile.ZipFile(source)

@@ -1,15 +1,15 @@
 """Sources of films: class folders, zips of them and lists, listed without unpacking anything."""
 
-import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from openmed.errors import BadInput
+from openmed.files import sha256_bytes
 from openmed.films.dicom.header import START_BYTES, is_dicom
 from openmed.films.images import SUFFIXES
 from openmed.intake.film_list import SPLIT_NAMES, read_list
@@ -40,11 +40,6 @@ class LabelledFilm(NamedTuple):
     patient: str
     reader: FilmReader
     is_named: bool = True
-
-    @property
-    def stem(self) -> str:
-        """Its file name without the suffix."""
-        return PurePosixPath(self.name).stem
 
 
 class Film(NamedTuple):
@@ -78,24 +73,10 @@ class Listing:
     rows: list[dict[str, str]] | None = None
 
 
-def iter_labelled(
-    source: Path, class_names: Sequence[str], *, patients_from: str = "auto"
-) -> Iterator[LabelledFilm]:
-    """Iterates over a source's labelled films; see `list_source`.
-
-    The source is checked at once, not at the first film. Readers stay good after the iteration.
-
-    Raises:
-        BadInput: The source cannot be used as it is.
-    """
-    return iter(list_source(source, class_names, patients_from=patients_from).films)
-
-
 def list_films(source: Path) -> list[Film]:
-    """Lists the films of a folder or zip that has no labels, by name, without reading more than headers.
+    """Lists the films of a folder or zip without labels, by name, and reads no more than headers.
 
-    Raises:
-        BadInput: The source is neither, cannot be used as it is, or holds no film.
+    BadInput where the source is neither, cannot be used as it is, or holds no film.
     """
     source = Path(source)
     is_folder = source.is_dir()
@@ -121,10 +102,8 @@ def list_source(
 ) -> Listing:
     """Lists a source's labelled films, see `import_films`; of DICOM files and of copies the content is read.
 
-    `more` are further columns of a .csv in which rows of one film must agree.
-
-    Raises:
-        BadInput: The source cannot be used as it is, or it has to be asked who the patients are.
+    `more` are further columns of a .csv in which rows of one film must agree. BadInput where the source
+    cannot be used as it is, or it has to be asked who the patients are.
     """
     source, classes = Path(source), _by_folded_name(class_names)
     if source.is_dir():
@@ -155,7 +134,10 @@ def _from_class_folders(
     if len(paths) < len(files):
         raise BadInput(f"{source} holds two files under one name: pack it again")
     visible = sorted(path for path in paths if not any(_is_ignored(part) for part in path.parts))
-    class_folder = {path: _class_folder(path, classes) for path in visible}
+    class_folder = {
+        path: next((folder for folder in path.parents if folder.name.casefold() in classes), None)
+        for path in visible
+    }
     above = {ancestor for folder in class_folder.values() if folder for ancestor in folder.parents}
     if not any(class_folder.values()):
         raise BadInput(
@@ -184,11 +166,6 @@ def _from_class_folders(
     return Listing(films, skipped, recognised=replace(recognised, copies=copies, mixed=_mixed(films)))
 
 
-def _class_folder(path: PurePosixPath, classes: dict[str, str]) -> PurePosixPath | None:
-    """The nearest folder above a file that is named after a class."""
-    return next((folder for folder in path.parents if folder.name.casefold() in classes), None)
-
-
 def _film_in_folder(
     path: PurePosixPath, folder: PurePosixPath, classes: dict[str, str], name: str, reader: FilmReader
 ) -> LabelledFilm:
@@ -206,11 +183,12 @@ def _identified(
     class_folder: Mapping[PurePosixPath, PurePosixPath],
 ) -> tuple[list[LabelledFilm], Recognised]:
     """Films with their patients."""
-    clues = []
+    clues, asks_headers = [], patients_from in ("auto", "header")
     for film in films:
         path = PurePosixPath(film.name)
         folders = path.parent.relative_to(class_folder[path]).parts
-        stated = _patient_in(film.reader) if patients_from in ("auto", "header") else None
+        has_header = asks_headers and is_dicom(film.reader.start(START_BYTES))
+        stated = dicom_patient(film.reader()) if has_header else None
         clues.append(Clues(film.name, folders, stated, film.reader.place))
     identities, recognised = identify(clues, patients_from, source)
     named = [
@@ -226,11 +204,6 @@ def _mixed(films: Sequence[LabelledFilm]) -> int:
     return sum(count > 1 for count in Counter(patient for patient, _ in seen).values())
 
 
-def _patient_in(reader: FilmReader) -> str | None:
-    """The patient that the film's own header names, if it is DICOM."""
-    return dicom_patient(reader()) if is_dicom(reader.start(START_BYTES)) else None
-
-
 def without_copies(films: list[LabelledFilm]) -> tuple[list[LabelledFilm], int]:
     """Takes films once that lie in several folders, as in an archive that holds itself again.
 
@@ -242,20 +215,13 @@ def without_copies(films: list[LabelledFilm]) -> tuple[list[LabelledFilm], int]:
     """
     places = defaultdict(list)
     for film in sorted(films, key=lambda film: (film.name.count("/"), len(film.name), film.name)):
-        name = _COPY_ENDING.sub("", film.stem).casefold()
+        name = _COPY_ENDING.sub("", PurePosixPath(film.name).stem).casefold()
         places[film.split, film.label, name].append(film)
     copies = set()
     for alike in places.values():
-        digests = [_digest(film.reader) for film in alike] if len(alike) > 1 else [""]
+        digests = [sha256_bytes(film.reader()) for film in alike] if len(alike) > 1 else [""]
         copies |= {film.name for n, film in enumerate(alike) if digests[n] in digests[:n]}
     return [film for film in films if film.name not in copies], len(copies)
-
-
-def _digest(reader: FilmReader) -> str:
-    digest = hashlib.sha256()
-    for chunk in reader.chunks():
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _is_ignored(part: str) -> bool:

@@ -7,8 +7,8 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
-from types import TracebackType
-from typing import IO, Protocol, Self
+from contextlib import AbstractContextManager
+from typing import IO
 
 # What zipfile and its decompressors raise on damaged archives (RuntimeError: an unknown method).
 ARCHIVE_ERRORS = (
@@ -19,30 +19,15 @@ _PACKED_BYTES = 1 << 16
 _LEAST_DICTIONARY_BYTES, _MOST_DICTIONARY_BYTES = 1 << 12, 64 << 20
 
 
-class ByteStream(Protocol):
-    """What gives a film's bytes piece by piece, as a context."""
-
-    def read(self, most_bytes: int, /) -> bytes:
-        """Returns at most so many bytes, none at the end."""
-
-    def __enter__(self) -> "ByteStream": ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
-
-
-def open_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> ByteStream:
+def open_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> "ByteStream":
     """Opens an entry for reading; a read never unpacks more than it is asked for.
 
-    Raises:
-        OSError: Or one of `ARCHIVE_ERRORS`, also while reading: the entry is damaged, or is not what its
-            record in the archive says.
+    OSError or one of `ARCHIVE_ERRORS`, also while reading, where it is not what its record says.
     """
     return _Unpacker(archive, entry) if entry.compress_type in _DECOMPRESSORS else archive.open(entry)
 
 
-class _Unpacker:
+class _Unpacker(AbstractContextManager):
     """Unpacks as much as is asked for. zipfile unpacks all that it has read, gigabytes of some kilobytes."""
 
     def __init__(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
@@ -67,11 +52,12 @@ class _Unpacker:
             raise zipfile.BadZipFile("Bad CRC-32")
         return content
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_error: object) -> None:
         self._packed.close()
+
+
+ByteStream = IO[bytes] | _Unpacker
+"""What gives a film's bytes piece by piece, as a context."""
 
 
 class _Inflater:

@@ -15,7 +15,7 @@ from openmed.films.budgets import read_film_file, room_for
 from openmed.films.images import blank_reason, decode_with_depth
 from openmed.measurement.embedding import embed_film
 from openmed.measurement.perceptual import perceptual_hash
-from openmed.measurement.quality import REASONS, quality_columns
+from openmed.measurement.quality import REASONS, measure_quality
 
 DETAILS = pa.schema(
     {
@@ -65,5 +65,6 @@ def measurements(film: NDArray[np.uint8], bits: int) -> dict[str, Any]:
     mean, std = (float(value.item()) for value in cv2.meanStdDev(film))
     row = {"width": width, "height": height, "bits": bits, "mean": mean, "std": std}
     row |= {"sharpness": float(cv2.Laplacian(film, cv2.CV_32F).var())}
-    row |= {"perceptual_hash": perceptual_hash(film), **quality_columns(film)}
-    return row | {"embedding": embed_film(film), "reason": blank_reason(film)}
+    row |= {f"quality_{name}": score for name, score in measure_quality(film).items()}
+    row |= {"perceptual_hash": perceptual_hash(film), "embedding": embed_film(film)}
+    return row | {"reason": blank_reason(film)}

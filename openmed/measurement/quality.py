@@ -70,11 +70,6 @@ def measure_quality(film: NDArray[np.uint8]) -> dict[str, float]:
     return scores
 
 
-def quality_columns(film: NDArray[np.uint8]) -> dict[str, float]:
-    """The scores of `measure_quality` under their names in the manifest, quality_<name>."""
-    return {f"quality_{name}": score for name, score in measure_quality(film).items()}
-
-
 def suspicion(scores: Mapping[str, float]) -> tuple[float, list[str]]:
     """Ranks a film by the worst score of `measure_quality`.
 

@@ -64,11 +64,6 @@ class PlannedFilm:
     grey_shift: int = 0
     copy_of: str = ""
 
-    @property
-    def name(self) -> str:
-        """The file name without its folders."""
-        return Path(self.path).name
-
 
 def draw(patient_seed: int, film_seed: int, *, pneumonia: bool, size_px: int = 256) -> Phantom:
     """Draws one film; the same arguments give the same bytes.
@@ -77,10 +72,8 @@ def draw(patient_seed: int, film_seed: int, *, pneumonia: bool, size_px: int = 2
     the strength of the opacities from both seeds. Drawn with and without pneumonia, a film differs
     only in and closely around its mask.
 
-    Seeds are 0 or more; pneumonia adds one to three opacities to the lungs; `size_px` is 32 or more.
-
-    Raises:
-        BadInput: A seed is negative or the size is under 32.
+    Seeds are 0 or more; pneumonia adds one to three opacities to the lungs; `size_px` is 32 or more;
+    BadInput otherwise.
     """
     if min(patient_seed, film_seed) < 0:
         raise BadInput(f"seeds {patient_seed} and {film_seed}: give seeds of 0 or more")

@@ -19,7 +19,7 @@ from openmed.films.dicom.header import is_dicom
 from openmed.films.grey import quiet
 from openmed.films.images import SUFFIXES
 from openmed.films.withheld import withheld, withheld_reason
-from openmed.privacy.confidentiality import NUMBERS, TABLES, WORDS, written_anew
+from openmed.privacy.confidentiality import word_in, written_anew
 from openmed.privacy.scrub import scrub
 
 if TYPE_CHECKING:
@@ -121,30 +121,27 @@ def about_film(content: bytes) -> dict[str, str]:
         return {}
     try:
         with quiet():
-            source = read_elements(content, stop_before_pixels=True)
-            about = {column: rule(source) for column, (_, rule) in ABOUT.items()}
+            return _about(read_elements(content, stop_before_pixels=True))
     except Exception:  # what a damaged header raises is of no interest here: the film is unusable
         return {}
-    return {key: value for key, value in about.items() if value}
 
 
 def _clean_dicom(content: bytes, pseudonyms: Pseudonyms) -> CleanFilm:
     source, clean = written_anew(content, pseudonyms.uid, _FILM)
-    about = {column: rule(source) for column, (_, rule) in ABOUT.items()}
-    return CleanFilm(clean, ".dcm", {key: value for key, value in about.items() if value})
+    return CleanFilm(clean, ".dcm", _about(source))
 
 
-def _text(source: "Dataset", keyword: str) -> str:
-    return str(source.get(keyword) or "").strip()
+def _about(source: "Dataset") -> dict[str, str]:
+    return {column: text for column, (_, rule) in ABOUT.items() if (text := rule(source))}
 
 
 def _sex(source: "Dataset") -> str:
-    sex = _text(source, "PatientSex").upper()
+    sex = word_in(source, "PatientSex")
     return sex if sex in ("F", "M", "O") else ""
 
 
 def _age_years(source: "Dataset") -> str:
-    match = re.fullmatch(r"(\d{1,3})([DWMY])", _text(source, "PatientAge").upper())
+    match = re.fullmatch(r"(\d{1,3})([DWMY])", word_in(source, "PatientAge"))
     if not match:
         return ""
     days = int(match[1]) * {"D": 1, "W": 7, "M": 30.4375, "Y": 365.25}[match[2]]
@@ -152,12 +149,12 @@ def _age_years(source: "Dataset") -> str:
 
 
 def _view(source: "Dataset") -> str:
-    view = _text(source, "ViewPosition").upper()
+    view = word_in(source, "ViewPosition")
     return view if view in VIEWS else "other" if view else ""
 
 
 def _manufacturer(source: "Dataset") -> str:
-    words = re.findall("[a-z]+", _text(source, "Manufacturer").casefold())
+    words = re.findall("[a-z]+", str(source.get("Manufacturer") or "").casefold())
     # Names are written in many ways (FUJIFILM Corporation), but no short one may begin a person's name.
     pairs = ((name, word) for name in _MANUFACTURERS for word in words)
     makers = (name for name, word in pairs if word == name or (len(name) > 3 and word.startswith(name)))
@@ -166,7 +163,7 @@ def _manufacturer(source: "Dataset") -> str:
 
 def _year(source: "Dataset") -> str:
     for keyword in ("AcquisitionDate", "ContentDate", "StudyDate"):
-        if match := re.match(r"(19[7-9]\d|20\d\d)[01]\d[0-3]\d", _text(source, keyword)):
+        if match := re.match(r"(19[7-9]\d|20\d\d)[01]\d[0-3]\d", word_in(source, keyword)):
             return match[1]
     return ""
 
@@ -179,20 +176,3 @@ ABOUT: dict[str, tuple[str, Callable[["Dataset"], str]]] = {
     "year": ("year of AcquisitionDate, ContentDate or StudyDate", _year),
 }
 """Columns of the manifest that come from DICOM: what they hold and how it is read."""
-KEPT = {
-    "written anew": "Rows, Columns, SamplesPerPixel, PhotometricInterpretation, PlanarConfiguration, "
-    "BitsAllocated, BitsStored, HighBit, PixelRepresentation, PixelData: as the decoder understood them",
-    "the first number alone": ", ".join(NUMBERS),
-    "the entries that pixels reach": ", ".join(TABLES),
-    "kept if it is one of these words": "; ".join(
-        f"{keyword}: {', '.join(known)}" + (f", else {other}" if other else "")
-        for keyword, (known, other) in WORDS.items()
-    ),
-    "replaced with the site's secret": "PatientID (the patient's pseudonym), SOPInstanceUID",
-    "kept in part, as a column of the manifest": "; ".join(
-        f"{name}: {what[0]}" for name, what in ABOUT.items()
-    ),
-    "dropped": "everything else: other elements, private ones, sequences, overlays, palettes, comments, "
-    "file names, bits beside the pixels and bytes behind them",
-}
-"""What becomes of the elements of a DICOM file, for people to read."""

@@ -65,7 +65,7 @@ def written_anew(
 
     source, pixels, grey = stored_and_grey(content, name)
     for keyword in _NAMING:
-        if (word := _word(source, keyword)) not in ("", "NO"):
+        if (word := word_in(source, keyword)) not in ("", "NO"):
             said = "YES" if word == "YES" else "not NO"
             raise BadInput(f"{name} may show who it is of ({keyword} is {said}): blacken that and correct it")
     film = _described(source, pixels, new_uid(str(source.get("SOPInstanceUID", ""))), name)
@@ -90,7 +90,7 @@ def _described(source: "Dataset", pixels: np.ndarray, sop_instance_uid: str, nam
     film.DeidentificationMethod = "Written anew from the pixels, after DICOM PS3.15 E"
     is_grey = str(source.PhotometricInterpretation) in _GREYS
     for keyword, (known, other) in WORDS.items():
-        word = "" if keyword in _OF_GREYS and not is_grey else _word(source, keyword)
+        word = "" if keyword in _OF_GREYS and not is_grey else word_in(source, keyword)
         if word and (kept := word if word in known else other):
             setattr(film, keyword, kept)
     film.SOPClassUID = film.get("SOPClassUID", _SECONDARY_CAPTURE)
@@ -104,7 +104,8 @@ def _described(source: "Dataset", pixels: np.ndarray, sop_instance_uid: str, nam
     return film
 
 
-def _word(source: "Dataset", keyword: str) -> str:
+def word_in(source: "Dataset", keyword: str) -> str:
+    """The text of an element in capitals, without blanks around it; empty where there is none."""
     return str(source.get(keyword) or "").strip().upper()
 
 
@@ -152,15 +153,10 @@ def _keep_scans(source: "Dataset", film: "Dataset") -> str:
 
     syntax, kind = str(source.file_meta.TransferSyntaxUID), str(source.PhotometricInterpretation)
     known = _COLOURS if int(source.SamplesPerPixel) == 3 else _GREYS
-    if (
-        syntax not in LOSSY_JPEG
-        or source.BitsAllocated != 8
-        or source.PixelRepresentation
-        or kind not in known
-    ):
+    unsigned_bytes = source.BitsAllocated == 8 and not source.PixelRepresentation
+    if syntax not in LOSSY_JPEG or kind not in known or not unsigned_bytes:
         return ""
-    stream = cut_jpeg(get_frame(source.PixelData, 0, number_of_frames=1))
-    if not stream:
+    if not (stream := cut_jpeg(get_frame(source.PixelData, 0, number_of_frames=1))):
         return ""
     _describe_pixels(film, np.dtype(np.uint8), 8, kind, int(source.SamplesPerPixel))
     film.add_new("PixelData", "OB", encapsulate([stream]))

@@ -11,10 +11,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from openmed.films.grey import rightly_turned, to_grey
-from openmed.films.images import decode_with_depth, orientation_of
+from openmed.films.grey import ORIENTATION, rightly_turned, to_grey
+from openmed.films.images import JPEG_START, PNG_START, decode_with_depth, orientation_of
 
-_JPEG_START, _PNG_START = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _SOS, _EOI, _DQT, _DHT, _DRI, _JFIF, _ADOBE = 0xDA, 0xD9, 0xDB, 0xC4, 0xDD, 0xE0, 0xEE
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _PROGRESSIVE = 0xC2
@@ -23,7 +22,6 @@ _RESTARTS = range(0xD0, 0xD8)
 # Decoders take colours for RGB, YCbCr or CMYK by these names of the components.
 _COMPONENTS = (b"\1", b"\0", b"\1\2\3", b"\0\1\2", b"RGB", b"\1\2\3\4", b"CMYK")
 _JFIF_VERSIONS, _MOST_DENSITY = (0x0100, 0x0101, 0x0102), 1200
-_ORIENTATION = 0x0112
 
 
 class _Segment(NamedTuple):
@@ -42,9 +40,9 @@ def scrub(content: bytes, name: str = "the film") -> tuple[bytes, str]:
         BadInput: The bytes are not a usable image.
     """
     film, bits = decode_with_depth(content, name)
-    if content.startswith(_JPEG_START) and (cut := cut_jpeg(content, orientation_of(content))):
+    if content.startswith(JPEG_START) and (cut := cut_jpeg(content, orientation_of(content))):
         return cut, ".jpg"
-    if content.startswith(_PNG_START) and bits > 8:
+    if content.startswith(PNG_START) and bits > 8:
         image = np.asarray(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED))
         film = rightly_turned(to_grey(image), orientation_of(content))
     return cv2.imencode(".png", film)[1].tobytes(), ".png"
@@ -63,7 +61,7 @@ def cut_jpeg(content: bytes, orientation: int = 1) -> bytes:
     exif = _exif(orientation)
     # The orientation follows the JFIF header, which must come first.
     head = int(bool(kept) and kept[0][1] == _JFIF)
-    return b"".join([_JPEG_START, *kept[:head], exif, *kept[head:], b"\xff\xd9"])
+    return b"".join([JPEG_START, *kept[:head], exif, *kept[head:], b"\xff\xd9"])
 
 
 def _segments(content: bytes) -> Iterator[_Segment]:
@@ -96,7 +94,9 @@ def _kept(segments: Sequence[_Segment]) -> Iterator[_Segment]:
     scans = [at for at, segment in enumerate(segments) if segment.marker == _SOS]
     if len(frames) != 1 or not scans:
         raise ValueError("not one image")
-    _check_frame(frames[0])
+    frame = frames[0].body
+    if frame[0] != 8 or len(frame) != 6 + 3 * frame[5] or frame[6::3] not in _COMPONENTS:
+        raise ValueError("an unknown kind of image")
     _check_scans([segments[at].body for at in scans], frames[0])
     for at, (marker, body, scan) in enumerate(segments):
         if marker in (_DQT, _DHT):
@@ -112,12 +112,6 @@ def _kept(segments: Sequence[_Segment]) -> Iterator[_Segment]:
             yield _Segment(marker, body, scan)
         elif marker not in _EXTRAS:
             raise ValueError("an unknown segment")
-
-
-def _check_frame(frame: _Segment) -> None:
-    body = frame.body
-    if body[0] != 8 or len(body) != 6 + 3 * body[5] or body[6::3] not in _COMPONENTS:
-        raise ValueError("an unknown kind of image")
 
 
 def _check_scans(bodies: Sequence[bytes], frame: _Segment) -> None:
@@ -149,16 +143,15 @@ def _is_used(marker: int, number: int, later: Sequence[_Segment], frame: _Segmen
         )
         if number & mask in replaced:
             return False
-        if segment.marker == _SOS and marker == _DQT and number & 15 in _quantisation(frame):
+        if (
+            segment.marker == _SOS
+            and marker == _DQT
+            and number & 15 in {table & 15 for table in frame.body[8::3]}
+        ):
             return True
         if segment.marker == _SOS and marker == _DHT and number in _huffman(segment.body, frame):
             return True
     return False
-
-
-def _quantisation(frame: _Segment) -> set[int]:
-    """The quantisation tables that the components of an image use."""
-    return {table & 15 for table in frame.body[8::3]}
 
 
 def _huffman(scan: bytes, frame: _Segment) -> set[int]:
@@ -183,17 +176,13 @@ def _colours(marker: int, body: bytes) -> Iterator[_Segment]:
 
 
 def _written(segment: _Segment) -> bytes:
-    return b"\xff%c%b%b%b" % (
-        segment.marker,
-        struct.pack(">H", len(segment.body) + 2),
-        segment.body,
-        segment.scan,
-    )
+    head = struct.pack(">BBH", 0xFF, segment.marker, len(segment.body) + 2)
+    return head + segment.body + segment.scan
 
 
 def _exif(orientation: int) -> bytes:
     """A segment that holds the film's orientation alone; none for an upright film."""
     if orientation not in range(2, 9):
         return b""
-    body = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHI", 8, 1, _ORIENTATION, 3, 1, orientation, 0, 0)
+    body = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHI", 8, 1, ORIENTATION, 3, 1, orientation, 0, 0)
     return _written(_Segment(0xE1, body))

@@ -130,9 +130,9 @@ def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str
 
 def _labelled_films(source: Path, class_names: Sequence[str]) -> list[tuple[str, str]]:
     from openmed.concurrency import ordered_map
-    from openmed.intake.sources import iter_labelled
+    from openmed.intake.sources import list_source
 
-    films = list(iter_labelled(source, class_names, patients_from="film"))
+    films = list_source(source, class_names, patients_from="film").films
     hashes = ordered_map(lambda film: sha256_bytes(film.reader()), films)
     return [(digest, film.label) for digest, film in zip(hashes, films, strict=True)]
 

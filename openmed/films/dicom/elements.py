@@ -12,7 +12,7 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MOST_READS = 120_000
 _MOST_ELEMENT_BYTES = 1 << 20
 _MOST_META_BYTES = 1 << 16
-_PREAMBLE_BYTES, _DICM = 128, b"DICM"
+_PREAMBLE_BYTES, DICM = 128, b"DICM"
 _META, _IMAGE, _PIXELS = 0x0002, 0x0028, 0x7FE0
 
 
@@ -43,7 +43,7 @@ def read_elements(data: bytes, name: str = "the film", **options: Any) -> "Datas
     from pydicom import dcmread
     from pydicom.dataset import FileMetaDataset
 
-    data = data.removeprefix(_DICM)
+    data = data.removeprefix(DICM)
     if _transfer_syntax(data, name) == _DEFLATED:
         raise BadInput(f"{name} is a deflated DICOM file: store it in another transfer syntax")
     film = dcmread(_CountedStream(data, name), force=True, **options)
@@ -63,8 +63,8 @@ def _transfer_syntax(data: bytes, name: str) -> str:
     from pydicom.filereader import read_dataset
 
     stream = _CountedStream(data, name)
-    if data[_PREAMBLE_BYTES : _PREAMBLE_BYTES + len(_DICM)] == _DICM:
-        stream.seek(_PREAMBLE_BYTES + len(_DICM))
+    if data[_PREAMBLE_BYTES : _PREAMBLE_BYTES + len(DICM)] == DICM:
+        stream.seek(_PREAMBLE_BYTES + len(DICM))
     meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag >> 16 != _META)
     for tag in meta.keys():  # noqa: SIM118, iterating over a dataset makes elements of them
         if (getattr(meta.get_item(tag), "length", 0) or 0) > _MOST_META_BYTES and tag.elem <= 0x0010:

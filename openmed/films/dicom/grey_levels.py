@@ -104,12 +104,10 @@ def _of_interest(
     A table or window that shows next to nothing of the film is not of this film, and passed over.
     """
     shown = _through_table_or_window(film, values, name)
-    if shown is None:
-        return to_uint8(values, low, high)
-    if _shows_a_film(shown):
+    if shown is not None and _shows_a_film(shown):
         return shown
     whole = to_uint8(values, low, high)
-    return whole if _shows_a_film(whole) else shown
+    return whole if shown is None or _shows_a_film(whole) else shown
 
 
 def _through_table_or_window(film: "Dataset", values: np.ndarray, name: str) -> np.ndarray | None:

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from openmed.errors import BadInput
-from openmed.films.dicom.elements import read_elements
+from openmed.films.dicom.elements import DICM, read_elements
 from openmed.films.grey import check_shape
-from openmed.films.jpeg import jpeg_frame
+from openmed.films.jpeg import jpeg_frame, jpeg_shape
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -19,7 +19,6 @@ START_BYTES = 132
 _LOSSLESS_JPEG = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 _JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 _COMPRESSED = (RLE, *LOSSY_JPEG, *JPEG_2000, *_LOSSLESS_JPEG, *_JPEG_LS)
-_MARK = b"DICM"
 _ITEM = b"\xfe\xff\x00\xe0"
 _J2K_START, _JP2_START = b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "
 _FRAMES = {0xC0: LOSSY_JPEG, 0xC1: LOSSY_JPEG, 0xC2: LOSSY_JPEG, 0xC3: _LOSSLESS_JPEG, 0xF7: _JPEG_LS}
@@ -32,7 +31,7 @@ _NEXT_GROUPS = (b"\x02\0", b"\x08\0", b"\x10\0")
 
 def is_dicom(data: bytes) -> bool:
     """Tells by a file's first `START_BYTES` whether it is DICOM, with or without preamble or meta header."""
-    if has_preamble(data) or data[:4] == _MARK:
+    if has_preamble(data) or data[:4] == DICM:
         return True
     if data[:2] not in _FIRST_GROUPS:
         return False
@@ -44,7 +43,7 @@ def is_dicom(data: bytes) -> bool:
 
 def has_preamble(data: bytes) -> bool:
     """Tells whether content is a DICOM file by its mark."""
-    return data[128:132] == _MARK
+    return data[128:132] == DICM
 
 
 def checked(data: bytes, name: str) -> "Dataset":
@@ -169,7 +168,6 @@ def _check_stream(film: "Dataset", name: str) -> None:
 def _shape(stream: bytes) -> tuple[int, int] | None:
     start = stream.find(_J2K_START, 0, 1024)
     if start < 0:
-        frame = jpeg_frame(stream)
-        return frame and frame[2:]
+        return jpeg_shape(stream)
     width, height, left, top = (int.from_bytes(stream[start + at : start + at + 4]) for at in (8, 12, 16, 20))
     return height - top, width - left

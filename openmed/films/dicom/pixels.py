@@ -56,15 +56,15 @@ def _pixels(film: "Dataset", data: bytes, name: str) -> np.ndarray:
 
     syntax = str(film.file_meta.TransferSyntaxUID)
     if syntax in LOSSY_JPEG:
-        return _lossy(streams(film)[0], name)
-    if syntax in JPEG_2000:
-        pixels, _ = decode_isolated("pylibjpeg", data, name)
-    elif syntax == RLE:
-        pixels, _ = decode_isolated("rle", data, name)
-    elif syntax in NATIVE:
+        frame = jpeg_frame(stream := streams(film)[0])
+        if frame and frame[1] > 8:
+            raise BadInput(f"{name} is a lossy JPEG of more than 8 bits: store it in another transfer syntax")
+        return jpeg_grey(stream, name)
+    if syntax in NATIVE:
         pixels = pixel_array(film, correct_unused_bits=False, raw=True)
     else:
-        pixels, _ = decode_isolated("gdcm", data, name)
+        decoder = "pylibjpeg" if syntax in JPEG_2000 else "rle" if syntax == RLE else "gdcm"
+        pixels, _ = decode_isolated(decoder, data, name)
     if pixels.ndim == 3:
         return true_colours(film, pixels)
     deeper = int(pixels.max()).bit_length() > int(film.BitsStored)
@@ -72,13 +72,6 @@ def _pixels(film: "Dataset", data: bytes, name: str) -> np.ndarray:
         return _used_bits(film, pixels)
     film.BitsStored = max(int(film.BitsStored), int(pixels.max()).bit_length())
     return pixels
-
-
-def _lossy(stream: bytes, name: str) -> np.ndarray:
-    frame = jpeg_frame(stream)
-    if frame and frame[1] > 8:
-        raise BadInput(f"{name} is a lossy JPEG of more than 8 bits: store it in another transfer syntax")
-    return jpeg_grey(stream, name)
 
 
 def _used_bits(film: "Dataset", pixels: np.ndarray) -> np.ndarray:

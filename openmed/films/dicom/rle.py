@@ -14,9 +14,7 @@ _MOST_PADDING = 2
 def decode_rle(stream: bytes, shape: tuple[int, int], samples: int, dtype: np.dtype) -> np.ndarray:
     """Decodes a frame of `samples` values (1 or 3) of 8 or 16 bits a pixel: (H, W) or (H, W, 3) of the dtype.
 
-    Raises:
-        ValueError: It is damaged.
-        struct.error: It has no header.
+    ValueError where it is damaged, struct.error where it has no header.
     """
     count, *starts = struct.unpack_from("<16L", stream)
     if count != samples * dtype.itemsize:

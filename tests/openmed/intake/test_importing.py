@@ -22,7 +22,7 @@ from openmed.films.images import decode_film
 from openmed.intake import importing, readers
 from openmed.intake.identity import patient_of
 from openmed.intake.importing import import_films
-from openmed.intake.sources import iter_labelled
+from openmed.intake.sources import list_source
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 FILM = cv2.imencode(".jpeg", np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8))[1].tobytes()
@@ -415,7 +415,7 @@ def test_a_damaged_zip_is_read_or_refused_in_one_sentence(tmp_path, method, data
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     (tmp_path / "s.zip").write_bytes(content)
     try:
-        read = [film.reader() for film in iter_labelled(tmp_path / "s.zip", CLASSES)]
+        read = [film.reader() for film in list_source(tmp_path / "s.zip", CLASSES).films]
     except BadInput as error:
         assert str(error) and "\n" not in str(error)
     else:
@@ -586,7 +586,7 @@ def test_a_limit_that_cannot_hold_every_class_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_labelled_films_are_listed_as_found_and_read_when_asked(tmp_path, kind):
     source = make_source(kind, tmp_path, paths_of(PUBLISHED))
-    films = {name: rest for name, *rest in iter_labelled(source, CLASSES)}
+    films = {name: rest for name, *rest in list_source(source, CLASSES).films}
     assert sorted(films) == sorted(paths_of(PUBLISHED))
     label, split, patient, reader, _ = films["chest_xray/val/PNEUMONIA/person1946_bacteria_4874.jpeg"]
     assert (label, split, patient) == ("PNEUMONIA", "validation", "person1946")
@@ -595,20 +595,20 @@ def test_labelled_films_are_listed_as_found_and_read_when_asked(tmp_path, kind):
 
 def test_readers_work_in_threads_and_after_the_listing_ended(tmp_path):
     source = make_zip(tmp_path / "s.zip", paths_of(PUBLISHED), zipfile.ZIP_DEFLATED)
-    films = iter_labelled(source, CLASSES)
+    films = list_source(source, CLASSES).films
     shapes = list(ordered_map(lambda film: decode_film(film.reader(), film.name).shape, films))
     assert shapes == [(32, 32)] * 39
 
 
 def test_a_bad_source_is_refused_before_the_first_film(tmp_path):
     with pytest.raises(BadInput):
-        iter_labelled(tmp_path / "gone", CLASSES)
+        list_source(tmp_path / "gone", CLASSES)
 
 
 def test_large_films_are_copied_in_pieces(tmp_path):
     source = make_folder(tmp_path / "s", ["NORMAL/a.png", "PNEUMONIA/b.png"])
     (source / "NORMAL/a.png").write_bytes(os.urandom((2 << 20) + 5))
-    film = next(film for film in iter_labelled(source, CLASSES) if film.label == "NORMAL")
+    film = next(film for film in list_source(source, CLASSES).films if film.label == "NORMAL")
     assert [len(chunk) for chunk in film.reader.chunks()] == [1 << 20, 1 << 20, 5]
     import_films(source, tmp_path / "data", class_names=CLASSES)
     assert (tmp_path / "data/films/NORMAL/a.png").read_bytes() == (source / "NORMAL/a.png").read_bytes()

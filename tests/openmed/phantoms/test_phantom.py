@@ -168,7 +168,8 @@ def test_the_table_lists_exactly_the_files(sample):
     for row in rows:
         film = planned[row["path"]]
         assert (row["label"], row["patient"], row["split"]) == (film.label, film.patient, "")
-        assert row["path"] == f"films/{film.label}/{film.name}" and film.name.startswith(f"{film.patient}_")
+        assert row["path"] == f"films/{film.label}/{Path(film.path).name}"
+        assert Path(film.path).name.startswith(f"{film.patient}_")
 
 
 def test_a_stored_film_can_be_redrawn_from_its_plan(sample):

@@ -16,7 +16,8 @@ from pydicom.uid import generate_uid
 from openmed.errors import BadInput
 from openmed.films.images import decode_film
 from openmed.intake.importing import import_films
-from openmed.privacy.cleaning import ABOUT, KEPT, Pseudonyms, clean_film, dicom_patient
+from openmed.privacy.cleaning import ABOUT, Pseudonyms, clean_film, dicom_patient
+from openmed.privacy.confidentiality import NUMBERS, TABLES, WORDS
 from tests.openmed.privacy.planted import FILM, dicom, jpeg, planted_in, png, tiff
 
 NAMES = Pseudonyms(b"a secret of the site")
@@ -100,6 +101,24 @@ def test_the_patient_of_a_film_is_the_one_its_header_names():
     assert dicom_patient(dicom()) == "MRN-4711-9"
     assert dicom_patient(dicom(PatientID="  ")) is None
     assert dicom_patient(bytes(128) + b"DICM\1\2") is None
+
+
+KEPT = {
+    "written anew": "Rows, Columns, SamplesPerPixel, PhotometricInterpretation, PlanarConfiguration, "
+    "BitsAllocated, BitsStored, HighBit, PixelRepresentation, PixelData: as the decoder understood them",
+    "the first number alone": ", ".join(NUMBERS),
+    "the entries that pixels reach": ", ".join(TABLES),
+    "kept if it is one of these words": "; ".join(
+        f"{keyword}: {', '.join(known)}" + (f", else {other}" if other else "")
+        for keyword, (known, other) in WORDS.items()
+    ),
+    "replaced with the site's secret": "PatientID (the patient's pseudonym), SOPInstanceUID",
+    "kept in part, as a column of the manifest": "; ".join(
+        f"{name}: {what[0]}" for name, what in ABOUT.items()
+    ),
+    "dropped": "everything else: other elements, private ones, sequences, overlays, palettes, comments, "
+    "file names, bits beside the pixels and bytes behind them",
+}
 
 
 def test_the_documented_table_is_the_one_in_the_code():
