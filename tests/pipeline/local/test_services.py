@@ -293,14 +293,17 @@ def register_candidates(workspace, *, run_key, revision, started_by):
     return SimpleNamespace(**chosen, order=["7"], run_id="r")
 """
 PROMOTION = """
-from types import SimpleNamespace
 from pipeline.ledger import Entry
+from pipeline.promotion.judgement import Judgement
 def judge_in_turn(versions, *, workspace):
     assert workspace and (workspace / "dvc.lock").exists()
-    judged = {"version": versions[0], "verdict": "PASS", "champion": None, "gates": [], "comparison": [],
-              "table_markdown": "| gate |", "report": None, "model_sha256": "0", "started_by": None,
-              "reviewers": {"clinical": "Reads films.", "technical": "Runs the pipeline."}}
-    return SimpleNamespace(to_json=lambda: judged), []
+    judged = Judgement(
+        version=versions[0], architecture="vit", model_sha256="0", champion=None, verdict="PASS", grounds="",
+        gates=[], comparison=[], note="", films_compared=0, films_left_out=0, limits=[],
+        reviewers={"clinical": "Reads films.", "technical": "Runs the pipeline."}, started_by=None,
+        films_markdown="", report=None, review=None, table_markdown="| gate |",
+    )
+    return judged, []
 def promote(version, *, approved_by, comment, expected_champion, expected_model):
     said = {"by": "two people", "approvals": approved_by, "comment": comment}
     return Entry(1, "", "promoted", version, said, "")
@@ -354,6 +357,8 @@ def toy(tmp_path) -> Path:
     shutil.copytree(ROOT / "openmed", project / "openmed", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("settings", "tools", "versioning", "tracking", "ledger"):
         shutil.copytree(ROOT / "pipeline" / name, project / "pipeline" / name)
+    (project / "pipeline/promotion").mkdir()
+    shutil.copy(ROOT / "pipeline/promotion/judgement.py", project / "pipeline/promotion")
     files = {
         "pipeline/__init__.py": "",
         "pipeline/registry/__init__.py": REGISTRY,
