@@ -6,9 +6,8 @@ and the addresses of models.
 
 import json
 import re
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from openmed.files import check_hashes, hashes_below, sha256_file
 from pipeline.ledger import Entry, champion, on_hold
 from pipeline.registry.retraining import Candidate
 from pipeline.settings.yaml_file import read_yaml
-from pipeline.tracking.store import CHAMPION, MODEL_NAME, connect, fetch
+from pipeline.tracking.store import CHAMPION, MODEL_NAME, connect, fetched
 from pipeline.tracking.versions import aliases, find, is_number
 
 if TYPE_CHECKING:
@@ -76,13 +75,17 @@ def check_model(version: str) -> "ModelSpec":
     """Checks that the stored model of a version is the one that was registered; returns its description."""
     from openmed.inference.checkpoint import read_spec
 
-    with stored(version) as folder:
+    with stored(version, copied=False) as folder:
         return read_spec(folder)[0]
 
 
 @contextmanager
-def stored(version: str) -> Iterator[Path]:
+def stored(version: str, *, copied: bool = True) -> Iterator[Path]:
     """Gives the checked model folder of a version while the block lasts.
+
+    Args:
+        version: The version.
+        copied: Whether it is a copy that nobody else knows, so that what is loaded is what was checked.
 
     Raises:
         BadInput: There is no such version.
@@ -91,7 +94,8 @@ def stored(version: str) -> Iterator[Path]:
     what = f"version {version}"
     with connect() as client:
         tags = find(client, version).tags
-        with _stored_files(client, tags["model_id"], what, _MODEL_FOLDER) as folder:
+        uri = f"{_location(client, tags['model_id'])}/{_MODEL_FOLDER}"
+        with _fetched(uri, what, copied=copied) as folder:
             _check_hashes(folder, tags.get("weights_sha256"), tags.get("spec_sha256"), what)
             yield folder
 
@@ -103,7 +107,7 @@ def check_stored(client: "MlflowClient", model_id: str, candidate: Candidate) ->
         raise IntegrityError(
             f"the store holds {candidate.architecture} as {status}, not READY: register it again"
         )
-    with _stored_files(client, model_id, candidate.architecture) as folder:
+    with _fetched(_location(client, model_id), candidate.architecture) as folder:
         _check_hashes(
             folder / _MODEL_FOLDER, candidate.weights_sha256, candidate.spec_sha256, candidate.architecture
         )
@@ -113,7 +117,7 @@ def check_stored(client: "MlflowClient", model_id: str, candidate: Candidate) ->
 def check_files(client: "MlflowClient", version: "ModelVersion") -> None:
     """Refuses a version of whose stored model any file, MLflow's own too, was changed, added or lost."""
     what, number = f"version {version.version}", str(version.version)
-    with _stored_files(client, version.tags["model_id"], what) as folder:
+    with _fetched(_location(client, version.tags["model_id"]), what) as folder:
         found = {path: digest for path, digest in hashes_below(folder).items() if path != _META_FILE}
         # MLflow writes this file into a local store when it loads a version; it has nothing else to say.
         if (folder / _META_FILE).exists() and not _names_version(folder / _META_FILE, number):
@@ -131,12 +135,13 @@ def _names_version(path: Path, version: str) -> bool:
     return meta in ({"model_name": MODEL_NAME, "model_version": each} for each in (version, int(version)))
 
 
-@contextmanager
-def _stored_files(client: "MlflowClient", model_id: str, what: str, below: str = "") -> Iterator[Path]:
-    """Fetches what MLflow stored of a model, or a folder of it, for as long as the block lasts."""
-    uri = f"{client.get_logged_model(model_id).artifact_location}/{below}".rstrip("/")
-    with tempfile.TemporaryDirectory() as folder:
-        yield fetch(uri, folder, f"the stored model of {what}")
+def _location(client: "MlflowClient", model_id: str) -> str:
+    return client.get_logged_model(model_id).artifact_location.rstrip("/")
+
+
+def _fetched(uri: str, what: str, *, copied: bool = False) -> AbstractContextManager[Path]:
+    """Gives what MLflow stored of a model, or a folder of it, for as long as the block lasts."""
+    return fetched(uri, f"the stored model of {what}", copied=copied)
 
 
 def _check_hashes(folder: Path, weights_sha256: str | None, spec_sha256: str | None, what: str) -> None:

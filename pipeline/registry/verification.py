@@ -5,7 +5,6 @@ of decisions, never against another thing that could have been changed along wit
 """
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pipeline.registry.models import check_files, load_predictor
 from pipeline.registry.recomputed import check_external, check_verdict, same
 from pipeline.settings.project import locked
 from pipeline.settings.yaml_file import read_yaml
-from pipeline.tracking.store import MODEL_NAME, connect, fetch, is_entry
+from pipeline.tracking.store import MODEL_NAME, connect, fetched, is_entry
 from pipeline.tracking.versions import artifact, find
 
 if TYPE_CHECKING:
@@ -237,6 +236,5 @@ _LINKS: dict[str, Callable[[_Chain], None]] = {
 @contextmanager
 def _files_of(client: "MlflowClient", run_id: str) -> Iterator[Path]:
     """Fetches all files of a run for as long as the block lasts."""
-    root = client.get_run(run_id).info.artifact_uri
-    with tempfile.TemporaryDirectory() as folder:
-        yield fetch(root, folder, f"the evidence of {MODEL_NAME}")
+    with fetched(client.get_run(run_id).info.artifact_uri, f"the evidence of {MODEL_NAME}") as folder:
+        yield folder
