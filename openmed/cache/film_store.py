@@ -48,10 +48,8 @@ class FilmStore(AbstractContextManager):
     """Measurements and decoded squares of films, by the SHA-256 of their files.
 
     What was made by other code than the present one (of `openmed.films` and `openmed.measurement`, OpenCV,
-    the DICOM decoders) is not used. Several processes may use one store.
-
-    Raises:
-        ResourceError: The folder, which is made when missing, cannot be written.
+    the DICOM decoders) is not used. Several processes may use one store. ResourceError where its folder,
+    which is made when missing, cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -82,13 +80,14 @@ class FilmStore(AbstractContextManager):
         A file counts as unwritten while its place on the disk, its size and its time of change are the same.
         """
         states = [_state(path) for path in paths]
-        known = {}
+        known: dict[object, str] = {}
         for device in {state.st_dev for state in states if state}:
             inodes = [state.st_ino for state in states if state and state.st_dev == device]
             query = "SELECT inode, modified_ns, bytes, sha256 FROM seen WHERE inode IN ({}) AND device = ?"
-            for inode, *rest in self._in_parts(query, inodes, (device,)):
-                known[device, inode] = rest
-        return [state and _unwritten(state, known.get((state.st_dev, state.st_ino))) for state in states]
+            for inode, modified_ns, size, sha256 in self._in_parts(query, inodes, (device,)):
+                known[device, inode, modified_ns, size] = sha256
+        keys = [state and (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size) for state in states]
+        return [known.get(key) for key in keys]
 
     def remember_hashes(self, hashed: Sequence[tuple[os.stat_result, str]]) -> None:
         """Keeps the hashes of files, each with the state it had before it was read."""
@@ -243,10 +242,6 @@ def _state(path: str) -> os.stat_result | None:
         return os.stat(path)  # noqa: PTH116  many thousands at once: a Path for each costs more than the call
     except OSError:
         return None
-
-
-def _unwritten(state: os.stat_result, known: Sequence | None) -> str | None:
-    return known[2] if known and tuple(known[:2]) == (state.st_mtime_ns, state.st_size) else None
 
 
 def _opened(path: Path, size_px: int) -> np.ndarray | None:

@@ -29,11 +29,7 @@ class ShardedFilms:
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
         """Reads films, by one position, a slice, or int (k,) positions from 0 in any order.
 
-        Returns:
-            uint8 (S, S) for one position, else (k, S, S), in memory and free to change.
-
-        Raises:
-            IndexError: A position is outside.
+        uint8 (S, S) for one position, else (k, S, S), in memory and free to change; IndexError outside.
         """
         if isinstance(rows, int | np.integer):
             return self[np.array([rows])][0]

@@ -69,9 +69,7 @@ def apply_decisions(
     manifest = manifest.assign(original_label=manifest["label"])
     digests = _digests(decisions, sorted(set(manifest["sha256"]) - {""}), path)
     _refuse_contradictions(decisions, digests.where(digests != "", decisions["film"]), path)
-    by_film = (
-        decisions.assign(film=digests).drop_duplicates("film").set_index("film").drop("", errors="ignore")
-    )
+    by_film = decisions.assign(film=digests)[digests != ""].drop_duplicates("film").set_index("film")
     decision_of = by_film["decision"].to_dict()
     manifest["decision"] = [decision_of.get(digest, "") for digest in manifest["sha256"]]
     excluded = (manifest["decision"] == "exclude") & (manifest["status"] == "accepted")

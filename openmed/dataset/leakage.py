@@ -63,20 +63,14 @@ def copies(films: pd.DataFrame, pairs: np.ndarray, same: np.ndarray) -> Finding:
     )
     if crossing.any():
         detail += f"; {joined['patient'].nunique()} patients became {joined['group'].nunique()} groups"
-    return _finding(
-        "copies of a film under several patients",
-        "repaired",
-        int(crossing.sum()),
-        detail,
-        _ids(films, pairs[crossing].ravel()),
-    )
+    check, ids = "copies of a film under several patients", _ids(films, pairs[crossing].ravel())
+    return _finding(check, "repaired", int(crossing.sum()), detail, ids)
 
 
 def pairs_across_labels(films: pd.DataFrame, pairs: np.ndarray) -> NDArray[np.int64]:
     """Spells out the near-duplicates of different content and label that `near_duplicates` stands for.
 
-    Returns:
-        int64 (n, 2), positions of pairs whose pixels decide; of equal contents one stands for all.
+    int64 (n, 2), positions of pairs whose pixels decide; of equal contents one stands for all.
     """
     hashes, labels = films["perceptual_hash"].to_numpy(), films["label"].to_numpy()
     digests = films["sha256"].to_numpy()

@@ -37,9 +37,7 @@ def link_patients(reference: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFr
 
     The names of the two need not agree: patients who share a film (the same SHA-256) are the same. They are
     numbered by the content of their films: neither names nor the order of the rows change what a seed draws.
-
-    Returns:
-        Copies of both tables whose `patient` is a whole number.
+    In the copies that are returned `patient` is a whole number.
     """
     owners, numbers = zip(*(pd.factorize(table["patient"])[::-1] for table in (reference, new)), strict=True)
     first, second = numbers[0], numbers[1] + len(owners[0])

@@ -86,10 +86,8 @@ def _cut(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cuts each stratum at the shares of its films.
 
-    Of films, int (groups, classes), the stratum of each group, the groups in order, and shares (splits,).
-
-    Returns:
-        The split of each group, and the groups next to a cut, the nearest first.
+    Of films, int (groups, classes), the stratum of each group, the groups in order, and shares (splits,):
+    the split of each group, and the groups next to a cut, the nearest first.
     """
     split_of = np.zeros(len(counts), np.int64)
     groups, distances = [np.zeros(0, np.int64)], [np.zeros(0)]
@@ -111,10 +109,8 @@ def _balance(counts: np.ndarray, split_of: np.ndarray, movable: np.ndarray, shar
 
     Chi-square is the sum over splits and classes of (films - expected)^2 / expected (Pearson).
 
-    Of films, int (groups, classes), the split of each group, those that may move, and shares (splits,).
-
-    Returns:
-        The new split of each group.
+    Of films, int (groups, classes), the split of each group, those that may move, and shares (splits,): the
+    new split of each group.
     """
     split_of, films, steps = split_of.copy(), counts[movable].astype(float), np.arange(len(movable))
     expected = np.outer(shares, counts.sum(axis=0))

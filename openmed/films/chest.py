@@ -11,9 +11,8 @@ SIDES = ("left", "right", "top", "bottom")
 def likeness(small: np.ndarray) -> dict[str, float]:
     """Correlates a film, uint8 (32, 32), with a drawn frontal chest, by the ranks of pixels.
 
-    Returns:
-        -1 to 1 for upright, 90, 180, 270 (degrees to the left) and each of `SIDES` that is cut off. An
-        inverted film has a negative one.
+    -1 to 1 for upright, 90, 180, 270 (degrees to the left) and each of `SIDES` that is cut off. An inverted
+    film has a negative one.
     """
     return dict(zip(_NAMES, _TEMPLATES @ _ranks(small), strict=True))
 

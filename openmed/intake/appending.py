@@ -16,13 +16,7 @@ def append_films(new: Path, data: Path, class_names: Sequence[str]) -> pd.DataFr
 
     Films whose content is there already are passed over, so that the same call can be made again after a
     kill. The films that were there keep their place in films.csv. The folder `new`, on the same disk, is used
-    up.
-
-    Returns:
-        The rows that were added, as in films.csv.
-
-    Raises:
-        BadInput: A film is there already under another label.
+    up. Returns the rows that were added; BadInput where a film is there already under another label.
     """
     added, present = (_rows(folder, class_names) for folder in (new, data))
     unhashed = present["sha256"] == ""

@@ -164,9 +164,8 @@ def cleaned_films(
 ) -> tuple[list[dict[str, str]], Counter[str]]:
     """Writes films without identifiers, named after their content, each into its folder below films/.
 
-    Returns:
-        A row of films.csv for each film, in order, with what its header tells; and why nothing of some
-        films was kept, with their number.
+    Returns a row of films.csv for each film, in order, with what its header tells; and why nothing of some
+    films was kept, with their number.
     """
     rows, taken, withheld = [], Counter[str](), Counter[str]()
     clean = ordered_map(lambda film: clean_film(film.reader(), film.name, pseudonyms), films)

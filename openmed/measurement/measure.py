@@ -39,11 +39,9 @@ MEASURED = pa.schema([*FACTS, *DETAILS])
 
 
 def measure_film(path: str) -> tuple[os.stat_result | None, dict[str, Any]]:
-    """Reads a film's file and measures it.
+    """Reads a film's file and measures it: its state before that, None when it cannot be read, and a row.
 
-    Returns:
-        The state of the file before it was read, None when it cannot be, and a row of `MEASURED`, whose
-        reason is empty when the film could be decoded and is not blank.
+    The row is one of `MEASURED`, whose reason is empty when the film could be decoded and is not blank.
     """
     row = dict.fromkeys(MEASURED.names) | {"sha256": "", "perceptual_hash": "", "reason": ""}
     try:

@@ -55,8 +55,7 @@ class CleanFilm:
 class Pseudonyms:
     """Names that stand for patients and cannot be turned back without the secret of the site.
 
-    Args:
-        secret: At least 16 bytes that only the site knows. The same secret gives the same pseudonyms.
+    The same secret, of 16 bytes or more that only the site knows, gives the same pseudonyms.
     """
 
     def __init__(self, secret: bytes) -> None:

@@ -146,11 +146,7 @@ def _looked_up(table: "Dataset", values: np.ndarray) -> tuple[np.ndarray, float,
 
 
 def table_in(table: "Dataset", values: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Reads a table for values that are to be looked up in it.
-
-    Returns:
-        Its entries, uint16, the value that the first is for, and the bits that an entry is said to have.
-    """
+    """Reads a table to look values up in: entries, uint16, the first value, the bits of one as stated."""
     count, first, bits = (int(part) for part in table.LUTDescriptor)
     if first >= 1 << 15 and values.min() < 0:
         first -= 1 << 16  # a negative number, stored as one without a sign
