@@ -9,7 +9,7 @@ ValueError.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -62,13 +62,9 @@ class Abstention:
         """Returns the films to refer, bool (N,): those whose set does not hold exactly one class."""
         return self.prediction_sets(probabilities).sum(axis=1) != 1
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the fields as JSON content."""
-        return {name: list(item) if isinstance(item, tuple) else item for name, item in asdict(self).items()}
-
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Abstention":
-        """Reads what `to_json` gave; BadInput where it is no abstention."""
+        """Reads the fields as JSON has them; BadInput where it is no abstention."""
         try:
             lowest = stored_numbers(content["lowest"], "the abstention's lowest", 0, 1)
             listed = stored_list(content["patients"], "the abstention's patients")

@@ -9,7 +9,7 @@ strictly rising: it changes no ranking and no AUC.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,13 +95,9 @@ class Calibration:
         raised = np.stack(single, axis=1)
         return raised / raised.sum(axis=1, keepdims=True)
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the map as JSON content."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Calibration":
-        """Reads what `to_json` gave; BadInput where it is no calibration."""
+        """Reads the fields as JSON has them; BadInput where it is no calibration."""
         try:
             check_fields(content, cls, "a calibration")
             lists = {

@@ -1,6 +1,6 @@
 """From which distance on a film counts as unlike the films that a model learnt from."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,13 +40,9 @@ class Novelty:
         """Returns the films that are unlike, bool (N,); a distance that is missing is one of them."""
         return ~(np.asarray(distances, dtype=np.float64) <= self.limit)
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the fields as JSON content."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Novelty":
-        """Reads what `to_json` gave; BadInput where it is no limit of novelty."""
+        """Reads the fields as JSON has them; BadInput where it is no limit of novelty."""
         try:
             share = stored_number(content["share"], "the novelty's share", 0, 1)
             limit = stored_number(content["limit"], "the novelty's limit")
@@ -68,8 +64,7 @@ def conformal_limit(distances: ArrayLike, patients: ArrayLike, share: float) -> 
     weighs the same, divided among the patient's films (Dunn, Wasserman and Ramdas, J Am Stat Assoc
     2023;118:2491-2502, "pooling CDFs"), and a new patient is allowed for.
 
-    `distances` are float (N,) of calibration films; `share` is in (0, 1).
-    Gives the limit, and the number of patients.
+    Of `distances`, float (N,), of calibration films. Gives the limit, and the number of patients.
 
     Raises:
         BadInput: The share is out of range.

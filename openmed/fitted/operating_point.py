@@ -5,8 +5,7 @@ Labels (N,), scores (N,) and patients (N,) are as in `openmed.metrics.classifica
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,10 +37,6 @@ class ControlledThreshold:
     patients: int
     missed: int
     lower_limit: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the fields as plain values."""
-        return asdict(self)
 
 
 def choose_threshold(labels: ArrayLike, scores: ArrayLike, target_sensitivity: float) -> float:

@@ -6,6 +6,7 @@ nobody's films, on which whatever loads the folder is asked once, and says what 
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,7 @@ def check_answers(content: bytes, predictor: Predictor, what: str) -> None:
 
 def meaning_of(spec: ModelSpec) -> NDArray[np.uint8]:
     """What makes answers of a model's logits, as JSON in UTF-8: alike before and after it was stored."""
-    calibration = spec.calibration and Calibration.from_json(spec.calibration.to_json()).to_json()
+    calibration = spec.calibration and asdict(Calibration.from_json(asdict(spec.calibration)))
     content = {"class_names": spec.class_names, "positive": spec.positive, "calibration": calibration}
     return np.frombuffer(json.dumps(content, sort_keys=True).encode(), np.uint8)
 

@@ -24,6 +24,7 @@ from openmed.inference.checkpoint import (
 )
 from openmed.inference.control import check_answers
 from openmed.inference.predictor import Predictor
+from openmed.metrics.calibration_error import log_odds
 from openmed.models.base import BaseModel, Outputs
 
 FILMS, LOGITS, FEATURES = "films", "logits", "features"
@@ -180,7 +181,7 @@ def called_classes(spec: ModelSpec, probabilities: np.ndarray, threshold: float 
     # Not in 32 bits, to which numpy would round a threshold that a person has given.
     scores, limits = probabilities[:, findings].astype(np.float64), np.array(list(points.values()))
     reached = scores >= limits
-    clearest = np.where(reached, _log_odds(scores) - _log_odds(limits), -np.inf).argmax(1)
+    clearest = np.where(reached, log_odds(scores, 1e-12) - log_odds(limits, 1e-12), -np.inf).argmax(1)
     return np.where(reached.any(1), findings[clearest], called)
 
 
@@ -195,11 +196,6 @@ def count_called(
     np.add.at(counts, (labels, called_classes(spec, probabilities, threshold)), 1)
     rows = zip(spec.class_names, counts.tolist(), strict=True)
     return {name: dict(zip(spec.class_names, row, strict=True)) for name, row in rows}
-
-
-def _log_odds(probabilities: np.ndarray) -> NDArray[np.float64]:
-    wide = np.clip(probabilities, 1e-12, 1 - 1e-12)
-    return np.log(wide) - np.log1p(-wide)
 
 
 def _session_options() -> onnxruntime.SessionOptions:

@@ -18,13 +18,7 @@ _LEAST = 1e-7
 def calibration_summary(labels: ArrayLike, probabilities: ArrayLike, positive: int) -> dict[str, float]:
     """All measures of calibration: the finding against the rest, and the log loss over all classes.
 
-    Args:
-        labels: int (N,), the class of each film.
-        probabilities: float (N, classes).
-        positive: The class that is the finding.
-
-    Returns:
-        brier, log_loss, ece, slope and intercept; 0 is best, but 1 for the slope.
+    Of `labels` int (N,) and `probabilities` float (N, classes). 0 is best, but 1 for the slope.
     """
     has = (np.asarray(labels) == positive).astype(int)
     scores = np.asarray(probabilities)[:, positive]
@@ -149,9 +143,9 @@ def calibration_intercept(labels: ArrayLike, scores: ArrayLike) -> float:
     return float(brentq(lambda shift: np.mean(expit(odds + shift)) - truth.mean(), -far, far, xtol=1e-12))
 
 
-def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Log-odds of probabilities; those of 0 and 1 are finite."""
-    inside = np.clip(probabilities, _LEAST, 1 - _LEAST)
+def log_odds(probabilities: NDArray[np.float64], least: float = _LEAST) -> NDArray[np.float64]:
+    """Log-odds of probabilities, of those nearer than `least` to 0 or 1 as of that: always finite."""
+    inside = np.clip(probabilities, least, 1 - least)
     return np.log(inside) - np.log1p(-inside)
 
 

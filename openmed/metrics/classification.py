@@ -157,11 +157,8 @@ def roc_curve_points(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray, NDA
     The first point is (0, 0) at threshold infinity. A rate whose class is missing is NaN.
     """
     thresholds, tp, fp = _steps(labels, scores)
-    rates = [
-        np.append(0, counts) / counts[-1] if counts[-1] else np.full(len(counts) + 1, NAN)
-        for counts in (fp, tp)
-    ]
-    return rates[0], rates[1], np.append(np.inf, thresholds)
+    fpr, tpr = (np.append(0, n) / n[-1] if n[-1] else np.full(len(n) + 1, NAN) for n in (fp, tp))
+    return fpr, tpr, np.append(np.inf, thresholds)
 
 
 def precision_recall_points(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray, NDArray, NDArray]:

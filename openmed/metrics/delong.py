@@ -22,21 +22,6 @@ from openmed.metrics.score_intervals import Interval, critical_value, newcombe_a
 
 
 @dataclass(frozen=True)
-class AucDifference:
-    """Two models on the same films.
-
-    Attributes:
-        first: AUC of the first model.
-        second: AUC of the second model.
-        difference: First minus second, with its confidence limits.
-    """
-
-    first: float
-    second: float
-    difference: Interval
-
-
-@dataclass(frozen=True)
 class _Moments:
     """Of an AUC, or of a difference of two.
 
@@ -79,8 +64,8 @@ def delong_difference(
     scores_b: ArrayLike,
     patients: ArrayLike | None = None,
     confidence: float = 0.95,
-) -> AucDifference:
-    """Compares the AUCs of two models on the same films.
+) -> Interval:
+    """Gives the AUC of the first model minus that of the second, on the same films.
 
     The limits are put together from those of the two AUCs and their correlation (Zou and Donner, Stat Med
     2008;27:1693-1702), which is that of DeLong's variances. So they are as lopsided as AUCs near 1 are, and
@@ -97,8 +82,7 @@ def delong_difference(
     of_a, of_b = _interval(a, confidence), _interval(b, confidence)
     low = _joined(of_a.value - of_a.low, of_b.high - of_b.value, correlation)
     high = _joined(of_a.high - of_a.value, of_b.value - of_b.low, correlation)
-    value = apart.value
-    return AucDifference(a.value, b.value, Interval(value, value - low, value + high))
+    return Interval(apart.value, apart.value - low, apart.value + high)
 
 
 def _joined(own: float, other: float, correlation: float) -> float:

@@ -7,7 +7,6 @@ other metrics are resampled by whole patients.
 """
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,7 +60,8 @@ def metric_intervals(
     values = checked_scores(scores, len(truth))
     group = cohort(truth, patients)
     ranking = Ranking.of(truth, values, checked_threshold(threshold), group)
-    resampled = _joined(ranking.metrics(drawn) for drawn in multiplicities(group, replicates, seed))
+    drawn = [ranking.metrics(counts) for counts in multiplicities(group, replicates, seed)]
+    resampled = {name: np.concatenate([each[name] for each in drawn]) for name in METRICS}
     return {
         name: judged[name]
         if name in judged
@@ -106,9 +106,8 @@ def paired_difference(
     truth = checked_labels(labels)
     first, second = (checked_scores(scores, len(truth)) for scores in (scores_a, scores_b))
     flags = first >= checked_threshold(threshold_a), second >= checked_threshold(threshold_b)
-    shares = compare_flags(truth, *flags, patients, confidence)
-    areas = delong_difference(truth, first, second, patients, confidence)
-    return {"auc": areas.difference, **{name: each.difference for name, each in shares.items()}}
+    area = delong_difference(truth, first, second, patients, confidence)
+    return {"auc": area, **compare_flags(truth, *flags, patients, confidence)}
 
 
 def wider(limits: Interval, score: Interval) -> Interval:
@@ -130,8 +129,3 @@ def percentile_interval(value: float, resampled: NDArray, confidence: float) -> 
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled[~undefined], (tail, 1 - tail))
     return Interval(float(value), float(low), float(high))
-
-
-def _joined(chunks: Iterable[dict[str, NDArray]]) -> dict[str, NDArray]:
-    parts = list(chunks)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

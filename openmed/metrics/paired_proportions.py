@@ -5,7 +5,6 @@ are divided by the design effect of the disagreements (see `clustered`).
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,36 +16,17 @@ from openmed.metrics.resampling import patient_codes
 from openmed.metrics.score_intervals import Interval, critical_value
 
 
-@dataclass(frozen=True)
-class PairedProportions:
-    """How often two models are right on the same films.
-
-    Attributes:
-        films: Films of the class.
-        only_first: Films on which only the first model is right.
-        only_second: Films on which only the second model is right.
-        difference: Share of the first minus share of the second, with Tango's limits.
-    """
-
-    films: int
-    only_first: int
-    only_second: int
-    difference: Interval
-
-
 def compare_flags(
     labels: ArrayLike,
     flagged_a: ArrayLike,
     flagged_b: ArrayLike,
     patients: ArrayLike | None = None,
     confidence: float = 0.95,
-) -> dict[str, PairedProportions]:
-    """Compares sensitivity and specificity of two models at their operating points.
+) -> dict[str, Interval]:
+    """Gives "sensitivity" and "specificity" of model a minus those of b, with Tango's limits.
 
     Of `flagged_a` and `flagged_b`, (N,) boolean (or 0 and 1). Without `patients` every film counts as one.
-
-    Returns:
-        "sensitivity" and "specificity"; NaN where the class is missing.
+    NaN where the class is missing.
     """
     truth = checked_labels(labels)
     first, second = checked_labels(flagged_a), checked_labels(flagged_b)
@@ -58,12 +38,8 @@ def compare_flags(
         of_class = truth == side
         apart = (first[of_class] == side).astype(int) - (second[of_class] == side)
         only_a, only_b, films = int(np.sum(apart == 1)), int(np.sum(apart == -1)), int(np.sum(of_class))
-        if films:
-            effect = design_effect(apart - apart.mean(), patient[of_class], apart != 0)
-            difference = tango(only_a / effect, only_b / effect, films / effect, confidence)
-            result[name] = PairedProportions(films, only_a, only_b, difference)
-        else:
-            result[name] = PairedProportions(0, 0, 0, Interval(NAN, NAN, NAN))
+        effect = design_effect(apart - apart.mean(), patient[of_class], apart != 0) if films else 1.0
+        result[name] = tango(only_a / effect, only_b / effect, films / effect, confidence)
     return result
 
 

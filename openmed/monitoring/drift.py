@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from openmed.metrics.intervals import wider
 from openmed.metrics.resampling import Cohort, Ranking, cohort, multiplicities
 from openmed.metrics.score_intervals import NAN, Interval, newcombe_auc
 from openmed.monitoring.two_sample import Distance, domain_scores, share_differences, wasserstein
@@ -224,8 +225,7 @@ class _Context:
 
         def interval(value: float, resampled: NDArray, confidence: float) -> Interval:
             drawn = _percentile(value, resampled, confidence)
-            score = newcombe_auc(float(value), patients[1], patients[0], confidence)
-            return Interval(drawn.value, min(drawn.low, score.low), max(drawn.high, score.high))
+            return wider(drawn, newcombe_auc(float(value), patients[1], patients[0], confidence))
 
         return _Plan("embedding", unit, limits, lambda drawn: ranking.metrics(drawn)["auc"], interval)
 

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -102,12 +103,12 @@ def test_too_few_patients_of_a_class_are_refused():
 def test_it_is_frozen_as_plain_json():
     rng = np.random.default_rng(3)
     fitted = fit_abstention(*films(rng, 200, 3), 0.8)
-    text = json.dumps(fitted.to_json(), allow_nan=False)
+    text = json.dumps(asdict(fitted), allow_nan=False)
     assert Abstention.from_json(json.loads(text)) == fitted
     for broken in (
         {},
-        {**fitted.to_json(), "lowest": [2.0, 0.1, 0.1]},
-        {**fitted.to_json(), "patients": [1]},
+        {**asdict(fitted), "lowest": [2.0, 0.1, 0.1]},
+        {**asdict(fitted), "patients": [1]},
     ):
         with pytest.raises(BadInput, match="abstention"):
             Abstention.from_json(broken)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -62,5 +63,5 @@ def test_what_cannot_be_a_limit_is_refused():
 
 def test_a_limit_survives_json_and_calls_what_it_cannot_measure_unlike():
     novelty = Novelty(0.02, 1.5, 120, "ab")
-    assert Novelty.from_json(novelty.to_json()) == novelty
+    assert Novelty.from_json(asdict(novelty)) == novelty
     assert novelty.unlike([1.4, 1.5, 1.6, np.nan]).tolist() == [False, False, True, True]

@@ -1,6 +1,7 @@
 import functools
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ def test_a_promise_without_doubt_is_refused(target, confidence):
 
 def test_a_controlled_threshold_is_written_as_plain_values():
     found = controlled_threshold(np.ones(30, int), np.linspace(0.2, 0.9, 30), np.arange(30), 0.9, 0.9)
-    content = found.to_json()
+    content = asdict(found)
     assert content == json.loads(json.dumps(content))
     assert content["patients"] == 30
 

@@ -1,6 +1,6 @@
 import dataclasses
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -125,7 +125,7 @@ def test_a_new_calibration_takes_the_threshold_of_the_old_probabilities_away():
 
 @pytest.mark.parametrize(
     "calibration",
-    [{}, [], "platt", Calibration.of_prior((0.0, 0.0)).to_json(), PLATT.to_json() | {"scale": -1}],
+    [{}, [], "platt", asdict(Calibration.of_prior((0.0, 0.0))), asdict(PLATT) | {"scale": -1}],
 )
 def test_a_description_with_a_calibration_that_does_not_fit_is_refused(calibration):
     with pytest.raises(BadInput, match="calibration"):
@@ -158,6 +158,6 @@ def test_a_class_may_have_the_letters_of_any_language():
 
 
 def test_an_unknown_field_of_a_calibration_is_named_in_one_short_line():
-    content = SPEC.to_json() | {"calibration": PLATT.to_json() | {"sc\nale": 1}}
+    content = SPEC.to_json() | {"calibration": asdict(PLATT) | {"sc\nale": 1}}
     with pytest.raises(BadInput, match=r"^a calibration has no field 'sc\\nale'$"):
         ModelSpec.from_json(content)

@@ -55,14 +55,14 @@ def test_it_has_the_standard_error_that_proc_publishes():
 def test_two_models_are_as_correlated_as_in_the_paired_test_that_proc_publishes():
     labels, s100b, wfns = asah()
     found = delong_difference(labels, wfns, s100b)
-    assert (found.first, found.second) == pytest.approx((0.823678861788618, 0.731368563685637), abs=1e-14)
     a, b = delong_auc(labels, wfns), delong_auc(labels, s100b)
+    assert (a.value, b.value) == pytest.approx((0.823678861788618, 0.731368563685637), abs=1e-14)
     errors = [math.sqrt(delong_variance(labels, scores)[1]) for scores in (wfns, s100b)]
-    error = found.difference.value / 2.20898359144091  # the published statistic
+    error = found.value / 2.20898359144091  # the published statistic
     correlation = (errors[0] ** 2 + errors[1] ** 2 - error**2) / (2 * errors[0] * errors[1])
     down, up = a.value - a.low, b.high - b.value
-    low = found.difference.value - math.sqrt(down**2 + up**2 - 2 * correlation * down * up)
-    assert found.difference.low == pytest.approx(low, rel=1e-6)
+    low = found.value - math.sqrt(down**2 + up**2 - 2 * correlation * down * up)
+    assert found.low == pytest.approx(low, rel=1e-6)
 
 
 def test_the_limits_lie_between_those_on_the_scale_of_the_log_odds_and_newcombes():
@@ -109,8 +109,10 @@ def test_midranks_equal_comparing_every_pair_with_ties(rows):
     first, second = first / 4, second / 4
     areas, covariance = brute_force(labels, first, second)
     found = delong_difference(labels, first, second)
-    assert (found.first, found.second) == pytest.approx(areas, abs=1e-12)
-    assert found.first == auc(labels, first)
+    a, b = delong_auc(labels, first), delong_auc(labels, second)
+    assert (a.value, b.value) == pytest.approx(areas, abs=1e-12)
+    assert found.value == pytest.approx(areas[0] - areas[1], abs=1e-12)
+    assert a.value == auc(labels, first)
     assert delong_variance(labels, first)[1] == pytest.approx(covariance[0, 0], rel=1e-9)
 
 
@@ -125,15 +127,15 @@ def test_films_copied_within_a_patient_add_no_evidence():
 @pytest.mark.parametrize("change", [lambda s: s, lambda s: s / 2, np.sqrt])
 def test_models_that_rank_alike_differ_by_nothing_within_limits_that_stay_open(change):
     labels, s100b, _ = asah()
-    found = delong_difference(labels, s100b, change(s100b)).difference
+    found = delong_difference(labels, s100b, change(s100b))
     assert found.value == 0
     assert -0.05 < found.low < 0 < found.high < 0.05
 
 
 def test_swapping_the_models_mirrors_the_difference():
     labels, s100b, wfns = asah()
-    forward = delong_difference(labels, wfns, s100b).difference
-    backward = delong_difference(labels, s100b, wfns).difference
+    forward = delong_difference(labels, wfns, s100b)
+    backward = delong_difference(labels, s100b, wfns)
     mirrored = (-backward.value, -backward.high, -backward.low)
     assert (forward.value, forward.low, forward.high) == pytest.approx(mirrored, abs=1e-12)
 
