@@ -58,12 +58,12 @@ def our_maps(model: BaseModel, x: torch.Tensor) -> np.ndarray:
 
 def compare_with_package(model: BaseModel, x: torch.Tensor, pairs: int) -> list[bool]:
     """Times both ways over one batch, theirs also image by image."""
-    layer = model.network.get_submodule(model.explanation_target())
+    layer = model.network.get_submodule(model.spec.explanation_layer)
     with GradCAM(model=model, target_layers=[layer]) as cam:
         theirs, ours = their_maps(cam, x), our_maps(model, x)
         apart = np.abs(scale_cam_image(ours) - theirs).max()
         spread = theirs.std(axis=(1, 2)).min()
-        print(f"layer {model.explanation_target()}, maps {theirs.shape}, at most {apart:.1e} apart")
+        print(f"layer {model.spec.explanation_layer}, maps {theirs.shape}, at most {apart:.1e} apart")
         assert spread > 0.1, "flat maps would agree whatever was computed"
         assert apart < 1e-3, "the two ways draw other maps"
         batched = ratios(lambda: their_maps(cam, x), lambda: our_maps(model, x), pairs)

@@ -1,6 +1,6 @@
 """What a vision transformer attended to: attention rollout and its class-specific successor."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -45,7 +45,9 @@ def rollout_with_logits(model: ViT, x: Tensor) -> tuple[NDArray[np.float32], NDA
             lambda _module, _inputs, qkv: attentions.append(_head_mean_attention(layer, qkv, rows))
         )
 
-    with evaluation_mode(model), _removed_after(record(layer) for layer in layers):
+    with evaluation_mode(model), ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(record(layer))
         logits = model(x)
     relevance = _pooled_tokens(model, attentions[0])
     for attention in reversed(attentions):
@@ -86,9 +88,10 @@ def _attention_gradients(model: ViT, x: Tensor, class_index: int) -> tuple[list[
         seen.append(attention)
         return attention
 
-    hooks = (layer.attn_drop.register_forward_hook(record) for layer in layers)
     with evaluation_mode(model), torch.inference_mode(False), torch.no_grad():
-        with _visible(layers), _removed_after(hooks):
+        with _visible(layers), ExitStack() as hooks:
+            for layer in layers:
+                hooks.enter_context(layer.attn_drop.register_forward_hook(record))
             score = model(x)[:, class_index].sum()
         gradients = torch.autograd.grad(score, seen)
     return [attention.detach() for attention in seen], list(gradients)
@@ -157,11 +160,3 @@ def _visible(layers: list[timm.layers.Attention]) -> Iterator[None]:
     finally:
         for layer, was_fused in zip(layers, fused, strict=True):
             layer.fused_attn = was_fused
-
-
-@contextmanager
-def _removed_after(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for handle in hooks:
-            stack.callback(handle.remove)
-        yield

@@ -55,12 +55,11 @@ def check_class(model: BaseModel, class_index: int) -> None:
 
 
 def _target_layer(model: BaseModel) -> nn.Module:
-    name = model.explanation_target()
     try:
-        return model.network.get_submodule(name)
+        return model.network.get_submodule(model.spec.explanation_layer)
     except AttributeError:
         raise BadInput(
-            f"the network {model.spec.timm_name} has no layer {name!r} to explain: "
+            f"the network {model.spec.timm_name} has no layer {model.spec.explanation_layer!r} to explain: "
             "set `explanation_layer` in model.json to one that it has"
         ) from None
 
@@ -81,20 +80,17 @@ def _through_network(model: BaseModel, layer: nn.Module, x: Tensor) -> tuple[Ten
         torch.set_grad_enabled(True)  # undone by the caller's no_grad block
         return outputs[-1].clone()  # the next layer may work in place, which a leaf forbids
 
-    handle = layer.register_forward_hook(start_graph)
-    try:
+    with layer.register_forward_hook(start_graph):
         logits = model(x)
-    finally:
-        handle.remove()
     if len(outputs) != 1:
-        raise BadInput(f"layer {model.explanation_target()!r} runs {len(outputs)} times a film, not once")
+        raise BadInput(f"layer {model.spec.explanation_layer!r} runs {len(outputs)} times a film, not once")
     return outputs[0], logits
 
 
 def _leaf(maps: Tensor, model: BaseModel) -> Tensor:
     if not isinstance(maps, Tensor) or maps.ndim != 4:
         raise BadInput(
-            f"layer {model.explanation_target()!r} gives no maps (N, C, h, w), which Grad-CAM needs: "
+            f"layer {model.spec.explanation_layer!r} gives no maps (N, C, h, w), which Grad-CAM needs: "
             "explain this model by its attention"
         )
     return maps.detach().requires_grad_()

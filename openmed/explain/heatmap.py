@@ -16,10 +16,9 @@ from openmed.models.vit import ViT
 
 _BATCH_FILMS = 32
 
-_CNN_METHODS: dict[str, Callable[[BaseModel, Tensor, int], np.ndarray]] = {
-    "grad_cam": grad_cam,
-}
-_VIT_METHODS: dict[str, Callable[[BaseModel, Tensor, int], np.ndarray]] = {
+_Methods = dict[str, Callable[[BaseModel, Tensor, int], np.ndarray]]
+_CNN_METHODS: _Methods = {"grad_cam": grad_cam}
+_VIT_METHODS: _Methods = {
     "gradient_attention": gradient_attention,
     "rollout": lambda model, x, _class_index: rollout(model, x),
 }
@@ -66,5 +65,5 @@ def enlarge(maps: np.ndarray, size: int) -> NDArray[np.float32]:
     return functional.interpolate(batch, (size, size), mode="bilinear", align_corners=False)[:, 0].numpy()
 
 
-def _methods(model: BaseModel) -> dict[str, Callable[[BaseModel, Tensor, int], np.ndarray]]:
+def _methods(model: BaseModel) -> _Methods:
     return _VIT_METHODS if isinstance(model, ViT) else _CNN_METHODS

@@ -53,12 +53,8 @@ class Ensemble:
         if self.is_mean:
             self.spec = replace(self.spec, further_thresholds={})
 
-    def predict(self, films: Mapping[int, NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Mean class probabilities, float32 (N, classes), of films, uint8 (N, S, S), by their size."""
-        return self.assess(films)[0]
-
     def assess(self, films: Mapping[int, NDArray[np.uint8]]) -> tuple[np.ndarray, list[str | None] | None]:
-        """Mean class probabilities as `predict` gives them, and why films are unlike those learnt from.
+        """Mean class probabilities of films, uint8 (N, S, S) by their size, and why they are unlike.
 
         Returns:
             float32 (N, classes); and for each film the reason of the members to which it is unlike, None
@@ -66,7 +62,8 @@ class Ensemble:
         """
         answers, reasons = [], []
         for member in self.members:
-            for position, view in enumerate(self._seen(films, member.spec)):
+            squares = films[member.spec.image_size_px]
+            for position, view in enumerate(affine_views(squares) if self._views else [squares]):
                 if position:
                     answers.append(member.predict(view))
                     continue
@@ -77,10 +74,6 @@ class Ensemble:
                     reasons.append(unlike)
         mean = np.asarray(np.mean(answers, axis=0, dtype=np.float64), np.float32)
         return mean, [_first(each) for each in zip(*reasons, strict=True)] if reasons else None
-
-    def _seen(self, films: Mapping[int, NDArray[np.uint8]], spec: ModelSpec) -> Iterator[np.ndarray]:
-        squares = films[spec.image_size_px]
-        return affine_views(squares) if self._views else iter([squares])
 
 
 def _first(reasons: Sequence[str | None]) -> str | None:

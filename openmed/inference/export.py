@@ -28,7 +28,6 @@ from openmed.phantoms.phantom import draw
 
 EXPORT_TOLERANCE = 1e-4
 """Most that a probability may differ between a model and its export."""
-_OPSET = 18
 
 
 class _WithPreprocessing(nn.Module):
@@ -47,9 +46,6 @@ class _WithPreprocessing(nn.Module):
             return (self.model(prepared),)
         logits, profiles = self.model.described(prepared)
         return logits, torch.cat(profiles, 1)
-
-
-_PHANTOMS = 2
 
 
 def finish_export(folder: Path, films: NDArray[np.uint8]) -> str:
@@ -75,7 +71,6 @@ def export_onnx(model: BaseModel, folder: Path, films: NDArray[np.uint8]) -> Pat
 
     The model is that of the folder, on the CPU. Of the films to compare on, uint8 (N, S, S), N > 0, those
     with scores near the threshold tell most.
-
 
     Raises:
         IntegrityError: The model cannot be exported, or the export differs from it.
@@ -146,7 +141,7 @@ def graph_bytes(model: BaseModel) -> bytes:
                 input_names=[FILMS],
                 output_names=outputs,
                 dynamic_axes={name: {0: "n"} for name in (FILMS, *outputs)},
-                opset_version=_OPSET,
+                opset_version=18,
                 dynamo=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -157,13 +152,13 @@ def graph_bytes(model: BaseModel) -> bytes:
 
 
 def answered_phantoms(predictor: Predictor) -> bytes:
-    """Draws a few phantoms and returns them with a model's logits and distances, a safetensors file.
+    """Draws two phantoms and returns them with a model's logits and distances, a safetensors file.
 
     Logits, not probabilities: however sure a model is of phantoms, its logits tell one from the other. The
     classes and the calibration, which make probabilities of them, are noted beside.
     """
     size = predictor.spec.image_size_px
-    drawn = [draw(each, each, pneumonia=bool(each % 2)).film for each in range(_PHANTOMS)]
+    drawn = [draw(each, each, pneumonia=bool(each % 2)).film for each in range(2)]
     films = np.stack([resize_film(film, size) for film in drawn])
     logits, distances = predictor.outputs(films)
     # Rounded, so that the last bits of another processor do not make another file.

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -68,10 +68,6 @@ class BaseModel(nn.Module, ABC):
     def depths(self) -> list[nn.Module]:
         """Returns the layers whose outputs tell whether a film is like those that were learnt from."""
 
-    def explanation_target(self) -> str:
-        """Name, inside `network`, of the layer that is explained."""
-        return self.spec.explanation_layer
-
     def features(self, x: Tensor) -> Tensor:
         """Backbone output: (N, C, h, w) maps of a CNN, (N, tokens, D) of a ViT."""
         return self.network.forward_features(x)
@@ -99,12 +95,10 @@ class BaseModel(nn.Module, ABC):
         def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             profiles.append(profile(self.maps(output)))
 
-        hooks = [layer.register_forward_hook(keep) for layer in self.depths()]
-        try:
+        with ExitStack() as hooks:
+            for layer in self.depths():
+                hooks.enter_context(layer.register_forward_hook(keep))
             return self(x), profiles
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def checkpoint_activations(self) -> None:
         """Makes the backward pass compute activations again instead of keeping them (Chen et al., 2016).

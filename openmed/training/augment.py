@@ -124,7 +124,9 @@ def _change_film(pixels: np.ndarray, c: Mapping[str, Any], settings: Augmentatio
         out[:] = _coarsen(out, _strength(c["coarse"], settings.coarse), axes=2)
     if settings.blur:
         out[:] = _blur(out, _strength(c["blur"], settings.blur), axes=2)
-    _level_greys(out, c["gain"], c["offset"])
+    middle = cv2.mean(out)[0]
+    np.multiply(out, np.float32(c["gain"]), out=out)
+    np.add(out, np.float32(middle * (1 - c["gain"]) + c["offset"]), out=out)
     if settings.noise:
         row, column = c["noise_at"]
         field = _noise_field(size)[row : row + size, column : column + size]
@@ -141,12 +143,6 @@ def _grey(film: np.ndarray, gamma: np.float32) -> np.ndarray:
         return film.astype(np.float32) if gamma == 1 else np.power(film, gamma, dtype=np.float32)
     levels = np.arange(256, dtype=np.float32) / np.float32(255)
     return cv2.LUT(film, levels if gamma == 1 else np.power(levels, gamma))
-
-
-def _level_greys(film: np.ndarray, gain: float, offset: float) -> None:
-    middle = cv2.mean(film)[0]
-    np.multiply(film, np.float32(gain), out=film)
-    np.add(film, np.float32(middle * (1 - gain) + offset), out=film)
 
 
 def _in_pixels(affine: Tensor, size: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from openmed.errors import OpenMedError
 from openmed.files import atomic_path
@@ -234,7 +234,12 @@ class Trainer:
         if best is None or (auc, -loss) > (best["validation_auc"], -best["validation_loss"]):
             position.best = {key: row[key] for key in ("phase", "epoch", "validation_auc", "validation_loss")}
             position.stale_epochs = 0
-            self._unsaved_best = _copied(self.learner.judged.network)
+            state = self.learner.judged.network.state_dict()
+            # As weights and buffers lie in files.
+            self._unsaved_best = {
+                name: value.cpu().clone(memory_format=torch.contiguous_format)
+                for name, value in state.items()
+            }
         position.epoch, position.batch, position.seconds = position.epoch + 1, 0, 0.0
         self._loss_sum.zero_()
         if self._is_over(phase):
@@ -270,7 +275,9 @@ class Trainer:
         values = self.workers.sum(torch.cat([scores.flatten(), loss[None]]).to(model.device)).cpu().numpy()
         if not np.isfinite(values).all():
             raise TrainingDiverged("the validation predictions are not finite: lower the learning rate")
-        return _macro_auc(labels, values[:-1].reshape(scores.shape)), float(values[-1]) / len(labels)
+        judged = values[:-1].reshape(scores.shape)
+        areas = [auc(labels == label, judged[:, label]) for label in np.unique(labels)]
+        return float(np.mean(areas)), float(values[-1]) / len(labels)
 
     def _batches(self, films: int) -> list[np.ndarray]:
         """The epoch's order, cut into batches."""
@@ -309,17 +316,6 @@ class Trainer:
         self._unsaved_best = None
         self._saved_at = time.monotonic()
         self._saving_took = self._saved_at - started
-
-
-def _copied(network: nn.Module) -> dict[str, Tensor]:
-    """Copies weights and buffers as they lie in files."""
-    state = network.state_dict().items()
-    return {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in state}
-
-
-def _macro_auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    present = np.unique(labels)
-    return float(np.mean([auc(labels == label, scores[:, label]) for label in present]))
 
 
 def step_seed(*numbers: int) -> int:

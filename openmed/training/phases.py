@@ -15,14 +15,9 @@ def frozen(model: BaseModel, blocks: int | None) -> list[nn.Module]:
 
 def unfreeze(model: BaseModel, blocks: int | None) -> list[nn.Parameter]:
     """Lets the head and the last `blocks` blocks learn; returns what learns."""
-    if blocks is None:
-        model.network.requires_grad_(True)
-    else:
-        model.network.requires_grad_(False)
-        every = model.blocks()
-        for block in every[max(len(every) - blocks, 0) :]:
-            block.requires_grad_(True)
-        model.classifier().requires_grad_(True)
+    model.network.requires_grad_(blocks is None)
+    for part in (*model.blocks()[len(frozen(model, blocks)) :], model.classifier()):
+        part.requires_grad_(True)
     return [parameter for parameter in model.network.parameters() if parameter.requires_grad]
 
 

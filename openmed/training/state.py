@@ -6,7 +6,6 @@ the step's number.
 """
 
 import json
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,11 +90,6 @@ def load_state(folder: Path, fingerprint: str) -> tuple[Position, dict[str, Tens
     except (OSError, SafetensorError):
         return None
     return Position(**json.loads(metadata["position"])), tensors
-
-
-def delete_state(folder: Path) -> None:
-    """Deletes what a training has kept to go on from: its state, its best weights, its features."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_whole(path: Path) -> bool:

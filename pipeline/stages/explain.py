@@ -38,7 +38,7 @@ def run(params: Params, architecture: str) -> None:
     content = {
         "architecture": architecture,
         "primary_method": primary,
-        "layer": model.explanation_target(),
+        "layer": model.spec.explanation_layer,
         "limits": LIMITS,
         **found[model.spec.positive],
     }

@@ -1,5 +1,6 @@
 """Fine-tunes one architecture in two steps: its head, then its backbone. Resumes after a kill."""
 
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from openmed.training.loop import Progress, Trainer
 from openmed.training.parallel import Workers, joined, started_by_torchrun
 from openmed.training.settings import Augmentation, Phase, TrainSettings
 from openmed.training.source import Films
-from openmed.training.state import Position, delete_state
+from openmed.training.state import Position
 from pipeline.settings.artifacts import CACHE, ROWS, SPLIT, SPLIT_COLUMNS, VAULT, folder
 from pipeline.settings.params import Params, Train
 from pipeline.settings.project import checkpoint_folder, home
@@ -47,7 +48,7 @@ def run(params: Params, architecture: str) -> None:
         if workers.leads:
             _write(architecture, model, position)
             # What is finished starts from nothing when it is run again.
-            delete_state(checkpoint_folder(home(), Path.cwd(), architecture))
+            shutil.rmtree(checkpoint_folder(home(), Path.cwd(), architecture), ignore_errors=True)
 
 
 def _train(

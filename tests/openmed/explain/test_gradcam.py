@@ -22,7 +22,7 @@ def films_of(size, count=5):
 
 def of_the_other_package(model, x, class_index):
     """Its raw maps, before it enlarges them, normalised as ours."""
-    layer = model.network.get_submodule(model.explanation_target())
+    layer = model.network.get_submodule(model.spec.explanation_layer)
     with GradCAM(model=model, target_layers=[layer]) as cam:
         targets = [ClassifierOutputTarget(class_index)] * len(x)
         cam(input_tensor=x, targets=targets)

@@ -52,7 +52,7 @@ def test_all_weights_are_drawn_anew_and_the_model_keeps_its_own(model):
     assert not own & {tensor.data_ptr() for tensor in untrained.parameters()}
     weights = dict(untrained.named_parameters())
     assert not [n for n, p in model.named_parameters() if p.ndim > 1 and torch.equal(p, weights[n])]
-    assert untrained.explanation_target() == model.explanation_target()
+    assert untrained.spec.explanation_layer == model.spec.explanation_layer
 
 
 def test_checking_leaves_the_model_as_it_was(model, films):

@@ -29,7 +29,7 @@ def test_an_ensemble_answers_the_mean_of_its_members(members, squares):
     assert ensemble.sizes_px == [32, 75]
     parts = [model.predict(squares[model.spec.image_size_px]) for model in members]
     assert np.ptp([part[:, 1] for part in parts], axis=0).max() > 0.01
-    found = ensemble.predict(squares)
+    found = ensemble.assess(squares)[0]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, (parts[0] + parts[1] + parts[2]) / 3, atol=1e-6)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
@@ -40,19 +40,22 @@ def test_views_are_averaged_for_every_member(members, squares):
     seen = list(affine_views(squares[32]))
     parts = [model.predict(view) for model in members[:2] for view in seen]
     assert len(parts) == 2 * len(VIEWS)
-    np.testing.assert_allclose(ensemble.predict(squares), sum(parts) / len(parts), atol=1e-6)
-    assert np.abs(ensemble.predict(squares) - Ensemble(members[:2], threshold=0.4).predict(squares)).max() > 0
+    np.testing.assert_allclose(ensemble.assess(squares)[0], sum(parts) / len(parts), atol=1e-6)
+    assert (
+        np.abs(ensemble.assess(squares)[0] - Ensemble(members[:2], threshold=0.4).assess(squares)[0]).max()
+        > 0
+    )
 
 
 def test_a_single_plain_model_answers_as_it_is(members, squares):
     ensemble = Ensemble(members[:1])
-    np.testing.assert_array_equal(ensemble.predict(squares), members[0].predict(squares[32]))
+    np.testing.assert_array_equal(ensemble.assess(squares)[0], members[0].predict(squares[32]))
     assert not ensemble.is_mean and ensemble.threshold == 0.5
 
 
 def test_no_films_give_no_answers(members):
     nothing = {size: np.zeros((0, size, size), np.uint8) for size in (32, 75)}
-    assert Ensemble(members, views=True).predict(nothing).shape == (0, 2)
+    assert Ensemble(members, views=True).assess(nothing)[0].shape == (0, 2)
 
 
 def test_the_first_view_is_the_film_and_the_others_move_it_a_little():

@@ -71,7 +71,7 @@ def test_the_published_preprocessing_is_that_of_timm(architecture, size, mean):
 def test_small_films_are_explained_at_an_inner_layer(architecture, timm_name, size, layer):
     with torch.device("meta"):
         model = ModelFactory.create(architecture, timm_name=timm_name, image_size_px=size)
-    assert model.explanation_target() == layer
+    assert model.spec.explanation_layer == layer
     assert model.network.get_submodule(layer) is not None
 
 
