@@ -80,16 +80,9 @@ def deletion_drop(
     """Hides the hottest part of each film and compares with hiding as much elsewhere.
 
     Hidden pixels are replaced by the heavily blurred film. The control is the same mask, shifted
-    cyclically at random.
-
-    Args:
-        model: The model that is explained.
-        films: uint8 (N, S, S), S being the model's input size; films that the model calls `class_index`.
-        heat: float (N, h, w), one map a film, of any size.
-        class_index: Label whose log-odds are watched.
-        share: Part of each film's area that is hidden, above 0 and below 1.
-        seed: Seed of the random places.
-        places: Random places tried for each film.
+    cyclically at random to as many `places` a film. Of films uint8 (N, S, S), S being the model's input size,
+    that the model calls `class_index`, whose log-odds are watched, and as many maps, float (N, h, w).
+    `share` is the part of each film's area that is hidden, above 0 and below 1.
 
     Raises:
         ValueError: Films and maps do not pair up, or `share` is out of range.
@@ -123,10 +116,8 @@ def perturbation_curves(
 
     A map that points at the evidence loses the class early in deletion and finds it early in insertion.
 
-    Films, maps and errors are those of `deletion_drop`.
-
-    Returns:
-        The four curves, at `steps` + 1 shares. Those of map and control begin and end alike.
+    Films, maps and errors are those of `deletion_drop`. The curves have `steps` + 1 shares; those of map and
+    control begin and end alike.
     """
     check_pairs(films, heat)
     rng = np.random.default_rng(seed)

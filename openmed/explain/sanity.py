@@ -24,10 +24,8 @@ def randomisation(
     not what the model learned. One untrained network may happen to look where the trained one does, so
     several are asked.
 
-    The films are uint8 (N, S, S), one or more; the maps, by method, (N, h, w), those of the model.
-
-    Returns:
-        By method, the mean rank correlation (-1..1) with the maps of the untrained networks.
+    Of films uint8 (N, S, S), one or more, and by method the model's maps (N, h, w): by method, the mean rank
+    correlation (-1..1) with the maps of the untrained networks.
     """
     correlations: dict[str, list[float]] = {method: [] for method in maps}
     for number in range(networks):
@@ -40,10 +38,9 @@ def randomisation(
 def repetition(
     model: BaseModel, films: NDArray[np.uint8], maps: dict[str, np.ndarray], class_index: int
 ) -> dict[str, float]:
-    """Explains the same films again, in reversed order, so that no film may lean on its batch.
+    """By method, the largest difference (0..1) of the heat when the same films are explained again.
 
-    Returns:
-        By method, the largest difference (0..1) of the heat at any place of any film.
+    In reversed order, so that no film may lean on its batch.
     """
     again = explain(model, films[::-1].copy(), class_index)
     return {method: float(np.abs(again[method][::-1] - heat).max()) for method, heat in maps.items()}

@@ -45,12 +45,9 @@ class Abstention:
             raise BadInput("this is not an abstention: its numbers do not fit one another")
 
     def prediction_sets(self, probabilities: ArrayLike) -> NDArray[np.bool_]:
-        """Returns the classes kept, bool (N, classes).
+        """Returns the classes kept, bool (N, classes); ValueError for another number of classes.
 
         A film with a probability that is missing or not in [0, 1] keeps every class: it is always referred.
-
-        Raises:
-            ValueError: Another number of classes.
         """
         values = np.asarray(probabilities, dtype=np.float64)
         if values.ndim != 2 or values.shape[1] != len(self.lowest):

@@ -32,6 +32,7 @@ FEWEST_FILMS = {"platt": 5, "temperature": 5, "isotonic": 50, "none": 0}
 Isotonic regression follows every accident of few films: on small sets it does worse than Platt's scaling
 (Niculescu-Mizil and Caruana, Predicting Good Probabilities With Supervised Learning, ICML 2005)."""
 METHODS = tuple(FEWEST_FILMS)
+_UNKNOWN = f"unknown calibration {{!r}}: choose one of {', '.join(METHODS)}"
 _LEAST_SPREAD = 0.01
 """Least root mean square of the fitted logits: a map never turns the order of films round."""
 
@@ -65,7 +66,7 @@ class Calibration:
         flat = (number for curve in self.curves for knots in curve for number in knots)
         numbers = (self.scale, *self.prior_correction, *self.bias, *flat)
         if self.method not in METHODS:
-            raise BadInput(f"unknown calibration {self.method!r}: choose one of {', '.join(METHODS)}")
+            raise BadInput(_UNKNOWN.format(self.method))
         if len(self.bias) != classes or len(self.curves) != (classes if self.method == "isotonic" else 0):
             raise BadInput(f"the {self.method} calibration does not have one entry for each class")
         if not all(math.isfinite(number) for number in numbers) or self.scale <= 0:
@@ -82,11 +83,7 @@ class Calibration:
         return cls("none", tuple(prior_correction), (0.0,) * len(prior_correction))
 
     def apply(self, logits: ArrayLike) -> NDArray[np.float64]:
-        """Returns the probabilities (N, classes) of logits (N, classes); rows sum to 1.
-
-        Raises:
-            ValueError: The logits are of another number of classes.
-        """
+        """Returns the probabilities (N, classes) of logits (N, classes), else ValueError; rows sum to 1."""
         corrected = _checked_logits(logits, len(self.prior_correction)) + self.prior_correction
         if not self.curves:
             return softmax(self.scale * corrected + self.bias)
@@ -166,8 +163,14 @@ def fit_calibration(
     if not np.isfinite(outputs).all():
         raise BadInput("the model's outputs on calibration films are not finite: train it again")
     counts = np.bincount(truth, minlength=len(correction))
-    if method not in METHODS or counts.min() < FEWEST_FILMS[method]:
-        raise BadInput(_refusal(method, counts))
+    if method not in METHODS:
+        raise BadInput(_UNKNOWN.format(method))
+    if counts.min() < FEWEST_FILMS[method]:
+        raise BadInput(
+            f"{method} calibration needs {FEWEST_FILMS[method]} calibration films of each class, but there "
+            f"are {counts.tolist()}: give the calibration split more films or choose another "
+            "evaluate.calibration"
+        )
     if method == "none":
         return plain
     corrected = outputs + plain.prior_correction
@@ -190,15 +193,6 @@ def log_odds(logits: ArrayLike) -> NDArray[np.float64]:
     values = np.asarray(logits, dtype=np.float64)
     others = [np.logaddexp.reduce(np.delete(values, k, axis=1), axis=1) for k in range(values.shape[1])]
     return values - np.stack(others, axis=1)
-
-
-def _refusal(method: str, counts: NDArray) -> str:
-    if method not in METHODS:
-        return f"unknown calibration {method!r}: choose one of {', '.join(METHODS)}"
-    return (
-        f"{method} calibration needs {FEWEST_FILMS[method]} calibration films of each class, but there are "
-        f"{counts.tolist()}: give the calibration split more films or choose another evaluate.calibration"
-    )
 
 
 def _smoothed(labels: NDArray, counts: NDArray) -> NDArray[np.float64]:
@@ -228,9 +222,9 @@ def _fit_affine(logits: NDArray, targets: NDArray, *, with_bias: bool) -> tuple[
     bounds = [(_LEAST_SPREAD, None)] + [(None, None) if with_bias else (0.0, 0.0)] * classes
     start = np.append(max(spread, _LEAST_SPREAD), np.zeros(classes))
     options = {"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000}
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
-    bias = found[1:] - found[1:].mean()
-    return float(found[0] / spread), tuple(bias.tolist())
+    optimum = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    bias = optimum[1:] - optimum[1:].mean()
+    return float(optimum[0] / spread), tuple(bias.tolist())
 
 
 def _curves(odds: NDArray, labels: NDArray) -> tuple[Curve, ...]:

@@ -180,12 +180,9 @@ def transfer_chance(
 
 
 def patients_needed(target_sensitivity: float, confidence: float = 0.95) -> int:
-    """Returns how many patients with the finding `controlled_threshold` needs at least.
+    """Returns how many patients with the finding `controlled_threshold` needs at least; BadInput as there.
 
     All n found gives the limit (1 - confidence)^(1/n): 59 patients for 0.95 with 0.95 confidence.
-
-    Raises:
-        BadInput: A number is not in (0, 1).
     """
     for name, number in (("target_sensitivity", target_sensitivity), ("confidence", confidence)):
         if not 0 < number < 1:

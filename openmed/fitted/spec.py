@@ -128,11 +128,7 @@ class ModelSpec:
         return (self.positive, *self.further_thresholds)
 
     def of_finding(self, name: str) -> "ModelSpec":
-        """Returns a copy that speaks of another of its findings: the same model, asked another question.
-
-        Raises:
-            BadInput: It does not look for that.
-        """
+        """Returns a copy that speaks of another of its findings; BadInput where it does not look for that."""
         if name not in self.findings:
             raise BadInput(f"the model looks for {', '.join(self.findings)}, not for {name}")
         if name == self.positive:
@@ -147,9 +143,7 @@ class ModelSpec:
         return self.calibration or Calibration.of_prior((0.0,) * len(self.class_names))
 
     def probabilities(self, logits: ArrayLike) -> NDArray[np.float32]:
-        """Turns logits (N, classes) into class probabilities: the only place where that is done.
-
-        float32 (N, classes); rows sum to 1.
+        """Turns logits (N, classes) into probabilities, float32 (N, classes); rows sum to 1.
 
         Raises:
             ValueError: The logits are of another number of classes.

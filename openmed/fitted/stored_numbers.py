@@ -11,11 +11,7 @@ from openmed.errors import BadInput
 
 
 def stored_number(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """Returns a finite number; true and "0.5" of a file are none.
-
-    Raises:
-        BadInput: It is something else, or out of range; `name` says what it is.
-    """
+    """Returns a finite number; BadInput where it is out of range or none, as true and "0.5" are."""
     # Whole numbers of a file may be too large for a float.
     if not _is_a(value, Real) or not low <= value <= high or not abs(value) <= 1e300:
         raise BadInput(f"{name} must be a number{_range(low, high)}, not {reprlib.repr(value)}")

@@ -29,17 +29,10 @@ def describe_set(
     confidence: float = 0.95,
     seed: int,
 ) -> dict[str, Any]:
-    """Measures one external set.
+    """Measures one external set at the frozen threshold; patients are resampled for kappa alone.
 
-    Args:
-        films: One row a film: label (int), second_label (missing where there is none), patient, view and
-            age_band (empty when unknown), score (probability of the finding).
-        class_names: Names of the labels.
-        positive_index: Label of the finding.
-        threshold: The frozen operating point.
-        replicates: Resamples of patients, for kappa.
-        confidence: Coverage of the intervals, in (0, 1).
-        seed: The same seed gives the same limits of kappa.
+    Of films with the columns label (int, the position of a name), second_label (missing where there is none),
+    patient, view and age_band (empty when unknown) and score (probability of the finding).
 
     Returns:
         films, patients; groups (see `by_group`); view_separation (see `view_separation`); second_label: None
@@ -68,13 +61,13 @@ def by_group(films: pd.DataFrame, threshold: float, confidence: float) -> Iterat
     """
     for view, of_view in _parts(films, "view"):
         for band, part in _parts(of_view, "age_band"):
-            found = judged_intervals(part["has"], part["score"], part["patient"], threshold, confidence)
+            intervals = judged_intervals(part["has"], part["score"], part["patient"], threshold, confidence)
             yield {
                 "view": view,
                 "age_band": band,
                 "films": len(part),
                 "positives": int(part["has"].sum()),
-                **{name: found[name].to_json() for name in COMPARED},
+                **{name: intervals[name].to_json() for name in COMPARED},
             }
 
 
@@ -95,9 +88,9 @@ def view_separation(
         for first, second in combinations(sorted(own["view"].unique()), 2):
             pair = own[own["view"].isin([first, second])]
             is_first = (pair["view"] == first).astype(int)
-            found = delong_auc(is_first, pair["score"], pair["patient"], confidence)
+            auc = delong_auc(is_first, pair["score"], pair["patient"], confidence)
             counts = [int(is_first.sum()), int((1 - is_first).sum())]
-            yield {"class": name, "views": [first, second], "films": counts, "auc": found.to_json()}
+            yield {"class": name, "views": [first, second], "films": counts, "auc": auc.to_json()}
 
 
 def _second_label(

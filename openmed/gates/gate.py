@@ -119,11 +119,7 @@ def judge_difference(
 
 
 def worst_verdict(verdicts: Collection[str]) -> str:
-    """Returns the worst verdict: FAIL, then OUTSIDE PLAN, then INSUFFICIENT EVIDENCE, then PASS.
-
-    Raises:
-        BadInput: There is no gate: nothing passes unexamined.
-    """
+    """Returns the worst: FAIL, OUTSIDE PLAN, INSUFFICIENT EVIDENCE, PASS; BadInput where there is none."""
     if not verdicts:
         raise BadInput("no gate is set, so nothing can be let through; set at least one floor or margin")
     return next((verdict for verdict in (FAIL, OUTSIDE_PLAN, INSUFFICIENT) if verdict in verdicts), PASS)

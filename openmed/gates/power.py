@@ -68,14 +68,9 @@ def proportion_floor(
     Exact binomial power. It rises with the number of films in saw teeth (Chernick and Liu, Am Stat
     2002;56:149-155), so the number needed is the one from which on it stays at or above the wished one.
 
-    Args:
-        floor: What the lower limit must reach, in (0, 1).
-        films: Films of the class.
-        expected: The true value that was planned for, in [0, 1]; None plans for none.
-        name: What is measured, for the sentence.
-        kind: Which films count, for the sentence.
-        power: In [0.5, 1).
-        confidence: Of the two-sided interval whose lower limit is judged, in (0, 1).
+    The floor, in (0, 1), is of so many films of the class; `expected` is the true value that was planned for,
+    in [0, 1], `power` in [0.5, 1), `confidence`, in (0, 1), that of the two-sided interval. The sentence says
+    by `name` what is measured and by `kind` which films count.
 
     Raises:
         BadInput: A number is out of range.

@@ -39,10 +39,7 @@ def worst_site(
     The interval is that of the lowest share itself: in each resample of whole patients, drawn as
     `intervals.metric_intervals` draws them, the lowest over all sites is taken anew. Chance makes the lowest
     of many a little lower, so the limits err on the careful side. They are widened to the interval at the
-    worst site alone, as a bootstrap cannot see errors that did not happen.
-
-    Returns:
-        sensitivity and specificity; NaN where there is no film with, or without, the finding.
+    worst site alone, as a bootstrap cannot see errors that did not happen. NaN without films of a class.
 
     Raises:
         ValueError: Wrong shapes or values; `flagged` must be (sites, N).

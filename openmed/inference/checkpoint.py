@@ -89,11 +89,7 @@ def control_hash(folder: Path) -> str | None:
 
 
 def read_control(folder: Path) -> bytes | None:
-    """Reads the phantoms of a folder with the answers on them; None when it has none.
-
-    Raises:
-        IntegrityError: The file is missing or is not the one that the description names.
-    """
+    """Reads a folder's phantoms with the answers on them, if any; IntegrityError where they are others."""
     expected = control_hash(folder)
     return None if expected is None else _checked(Path(folder) / CONTROL_FILE, expected)
 
@@ -117,9 +113,7 @@ def check_weights(folder: Path) -> Path:
 def read_export(folder: Path) -> bytes:
     """Reads the exported graph: what is checked is what is returned, whatever happens to the file then.
 
-    Raises:
-        BadInput: The folder was never exported.
-        IntegrityError: The graph is missing or is not the one that the description names.
+    BadInput where the folder was never exported, IntegrityError where the graph is missing or another one.
     """
     expected = export_hash(folder)
     if expected is None:

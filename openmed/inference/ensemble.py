@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmed.errors import BadInput
-from openmed.fitted.spec import ModelSpec
 from openmed.inference.predictor import Predictor
 from openmed.inference.referral import REASONS, unlike_reasons
 
@@ -49,7 +48,13 @@ class Ensemble:
         if threshold is not None and not 0 <= threshold <= 1:
             raise BadInput(f"a threshold lies between 0 and 1, not at {threshold}")
         self.threshold = self.spec.threshold if threshold is None and not self.is_mean else threshold
-        _check_alike([member.spec for member in self.members])
+        for spec in (member.spec for member in self.members):
+            if (spec.class_names, spec.positive) != (self.spec.class_names, self.spec.positive):
+                raise BadInput(
+                    f"models of {list(self.spec.class_names)} (finding {self.spec.positive}) and of "
+                    f"{list(spec.class_names)} (finding {spec.positive}) cannot answer together: "
+                    "name models of one task"
+                )
         if self.is_mean:
             self.spec = replace(self.spec, further_thresholds={})
 
@@ -93,14 +98,3 @@ def affine_views(films: NDArray[np.uint8]) -> Iterator[np.ndarray]:
             cv2.warpAffine(film, matrix, film.shape[::-1], borderMode=cv2.BORDER_REPLICATE) for film in films
         ]
         yield np.stack(moved) if moved else films
-
-
-def _check_alike(specs: Sequence[ModelSpec]) -> None:
-    first = specs[0]
-    for spec in specs[1:]:
-        if (spec.class_names, spec.positive) != (first.class_names, first.positive):
-            raise BadInput(
-                f"models of {list(first.class_names)} (finding {first.positive}) and of "
-                f"{list(spec.class_names)} (finding {spec.positive}) cannot answer together: "
-                "name models of one task"
-            )

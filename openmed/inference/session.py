@@ -56,9 +56,13 @@ class ExportedModel:
             IntegrityError: ONNX Runtime cannot use the graph, or it lacks the features.
         """
         self.spec, self.statistics = spec, statistics
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _FATAL
         try:
             self._session = onnxruntime.InferenceSession(
-                graph, _session_options(), providers=["CPUExecutionProvider"], enable_fallback=0
+                graph, options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
         except Exception:  # its ten kinds of error have no base in common
             raise IntegrityError(f"{EXPORT_FILE} does not hold a graph that {SPEC_FILE} describes") from None
@@ -196,11 +200,3 @@ def count_called(
     np.add.at(counts, (labels, called_classes(spec, probabilities, threshold)), 1)
     rows = zip(spec.class_names, counts.tolist(), strict=True)
     return {name: dict(zip(spec.class_names, row, strict=True)) for name, row in rows}
-
-
-def _session_options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _FATAL
-    return options

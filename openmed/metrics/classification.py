@@ -27,11 +27,7 @@ class Counts:
 
 
 def checked_labels(labels: ArrayLike) -> NDArray[np.int64]:
-    """Returns labels as an int array (N,).
-
-    Raises:
-        ValueError: Not one-dimensional, empty, or holding anything but 0 and 1 (missing included).
-    """
+    """Returns labels as int (N,); ValueError where there are none, or anything but 0 and 1 (missing too)."""
     array = np.asarray(labels)
     _refuse_shape("labels", array)
     wrong = array[~np.isin(array, (0, 1))]
@@ -41,11 +37,7 @@ def checked_labels(labels: ArrayLike) -> NDArray[np.int64]:
 
 
 def checked_scores(scores: ArrayLike, films: int) -> NDArray[np.float64]:
-    """Returns scores as a float array (films,).
-
-    Raises:
-        ValueError: Not one score a film, or a score that is missing or outside [0, 1].
-    """
+    """Returns scores as float (films,); ValueError where not each film has one, in [0, 1]."""
     array = np.asarray(scores)
     _refuse_shape("scores", array)
     if len(array) != films:

@@ -40,7 +40,7 @@ def metric_intervals(
     confidence: float = 0.95,
     seed: int,
 ) -> dict[str, Interval]:
-    """Gives every metric its value and an interval.
+    """Gives every metric of `METRICS` its value and an interval.
 
     The metrics of `judged_intervals` as it does; F1, average precision and Brier score with a percentile
     bootstrap: whole patients are drawn with replacement within their stratum (only films without the
@@ -49,9 +49,6 @@ def metric_intervals(
     seen, so these three must not be judged against a floor.
 
     The same seed gives the same intervals, whatever the order of the rows.
-
-    Returns:
-        name -> interval, for every name of `METRICS`.
     """
     if replicates < 1:
         raise ValueError(f"replicates must be at least 1, found {replicates}")
@@ -95,13 +92,10 @@ def paired_difference(
     threshold_b: float,
     confidence: float = 0.95,
 ) -> dict[str, Interval]:
-    """Compares two models on the same films: AUC, sensitivity and specificity of a minus those of b.
+    """Compares two models on the same films: every metric of `COMPARED` of a minus that of b.
 
     See `delong_difference` and `compare_flags`. Models that agree on every film differ by 0 within limits
     that say how many films agreed.
-
-    Returns:
-        name -> interval of a - b, for every name of `COMPARED`.
     """
     truth = checked_labels(labels)
     first, second = (checked_scores(scores, len(truth)) for scores in (scores_a, scores_b))

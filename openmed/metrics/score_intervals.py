@@ -17,8 +17,7 @@ class Interval:
 
     def to_json(self) -> dict[str, float | None]:
         """Returns value, low and high as plain numbers, NaN as None."""
-        items = (("value", self.value), ("low", self.low), ("high", self.high))
-        return {name: float(item) if math.isfinite(item) else None for name, item in items}
+        return {name: float(item) if math.isfinite(item) else None for name, item in vars(self).items()}
 
     @classmethod
     def from_json(cls, content: dict[str, float | None]) -> "Interval":
@@ -83,11 +82,7 @@ def auc_variance(auc: float, positives: float, negatives: float) -> float:
 
 
 def critical_value(confidence: float) -> float:
-    """Returns z with `confidence` of the standard normal distribution within -z and z.
-
-    Raises:
-        ValueError: The confidence is not in (0, 1).
-    """
+    """Returns z with `confidence` of the standard normal within -z and z; ValueError outside of (0, 1)."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, found {confidence}")
     return NormalDist().inv_cdf((1 + confidence) / 2)

@@ -56,9 +56,16 @@ class BaseModel(nn.Module, ABC):
         self.register_buffer("_std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
     @classmethod
-    @abstractmethod
-    def explanation_layer(cls, network: nn.Module, image_size_px: int) -> str:
-        """Names the layer of `network` that an explanation looks at."""
+    def explanation_layer(cls, network: Any, image_size_px: int) -> str:
+        """Names the layer of `network` that an explanation looks at.
+
+        The deepest stage of a CNN whose map has at least 6 cells a side at this input size. At the published
+        input sizes (224, 299) this is the last stage, as Grad-CAM is usually drawn; small inputs shrink the
+        last map to one to three cells, too coarse to point at anything.
+        """
+        stages = network.feature_info
+        readable = [stage for stage in stages if image_size_px / stage["reduction"] >= _MIN_MAP_CELLS]
+        return (readable or stages[:1])[-1]["module"]
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
@@ -103,8 +110,7 @@ class BaseModel(nn.Module, ABC):
     def checkpoint_activations(self) -> None:
         """Makes the backward pass compute activations again instead of keeping them (Chen et al., 2016).
 
-        Raises:
-            BadInput: The network has batch norms, which would see every film twice.
+        BadInput where the network has batch norms, which would see every film twice.
         """
         if any(isinstance(module, _BatchNorm) for module in self.network.modules()):
             raise BadInput(
@@ -203,14 +209,3 @@ def _exact_convolutions() -> AbstractContextManager:
     """Keeps a card from rounding to TF32, so that it predicts what a CPU predicts (1e-6 apart, not 1e-3)."""
     now = torch.backends.cudnn
     return now.flags(enabled=now.enabled, deterministic=now.deterministic, allow_tf32=False)
-
-
-def deepest_readable_layer(network: Any, image_size_px: int) -> str:
-    """Deepest stage of a CNN whose map has at least 6 cells a side at this input size.
-
-    At the published input sizes (224, 299) this is the last stage, as Grad-CAM is usually drawn;
-    small inputs shrink the last map to one to three cells, too coarse to point at anything.
-    """
-    stages = network.feature_info
-    readable = [stage for stage in stages if image_size_px / stage["reduction"] >= _MIN_MAP_CELLS]
-    return (readable or stages[:1])[-1]["module"]

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from openmed.models.base import BaseModel, deepest_readable_layer
+from openmed.models.base import BaseModel
 from openmed.models.networks import timm
 
 _AFTER_BACKBONE = ("global_pool", "head_drop", "fc", "AuxLogits")
@@ -16,11 +16,6 @@ class InceptionV3(BaseModel):
     image_size_px = 299
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)
-
-    @classmethod
-    def explanation_layer(cls, network: nn.Module, image_size_px: int) -> str:
-        """The last mixed block, or the deepest one that is still readable."""
-        return deepest_readable_layer(network, image_size_px)
 
     def blocks(self) -> list[nn.Module]:
         """Convolutions and mixed blocks in order."""

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from openmed.models.base import BaseModel, deepest_readable_layer
+from openmed.models.base import BaseModel
 from openmed.models.networks import timm
 
 
@@ -11,11 +11,6 @@ class ResNet50(BaseModel):
 
     timm_name = "resnet50.a1_in1k"
     network_type = timm.models.ResNet
-
-    @classmethod
-    def explanation_layer(cls, network: nn.Module, image_size_px: int) -> str:
-        """The last residual stage, or the deepest one that is still readable."""
-        return deepest_readable_layer(network, image_size_px)
 
     def blocks(self) -> list[nn.Module]:
         """The stem and the four residual stages."""

@@ -76,8 +76,7 @@ class StartingWeights:
     def continue_from(self, network: nn.Module, class_names: tuple[str, ...]) -> None:
         """Loads a champion's whole state, if it is one; its head stays out where its classes were others.
 
-        Raises:
-            BadInput: The champion is another network.
+        BadInput where the champion is another network.
         """
         if self.path is None or self.spec is None:
             return
@@ -111,12 +110,9 @@ def find_weights(
     ImageNet weights come from the vault if it holds them, else from this machine's hub cache, else from the
     hub. The bytes and the record of their origin are the same whichever way they came.
 
-    Args:
-        weights: "imagenet", "champion", "none" or the path of a safetensors file.
-        timm_name: The network, for the ImageNet weights.
-        sha256: Hash that the file must have. Required for what comes from a vault, whose content may
-            change from version to version: the settings alone then say where a training started.
-        vault: Folder of a weights vault; it need not exist.
+    `weights` is "imagenet", "champion", "none" or the path of a safetensors file. `sha256`, the hash that the
+    file must have, is required for what comes from a vault, whose content may change from version to version:
+    the settings alone then say where a training started. The vault's folder need not exist.
 
     Raises:
         BadInput: No such file, no ImageNet weights for this network, no champion in the vault, or

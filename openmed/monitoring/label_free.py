@@ -9,8 +9,6 @@ finding looks otherwise than it did, and scores that tell nothing look as good a
 labels and never decide.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -66,7 +64,8 @@ def expected_performance(
 
     whole = measured(np.ones((1, group.patients)), np.array([[0.0, 0.0, known.share]]))
     drawn = multiplicities(group, replicates, seed)
-    parts = [measured(*each) for each in _with_maps(drawn, known.maps(replicates, seed + 1))]
+    maps = iter(known.maps(replicates, seed + 1))
+    parts = [measured(part, np.array([next(maps) for _ in part])) for part in drawn]
     return {
         name: percentile_interval(float(value[0]), np.concatenate([p[name] for p in parts]), confidence)
         for name, value in whole.items()
@@ -88,10 +87,3 @@ def _carried(odds: NDArray, films: NDArray, maps: NDArray) -> tuple[NDArray, NDA
     share = share_of(ratios, films, before[:, 0])
     at_share = share[:, None] * ratios
     return share, at_share / (at_share + 1 - share[:, None])
-
-
-def _with_maps(drawn: Iterator[NDArray], maps: NDArray) -> Iterator[tuple[NDArray, NDArray]]:
-    start = 0
-    for part in drawn:
-        yield part, maps[start : start + len(part)]
-        start += len(part)

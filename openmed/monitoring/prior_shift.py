@@ -78,10 +78,8 @@ def share_of(
     The share of before counts as `PRIOR_FILMS` films of which so many had the finding: where the scores tell
     little of the share, it stays near that.
 
-    Args:
-        ratios: (N,) or (R, N): how much likelier each film is with the finding than without it, above 0.
-        weights: (R, N) how often each film counts.
-        before: (R,) the share where the probabilities hold, in (0, 1), as what is returned.
+    Of `ratios`, (N,) or (R, N), how much likelier each film is with the finding than without it, above 0;
+    `weights` (R, N), how often it counts; `before` (R,), the share where the probabilities hold, in (0, 1).
     """
     low, high = np.zeros(len(weights)), np.ones(len(weights))
     gains = ratios - 1

@@ -1,6 +1,6 @@
 """Distances between two sets of films, for many resamples of patients at once.
 
-Each distance is prepared once and then called with multiplicities of patients, as `resampling` draws them;
+Each distance is prepared once and then called with (R, patients) multiplicities, as `resampling` draws them;
 films of the two sets stand in one table, told apart by a membership of 0 (reference) or 1 (new).
 """
 
@@ -19,13 +19,10 @@ _FOLDS = 5
 
 
 def share_differences(codes: NDArray, membership: NDArray, group: Cohort) -> Distance:
-    """Prepares the difference of the shares of each category, new minus reference.
+    """Prepares the difference of the shares of each category, new minus reference: (R, K) in [-1, 1].
 
-    Of the category of each film, (N,), 0 to K - 1, or -1 for films that are not counted.
-
-    Returns:
-        A function from (R, patients) multiplicities to (R, K) differences in [-1, 1]; NaN where a resample
-        has no film on one side.
+    Of the category of each film, (N,), 0 to K - 1, or -1 for films that are not counted. NaN where a resample
+    has no film on one side.
     """
     categories = int(codes.max()) + 1
     counted = codes >= 0
@@ -50,11 +47,8 @@ def wasserstein(values: NDArray, membership: NDArray, group: Cohort) -> Distance
     It is the area between the two distribution functions (Ramdas et al., On Wasserstein Two-Sample Testing,
     Entropy 2017;19:47).
 
-    Of (N,) values; films where it is NaN are not counted.
-
-    Returns:
-        A function from (R, patients) multiplicities to (R,) distances; NaN where a resample has no film on
-        one side.
+    Of (N,) values; films where it is NaN are not counted. The distances are (R,), NaN where a resample has no
+    film on one side.
     """
     order = np.argsort(values, kind="stable")[: int(np.isfinite(values).sum())]
     gaps = np.diff(values[order], append=values[order[-1:]])
@@ -78,10 +72,7 @@ def domain_scores(features: NDArray, membership: NDArray, group: Cohort, seed: i
     sets apart, the AUC of these scores is near 0.5. A logistic regression is fitted to four fifths of the
     patients at a time and scores the rest.
 
-    Of features (N, K); the seed changes the folds.
-
-    Returns:
-        (N,) probabilities in [0, 1].
+    Of features (N, K): probabilities (N,) in [0, 1]. The seed changes the folds.
     """
     stream = np.random.default_rng(seed)
     # Each stratum is dealt out on its own, so that every fold has patients of both sets.

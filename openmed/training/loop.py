@@ -74,7 +74,7 @@ class Trainer:
 
     Args:
         model: The model, on the device to train on. It ends with the best epoch's weights.
-        train: Training films, already balanced.
+        train: Already balanced.
         validation: Films of other patients, for early stopping.
         settings: How to train.
         state_folder: Where checkpoints go. A training with the same fingerprint resumes from it.
@@ -121,11 +121,13 @@ class Trainer:
         tensors = self._resume()
         for index in range(self.position.phase, len(self.settings.phases)):
             if self.position.phase != index:
-                self._enter_phase(index)
+                # A later phase begins from the best weights so far.
+                best, history = self.position.best, self.position.history
+                self.position = Position(phase=index, best=best, history=history)
+                self._load_best()
             self._run_phase(self.settings.phases[index], tensors)
             tensors = None
-        if self.position.best:
-            self._load_best()
+        self._load_best()
         return self.position
 
     def _resume(self) -> dict[str, Tensor] | None:
@@ -145,16 +147,10 @@ class Trainer:
         self._loss_sum.fill_(self.position.loss_sum)
         return tensors
 
-    def _enter_phase(self, index: int) -> None:
-        """Begins a later phase from the best weights so far."""
-        best, history = self.position.best, self.position.history
-        self.position = Position(phase=index, best=best, history=history)
-        if best:
-            self._load_best()
-
     def _load_best(self) -> None:
-        self.workers.wait()
-        self.model.network.load_state_dict(load_file(self.folder / BEST_FILE))
+        if self.position.best:
+            self.workers.wait()
+            self.model.network.load_state_dict(load_file(self.folder / BEST_FILE))
 
     def _run_phase(self, phase: Phase, tensors: dict | None) -> None:
         if self._is_over(phase):

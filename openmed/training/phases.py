@@ -25,10 +25,7 @@ def parameter_groups(model: BaseModel, weight_decay: float, layer_decay: float) 
     """Groups what learns by weight decay and by its share of the learning rate.
 
     Norms and biases are not decayed. What lies before the blocks (class token, position embedding)
-    learns as slowly as the first of them.
-
-    Returns:
-        Groups for an optimiser: params, weight_decay and lr_share (0..1).
+    learns as slowly as the first of them. A group has params, weight_decay and lr_share (0..1).
     """
     blocks = model.blocks()
     depth = {id(p): index for index, block in enumerate(blocks) for p in block.parameters()}

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -42,21 +41,6 @@ class Films:
         return len(self.rows)
 
 
-class Source(Protocol):
-    """What a phase learns from. Positions count rows, from 0."""
-
-    labels: np.ndarray
-
-    def stream(self, parts: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """Yields what lies at the positions of each part, on the device."""
-
-    def changed(self, batch: Tensor, share: slice) -> Tensor:
-        """Changes a share of a training batch at random, as if the whole had been changed."""
-
-    def forward(self, model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """Returns what turns a part of a batch into logits (n, classes)."""
-
-
 class FilmSource:
     """Films as uint8 (n, S, S).
 
@@ -70,7 +54,7 @@ class FilmSource:
         self._resident = _resident(films, model.device)
 
     def stream(self, parts: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """Yields uint8 (n, S, S)."""
+        """Yields the films at the positions, from 0, of each part, uint8 (n, S, S), on the device."""
         if self._resident is not None:
             pixels, places = self._resident
             yield from (pixels[places[torch.from_numpy(part).to(pixels.device)]] for part in parts)
@@ -92,11 +76,11 @@ class FilmSource:
         return batch.pin_memory() if self._model.device.type == "cuda" else batch
 
     def changed(self, batch: Tensor, share: slice) -> Tensor:
-        """Augments: float32 (n, S, S) in 0..1."""
+        """Augments a share of a batch as if the whole had been: float32 (n, S, S) in 0..1."""
         return augment(batch, self._augmentation, share)
 
     def forward(self, model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """Normalises films and runs the network."""
+        """Returns what normalises films and runs the network: logits (n, classes)."""
         return lambda films: model(self._model.prepare(films))
 
 
@@ -149,6 +133,10 @@ class FeatureSource:
     def forward(self, model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """The classifier alone, of the model that gave the features."""
         return self._model.classifier()
+
+
+Source = FilmSource | FeatureSource
+"""What a phase learns from."""
 
 
 def _parts(positions: np.ndarray, most: int) -> list[np.ndarray]:
