@@ -146,7 +146,7 @@ def _looked_up(table: "Dataset", values: np.ndarray) -> tuple[np.ndarray, float,
 
 
 def table_in(table: "Dataset", values: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Reads a table to look values up in: entries, uint16, the first value, the bits of one as stated."""
+    """Reads a table: entries, uint16, the value that the first is for, bits that an entry is said to have."""
     count, first, bits = (int(part) for part in table.LUTDescriptor)
     if first >= 1 << 15 and values.min() < 0:
         first -= 1 << 16  # a negative number, stored as one without a sign
