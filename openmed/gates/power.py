@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import betaincinv
-from scipy.stats import binom, norm
+from scipy.special import betaincinv, ndtr, ndtri
 
 from openmed.errors import BadInput
 from openmed.metrics.classification import NAN
@@ -75,6 +74,8 @@ def proportion_floor(
     Raises:
         BadInput: A number is out of range.
     """
+    from scipy.stats import binom
+
     z = _critical_value(films, confidence, floor, power, expected)
     needed = int(_successes_needed(films, floor, z))
     possible = needed <= films
@@ -105,7 +106,7 @@ def auc_floor(
     Arguments and errors as in `proportion_floor`, of at least one film of each class.
     """
     z = _critical_value(min(positives, negatives), confidence, floor, power, expected)
-    films, beyond = positives + negatives, norm.ppf(power)
+    films, beyond = positives + negatives, ndtri(power)
 
     def surplus(true: float, scale: float) -> float:
         """What is left above the AUC that must be measured, in a test `scale` times as large."""
@@ -119,7 +120,7 @@ def auc_floor(
     if expected is not None:
         # A perfect or always wrong model does not vary; the tiny number only keeps the division in hand.
         spread = math.sqrt(auc_variance(expected, positives, negatives)) + 1e-12
-        reached = float(norm.sf((must - expected) / spread)) if must < 1 else 0.0
+        reached = float(ndtr((expected - must) / spread)) if must < 1 else 0.0
         enough = _films_for_auc(partial(surplus, expected), films) if expected > floor else None
     test = f"{films} films ({positives} with the finding)"
     return _detectable(test, "AUC", floor, power, expected, Detectable(films, value, reached, enough))
@@ -137,7 +138,7 @@ def films_for_margin(
         BadInput: A number is out of range; the margin, the loss that is accepted, is in (0, 1).
     """
     z = _critical_value(films, confidence, margin, power, limit="margin")
-    width = (difference.value - difference.low) * (1 + float(norm.ppf(power)) / z)
+    width = (difference.value - difference.low) * (1 + float(ndtri(power)) / z)
     if math.isnan(width):
         return None
     needed = math.ceil(films * (width / margin) ** 2)
@@ -178,7 +179,9 @@ def _successes_needed(films: ArrayLike, floor: float, z: float) -> NDArray[np.in
 
 def _films_for_proportion(floor: float, expected: float, power: float, z: float) -> int | None:
     """The number of films from which on the power stays at or above the wished one."""
-    spread = z * math.sqrt(floor * (1 - floor)) + norm.ppf(power) * math.sqrt(expected * (1 - expected))
+    from scipy.stats import binom  # takes most of a second to load
+
+    spread = z * math.sqrt(floor * (1 - floor)) + ndtri(power) * math.sqrt(expected * (1 - expected))
     guess = max(20.0, (spread / (expected - floor)) ** 2, z * z * floor / (1 - floor))
     if guess > MOST_FILMS:
         return None
