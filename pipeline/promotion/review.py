@@ -137,7 +137,7 @@ def build_review(
     from pipeline.report.render import render
 
     named = ("explain.json", EXTERNAL_METRICS)
-    explained, external = (registry.find_artifact(evidence.version, name) for name in named)
+    explained, external = map(evidence.files.find, named)
     checks, sets = read_json(explained) if explained else {}, read_json(external)["sets"] if external else {}
     models, findings = _models(evidence, compared), []
     for asked in evidence.each_finding():

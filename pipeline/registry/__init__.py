@@ -12,10 +12,12 @@ from pipeline.registry.scoring import Scored, Unscored, earlier, score_earlier
 from pipeline.registry.verification import check, verify
 from pipeline.tracking.store import MODEL_NAME
 from pipeline.tracking.versions import (
+    Files,
     artifact,
     find_artifact,
     get_version,
     list_versions,
+    logged_files,
     model_digest,
     report_address,
 )

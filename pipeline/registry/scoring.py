@@ -14,7 +14,7 @@ from pipeline.ledger import champion, first_champion
 from pipeline.registry.models import load
 from pipeline.registry.retraining import EXTERNAL_PREDICTIONS, external_films_of, films_of
 from pipeline.tracking.store import MODEL_NAME
-from pipeline.tracking.versions import artifact, find_artifact
+from pipeline.tracking.versions import Files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,14 +54,14 @@ class Scored:
     external: "pd.DataFrame | None"
 
     @classmethod
-    def stored(cls, version: str, name: str) -> "Scored | None":
+    def stored(cls, files: Files, name: str) -> "Scored | None":
         """Reads what was scored when a version was registered; None where that could not be done."""
-        file = find_artifact(version, f"{name}.json")
+        file = files.find(f"{name}.json")
         about: dict[str, Any] = read_json(file) if file else {"version": None, "problem": None}
         if about["version"] is None or about["problem"] is not None:
             return None
-        test = read_table(artifact(version, f"{name}_predictions.parquet"))
-        external = find_artifact(version, f"{name}_{EXTERNAL_PREDICTIONS}")
+        test = read_table(files.get(f"{name}_predictions.parquet"))
+        external = files.find(f"{name}_{EXTERNAL_PREDICTIONS}")
         # Versions of before know one finding alone.
         thresholds = {about["positive"]: about["threshold"], **about.get("further_thresholds", {})}
         return cls(about["version"], thresholds, test, None if external is None else read_table(external))

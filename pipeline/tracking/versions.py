@@ -121,37 +121,62 @@ def aliases() -> dict[str, str]:
     return {} if model is None else {alias: str(version) for alias, version in model.aliases.items()}
 
 
-def find_artifact(version: str, path: str) -> Path | None:
-    """Returns a file as `artifact` does, None when no such file was logged."""
+@dataclass(frozen=True)
+class Files:
+    """The files logged with a version and with its retraining.
+
+    Attributes:
+        version: The version.
+        tags: What its registration says, the files and their hashes too.
+        run_id: The MLflow run that holds its evidence.
+    """
+
+    version: str
+    tags: Mapping[str, str]
+    run_id: str
+
+    def find(self, path: str) -> Path | None:
+        """Returns a file as `get` does, None when no such file was logged."""
+        own, shared = (json.loads(self.tags.get(key, "{}")) for key in ("evidence", "shared_evidence"))
+        if (expected := own.get(path) or shared.get(path)) is None:
+            return None
+        # What lies in a local store is used in place; anything else is fetched into the state folder.
+        root = _roots(project.tracking_uri(), self.run_id)[path not in own]
+        target = None if is_local(root) else str(project.home() / "downloads" / self.version)
+        what = f"{path} of version {self.version}"
+        file = fetch(f"{root}/{path}", target, what)
+        if not file.is_file() or sha256_file(file) != expected:
+            raise IntegrityError(f"{what} was changed: restore it, or register it again")
+        return file
+
+    def get(self, path: str) -> Path:
+        """Returns a file as a path here that is only to be read.
+
+        Raises:
+            BadInput: No such file was logged.
+            IntegrityError: It is lost, or is not the one that was logged.
+            ResourceError: The store does not answer.
+        """
+        if (file := self.find(path)) is None:
+            raise BadInput(f"version {self.version} of {MODEL_NAME} has no {path} among its evidence")
+        return file
+
+
+def logged_files(version: str) -> Files:
+    """Returns the files of a version; BadInput when there is none of this number."""
     with connect() as client:
-        return _logged(find(client, version), path)
+        known = find(client, version)
+    return Files(str(known.version), known.tags, known.run_id)
+
+
+def find_artifact(version: str, path: str) -> Path | None:
+    """Returns a file of a version as `Files.find` does."""
+    return logged_files(version).find(path)
 
 
 def artifact(version: str, path: str) -> Path:
-    """Returns a file logged with a version or its retraining, as a path here that is only to be read.
-
-    Raises:
-        BadInput: There is no such version, or no such file was logged with it.
-        IntegrityError: The file is lost, or is not the one that was logged.
-        ResourceError: The store does not answer.
-    """
-    if (file := find_artifact(version, path)) is None:
-        raise BadInput(f"version {version} of {MODEL_NAME} has no {path} among its evidence")
-    return file
-
-
-def _logged(version: "ModelVersion", path: str) -> Path | None:
-    own, shared = (json.loads(version.tags.get(key, "{}")) for key in ("evidence", "shared_evidence"))
-    if (expected := own.get(path) or shared.get(path)) is None:
-        return None
-    # What lies in a local store is used in place; anything else is fetched into the state folder.
-    root = _roots(project.tracking_uri(), version.run_id)[path not in own]
-    target = None if is_local(root) else str(project.home() / "downloads" / str(version.version))
-    what = f"{path} of version {version.version}"
-    file = fetch(f"{root}/{path}", target, what)
-    if not file.is_file() or sha256_file(file) != expected:
-        raise IntegrityError(f"{what} was changed: restore it, or register it again")
-    return file
+    """Returns a file of a version as `Files.get` does."""
+    return logged_files(version).get(path)
 
 
 @lru_cache(maxsize=64)

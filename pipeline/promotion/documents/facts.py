@@ -7,7 +7,7 @@ from typing import Any
 
 from openmed.files import read_json
 from openmed.metrics.score_intervals import Interval
-from pipeline import ledger, registry
+from pipeline import ledger
 from pipeline.promotion.gates.evidence import Evidence
 from pipeline.promotion.gates.performance import limits_of_the_test
 from pipeline.promotion.gates.subgroups import subgroups
@@ -35,11 +35,10 @@ class Facts:
     @classmethod
     def of(cls, version: str) -> "Facts":
         """Reads them; raises as `Evidence.of`."""
-        summary, explained = (
-            registry.find_artifact(version, name) for name in ("validate/summary.json", "explain.json")
-        )
+        evidence = Evidence.of(version)
+        summary, explained = map(evidence.files.find, ("validate/summary.json", "explain.json"))
         return cls(
-            Evidence.of(version),
+            evidence,
             ledger.story(version),
             read_json(summary) if summary else None,
             read_json(explained) if explained else None,
@@ -84,7 +83,7 @@ class Facts:
 
     def elsewhere(self) -> str:
         """What was measured on each external set, over all its views."""
-        stored = registry.find_artifact(self.evidence.version, EXTERNAL_METRICS)
+        stored = self.evidence.files.find(EXTERNAL_METRICS)
         sets = read_json(stored)["sets"] if stored else {}
         lines = []
         for name, content in sets.items():

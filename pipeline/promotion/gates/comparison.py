@@ -66,12 +66,16 @@ CHAMPION = _Role("champion", "champion", "champion")
 FIRST = _Role("first", "the version approved first,", "first approved")
 
 
-def compare_all(evidence: Evidence, workspace: Path | None) -> dict[str, tuple[Comparison, Comparison]]:
+def compare_all(
+    evidence: Evidence, others: Mapping[str, str | None], workspace: Path | None
+) -> dict[str, tuple[Comparison, Comparison]]:
     """Compares a version with the champion, and with the version approved first, by finding.
 
-    The workspace of the retraining is used to score a version that was not scored at the registration.
+    Args:
+        evidence: On the version.
+        others: The two, as `pipeline.registry.earlier` gives them.
+        workspace: That of the retraining, to score a version that was not scored at the registration.
     """
-    others = registry.earlier()
     champion = _compare(evidence, others["champion"], workspace, CHAMPION)
     first = _compare(evidence, others["first"], workspace, FIRST)
     return {name: (champion[name], first[name]) for name in evidence.spec.findings}
@@ -88,7 +92,7 @@ def _compare(
     if other == evidence.version:
         sentence = "This version is the champion." if role is CHAMPION else ""
         return dict.fromkeys(findings, Comparison([], sentence))
-    scored = _scored(evidence.version, other, workspace, role)
+    scored = _scored(evidence.files, other, workspace, role)
     if isinstance(scored, registry.Scored) and (dropped := scored.thresholds.keys() - set(findings)):
         names = ", ".join(sorted(dropped))
         scored = (
@@ -167,16 +171,16 @@ def _with_external(
     return replace(compared, gates=gates)
 
 
-def _scored(version: str, other: str, workspace: Path | None, role: _Role) -> registry.Scored | str:
+def _scored(files: registry.Files, other: str, workspace: Path | None, role: _Role) -> registry.Scored | str:
     """The earlier version's scores, logged with the version or else new ones; or why there are none."""
     # Who was the champion then may be the first approved by now.
     for file in (CHAMPION.file, FIRST.file):
-        stored = registry.Scored.stored(version, file)
+        stored = registry.Scored.stored(files, file)
         if stored is not None and stored.version == other:
             return stored
     if workspace is None:
         return (
-            f"version {version} was registered without scores of {role.title} {other}: "
+            f"version {files.version} was registered without scores of {role.title} {other}: "
             "retrain, or register the retraining again, to compare them"
         )
     scored = registry.score_earlier(workspace, other)

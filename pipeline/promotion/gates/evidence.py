@@ -1,6 +1,6 @@
 """What is known of a version, read from the registry by hash."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ class Evidence:
 
     Attributes:
         version: The version.
+        files: What was logged with it.
         tags: What its registration says.
         spec: Description of the model, asked for one finding; see `of_finding`.
         params: Content of its params.yaml.
@@ -46,7 +47,8 @@ class Evidence:
     """
 
     version: str
-    tags: dict[str, str]
+    files: registry.Files
+    tags: Mapping[str, str]
     spec: "ModelSpec"
     params: dict[str, Any]
     plan_file: Path
@@ -69,23 +71,24 @@ class Evidence:
         """
         import pandas as pd
 
-        tags, spec = registry.get_version(version).tags, registry.check_model(version)
-        plan = registry.artifact(version, PLAN_FILE)
-        profile = registry.find_artifact(version, "data_profile.parquet")
-        external = registry.find_artifact(version, EXTERNAL_PREDICTIONS)
-        params = read_mapping(registry.artifact(version, "params.yaml"))
-        gates = read_json(registry.artifact(version, "gates.json"))["gates"]
+        files, spec = registry.logged_files(version), registry.check_model(version)
+        plan = files.get(PLAN_FILE)
+        profile = files.find("data_profile.parquet")
+        external = files.find(EXTERNAL_PREDICTIONS)
+        params = read_mapping(files.get("params.yaml"))
+        gates = read_json(files.get("gates.json"))["gates"]
         return cls(
             version=version,
-            tags=tags,
+            files=files,
+            tags=files.tags,
             spec=spec,
             params=params,
             plan_file=plan,
             plan_sha256=sha256_file(plan),
-            metrics=Metrics.read(registry.artifact(version, "metrics.json")),
+            metrics=Metrics.read(files.get("metrics.json")),
             gates=[Gate.from_json(gate) for gate in gates],
-            predictions=read_table(registry.artifact(version, "predictions.parquet")),
-            split=read_table(registry.artifact(version, "split/split.parquet")),
+            predictions=read_table(files.get("predictions.parquet")),
+            split=read_table(files.get("split/split.parquet")),
             films=None if profile is None else read_table(profile),
             # Versions of before there were external sets have no such file.
             external=pd.DataFrame(columns=["set", "id", "sha256", "label", "view"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from openmed.gates.external_validation import UNKNOWN
 from openmed.gates.gate import INSUFFICIENT, OUTSIDE_PLAN, PASS, Gate, judge
+from pipeline import ledger
 from pipeline.evaluation.judgement import at_threshold, named_gate, set_digest
 from pipeline.promotion.gates.evidence import Evidence, confidence_of_look
 from pipeline.promotion.gates.soundness import versions_judged
@@ -140,7 +141,9 @@ def _looks(evidence: Evidence, films: "pd.DataFrame") -> int:
     """How many versions have been judged on these very films, this one included."""
     digest = set_digest(films)
     return versions_judged(
-        evidence, lambda entry: digest in json.loads(entry.content.get("external_sha256", "{}")).values()
+        evidence,
+        ledger.history(),
+        lambda entry: digest in json.loads(entry.content.get("external_sha256", "{}")).values(),
     )
 
 

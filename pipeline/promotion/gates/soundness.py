@@ -18,14 +18,18 @@ _MOST_MOVED = 0.2
 """Share of the champion's test films that may have left the test split without its being drawn anew."""
 
 
-def soundness_gates(evidence: Evidence, champion: Evidence | None) -> list[Gate]:
+def soundness_gates(
+    evidence: Evidence, champion: Evidence | None, history: Sequence["ledger.Entry"]
+) -> list[Gate]:
     """Returns the gates on splits, plan, looks and export.
 
     Args:
         evidence: On the version to judge.
         champion: The same on the champion, None when there is none.
+        history: The whole record.
     """
-    return [_leakage(evidence), _plan(evidence, champion), _looks(evidence, champion), _export(evidence)]
+    plan, looks = _plan(evidence, champion, history), _looks(evidence, champion)
+    return [_leakage(evidence), plan, looks, _export(evidence)]
 
 
 def _leakage(evidence: Evidence) -> Gate:
@@ -50,7 +54,7 @@ def _leakage(evidence: Evidence) -> Gate:
     return Gate.plain("leakage", PASS, "No patient and no film is in two splits.")
 
 
-def _plan(evidence: Evidence, champion: Evidence | None) -> Gate:
+def _plan(evidence: Evidence, champion: Evidence | None, history: Sequence["ledger.Entry"]) -> Gate:
     found = []
     for asked in evidence.each_finding():
         about = f"of {asked.spec.positive}, " if len(asked.spec.findings) > 1 else ""
@@ -61,7 +65,7 @@ def _plan(evidence: Evidence, champion: Evidence | None) -> Gate:
     unasked = asked_for.keys() - set(evidence.spec.findings)
     found += [f"the plan asks for the finding {each}, which was not looked for" for each in sorted(unasked)]
     if champion is not None:
-        if evidence.plan_sha256 not in _adopted(champion):
+        if evidence.plan_sha256 not in _adopted(champion, history):
             found.append(
                 "the change plan itself is not the one that counts: adopt it first "
                 f"(openmed registry adopt {evidence.version})"
@@ -72,10 +76,10 @@ def _plan(evidence: Evidence, champion: Evidence | None) -> Gate:
     return Gate.plain("change plan", PASS, "Nothing has changed that the plan does not let change.")
 
 
-def _adopted(champion: Evidence) -> set[str]:
+def _adopted(champion: Evidence, history: Sequence["ledger.Entry"]) -> set[str]:
     """The plans that count: the champion's, and what a person has adopted since it was promoted."""
     plans = {champion.plan_sha256}
-    for entry in ledger.history():
+    for entry in history:
         if entry.event in (ledger.PROMOTED, ledger.RESTORED) and entry.version == champion.version:
             plans = {champion.plan_sha256}
         elif entry.event == ledger.ADOPTED:
@@ -112,7 +116,7 @@ def _redrawn(evidence: Evidence, champion: Evidence | None) -> str | None:
     )
 
 
-def with_look(evidence: Evidence) -> Evidence:
+def with_look(evidence: Evidence, history: Sequence["ledger.Entry"]) -> Evidence:
     """Counts the versions that were judged on most of the same test patients up to this one."""
     own = _patients(evidence.test)
     same: dict[str, bool] = {evidence.tags["test_sha256"]: True}
@@ -123,7 +127,7 @@ def with_look(evidence: Evidence) -> Evidence:
             same[digest] = _mostly_same(own, _patients(_test_films(entry.version)))
         return same[digest]
 
-    return replace(evidence, look=versions_judged(evidence, on_these))
+    return replace(evidence, look=versions_judged(evidence, history, on_these))
 
 
 def _test_films(version: str) -> "pd.DataFrame":
@@ -143,14 +147,15 @@ def _mostly_same(own: Mapping[str, str], other: Mapping[str, str]) -> bool:
     return met > min(len(set(own.values())), len(set(other.values()))) / 2
 
 
-def versions_judged(evidence: Evidence, on_these: Callable[["ledger.Entry"], bool]) -> int:
+def versions_judged(
+    evidence: Evidence, history: Sequence["ledger.Entry"], on_these: Callable[["ledger.Entry"], bool]
+) -> int:
     """Counts the versions judged on the same films (of entries `on_these`) up to this one, itself included.
 
     Of a retraining those count that were decided on, or else its one challenger. Retrainings that came later
     do not count, so that asking again gives the same answer.
     """
     runs: dict[str, set[str]] = {}
-    history = ledger.history()
     for entry in history:
         if entry.event == ledger.REGISTERED and on_these(entry):
             if evidence.tags["run_key"] in runs and entry.content["run_key"] not in runs:
@@ -170,7 +175,7 @@ def _export(evidence: Evidence) -> Gate:
     from openmed.inference.export import check_parity
     from openmed.inference.session import load_exported
 
-    films = control_films(registry.artifact(evidence.version, CONTROL_FILE))
+    films = control_films(evidence.files.get(CONTROL_FILE))
     with registry.stored(evidence.version) as folder:
         if export_hash(folder) is None:
             return Gate.plain("export", PASS, "It has no export: PyTorch itself answers.")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from openmed.files import sha256_bytes
 from openmed.gates.gate import FAIL, INSUFFICIENT, NOT_SHOWN, PASS, Gate, worst_verdict
 from pipeline import ledger, registry
 from pipeline.evaluation.judgement import named_gate
@@ -28,19 +29,20 @@ def judge_version(version: str, workspace: Path | None) -> tuple[Judgement, Evid
         The judgement; what it stands on; and the comparison of each finding with the champion.
     """
     registry.check(version)
-    evidence, now = with_look(Evidence.of(version)), ledger.champion()
+    evidence, others, history = Evidence.of(version), registry.earlier(), ledger.history()
+    evidence, now = with_look(evidence, history), others["champion"]
     live = None if now in (None, version) else Evidence.of(now)
-    gates = _of_each(evidence, floor_gates) + soundness_gates(evidence, live)
+    gates = _of_each(evidence, floor_gates) + soundness_gates(evidence, live, history)
     gates += [*_of_each(evidence, performance_gates), unlike_films(evidence)]
     gates += _of_each(evidence, external_gates) + external_looks(evidence)
-    compared = compare_all(evidence, workspace)
+    compared = compare_all(evidence, others, workspace)
     comparison, note = _comparison(evidence, compared)
     verdict = joint_verdict(gates, comparison)
     against = compared[evidence.spec.positive][0]
     judged = Judgement(
         version=version,
         architecture=evidence.tags["architecture"],
-        model_sha256=registry.model_digest(version),
+        model_sha256=sha256_bytes(evidence.tags["model_files"].encode()),
         champion=now,
         verdict=verdict,
         grounds="" if verdict == PASS else _grounds(gates, comparison or [], verdict),

@@ -70,13 +70,14 @@ def within(three, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def version(three):
+def version(three, migrated):
     """The version of the three classes in a registry of its own."""
     root, folder = three
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("OPENMED_HOME", str(root / "home"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        shutil.copy(migrated, root / "home")
         return register(folder, "first").version
 
 
@@ -178,10 +179,7 @@ def test_the_gates_of_a_registered_version_name_each_finding(within, version):
     assert any(sentence.startswith(f"{VIRAL}: ") for sentence in judged.limits)
 
 
-def test_a_model_that_lacks_a_finding_of_its_settings_is_no_version_to_decide_on(
-    three, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("OPENMED_HOME", str(tmp_path / "home"))
+def test_a_model_that_lacks_a_finding_of_its_settings_is_no_version_to_decide_on(three, store, tmp_path):
     folder = tmp_path / "project"
     shutil.copytree(three[1], folder)
     params = yaml.safe_load((folder / "params.yaml").read_text())
@@ -218,7 +216,7 @@ def with_plan(version, tmp_path, **findings):
 
 
 def test_a_finding_of_the_plan_is_missed_even_where_it_names_the_first_too(within, version, tmp_path):
-    judged = soundness_gates(with_plan(version, tmp_path, COVID={}, **{REST: {}}), None)
+    judged = soundness_gates(with_plan(version, tmp_path, COVID={}, **{REST: {}}), None, [])
     (found,) = [gate for gate in judged if gate.name == "change plan"]
     assert found.verdict == OUTSIDE_PLAN
     assert found.reason.endswith(f"the plan asks for the finding {REST}, which was not looked for.")
