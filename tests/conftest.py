@@ -12,7 +12,7 @@ import fcntl
 import gc
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -116,14 +116,21 @@ def params() -> dict:
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A project folder in which every stage ran once on phantoms; only to be read."""
-    base = tmp_path_factory.getbasetemp()
-    # The first worker that needs it makes it for all.
-    folder = (base if worker_id == "master" else base.parent) / "toy"
+    return made_once("toy", make_toy, tmp_path_factory, worker_id)
+
+
+def made_once(
+    name: str, make: Callable[[Path], None], factory: pytest.TempPathFactory, worker_id: str
+) -> Path:
+    """Returns a folder that the first worker which needs it makes for all."""
+    base = factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / name
+    unfinished = folder.with_suffix(".unfinished")
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
-            make_toy(folder.with_name("unfinished"))
-            folder.with_name("unfinished").rename(folder)
+            make(unfinished)
+            unfinished.rename(folder)
     return folder
 
 

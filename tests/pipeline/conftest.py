@@ -15,7 +15,7 @@ from openmed.perturbations.hidden_parts import HIDDEN
 from pipeline import ledger, registry
 from pipeline.settings.plan import PLAN_FILE
 from pipeline.tools.dvc_lock import dvc_md5
-from tests.conftest import write_plan
+from tests.conftest import made_once, write_plan
 
 TINY = {"resnet50": "test_resnet", "vit": "test_vit"}
 SPLITS = ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 4 + ["test"] * 24
@@ -23,13 +23,17 @@ FLOORS = {"auc": 0.5, "sensitivity": 0.5, "specificity": 0.5}
 
 
 @pytest.fixture(scope="session")
-def migrated(tmp_path_factory):
+def migrated(tmp_path_factory, worker_id):
     """An empty store; building its tables takes seconds, so tests copy this one."""
+    return made_once("migrated", _make_store, tmp_path_factory, worker_id) / "mlflow.db"
+
+
+def _make_store(folder):
     import mlflow
 
-    path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}", f"sqlite:///{path}").search_experiments()
-    return path
+    folder.mkdir()
+    address = f"sqlite:///{folder / 'mlflow.db'}"
+    mlflow.MlflowClient(address, address).search_experiments()
 
 
 @pytest.fixture
