@@ -14,7 +14,6 @@ from pipeline.tracking.store import MODEL_NAME
 from pipeline.tracking.versions import (
     Files,
     artifact,
-    find_artifact,
     get_version,
     list_versions,
     logged_files,

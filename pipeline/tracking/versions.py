@@ -102,8 +102,8 @@ def get_version(version: str) -> Version:
 
 
 def model_digest(version: str) -> str:
-    """Returns what a decision is bound to: the hash of the list of all files of a stored model."""
-    return sha256_bytes(get_version(version).tags["model_files"].encode())
+    """Returns the digest of a version's model as `Files.model_digest` does."""
+    return logged_files(version).model_digest
 
 
 def list_versions() -> list[Version]:
@@ -134,6 +134,11 @@ class Files:
     version: str
     tags: Mapping[str, str]
     run_id: str
+
+    @property
+    def model_digest(self) -> str:
+        """What a decision is bound to: the hash of the list of all files of the stored model."""
+        return sha256_bytes(self.tags["model_files"].encode())
 
     def find(self, path: str) -> Path | None:
         """Returns a file as `get` does, None when no such file was logged."""
@@ -167,11 +172,6 @@ def logged_files(version: str) -> Files:
     with connect() as client:
         known = find(client, version)
     return Files(str(known.version), known.tags, known.run_id)
-
-
-def find_artifact(version: str, path: str) -> Path | None:
-    """Returns a file of a version as `Files.find` does."""
-    return logged_files(version).find(path)
 
 
 def artifact(version: str, path: str) -> Path:

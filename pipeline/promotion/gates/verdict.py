@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from openmed.files import sha256_bytes
 from openmed.gates.gate import FAIL, INSUFFICIENT, NOT_SHOWN, PASS, Gate, worst_verdict
 from pipeline import ledger, registry
 from pipeline.evaluation.judgement import named_gate
@@ -42,7 +41,7 @@ def judge_version(version: str, workspace: Path | None) -> tuple[Judgement, Evid
     judged = Judgement(
         version=version,
         architecture=evidence.tags["architecture"],
-        model_sha256=sha256_bytes(evidence.tags["model_files"].encode()),
+        model_sha256=evidence.files.model_digest,
         champion=now,
         verdict=verdict,
         grounds="" if verdict == PASS else _grounds(gates, comparison or [], verdict),
