@@ -39,10 +39,7 @@ STAGES = load_graph(SOURCE / "dvc.yaml")
 DATASET = Asset("openmed_dataset")  # pipeline.tools.airflow_client.DATASET names it too
 CANDIDATE = Asset("openmed_candidate")
 KEEP_WORKSPACES_DAYS = variables().keep_workspaces_days
-STAGE_TIMEOUT = timedelta(hours=4)
-STAGE_TIMEOUTS = {"train": timedelta(hours=12)}
 GPU_STAGES = {"train"}
-PREPARED = "{{ ti.xcom_pull(task_ids='prepare')['path'] }}"
 
 ABOUT = """
 Retrains all architectures on the committed state of the project and registers the candidates.
@@ -108,10 +105,10 @@ def stage_tasks() -> dict[str, DvcStageOperator]:
             task_id=item or kind,
             task_group=groups.get(kind) if item else None,
             stage=name,
-            workspace=PREPARED,
+            workspace="{{ ti.xcom_pull(task_ids='prepare')['path'] }}",
             force="{{ params.force }}",
             pool="gpu" if kind in GPU_STAGES else "default_pool",
-            execution_timeout=STAGE_TIMEOUTS.get(kind, STAGE_TIMEOUT),
+            execution_timeout=timedelta(hours=12 if kind in GPU_STAGES else 4),
             doc_md=f"{stage_doc(name)}\n\n`{stage.cmd}`",
         )
     for name, stage in STAGES.items():

@@ -25,11 +25,6 @@ Runs by hand, or by the cron expression in OPENMED_SCORE_SCHEDULE.
 """
 
 
-def incoming() -> str:
-    """Returns the folder whose films are scored: OPENMED_INCOMING, or `incoming` of the state folder."""
-    return variables().incoming or str(HOME / "incoming")
-
-
 def schedule() -> CronTriggerTimetable | None:
     """Returns when to score: by the cron expression in OPENMED_SCORE_SCHEDULE, if there is one."""
     cron = variables().score_schedule
@@ -118,7 +113,11 @@ with DAG(
     max_active_runs=1,
     params={
         "films": Param(
-            incoming(), type="string", minLength=1, title="Films", description="Folder or zip of films"
+            variables().incoming or str(HOME / "incoming"),
+            type="string",
+            minLength=1,
+            title="Films",
+            description="Folder or zip of films",
         )
     },
     tags=["openmed", "live"],

@@ -38,7 +38,6 @@ _PERMANENT = {
     IntegrityError.exit_code: "damaged content",
     5: "the training diverged",
 }
-_LONGEST_METRICS_BYTES = 64 * 1024
 # Airflow sends SIGTERM to the task and kills it 5 s later, so on_kill must be done before that.
 _GRACE_ON_KILL_S = 3.0
 _GRACE_S = 10.0
@@ -85,11 +84,8 @@ class DvcStageOperator(BaseOperator):
     Its XCom is `{"stage", "seconds", "lock", "metrics"}`: the stage's entry of dvc.lock and the
     content of its metrics files by path.
 
-    Args:
-        stage: Name of the stage, such as `train@vit`.
-        workspace: Folder of the run; a template.
-        force: Runs the stage although nothing changed; a template that may render to "True".
-        grace_s: Seconds between SIGTERM and SIGKILL when the task itself gives up.
+    `force`, a template that may render to "True", runs the stage although nothing changed; `grace_s` are the
+    seconds between SIGTERM and SIGKILL when the task itself gives up.
 
     Raises:
         AirflowFailException: The stage refused its input, found damaged content or diverged (exit 2, 3 or
@@ -201,6 +197,6 @@ def _evidence(workspace: Path, stage: str) -> dict[str, Any]:
     metrics = {}
     for name in known.metrics if known else ():
         path = workspace / name
-        if path.suffix == ".json" and path.is_file() and path.stat().st_size <= _LONGEST_METRICS_BYTES:
+        if path.suffix == ".json" and path.is_file() and path.stat().st_size <= 64 * 1024:
             metrics[name] = read_json(path)
     return {"lock": lock.get("stages", {}).get(stage), "metrics": metrics}

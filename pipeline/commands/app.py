@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from openmed.errors import IntegrityError
 from pipeline.commands.data import data
 from pipeline.commands.external import external
 from pipeline.commands.live import live
@@ -185,7 +186,6 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Trains a version again from its recorded code, data and settings; exit code 3 when it differs."""
-    from openmed.errors import IntegrityError
     from pipeline.promotion.reproduce import DIFFERENT
     from pipeline.promotion.reproduce import reproduce as train_again
 

@@ -5,16 +5,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.printing import (
-    Json,
-    PatientsFrom,
-    cell,
-    joined,
-    print_json,
-    print_left_out,
-    print_table,
-    teller,
-)
+from pipeline.commands import printing
+from pipeline.commands.printing import Json, PatientsFrom, cell, joined, print_json
 from pipeline.settings.project import home, project_root
 
 data = typer.Typer(help="Films: import or add yours, list versions, draw the sample.", no_args_is_help=True)
@@ -64,7 +56,7 @@ def import_(
         return
     classes = joined(summary.per_class)
     print(f"{target}: {summary.films} films of {summary.patients} patients ({classes})")
-    print_left_out(summary.skipped, summary.withheld)
+    printing.print_left_out(summary.skipped, summary.withheld)
     if summary.merged_validation:
         print(
             f"{summary.merged_validation} films declared for validation are too few and went back to training"
@@ -89,7 +81,7 @@ def add(
     root = project_root()
     params = load_params(root / "params.yaml")
     options = {"source_name": source_name, "patients_from": patients_from}
-    done = add_version(root, home(), source, params, teller(as_json), **options)
+    done = add_version(root, home(), source, params, printing.teller(as_json), **options)
     if as_json:
         print_json(vars(done))
 
@@ -118,7 +110,7 @@ def log(as_json: Json = False) -> None:
         ]
         for version in versions
     ]
-    print_table(columns, rows)
+    printing.print_table(columns, rows)
 
 
 @data.command()

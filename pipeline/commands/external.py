@@ -6,16 +6,8 @@ from typing import Annotated
 import typer
 
 from openmed.errors import BadInput
-from pipeline.commands.printing import (
-    Json,
-    PatientsFrom,
-    cell,
-    joined,
-    print_json,
-    print_left_out,
-    print_table,
-    teller,
-)
+from pipeline.commands import printing
+from pipeline.commands.printing import Json, PatientsFrom, cell, joined, print_json
 from pipeline.settings.project import home, project_root
 
 external = typer.Typer(help="Films from elsewhere, which judge every candidate.", no_args_is_help=True)
@@ -49,7 +41,7 @@ def add(
         name,
         source,
         params,
-        teller(as_json),
+        printing.teller(as_json),
         aliases=aliases,
         second_label=second_label,
         patients_from=patients_from,
@@ -61,7 +53,7 @@ def add(
     print(f"external/{name}: {done['films']} films of {done['patients']} patients ({counts})")
     if done["second_labels"]:
         print(f"{done['second_labels']} films have a second label")
-    print_left_out(done["skipped"], done["withheld"])
+    printing.print_left_out(done["skipped"], done["withheld"])
     if done["unusable"]:
         print(f"{done['unusable']} films are unusable and will not be scored")
     print(
@@ -89,7 +81,7 @@ def list_(as_json: Json = False) -> None:
         ]
         for one in sets
     ]
-    print_table(("name", "films", "patients", "classes", "views", "data"), rows)
+    printing.print_table(("name", "films", "patients", "classes", "views", "data"), rows)
 
 
 def _alias(text: str) -> tuple[str, str]:

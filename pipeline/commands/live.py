@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from openmed.errors import BadInput
 from openmed.files import write_text
 from pipeline.commands.printing import Json, print_json
 from pipeline.settings.project import home
@@ -64,12 +65,12 @@ def ask(
 ) -> None:
     """Draws the films whose labels tell most of the champion, as a list to fill in."""
     from pipeline.monitoring import ask as draw
-    from pipeline.monitoring.asking import refuse_existing
 
     if out is None:
         print(draw(home(), count, films).csv, end="")
         return
-    refuse_existing(out)
+    if out.exists():
+        raise BadInput(f"{out} is there already and may hold labels: give another name")
     done = draw(home(), count, films)
     write_text(out, done.csv)
     print(

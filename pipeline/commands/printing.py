@@ -58,8 +58,8 @@ def cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else plain(str(value if value is not None else ""))
 
 
-def print_table(columns: tuple[str, ...], rows: list[list[str]], say: Callable[[str], None] = print) -> None:
+def print_table(columns: tuple[str, ...], rows: list[list[str]]) -> None:
     """Prints rows of cells in columns."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for row in (columns, *rows):
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,10 +1,11 @@
 """`openmed registry`: the versions, what is known about them, and decisions on them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from openmed.errors import BadInput, IntegrityError
 from pipeline.commands.printing import Json, cell, print_json, print_table
 
 registry = typer.Typer(
@@ -21,10 +22,19 @@ _COLUMNS = (
 )
 
 
+def _add_decision(verb: Literal["reject", "adopt", "hold", "release"], about: str, outcome: str) -> None:
+    """Adds the command of a decision on one version; the outcome is said of the entry (`{0}`)."""
+
+    @registry.command(verb, help=about)
+    def decide(version: Number, by: By, reason: Reason) -> None:
+        from pipeline import ledger
+
+        print(outcome.format(getattr(ledger, verb)(version, by=by, reason=reason)))
+
+
 @registry.command("list")
 def list_(as_json: Json = False) -> None:
     """Lists the registered versions, newest first; ends with exit code 3 when the record is broken."""
-    from openmed.errors import IntegrityError
     from pipeline import ledger
     from pipeline.registry import list_versions
 
@@ -33,7 +43,7 @@ def list_(as_json: Json = False) -> None:
         held = {version: entry.reason for version, entry in ledger.on_hold().items()}
     except IntegrityError as error:
         held, broken = {}, error
-    rows = [version.to_json() | {"hold": held.get(version.version)} for version in versions]
+    rows = [vars(version) | {"hold": held.get(version.version)} for version in versions]
     if as_json:
         print_json(rows)
     else:
@@ -63,7 +73,6 @@ def show(version: Version, as_json: Json = False) -> None:
 @registry.command()
 def verify(version: Version, as_json: Json = False) -> None:
     """Recomputes everything that a version stands on; ends with exit code 3 at the first broken link."""
-    from openmed.errors import IntegrityError
     from pipeline.registry import verify as check
     from pipeline.registry import version_at
 
@@ -90,7 +99,6 @@ def promote(
     comment: Annotated[str, typer.Option(help="Why.")] = "",
 ) -> None:
     """Makes a version the champion if it passes its gates now."""
-    from openmed.errors import BadInput
     from pipeline.ledger import champion
     from pipeline.promotion.actions import promote as promote_version
 
@@ -104,13 +112,7 @@ def promote(
     print(f"version {version} is the champion, approved by {entry.by}")
 
 
-@registry.command()
-def reject(version: Number, by: By, reason: Reason) -> None:
-    """Turns a version down for good."""
-    from pipeline import ledger
-
-    entry = ledger.reject(version, by=by, reason=reason)
-    print(f"version {version} is rejected by {entry.by}")
+_add_decision("reject", "Turns a version down for good.", "version {0.version} is rejected by {0.by}")
 
 
 @registry.command()
@@ -134,13 +136,11 @@ def documents(version: Number, out: Annotated[Path, typer.Option(help="Folder to
         print(f"{out / name}  {items - missing} of {items} items filled in, {missing} open")
 
 
-@registry.command()
-def adopt(version: Number, by: By, reason: Reason) -> None:
-    """Makes the change plan that came with a version one that counts from now on."""
-    from pipeline import ledger
-
-    entry = ledger.adopt(version, by=by, reason=reason)
-    print(f"the change plan of version {version} counts from now on, by {entry.by}")
+_add_decision(
+    "adopt",
+    "Makes the change plan that came with a version one that counts from now on.",
+    "the change plan of version {0.version} counts from now on, by {0.by}",
+)
 
 
 @registry.command()
@@ -153,22 +153,14 @@ def rollback(reason: Reason, by: By) -> None:
     print(f"version {entry.version} is the champion again")
 
 
-@registry.command()
-def hold(version: Number, by: By, reason: Reason) -> None:
-    """Puts a version on hold: it answers no new films until it is released."""
-    from pipeline import ledger
-
-    entry = ledger.hold(version, by=by, reason=reason)
-    print(f"version {version} is on hold since {entry.at}, by {entry.by}: {entry.reason}")
+_add_decision(
+    "hold",
+    "Puts a version on hold: it answers no new films until it is released.",
+    "version {0.version} is on hold since {0.at}, by {0.by}: {0.reason}",
+)
 
 
-@registry.command()
-def release(version: Number, by: By, reason: Reason) -> None:
-    """Takes a version off hold."""
-    from pipeline import ledger
-
-    entry = ledger.release(version, by=by, reason=reason)
-    print(f"version {version} is off hold, by {entry.by}")
+_add_decision("release", "Takes a version off hold.", "version {0.version} is off hold, by {0.by}")
 
 
 @registry.command()

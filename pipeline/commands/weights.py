@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from openmed.errors import IntegrityError
 from pipeline.commands.printing import Json, cell, print_json, print_table, teller
 from pipeline.settings.project import project_root
 
@@ -23,9 +24,8 @@ def pull(
     from pipeline.versioning.weights import pull_champion, pull_imagenet
 
     root = project_root()
-    done = (pull_champion if champion else pull_imagenet)(
-        root, params or root / "params.yaml", teller(as_json)
-    )
+    pull_weights = pull_champion if champion else pull_imagenet
+    done = pull_weights(root, params or root / "params.yaml", teller(as_json))
     if as_json:
         print_json(done)
 
@@ -33,7 +33,6 @@ def pull(
 @weights.command("list")
 def list_weights(as_json: Json = False) -> None:
     """Lists what the vault holds; ends with exit code 3 when a file is damaged or missing."""
-    from openmed.errors import IntegrityError
     from pipeline.versioning.weights import list_vault
 
     held = list_vault(project_root())

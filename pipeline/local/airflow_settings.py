@@ -33,17 +33,14 @@ _OFFLINE = {
 
 @dataclass(frozen=True)
 class AirflowSettings:
-    """Where one project's Airflow lives and how it runs."""
+    """Where one project's Airflow lives and how it runs; see `Services`. Both folders are absolute."""
 
     project: Path
-    """The folder that holds dvc.yaml and dags/; absolute."""
     home: Path
-    """The state folder; absolute."""
     port: int
     schedule: str | None
     """Cron expression of the retraining, `off` for none, None for the default."""
     parallelism: int
-    """How many tasks may run at once."""
 
     @property
     def folder(self) -> Path:
@@ -83,7 +80,13 @@ class AirflowSettings:
         Raises:
             BadInput: OPENMED_TIMEZONE is no time zone.
         """
-        _check_time_zone(variables().timezone)
+        name = variables().timezone
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise BadInput(
+                f"OPENMED_TIMEZONE is {name}, which is no time zone: name one as Europe/Vienna"
+            ) from None
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         known = read_json(self.password_file) if self.password_file.exists() else {}
@@ -157,12 +160,3 @@ class AirflowSettings:
                 "parsing_processes": 1,
             },
         }
-
-
-def _check_time_zone(name: str) -> None:
-    try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise BadInput(
-            f"OPENMED_TIMEZONE is {name}, which is no time zone: name one as Europe/Vienna"
-        ) from None

@@ -8,21 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from openmed.errors import BadInput, OpenMedError, ResourceError
+from openmed.errors import OpenMedError, ResourceError
 from pipeline import registry
 from pipeline.local.services import ENGINEER, REVIEWER, Services
 from pipeline.tools.airflow_client import AirflowClient
-from pipeline.tools.git import dvc, git, has_commit, run
+from pipeline.tools.git import check_commit, dvc, git, run
 from pipeline.tools.processes import ending_signals
 from pipeline.versioning import workspace
 
-_DATA_RUN = "demo-data"
-_REF = "refs/openmed/demo"
 _RETRAIN_WITHIN_S = 4 * 3600
 _DECIDE_WITHIN_S = 1800
 _FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
 _AUTHOR = ("-c", "user.name=openmed demo", "-c", "user.email=demo@localhost", "-c", "commit.gpgsign=false")
-_COMMENT = "Approved by the demo on the user's behalf."
 
 
 class DemoFailed(OpenMedError):
@@ -63,8 +60,7 @@ def run_demo(
 
 
 def _head(project: Path) -> str:
-    if not has_commit(project):
-        raise BadInput(f"{project} has no commit yet: commit the project first")
+    check_commit(project)
     if git(project, "status", "--porcelain"):
         print("Note: the demo runs the last commit; your uncommitted changes take no part.")
     return git(project, "rev-parse", "HEAD")
@@ -76,7 +72,7 @@ def _commit_films(
     """Makes a data version of the films as a commit of its own, beside all branches."""
     films = films.absolute()
     say(f"Importing {films.name}")
-    folder = workspace.create(project, "HEAD", _DATA_RUN, home)
+    folder = workspace.create(project, "HEAD", "demo-data", home)
     try:
         # The workspace is this run's own; what it got from the cache makes room.
         shutil.rmtree(folder / "data")
@@ -93,43 +89,37 @@ def _commit_films(
     finally:
         workspace.remove(project, folder)
     # Without a reference git would collect the commit some day.
-    git(project, "update-ref", _REF, revision)
+    git(project, "update-ref", "refs/openmed/demo", revision)
     return revision
 
 
 def _retrain(admin: AirflowClient, revision: str, say: Callable[[str], None]) -> str:
-    """Runs the DAG retrain to its end and returns its run id."""
+    """Runs the DAG retrain to its end, printing what each task becomes, and returns its run id."""
     run = f"demo-{time.strftime('%Y%m%dT%H%M%S')}"
     for dag in ("promote", "retrain"):
         admin.set_paused(dag, False)
     # A second demo may be on quite other films than the champion's: whoever starts it means that.
     admin.trigger("retrain", {"revision": revision, "note": "demo", "accept_drift": True}, run)
     say(f"DAG retrain, run {run}, on commit {revision[:10]}")
-    _follow(admin, "retrain", run, say)
-    return run
-
-
-def _follow(admin: AirflowClient, dag: str, run: str, say: Callable[[str], None]) -> None:
-    """Prints what each task becomes, and a failed task's last lines."""
     seen: dict[str, str | None] = {}
     deadline = time.monotonic() + _RETRAIN_WITHIN_S
     while time.monotonic() < deadline:
-        state = admin.run_state(dag, run)
-        for each in admin.task_instances(dag, run):
+        state = admin.run_state("retrain", run)
+        for each in admin.task_instances("retrain", run):
             task, now = each["task_id"], each["state"]
             if now != seen.get(task) and now in _FINAL | {"running", "up_for_retry"}:
                 took = f" in {each['duration']:.0f} s" if now in _FINAL and each["duration"] else ""
-                say(f"  {dag}.{task}: {now}{took}")
+                say(f"  retrain.{task}: {now}{took}")
             seen[task] = now
             if now in ("failed", "up_for_retry") and seen.get(f"{task} log") != now:
                 seen[f"{task} log"] = now
-                print("\n".join(admin.task_log(dag, run, task, each["try_number"]).splitlines()[-15:]))
+                print("\n".join(admin.task_log("retrain", run, task, each["try_number"]).splitlines()[-15:]))
         if state == "failed":
-            raise DemoFailed(f"run {run} of DAG {dag} failed: its tasks' last lines are above")
+            raise DemoFailed(f"run {run} of DAG retrain failed: its tasks' last lines are above")
         if state == "success":
-            return
+            return run
         time.sleep(1)
-    raise ResourceError(f"run {run} of DAG {dag} took longer than {_RETRAIN_WITHIN_S // 3600} hours")
+    raise ResourceError(f"run {run} of DAG retrain took longer than {_RETRAIN_WITHIN_S // 3600} hours")
 
 
 def _decide(
@@ -152,20 +142,18 @@ def _decide(
             task = review["task_instance"]
             if (task["dag_id"], task["dag_run_id"]) == ("promote", run):
                 if not answering:
-                    print(f"\n{review['subject']}\n\n{_without_pictures(review['body'])}\n")
+                    # A terminal shows no pictures.
+                    body = [line for line in review["body"].strip().splitlines() if "![" not in line]
+                    print("", review["subject"], "", *body, "", sep="\n")
                 role = task["task_id"].removeprefix("review.")
                 person = answering.setdefault(role, people[len(answering) % len(people)])
                 say(f"The {role} review waits. THE DEMO APPROVES ON YOUR BEHALF, as {person.username}.")
-                person.answer(review, "Approve", _COMMENT)
+                person.answer(review, "Approve", "Approved by the demo on the user's behalf.")
         time.sleep(1)
     states = admin.task_states("promote", run)
     if admin.run_state("promote", run) == "failed":
         raise DemoFailed(f"run {run} of DAG promote failed: {states}")
     return run, "promoted" if states["promote"] == "success" else "rejected"
-
-
-def _without_pictures(markdown: str) -> str:
-    return "\n".join(line for line in markdown.strip().splitlines() if "![" not in line)
 
 
 def _promotion_of(admin: AirflowClient, version: str) -> str:

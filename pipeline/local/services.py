@@ -22,12 +22,8 @@ from openmed.files import read_json
 from pipeline.local.airflow_settings import ADMIN, ENGINEER, LOOPBACK, REVIEWER, AirflowSettings
 from pipeline.settings.project import state_folder
 from pipeline.tools.airflow_client import AirflowClient
-from pipeline.tools.processes import descendants, ending_signals, record, signal_group, take_lock
+from pipeline.tools.processes import descendants, ending_signals, kill, record, signal_group, take_lock
 from pipeline.tools.torchrun import free_port
-
-_STOP_WITHIN_S = 15.0
-_KILLED_WITHIN_S = 5.0
-_REMOTE = ("http:", "https:")
 
 
 class Services:
@@ -60,22 +56,14 @@ class Services:
         self._settings = AirflowSettings(
             self.project, self.home, airflow_port or free_port(), schedule, parallelism
         )
-        if os.environ.get("MLFLOW_TRACKING_URI", "").startswith(_REMOTE):
+        if os.environ.get("MLFLOW_TRACKING_URI", "").startswith(("http:", "https:")):
             mlflow_port = None
         self._mlflow_port = free_port() if mlflow_port == 0 else mlflow_port
+        self.airflow_url = self._settings.url
+        self.mlflow_url = f"http://{LOOPBACK}:{self._mlflow_port}" if self._mlflow_port else None
         self._gpu_slots = gpu_slots
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock: io.TextIOWrapper | None = None
-
-    @property
-    def airflow_url(self) -> str:
-        """Where Airflow answers."""
-        return self._settings.url
-
-    @property
-    def mlflow_url(self) -> str | None:
-        """Where MLflow answers, None when it is not started."""
-        return f"http://{LOOPBACK}:{self._mlflow_port}" if self._mlflow_port else None
 
     def passwords(self) -> dict[str, str]:
         """Returns user -> password."""
@@ -154,10 +142,8 @@ class Services:
         last_lines = "; ".join(error.splitlines()[-1] for error in errors) or "no import error is known"
         raise ResourceError(f"Airflow has no DAG {dag_id} after {timeout_s:g} s: {last_lines}")
 
-    def stop(self, within_s: float = _STOP_WITHIN_S) -> None:
+    def stop(self, within_s: float = 15.0) -> None:
         """Ends every process, those of running tasks and stages too, by force when time is up."""
-        import psutil
-
         pids = [process.pid for process in self._processes.values()]
         family = descendants(pids)
         for process in self._processes.values():
@@ -170,13 +156,10 @@ class Services:
                     continue
                 process.wait(max(0.0, deadline - time.monotonic()))
         left = family | descendants(pids)
-        for process in left:
-            with suppress(Exception):
-                process.kill()
         for process in self._processes.values():
             signal_group(process.pid, signal.SIGKILL)
             process.wait()
-        psutil.wait_procs(left, _KILLED_WITHIN_S)
+        kill(left)
         self._processes.clear()
         if self._lock:
             self._lock.close()

@@ -4,8 +4,6 @@ An ask is a Parquet file beside the answers of the version: every film it could 
 the probability and whether it is in the sample. Nothing in it names a file or a patient.
 """
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +17,7 @@ from pipeline.monitoring.windows import Eligible, latest, released
 from pipeline.settings.project import locked
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-
-COLUMNS = ("sha256", "label")
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,8 @@ def ask(home: Path, films: int, source: Path | None = None) -> Ask:
         BadInput: There is no champion, or fewer films are left.
         ResourceError: Films are being scored, for a minute or more.
     """
+    import pandas as pd
+
     from pipeline.promotion.gates.evidence import Evidence
 
     version = ledger.champion()
@@ -64,9 +61,13 @@ def ask(home: Path, films: int, source: Path | None = None) -> Ask:
         known = labels(home).keys() | set(asks.loc[asks["sample"], "sha256"])
         drawn = draw_films(Subject.of(evidence), frame, known, films)
         new = drawn[drawn["sample"] & ~drawn["sha256"].isin(known)].sort_values("sha256")
-        paths = None if source is None else _paths(source, set(new["sha256"]))
-        _keep(log.folder / "asks", drawn)
-    return Ask(version, len(new), len(frame), _listed(new["sha256"], paths))
+        listed = pd.DataFrame({"sha256": new["sha256"], "label": ""})
+        if source is not None:
+            listed["film"] = listed["sha256"].map(_paths(source, set(new["sha256"])))
+        number = len(list((log.folder / "asks").glob("*.parquet"))) + 1
+        with atomic_path(log.folder / "asks" / f"{number:08d}.parquet") as temporary:
+            drawn.assign(ask=number).to_parquet(temporary, index=False)
+    return Ask(version, len(new), len(frame), listed.to_csv(index=False, lineterminator="\n"))
 
 
 def draw_films(subject: Subject, frame: "pd.DataFrame", known: set[str], films: int) -> "pd.DataFrame":
@@ -78,6 +79,7 @@ def draw_films(subject: Subject, frame: "pd.DataFrame", known: set[str], films: 
     Raises:
         BadInput: Fewer films are left.
     """
+    import numpy as np
     import pandas as pd
 
     from openmed.monitoring.label_free import posteriors
@@ -93,7 +95,10 @@ def draw_films(subject: Subject, frame: "pd.DataFrame", known: set[str], films: 
         (float(scores.mean()), scores) if subject.known is None else posteriors(scores, subject.known)
     )
     sizes = importance(posterior, share, subject.threshold, scores)
-    sample, probability = draw(strata(scores, sizes, films), _turns(frame["sha256"]), excluded, films)
+    # A permanent random number of each film, in [0, 1).
+    digests = (sha256_bytes(f"ask {film}".encode()) for film in frame["sha256"])
+    turns = np.array([int(digest[:13], 16) / 16**13 for digest in digests])
+    sample, probability = draw(strata(scores, sizes, films), turns, excluded, films)
     return pd.DataFrame({"sha256": frame["sha256"], "probability": probability, "sample": sample})
 
 
@@ -113,41 +118,13 @@ def drawn_with(asks: "pd.DataFrame", known: set[str], complete: float = 0.9) -> 
     return probability[probability.index.isin(drawn)]
 
 
-def _turns(hashes: "pd.Series") -> "np.ndarray":
-    """A permanent random number of each film, in [0, 1)."""
-    import numpy as np
-
-    return np.array([int(sha256_bytes(f"ask {each}".encode())[:13], 16) / 16**13 for each in hashes])
-
-
-def _keep(folder: Path, drawn: "pd.DataFrame") -> None:
-    number = len(list(folder.glob("*.parquet"))) + 1
-    with atomic_path(folder / f"{number:08d}.parquet") as temporary:
-        drawn.assign(ask=number).to_parquet(temporary, index=False)
-
-
 def _paths(source: Path, wanted: set[str]) -> dict[str, str]:
     from openmed.concurrency import ordered_map
     from openmed.intake.sources import list_films
 
-    films = list_films(source)
-    hashed = dict(zip(ordered_map(lambda film: sha256_bytes(film.reader()), films), films, strict=True))
-    if missing := wanted - hashed.keys():
+    paths = dict(ordered_map(lambda film: (sha256_bytes(film.reader()), film.name), list_films(source)))
+    if missing := wanted - paths.keys():
         raise BadInput(
             f"{source} lacks {len(missing)} of the films that were drawn: give the folder they are in"
         )
-    return {digest: film.name for digest, film in hashed.items() if digest in wanted}
-
-
-def _listed(hashes: "pd.Series", paths: dict[str, str] | None) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*COLUMNS, *(["film"] if paths else [])])
-    writer.writerows([digest, "", *([paths[digest]] if paths else [])] for digest in hashes)
-    return stream.getvalue()
-
-
-def refuse_existing(path: Path) -> None:
-    """Raises BadInput where a list is there already: it may hold labels."""
-    if Path(path).exists():
-        raise BadInput(f"{path} is there already and may hold labels: give another name")
+    return paths

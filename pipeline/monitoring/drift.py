@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from openmed.monitoring.drift import Shift
 
-NOT_COMPARED = "not compared"
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -60,7 +58,7 @@ class DriftResult:
     @property
     def verdict(self) -> str:
         """none, moderate, large, not measured or not compared."""
-        return NOT_COMPARED if self.judged is None else self.comparisons[self.judged].verdict
+        return "not compared" if self.judged is None else self.comparisons[self.judged].verdict
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of drift.json."""
@@ -85,11 +83,13 @@ def check_drift(workspace: Path, *, accept: bool = False) -> DriftResult:
         IntegrityError: The films stored with the champion were changed.
         ResourceError: The registry does not answer.
     """
+    from openmed.dataset.profile import added_films, profile_films
     from pipeline.registry import champion_profile
+    from pipeline.report.drift_page import build_drift_page
 
-    workspace = Path(workspace)
     params = load_params(workspace / "params.yaml")
-    new = _films(workspace, params)
+    manifest = read_table(workspace / MANIFEST, needed=("label", "patient", "sha256", "status"))
+    new = profile_films(manifest, params.task.classes)
     version, reference = champion_profile()
     judged: str | None = None
     comparisons: dict[str, Comparison] = {}
@@ -102,20 +102,18 @@ def check_drift(workspace: Path, *, accept: bool = False) -> DriftResult:
         sentence = f"There is nothing to compare these {len(new)} films with yet: {missing}."
     digest = sha256_file(workspace / MANIFEST)
     result = DriftResult(version, accept, digest, judged, sentence, comparisons)
-    _write(workspace, result, reference, new)
+    shown = {} if reference is None else {f"champion {version}": reference, "new version": new}
+    if reference is not None and "added" in comparisons:
+        shown["added films"] = added_films(reference, new)
+    target = workspace / folder("drift")
+    write_text(target / "drift.html", build_drift_page(result.to_json(), shown))
+    write_json(target / "drift.json", result.to_json())
     if result.verdict == "large" and not accept:
         raise BadInput(
             f"{sentence.rstrip('.')}; see artifacts/drift/drift.html in {workspace} and, if these "
             "films are meant, run again with accept_drift (`openmed data drift --accept`)"
         )
     return result
-
-
-def _films(workspace: Path, params: Params) -> "pd.DataFrame":
-    from openmed.dataset.profile import profile_films
-
-    manifest = read_table(workspace / MANIFEST, needed=("label", "patient", "sha256", "status"))
-    return profile_films(manifest, params.task.classes)
 
 
 def _compared(
@@ -163,17 +161,3 @@ def _sentence(judged: str, compared: Comparison, version: str) -> str:
     ]
     how = "differ too much" if worst == "large" else "differ moderately"
     return f"{subject} {how} from {other}: {', '.join(named)}."
-
-
-def _write(
-    workspace: Path, result: DriftResult, reference: "pd.DataFrame | None", new: "pd.DataFrame"
-) -> None:
-    from openmed.dataset.profile import added_films
-    from pipeline.report.drift_page import build_drift_page
-
-    target = workspace / folder("drift")
-    shown = {} if reference is None else {f"champion {result.champion}": reference, "new version": new}
-    if reference is not None and "added" in result.comparisons:
-        shown["added films"] = added_films(reference, new)
-    write_text(target / "drift.html", build_drift_page(result.to_json(), shown))
-    write_json(target / "drift.json", result.to_json())

@@ -109,9 +109,13 @@ def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str
         BadInput: The source cannot be used, or holds one film under two labels.
         ResourceError: Other labels are being kept, for a minute or more.
     """
+    from openmed.concurrency import ordered_map
+    from openmed.intake.sources import list_source
+
     films = _answered_list(source, class_names)
     if films is None:
-        films = _labelled_films(source, class_names)
+        labelled = list_source(source, class_names, patients_from="film").films
+        films = list(ordered_map(lambda film: (sha256_bytes(film.reader()), film.label), labelled))
     answers: dict[str, str] = {}
     for digest, label in films:
         if answers.setdefault(digest, label) != label:
@@ -126,15 +130,6 @@ def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str
     new = len(answers.keys() - before.keys())
     changed = sum(before.get(digest, label) != label for digest, label in answers.items())
     return {"films": len(films), "new": new, "changed": changed}
-
-
-def _labelled_films(source: Path, class_names: Sequence[str]) -> list[tuple[str, str]]:
-    from openmed.concurrency import ordered_map
-    from openmed.intake.sources import list_source
-
-    films = list_source(source, class_names, patients_from="film").films
-    hashes = ordered_map(lambda film: sha256_bytes(film.reader()), films)
-    return [(digest, film.label) for digest, film in zip(hashes, films, strict=True)]
 
 
 def _answered_list(source: Path, class_names: Sequence[str]) -> list[tuple[str, str]] | None:

@@ -19,13 +19,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from openmed.cache.film_store import FilmStore
-    from openmed.inference.predictor import Predictor
+    from openmed.inference.ensemble import Ensemble
     from openmed.intake.sources import Film
     from openmed.privacy.cleaning import Pseudonyms
 
 # What a film is compared by with those that the champion was trained on.
 _MEASURED = ("width", "height", "bits", "mean", "std", "embedding", "reason")
-_ANSWERED = ("score", "label", "threshold", "refer")
 _UNREADABLE = "unreadable"
 _PART_FILMS, _BATCH_FILMS = 1024, 32
 
@@ -61,6 +60,7 @@ def score_films(home: Path, source: Path) -> Scoring:
         IntegrityError: The champion is not what was registered.
     """
     from openmed.cache.film_store import FilmStore
+    from openmed.inference.ensemble import Ensemble
     from openmed.intake.sources import list_films
     from pipeline.tools.device import pick_device
     from pipeline.tools.terminal import progress
@@ -71,6 +71,7 @@ def score_films(home: Path, source: Path) -> Scoring:
     with locked("scores"):
         version = _champion()
         predictor = registry.load_predictor(f"models:/{registry.MODEL_NAME}/{version}", pick_device("auto"))
+        ensemble = Ensemble([predictor])
         model, log, secret = registry.model_digest(version), ScoreLog(home, version), pseudonyms(home)
         known = log.known()
         counts = dict.fromkeys((SCORED, "flagged", "referred", UNUSABLE, _UNREADABLE, "known"), 0)
@@ -80,15 +81,15 @@ def score_films(home: Path, source: Path) -> Scoring:
                 for _ in range(len(part) - len(unread)):
                     tick()
                 for batch in chunks(unread, _BATCH_FILMS):
-                    rows += _answers(batch, predictor, secret, store, known)
+                    rows += _answers(batch, ensemble, secret, store, known)
                     for _ in batch:
                         tick()
                 counts["known"] += len(part) - len(rows)
-                if kept := [row for row in rows if row["status"] != _UNREADABLE]:
-                    log.append(_table(kept, version, model))
+                if readable := [row for row in rows if row["status"] != _UNREADABLE]:
+                    log.append(_table(readable, version, model))
                 for row in rows:
                     counts[row["status"]] += 1
-                    counts["flagged"] += row["label"] in predictor.spec.findings
+                    counts["flagged"] += row["label"] in ensemble.spec.findings
                     counts["referred"] += bool(row["refer"])
     return Scoring(version, len(films), log=str(log.folder), **counts)
 
@@ -114,7 +115,7 @@ def _unread(films: "Sequence[Film]", store: "FilmStore", known: set[str]) -> "li
 
 
 def _answers(
-    films: "Sequence[Film]", predictor: "Predictor", secret: "Pseudonyms", store: "FilmStore", known: set[str]
+    films: "Sequence[Film]", ensemble: "Ensemble", secret: "Pseudonyms", store: "FilmStore", known: set[str]
 ) -> list[dict[str, Any]]:
     """What the model says of those films that are not known yet; they are known from then on."""
     import numpy as np
@@ -122,9 +123,10 @@ def _answers(
 
     from openmed.concurrency import ordered_map
     from openmed.dataset.manifest import judge_facts
+    from openmed.inference.answers import answer, film_answers
     from openmed.measurement.measure import FACTS
 
-    size, lost, rows, squares, hashed = predictor.spec.image_size_px, [], [], [], []
+    size, lost, rows, squares, hashed = ensemble.spec.image_size_px, [], [], [], []
     for state, row, square in ordered_map(lambda film: _read(film, size, secret), films):
         if state is not None:
             hashed.append((state, row["sha256"]))
@@ -137,37 +139,17 @@ def _answers(
     store.remember_hashes(hashed)
     if rows:
         facts = pa.Table.from_pylist(rows, FACTS)
-        reasons = judge_facts(facts, min_side_px=predictor.spec.min_side_px)["reason"]
+        reasons = judge_facts(facts, min_side_px=ensemble.min_side_px)["reason"]
         for row, reason in zip(rows, reasons, strict=True):
             row |= {"reason": reason, "status": UNUSABLE if reason else SCORED}
     usable = [(row, square) for row, square in zip(rows, squares, strict=True) if row["status"] == SCORED]
     if usable:
-        answers = _predicted(predictor, np.stack([square for _, square in usable]))
-        for (row, _), answer in zip(usable, answers, strict=True):
-            row |= answer
+        answers = answer(ensemble, {size: np.stack([square for _, square in usable])})
+        for (row, _), film in zip(usable, film_answers(ensemble, answers), strict=True):
+            row |= {"score": film.probability, "label": film.label, "threshold": film.threshold}
+            row |= {"refer": film.refer, "reason": film.reason or ""}
+            row |= {f"probability_{name}": value for name, value in film.probabilities.items()}
     return rows + lost
-
-
-def _predicted(predictor: "Predictor", squares: "np.ndarray") -> list[dict[str, Any]]:
-    from openmed.inference.referral import referrals, unlike_reasons
-    from openmed.inference.session import called_classes
-
-    spec, (probabilities, distances) = predictor.spec, predictor.assess(squares)
-    called = called_classes(spec, probabilities, spec.threshold)
-    unlike = unlike_reasons(predictor, squares, distances)
-    return [
-        {
-            "score": float(row[spec.positive_index]),
-            "label": spec.class_names[label],
-            "threshold": spec.threshold,
-            "refer": referral.refer,
-            "reason": referral.reason or "",
-            **{f"probability_{name}": float(row[k]) for k, name in enumerate(spec.class_names)},
-        }
-        for row, label, referral in zip(
-            probabilities, called, referrals(spec, probabilities, called, unlike), strict=True
-        )
-    ]
 
 
 def _read(
@@ -183,7 +165,7 @@ def _read(
     from openmed.measurement.measure import measurements
     from openmed.privacy.cleaning import about_film, dicom_patient
 
-    row = dict.fromkeys((*_MEASURED, *OPTIONAL_COLUMNS, *_ANSWERED, "status"))
+    row = dict.fromkeys((*_MEASURED, *OPTIONAL_COLUMNS, "score", "label", "threshold", "refer", "status"))
     try:
         state, content = film.path.stat() if film.path else None, film.reader()
     except (BadInput, OSError):

@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from openmed.metrics.score_intervals import Interval
     from openmed.monitoring.drift import Shift
 
-_PERIODS = 12
 _COLUMNS = ("sha256", "patient", "score", "scored_at")
-_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -194,20 +192,17 @@ def _flagged(films: "pd.DataFrame", evidence: Evidence) -> float | None:
 
 def _periods(subject: Subject, log: ScoreLog, known: dict[str, str], films: int) -> Iterator[Period]:
     """Expected and measured performance of the latest windows, the latest first."""
-    for part in islice(windows(log, films, _COLUMNS), _PERIODS):
+    for part in islice(windows(log, films, _COLUMNS), 12):
         part = _with_truth(part, known)
         expected, counts = checks.expected(subject, part)
         answered = part[part["truth"].notna()]
+        measured = checks.measured(subject, answered)[0] if len(answered) else {}
         yield Period(
             len(part),
             part["scored_at"].max(),
             {name: expected[name] for name in counts if counts[name] >= checks.MIN_FILMS},
-            _measured(subject, answered) if len(answered) else {},
+            {name: each.interval(0.95) for name, each in measured.items()},
         )
-
-
-def _measured(subject: Subject, films: "pd.DataFrame") -> "dict[str, Interval]":
-    return {name: each.interval(_CONFIDENCE) for name, each in checks.measured(subject, films)[0].items()}
 
 
 def _write(result: Watch, reference: "pd.DataFrame | None", films: "pd.DataFrame") -> None:

@@ -26,7 +26,7 @@ from pipeline.serving.serving_format import log_model
 from pipeline.settings.plain_text import one_line
 from pipeline.settings.project import locked
 from pipeline.tracking.store import CHALLENGER, EXPERIMENT, MODEL_NAME, connect, search
-from pipeline.tracking.versions import JUDGED
+from pipeline.tracking.versions import TAGGED_METRICS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -206,7 +206,7 @@ def _described(candidate: Candidate) -> dict[str, str]:
         "threshold": str(candidate.metrics["threshold"]),
         "validation_auc": str(candidate.metrics["validation"]["auc"]),
         "validation_rank": str(candidate.rank[0]),
-        **{name: str(candidate.metrics["test"][name]["value"]) for name in JUDGED},
+        **{name: str(candidate.metrics["test"][name]["value"]) for name in TAGGED_METRICS},
     }
 
 

@@ -44,7 +44,7 @@ class Scored:
     Attributes:
         version: The version.
         thresholds: Finding -> operating point, 0..1; the first finding first.
-        test: Scores of the test films, see `score_films`.
+        test: Scores of the test films, see `film_scores`.
         external: Those of the external sets, with the column set; None where a version of before has none.
     """
 
@@ -87,7 +87,7 @@ class Scored:
         return replace(self, thresholds={finding: self.thresholds[finding]}, test=test, external=external)
 
 
-def score_films(model: "BaseModel", data: Path, films: "pd.DataFrame") -> "pd.DataFrame":
+def film_scores(model: "BaseModel", data: Path, films: "pd.DataFrame") -> "pd.DataFrame":
     """Scores films (id, path below `data`, sha256) with a model's own preprocessing.
 
     Returns:
@@ -130,8 +130,8 @@ def score_earlier(workspace: Path, version: str | None) -> Scored | Unscored:
     except (BadInput, IntegrityError) as error:
         # A damaged version must not stop the retraining that may replace it.
         return Unscored(version, str(error))
-    test = score_films(model, Path(workspace) / "data", films[films["split"] == "test"])
-    external = score_films(model, Path(workspace) / "external", away).assign(set=away["set"])
+    test = film_scores(model, Path(workspace) / "data", films[films["split"] == "test"])
+    external = film_scores(model, Path(workspace) / "external", away).assign(set=away["set"])
     spec = model.spec
     return Scored(version, {spec.positive: spec.operating_point, **spec.further_thresholds}, test, external)
 

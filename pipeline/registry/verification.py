@@ -22,7 +22,7 @@ from pipeline.registry.models import check_files, load_predictor
 from pipeline.registry.recomputed import check_external, check_verdict, same
 from pipeline.settings.project import locked
 from pipeline.settings.yaml_file import read_yaml
-from pipeline.tracking.store import MODEL_NAME, connect, fetched, is_entry
+from pipeline.tracking.store import ENTRY_TAG, MODEL_NAME, connect, fetched
 from pipeline.tracking.versions import artifact, find
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class _Chain:
 def registration(client: "MlflowClient", version: str) -> dict[str, Any]:
     """Returns what the record says of a new version: all its tags, long lists by their hash."""
     tags = find(client, version).tags
-    kept = {key: value for key, value in tags.items() if not is_entry(key) and key not in _DECIDED}
+    kept = {key: value for key, value in tags.items() if not (ENTRY_TAG.fullmatch(key) or key in _DECIDED)}
     return {key: sha256_bytes(value.encode()) if key in _HASHED else value for key, value in kept.items()}
 
 

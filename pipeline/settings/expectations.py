@@ -16,7 +16,6 @@ with warnings.catch_warnings():
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
 SUITE = Path(__file__).with_name("expectations.yaml")
-_SHOWN_ROWS = 10
 
 
 def check(manifest: pd.DataFrame, params: Params) -> dict[str, Any]:
@@ -93,6 +92,6 @@ def _result(definition: dict, raw: dict, ids: pd.Series) -> dict[str, Any]:
         "skipped": "",
         "checked": int(outcome.get("element_count") or len(ids)),
         "unexpected": int(outcome.get("unexpected_count") or 0),
-        "films": [str(ids.iloc[row]) for row in rows[:_SHOWN_ROWS]],
+        "films": [str(ids.iloc[row]) for row in rows[:10]],
         "error": (raw.get("exception_info") or {}).get("exception_message"),
     }

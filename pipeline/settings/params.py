@@ -30,11 +30,13 @@ Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Settings that belong together."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
-class Task(_Section):
+class Task(Section):
     """What is classified: the classes in label order and the finding of interest."""
 
     classes: tuple[str, ...] = Field(min_length=2)
@@ -47,7 +49,7 @@ class Task(_Section):
         return self
 
 
-class Run(_Section):
+class Run(Section):
     """What makes a run repeatable: seed, CPU threads, device and the processes of a training."""
 
     seed: Seed
@@ -56,14 +58,14 @@ class Run(_Section):
     device: Literal["auto", "cpu", "cuda"]
 
 
-class Validate(_Section):
+class Validate(Section):
     """Limits of the incoming films."""
 
     max_quarantined_share: Share
     min_side_px: Positive
 
 
-class DriftLimits(_Section):
+class DriftLimits(Section):
     """What an interval must exceed as a whole for a shift to be moderate or large."""
 
     moderate: Annotated[float, Field(ge=0)]
@@ -76,7 +78,7 @@ class DriftLimits(_Section):
         return self
 
 
-class Drift(_Section):
+class Drift(Section):
     """How far new data may lie from those of the champion; see openmed.monitoring.drift."""
 
     min_added_films: Positive
@@ -87,7 +89,7 @@ class Drift(_Section):
     ] = Field(min_length=5)
 
 
-class Split(_Section):
+class Split(Section):
     """Shares of the patients' films, near-duplicate limit in bits of 256, films allowed under two labels."""
 
     shares: dict[Literal["train", "validation", "calibration", "test"], Annotated[float, Field(gt=0, lt=1)]]
@@ -101,13 +103,13 @@ class Split(_Section):
         return self
 
 
-class Preprocess(_Section):
+class Preprocess(Section):
     """Side of the square input of each architecture, in pixels."""
 
     image_size_px: dict[str, Annotated[int, Field(ge=16, le=2048)]]
 
 
-class Resample(_Section):
+class Resample(Section):
     """How training rows are balanced."""
 
     strategy: Literal["over", "under", "weighted", "none"]
@@ -124,7 +126,7 @@ class Resample(_Section):
         return strategy
 
 
-class Head(_Section):
+class Head(Section):
     """First step: the head on the frozen backbone."""
 
     epochs: Count
@@ -132,7 +134,7 @@ class Head(_Section):
     oversampling: Literal["none", "smote"]
 
 
-class Finetune(_Section):
+class Finetune(Section):
     """Second step: the backbone's last blocks, or all of them."""
 
     epochs: Count
@@ -142,7 +144,7 @@ class Finetune(_Section):
     average_decay: Annotated[float, Field(ge=0, lt=1)]
 
 
-class Augment(_Section):
+class Augment(Section):
     """Largest random changes of training films; see openmed.training.settings.Augmentation."""
 
     rotate_degrees: Annotated[float, Field(ge=0, le=45)]
@@ -161,7 +163,7 @@ class Augment(_Section):
     flip: bool
 
 
-class Train(_Section):
+class Train(Section):
     """Training of one architecture."""
 
     timm_name: str
@@ -185,7 +187,7 @@ class Train(_Section):
 _OF_A_FINDING = {"target_sensitivity", "threshold_confidence", "threshold_of", "target_specificity", "floors"}
 
 
-class Evaluate(_Section):
+class Evaluate(Section):
     """Calibration, operating point, referrals, intervals and the floors that lower bounds must reach."""
 
     calibration: Literal["platt", "temperature", "isotonic", "none"]
@@ -213,26 +215,26 @@ class Evaluate(_Section):
         return self
 
 
-class Explain(_Section):
+class Explain(Section):
     """How many films of each outcome the report shows, and how many the map check uses."""
 
     examples: Positive
     checked_films: Positive
 
 
-class Triage(_Section):
+class Triage(Section):
     """How many films the sheet for reviewers shows."""
 
     shown_films: Annotated[int, Field(ge=1, le=500)]
 
 
-class Promotion(_Section):
+class Promotion(Section):
     """How much worse than the champion a challenger may be, on identical films."""
 
     margins: dict[Literal["auc", "sensitivity", "specificity"], Share]
 
 
-class Params(_Section):
+class Params(Section):
     """All settings of the pipeline."""
 
     task: Task

@@ -5,34 +5,30 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from pipeline.settings.params import Share
+from pipeline.settings.params import Section, Share
 from pipeline.settings.yaml_file import first_problem, read_settings
 
 PLAN_FILE = "change_plan.yaml"
 Text = Annotated[str, Field(min_length=1)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Modifications(_Part):
+class Modifications(Section):
     """What may change: in words, and as patterns of settings in params.yaml."""
 
     description: Text
     settings: tuple[str, ...]
 
 
-class Subgroups(_Part):
+class Subgroups(Section):
     """From how many films of a class on a group is judged, and what it must reach."""
 
     min_films: Annotated[int, Field(ge=5)]
     floors: dict[Literal["sensitivity", "specificity"], Share]
 
 
-class NetBenefit(_Part):
+class NetBenefit(Section):
     """Where clinicians would waver (threshold probability), how frequent the finding is, the least gain."""
 
     threshold_probability: Annotated[float, Field(gt=0, lt=1)]
@@ -42,7 +38,7 @@ class NetBenefit(_Part):
     above: Annotated[float, Field(ge=-1, lt=1)]
 
 
-class Stress(_Part):
+class Stress(Section):
     """Floors of the worst simulated site; what AUC a hidden border may cost, hidden lungs may leave."""
 
     # Plans of before there were simulated sites have max_loss instead, which judges nothing.
@@ -54,13 +50,13 @@ class Stress(_Part):
     max_auc_without_lungs: Share
 
 
-class ExternalSet(_Part):
+class ExternalSet(Section):
     """What an external set must show in each of its views; of one class only, a single share."""
 
     floors: dict[Literal["sensitivity", "specificity", "auc"], Share] = Field(min_length=1)
 
 
-class External(_Part):
+class External(Section):
     """Whether films from elsewhere must judge, which sets count, the fewest films of a class and view."""
 
     required: bool
@@ -68,7 +64,7 @@ class External(_Part):
     sets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")], ExternalSet]
 
 
-class Evaluation(_Part):
+class Evaluation(Section):
     """The least that every version must show."""
 
     floors: dict[Literal["sensitivity", "specificity", "auc"], Share] = Field(min_length=1)
@@ -87,7 +83,7 @@ class Evaluation(_Part):
     max_unlike: Share | None = None
     """The share of test films that may be referred as unlike; plans of before have none."""
     # Classes that must be looked for beside the first finding, each with the entries in which it differs.
-    findings: dict[Text, dict[str, Any]] = {}
+    findings: dict[Text, dict[str, Any]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _possible(self) -> "Evaluation":
@@ -105,7 +101,7 @@ class Evaluation(_Part):
         return Evaluation.model_validate(self.model_dump(exclude={"findings"}) | self.findings.get(name, {}))
 
 
-class Monitoring(_Part):
+class Monitoring(Section):
     """How the champion is watched on new films, and what puts it on hold."""
 
     films: Annotated[int, Field(ge=50)]
@@ -118,7 +114,7 @@ class Monitoring(_Part):
     error_rate: Annotated[float, Field(gt=0, le=0.2)] = 0.05
 
 
-class Protocol(_Part):
+class Protocol(Section):
     """How data, retraining, evaluation and update are done, and which roles let a version through."""
 
     data: Text
@@ -129,7 +125,7 @@ class Protocol(_Part):
     reviewers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z_]*$")], Text] = Field(min_length=1)
 
 
-class ChangePlan(_Part):
+class ChangePlan(Section):
     """The whole plan; see change_plan.yaml for the meaning of each entry."""
 
     modifications: Modifications

@@ -16,7 +16,6 @@ _GRAPH_FILE = "dvc.yaml"
 _OWNER_ALONE = 0o077
 # Programs differ in which of the two they read.
 _NO_PROXY = ("NO_PROXY", "no_proxy")
-_THIS_MACHINE = ("127.0.0.1", "localhost")
 
 _DEFAULTS = {
     # Nothing phones home.
@@ -117,11 +116,9 @@ def environment() -> None:
     What somebody has set stays; to NO_PROXY this machine is added.
     """
     os.umask(_OWNER_ALONE)
-    for name, value in (_DEFAULTS | without_proxy(os.environ)).items():
-        if name in _NO_PROXY:
-            os.environ[name] = value
-        else:
-            os.environ.setdefault(name, value)
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    os.environ.update(without_proxy(os.environ))
 
 
 def without_proxy(variables: Mapping[str, str]) -> dict[str, str]:
@@ -130,7 +127,7 @@ def without_proxy(variables: Mapping[str, str]) -> dict[str, str]:
     A proxy would get the tokens of calls that never leave this machine, and cannot reach it.
     """
     named = [host for name in _NO_PROXY for host in variables.get(name, "").split(",")]
-    hosts = ",".join(dict.fromkeys(filter(None, [*map(str.strip, named), *_THIS_MACHINE])))
+    hosts = ",".join(dict.fromkeys(filter(None, [*map(str.strip, named), "127.0.0.1", "localhost"])))
     return dict.fromkeys(_NO_PROXY, hosts)
 
 
@@ -143,14 +140,11 @@ def locked(what: str, *, wait_s: float = -1) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(state_folder() / f"{what}.lock", wait_s)
     try:
-        lock.acquire()
+        lock = FileLock(state_folder() / f"{what}.lock", wait_s).acquire()
     except Timeout:
         raise ResourceError(
             f"another command works on the {what}, for {wait_s:g} s by now: try again when it has ended"
         ) from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()

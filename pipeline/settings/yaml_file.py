@@ -63,11 +63,14 @@ def parse_yaml(text: str, source: str) -> Any:
     """Reads YAML from a text; `source` names it in errors. Raises as `read_yaml`."""
     # Of damaged input the loader lets through what Python says: a 13th month is a ValueError.
     damaged = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
+    depth = 0
     try:
         # Before it is composed: at 100,000 levels that ends the process.
-        if _depth(text) > _DEEPEST:
-            raise BadInput(f"{source} cannot be read as YAML: it is nested too deeply")
-        content = _composed(text)
+        for event in yaml.parse(text, Loader=_Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise BadInput(f"{source} cannot be read as YAML: it is nested too deeply")
+        content = yaml.load(text, Loader=_Loader)
     except damaged as error:
         raise BadInput(f"{source} cannot be read as YAML: {_one_line(error)}") from None
     _check_extent(content, source)
@@ -97,23 +100,6 @@ def first_problem(error: "ValidationError") -> str:
     """Says in a line what is wrong with the first wrong entry, and where."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
-
-
-def _composed(text: str) -> Any:
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
-
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if (deepest := max(deepest, depth)) > _DEEPEST:
-            break
-    return deepest
 
 
 def _check_extent(content: Any, source: str) -> None:

@@ -9,7 +9,6 @@ import httpx
 from openmed.errors import BadInput, ResourceError
 from pipeline.settings.variables import variables
 
-_TIMEOUT_S = 20
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # It would log the address, which is a secret.
 logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -32,7 +31,7 @@ def send_alert(text: str) -> bool:
     url = secret.get_secret_value()
     _check_address(url)
     try:
-        answer = httpx.post(url, json={"text": text}, timeout=_TIMEOUT_S, verify=ssl.create_default_context())
+        answer = httpx.post(url, json={"text": text}, timeout=20, verify=ssl.create_default_context())
         reason = "" if answer.is_success else str(answer.status_code)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = type(error).__name__

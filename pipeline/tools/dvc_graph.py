@@ -17,8 +17,6 @@ from openmed.errors import BadInput
 from pipeline.settings.yaml_file import read_mapping
 
 _TEMPLATE = re.compile(r"(?<!\\)\$\{(.*?)\}")
-_REFUSED = ("vars", "wdir")
-_PATH_LISTS = ("deps", "outs", "metrics", "plots")
 
 
 @dataclass(frozen=True)
@@ -29,9 +27,8 @@ class Stage:
         name: Its name as DVC writes it, such as `train@vit`.
         cmd: The command line; several commands are joined with ` && `.
         deps: Paths it reads, POSIX, relative to the folder of dvc.yaml.
-        outs: Paths it writes, metrics and plots included.
+        outs, metrics: Paths it writes, metrics and plots included; those that are metrics files.
         upstream: Names of the stages that write something it reads, in the order of dvc.yaml.
-        metrics: Those of its outputs that are metrics files.
     """
 
     name: str
@@ -54,7 +51,6 @@ def load_graph(path: Path) -> dict[str, Stage]:
     Raises:
         BadInput: The file is missing, is not YAML, or uses something that is not understood.
     """
-    path = Path(path)
     document = read_mapping(path)
     context = _context(document.get("vars") or [], path.parent)
     stages = [
@@ -125,11 +121,11 @@ def _foreach_items(name: str, data: Any) -> Iterator[tuple[str, Any, dict[str, s
 
 def _resolve(name: str, body: Mapping[str, Any], scope: Mapping[str, Any]) -> Stage:
     """Fills in one stage; `upstream` is found later, when all stages are known."""
-    for key in _REFUSED:
+    for key in ("vars", "wdir"):
         if key in body:
             raise BadInput(f"stage '{name}': '{key}' inside a stage is not supported, remove it")
     command = _fill(body.get("cmd", ""), scope)
-    paths = {kind: tuple(_paths(body.get(kind), scope)) for kind in _PATH_LISTS}
+    paths = {kind: tuple(_paths(body.get(kind), scope)) for kind in ("deps", "outs", "metrics", "plots")}
     return Stage(
         name=name,
         cmd=" && ".join(command) if isinstance(command, list) else str(command),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,24 @@ import yaml
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import write_text
-from pipeline.settings.yaml_file import parse_yaml, read_yaml
+from pipeline.settings.yaml_file import read_yaml
 
-_CHUNK_BYTES = 1 << 20
+_MD5 = partial(hashlib.md5, usedforsecurity=False)
 
 
 def read_pointer(path: Path) -> dict[str, Any]:
-    """Reads a .dvc file, such as data.dvc, as `parse_pointer`; BadInput too when it is not there."""
-    return _pointer(read_yaml(path), str(path))
+    """Reads a .dvc file, such as data.dvc, as `check_pointer`; BadInput too when it is not there."""
+    return check_pointer(read_yaml(path), str(path))
 
 
-def parse_pointer(text: str, source: str) -> dict[str, Any]:
-    """Reads the text of a .dvc file.
+def check_pointer(content: Any, source: str) -> dict[str, Any]:
+    """Returns the content of a .dvc file, which `source` names.
 
-    Returns:
-        Its content. `outs` holds one output or more, the first with an `md5`; `meta` is a mapping.
+    Its `outs` hold one output or more, the first with an `md5`; its `meta` is a mapping.
 
     Raises:
         BadInput: It is not what DVC writes.
     """
-    return _pointer(parse_yaml(text, source), source)
-
-
-def _pointer(content: Any, source: str) -> dict[str, Any]:
     content = content if isinstance(content, dict) else {}
     outs = content.get("outs")
     whole = isinstance(outs, list) and all(isinstance(out, dict) for out in outs)
@@ -76,22 +72,8 @@ def check_outputs(workspace: Path, lock: Mapping[str, Any], stage: str) -> None:
 def dvc_md5(path: Path) -> str:
     """Returns the md5 of a file or folder as DVC computes it."""
     if not path.is_dir():
-        return _md5(path)
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, _MD5).hexdigest()
     files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
-    return folder_md5({name: _md5(file) for name, file in files})
-
-
-def folder_md5(files: Mapping[str, str]) -> str:
-    """Returns DVC's md5 of a folder from the md5 of each file, by its path below the folder."""
-    listed = [{"md5": files[name], "relpath": name} for name in sorted(files)]
-    return (
-        hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
-    )
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    listed = [{"md5": dvc_md5(file), "relpath": name} for name, file in files]
+    return _MD5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from openmed.errors import BadInput, OpenMedError, ResourceError
 
-_OFFLINE = {"DVC_NO_ANALYTICS": "1"}
 DVC = (sys.executable, "-m", "dvc")
 # What git sets for a hook and what leads to another repository; identity and settings stay.
 _OF_A_HOOK = frozenset(
@@ -23,7 +22,8 @@ _OF_A_HOOK = frozenset(
 
 def environment() -> dict[str, str]:
     """Returns the environment without what a git hook tells of another repository: GIT_DIR and its like."""
-    return {key: value for key, value in os.environ.items() if key not in _OF_A_HOOK} | _OFFLINE
+    own = {key: value for key, value in os.environ.items() if key not in _OF_A_HOOK}
+    return own | {"DVC_NO_ANALYTICS": "1"}
 
 
 def run(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -61,9 +61,10 @@ def dvc(root: Path, *arguments: str) -> str:
     return _checked(root, ResourceError, *DVC, *arguments)
 
 
-def has_commit(root: Path) -> bool:
-    """Tells whether anything was ever committed in a checkout."""
-    return bool(git(root, "rev-list", "--all", "--max-count=1"))
+def check_commit(root: Path) -> None:
+    """Raises BadInput where nothing was ever committed in a checkout."""
+    if not git(root, "rev-list", "--all", "--max-count=1"):
+        raise BadInput(f"{root} has no commit yet: commit the project first")
 
 
 def check_branch(root: Path) -> None:
@@ -72,8 +73,7 @@ def check_branch(root: Path) -> None:
     Raises:
         BadInput: The checkout stands on no branch, or nothing was ever committed in it.
     """
-    if not has_commit(root):
-        raise BadInput(f"{root} has no commit yet: commit the project first")
+    check_commit(root)
     if git(root, "rev-parse", "--abbrev-ref", "HEAD") == "HEAD":
         raise BadInput(
             f"{root} stands on no branch (detached HEAD), where commits get lost: `git switch -c NAME`"

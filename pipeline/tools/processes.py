@@ -20,8 +20,6 @@ from openmed.files import read_json, write_json
 if TYPE_CHECKING:
     from psutil import Process
 
-_UP_ENDS_WITHIN_S = 45.0
-_COMPONENTS_END_WITHIN_S = 10.0
 _KILLED_WITHIN_S = 5.0
 
 
@@ -63,8 +61,6 @@ def down(home: Path) -> int:
     Raises:
         ResourceError: Something still runs.
     """
-    import psutil
-
     if not home.is_dir() or _is_free(home):
         return 0
     recorded = _recorded(home)
@@ -73,16 +69,12 @@ def down(home: Path) -> int:
     family = {*recorded.values()} | descendants(pids)
     if starter is not None:
         starter.terminate()
-        _wait(home, _UP_ENDS_WITHIN_S)
+        _wait(home, within_s=45)
     family |= descendants(pids) | _of_this_home(home)
     for pid in pids:
         signal_group(pid, signal.SIGTERM)
-    _wait(home, _COMPONENTS_END_WITHIN_S)
-    for process in family:
-        with suppress(psutil.Error):
-            if process.pid != os.getpid():
-                process.kill()
-    psutil.wait_procs(family, _KILLED_WITHIN_S)
+    _wait(home, within_s=10)
+    kill(family)
     if not _wait(home, _KILLED_WITHIN_S):
         raise ResourceError(f"the services of {home} still run: look for their processes and end them")
     return len(family) + (starter is not None)
@@ -97,6 +89,17 @@ def descendants(pids: Iterable[int]) -> "set[Process]":
         with suppress(psutil.Error):
             below.update(psutil.Process(pid).children(recursive=True))
     return below
+
+
+def kill(processes: "set[Process]") -> None:
+    """Ends processes by force, this one excepted, and waits for them."""
+    import psutil
+
+    for process in processes:
+        with suppress(psutil.Error):
+            if process.pid != os.getpid():
+                process.kill()
+    psutil.wait_procs(processes, _KILLED_WITHIN_S)
 
 
 def signal_group(group: int, number: int) -> bool:

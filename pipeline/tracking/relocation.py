@@ -36,8 +36,7 @@ def relocate(home: Path, experiment: str) -> None:
     if not file.is_file():
         return
     with closing(sqlite3.connect(file, timeout=_LOCK_WAIT_S)) as store, store:
-        before = _recorded(store, experiment)
-        if before is None or before == here.as_uri() or _is_same(before, here):
+        if (before := _elsewhere(store, experiment, here)) is None:
             return
         if not here.is_dir() and store.execute("SELECT count(*) FROM runs").fetchone()[0]:
             if local_path(before).is_dir():
@@ -54,8 +53,8 @@ def check_own_files(home: Path, experiment: str) -> None:
     """Refuses, by ResourceError, to add files to a store whose files lie elsewhere, in the original's."""
     file, here = home / STORE_FILE, home / ARTIFACTS
     with closing(sqlite3.connect(file, timeout=_LOCK_WAIT_S)) as store:
-        before = _recorded(store, experiment)
-    if before is not None and before != here.as_uri() and not _is_same(before, here):
+        before = _elsewhere(store, experiment, here)
+    if before is not None:
         raise _without_files(file, before, here)
 
 
@@ -68,19 +67,18 @@ def local_path(address: str) -> Path:
     return Path(url2pathname(address.removeprefix("file://")))
 
 
-def _is_same(address: str, folder: Path) -> bool:
-    """Tells whether an address is another name of a folder, by a link or a mount."""
-    recorded = local_path(address)
-    return recorded.is_dir() and folder.is_dir() and recorded.samefile(folder)
-
-
-def _recorded(store: sqlite3.Connection, experiment: str) -> str | None:
-    """Where the files were; None in an empty store and in one that keeps its files elsewhere."""
+def _elsewhere(store: sqlite3.Connection, experiment: str, here: Path) -> str | None:
+    """Where the files were if not `here`; None in an empty store and in one without a folder of its own."""
     if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
         return None
     query = "SELECT artifact_location FROM experiments WHERE name = ?"
-    found = store.execute(query, (experiment,)).fetchone()
-    return found[0] if found and found[0].startswith("file:") and found[0].endswith(f"/{ARTIFACTS}") else None
+    row = store.execute(query, (experiment,)).fetchone()
+    if not (row and row[0].startswith("file:") and row[0].endswith(f"/{ARTIFACTS}")):
+        return None
+    recorded = local_path(row[0])
+    # A link or a mount gives the same folder another name.
+    same = recorded.is_dir() and here.is_dir() and recorded.samefile(here)
+    return None if same or row[0] == here.as_uri() else row[0]
 
 
 def _rewrite(store: sqlite3.Connection, before: str, now: str) -> None:

@@ -17,8 +17,8 @@ def command(port: int) -> list[str]:
     """Returns the command of the server; the address of the store is in its environment."""
     # Artifacts logged past the server lie in this folder too, and the server reads them there.
     artifacts = ["--artifacts-destination", (project.home() / ARTIFACTS).as_uri()]
-    place = ["--host", LOOPBACK, "--port", str(port), "--workers", "1"]
-    return [sys.executable, "-m", "mlflow", "server", *artifacts, *place]
+    address = ["--host", LOOPBACK, "--port", str(port), "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "server", *artifacts, *address]
 
 
 def main(port: int) -> None:

@@ -96,13 +96,11 @@ def _client(mlflow: Any, uri: str) -> "MlflowClient":
 
 def search(client: "MlflowClient", query: str) -> Iterator["ModelVersion"]:
     """Gives all versions that a query finds, page after page."""
-    token = None
-    while True:
-        page = client.search_model_versions(query, max_results=1000, page_token=token)
+    page = client.search_model_versions(query, max_results=1000)
+    yield from page
+    while page.token:
+        page = client.search_model_versions(query, max_results=1000, page_token=page.token)
         yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def registered_model(client: "MlflowClient") -> "RegisteredModel | None":
@@ -180,8 +178,3 @@ def is_local(uri: str) -> bool:
 def without_password(uri: str) -> str:
     """Returns an address that may be shown and logged."""
     return re.sub(r"//[^/@]*@", "//", uri)
-
-
-def is_entry(tag: str) -> bool:
-    """Tells whether a tag of a version holds an entry."""
-    return ENTRY_TAG.fullmatch(tag) is not None

@@ -6,11 +6,11 @@ Hides MLflow's tags, aliases and error codes, and that its aliases let the last 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from openmed.errors import BadInput, IntegrityError
@@ -19,10 +19,10 @@ from pipeline.settings import project
 from pipeline.settings.variables import variables
 from pipeline.tracking.relocation import local_path
 from pipeline.tracking.store import (
+    ENTRY_TAG,
     MODEL_NAME,
     connect,
     fetch,
-    is_entry,
     is_local,
     registered_model,
     search,
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from mlflow.entities import RunInfo
     from mlflow.entities.model_registry import ModelVersion
 
-JUDGED = ("auc", "sensitivity", "specificity")
-_TOLD = (
+TAGGED_METRICS = ("auc", "sensitivity", "specificity")
+_TAGS = (
     *("architecture", "verdict", "decision", "approved_by", "approved_at"),
     *("run_key", "revision", "data_md5"),
 )
@@ -46,7 +46,6 @@ class Version:
     """One version of the model, as its tags say it; None where they do not.
 
     Attributes:
-        version: Its number.
         aliases: What points to it, sorted.
         created: When, ISO 8601 in UTC.
         run_id: The MLflow run that holds its evidence.
@@ -78,7 +77,8 @@ class Version:
     @classmethod
     def of(cls, version: "ModelVersion", aliases: Mapping[str, str]) -> "Version":
         """Takes what MLflow says of a version, and alias -> version."""
-        number, tags = str(version.version), {k: v for k, v in version.tags.items() if not is_entry(k)}
+        number = str(version.version)
+        tags = {key: value for key, value in version.tags.items() if not ENTRY_TAG.fullmatch(key)}
         created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
         return cls(
             number,
@@ -86,13 +86,9 @@ class Version:
             created.isoformat(timespec="seconds"),
             version.run_id,
             tags,
-            *(tags.get(key) for key in _TOLD),
-            *(_number(tags.get(key)) for key in JUDGED),
+            *(tags.get(key) for key in _TAGS),
+            *(_number(tags.get(key)) for key in TAGGED_METRICS),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the fields as JSON content."""
-        return asdict(self)
 
 
 def get_version(version: str) -> Version:
@@ -233,7 +229,7 @@ def find(client: "MlflowClient", version: str) -> "ModelVersion":
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-    known = sorted((int(found.version) for found in search(client, f"name = '{MODEL_NAME}'")), reverse=True)
+    known = sorted((int(each.version) for each in search(client, f"name = '{MODEL_NAME}'")), reverse=True)
     remedy = f"choose one of {', '.join(map(str, known[:10]))}" if known else "register a retraining first"
     raise BadInput(f"{MODEL_NAME} has no version {version}: {remedy}")
 

@@ -19,8 +19,9 @@ from openmed.errors import BadInput
 from openmed.intake.appending import append_films
 from openmed.intake.importing import ImportSummary, import_films
 from pipeline.settings.params import Params
+from pipeline.settings.yaml_file import parse_yaml
 from pipeline.tools.airflow_client import DATASET, running_airflow
-from pipeline.tools.dvc_lock import describe, parse_pointer
+from pipeline.tools.dvc_lock import check_pointer, describe
 from pipeline.tools.git import check_branch, dvc, git, push
 from pipeline.tools.terminal import progress
 from pipeline.versioning.dataset import own_remote
@@ -112,18 +113,16 @@ def _staged(
     """Imports the films beside the data, on their disk, so that films are moved and not copied."""
     with tempfile.TemporaryDirectory(prefix=".data.", dir=root) as scratch:
         staging = Path(scratch) / "new"
-        yield (
+        summary = import_films(
+            source,
             staging,
-            import_films(
-                source,
-                staging,
-                class_names=params.task.classes,
-                pseudonyms=pseudonyms(home),
-                every_class=False,
-                source_name=source_name,
-                patients_from=patients_from,
-            ),
+            class_names=params.task.classes,
+            pseudonyms=pseudonyms(home),
+            every_class=False,
+            source_name=source_name,
+            patients_from=patients_from,
         )
+        yield staging, summary
 
 
 def _record(
@@ -142,9 +141,12 @@ def _record(
     git(root, "commit", "--quiet", "--message", subject, "--", POINTER)
     revision = git(root, "rev-parse", "HEAD")
     say(f"Data version {revision[:10]}")
-    return replace(
-        done, revision=revision, pushed=pushed, announced=_announce(home, revision, done.added, say)
-    )
+    if (airflow := running_airflow(home)) is None:
+        say("No Airflow is running for this project: its next scheduled run takes the new version")
+    else:
+        airflow.emit(DATASET, {"revision": revision, "films": done.added})
+        say(f"Airflow at {airflow.url} was told: the retraining starts")
+    return replace(done, revision=revision, pushed=pushed, announced=airflow is not None)
 
 
 def count_unusable(folder: Path, films: pd.DataFrame, home: Path, params: Params) -> int:
@@ -168,16 +170,6 @@ def _describe(root: Path, params: Params) -> None:
     )
 
 
-def _announce(home: Path, revision: str, added: int, say: Callable[[str], None]) -> bool:
-    airflow = running_airflow(home)
-    if airflow is None:
-        say("No Airflow is running for this project: its next scheduled run takes the new version")
-        return False
-    airflow.emit(DATASET, {"revision": revision, "films": added})
-    say(f"Airflow at {airflow.url} was told: the retraining starts")
-    return True
-
-
 def log_versions(root: Path) -> list[DataVersion]:
     """Lists the data versions of the current branch, newest first.
 
@@ -192,12 +184,13 @@ def log_versions(root: Path) -> list[DataVersion]:
 
 
 def _version(root: Path, revision: str, date: str, subject: str) -> DataVersion | None:
+    source = f"{POINTER} of {revision}"
     try:
         text = git(root, "show", f"{revision}:{POINTER}")
     except BadInput:
         return None  # the commit took the pointer away
     try:
-        content = parse_pointer(text, f"{POINTER} of {revision}")
+        content = check_pointer(parse_yaml(text, source), source)
     except BadInput:
         return DataVersion(revision, date, subject, None, None, None, {})
     out, meta = content["outs"][0], content.get("meta", {})

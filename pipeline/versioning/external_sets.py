@@ -30,9 +30,8 @@ def external_sets(root: Path) -> dict[str, Path]:
         IntegrityError: A set is not the one that was added.
     """
     sets = {pointer.stem: pointer.with_suffix("") for pointer in pointers(root)}
-    folders = [path for path in (root / EXTERNAL).glob("[!.]*") if path.is_dir()]
-    for folder in folders:
-        if folder.name not in sets:
+    for folder in (root / EXTERNAL).glob("[!.]*"):
+        if folder.is_dir() and folder.name not in sets:
             raise BadInput(f"{folder} has no {pointer_of(folder).name}: use `openmed external add`")
     for folder in sets.values():
         if not folder.is_dir():

@@ -125,7 +125,7 @@ def _bring(vault: Path, section: Train, say: Say) -> bool:
         licence=weights.fetch_licence(fetched.source, fetched.revision),
         sha256=fetched.sha256,
         bytes=fetched.path.stat().st_size,
-        added_at=_now(),
+        added_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     put_in_vault(vault, fetched.path, entry)
     say(f"{name} is in the vault: {entry.source} at {str(entry.revision)[:10]}, licence {entry.licence}")
@@ -154,7 +154,7 @@ def _bring_champion(vault: Path, folder: Path, params: Params, source: str, say:
         licence=_licence_of_champion(spec.weights, held),
         sha256=sha256,
         bytes=(folder / WEIGHTS_FILE).stat().st_size,
-        added_at=_now(),
+        added_at=datetime.now(UTC).isoformat(timespec="seconds"),
         spec=spec.to_json(),
     )
     put_in_vault(vault, folder / WEIGHTS_FILE, entry)
@@ -267,7 +267,3 @@ def _pin(root: Path, params_file: Path, kind: str) -> list[str]:
             changed[name] = entry.sha256
     set_values(params_file, {f"train.{name}.weights_sha256": sha256 for name, sha256 in changed.items()})
     return list(changed)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

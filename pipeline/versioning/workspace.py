@@ -21,12 +21,11 @@ from openmed.errors import BadInput, OpenMedError, ResourceError
 from openmed.files import atomic_path, read_json, write_json, write_text
 from pipeline.settings.project import checkpoint_folder
 from pipeline.settings.yaml_file import read_yaml
-from pipeline.tools.git import DVC, git, git_folder, has_commit, own_worktree_setting, run
+from pipeline.tools.git import DVC, check_commit, git, git_folder, own_worktree_setting, run
 from pipeline.versioning.external_sets import pointers
 
 DATA_FILE = "data.dvc"
 WEIGHTS_POINTER = "weights.dvc"
-_SECONDS_PER_DAY = 86_400
 # Sections of DVC's settings of which there may be several.
 _NAMED = ("remote", "machine", "db")
 
@@ -107,7 +106,7 @@ def retire(repo: Path, path: Path) -> list[Path]:
 
 def prune(repo: Path, home: Path, keep_days: float) -> list[Path]:
     """Removes the workspaces of runs that began more than `keep_days` days ago, and returns these."""
-    oldest = time.time() - keep_days * _SECONDS_PER_DAY
+    oldest = time.time() - keep_days * 86_400
     records = sorted((Path(home).resolve() / "runs").glob("*.json"))
     old = [record for record in records if record.stat().st_mtime < oldest]
     removed = _removed(repo, old)
@@ -139,14 +138,14 @@ def set_values(path: Path, values: Mapping[str, Any]) -> None:
         BadInput: The file has no such key, or cannot be read; nothing is changed then.
     """
     read_yaml(path)
-    text, places = path.read_text(encoding="utf-8"), {}
+    text, replacements = path.read_text(encoding="utf-8"), {}
     for dotted, value in values.items():
         node = _node(yaml.compose(text), dotted)
         if node is None:
             raise BadInput(f"{path.name} has no setting '{dotted}'; name one that it holds")
         # JSON is YAML, and quotes a text that YAML would take for a number.
-        places[node.start_mark.index, node.end_mark.index] = json.dumps(value)
-    for (start, end), new in sorted(places.items(), reverse=True):
+        replacements[node.start_mark.index, node.end_mark.index] = json.dumps(value)
+    for (start, end), new in sorted(replacements.items(), reverse=True):
         # A key without a value, which is null, has its place right behind the colon.
         text = text[:start] + (" " if text[start - 1] == ":" else "") + new + text[end:]
     if values:
@@ -209,8 +208,7 @@ def _pinned_commit(repo: Path, revision: str, path: Path) -> str:
             raise BadInput(f"{repo} is not a git checkout; scheduled runs need one") from None
         if "not found on this machine" in str(error):
             raise
-        if not has_commit(repo):
-            raise BadInput(f"{repo} has no commit yet: commit the project first") from None
+        check_commit(repo)
         raise BadInput(f"revision '{revision}' is not in {repo}; fetch it or choose another") from None
     write_json(record, {"revision": revision, "commit": commit})
     return commit
@@ -231,6 +229,7 @@ def _is_at(repo: Path, path: Path, commit: str) -> bool:
 
 def _share_cache(repo: Path, path: Path) -> None:
     """Points the workspace at the cache and the remotes of the main checkout."""
+    from configobj import ConfigObj
     from dvc.config import Config, merge
 
     main = Config(dvc_dir=str(repo / ".dvc"))
@@ -242,18 +241,12 @@ def _share_cache(repo: Path, path: Path) -> None:
         local["remote"].setdefault(name, {})["url"] = remote["url"]
     local["cache"]["dir"] = str(Path(main["cache"].get("dir") or repo / ".dvc" / "cache").resolve())
     local["cache"]["type"] = ",".join(link_types())
-    _write_settings(path / ".dvc" / "config.local", local)
-
-
-def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Writes settings as DVC reads them; DVC itself writes ASCII alone and fails on a path with an umlaut."""
-    from configobj import ConfigObj
-
-    sections = {name: values for name, values in settings.items() if values and name not in _NAMED}
+    sections = {name: values for name, values in local.items() if values and name not in _NAMED}
     for kind in _NAMED:
-        sections |= {f'{kind} "{name}"': values for name, values in settings[kind].items()}
+        sections |= {f'{kind} "{name}"': values for name, values in local[kind].items()}
+    # DVC itself writes ASCII alone and fails on a path with an umlaut.
     content = ConfigObj(sections, encoding="utf-8")
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+    with atomic_path(path / ".dvc" / "config.local") as temporary, temporary.open("wb") as stream:
         temporary.chmod(0o600)
         content.write(stream)
 

@@ -34,11 +34,8 @@ _NOTHING = Interval(math.nan, math.nan, math.nan)
 def drift_checks(shifts: "list[Shift] | None", limit: str, error: float, confidence: float) -> Iterator[Gate]:
     """Checks shifts; None where the films of the training were not stored.
 
-    Args:
-        shifts: The shifts, with intervals of `confidence`.
-        limit: moderate or large.
-        error: The error that all of them together may make.
-        confidence: Coverage of the intervals; their lower limits are drawn out to that of the look.
+    Their intervals have the coverage `confidence`; the lower limits are drawn out to that of the look, in
+    which all of them together may make the `error`. The limit is moderate or large.
     """
     if shifts is None:
         reason = "The films that it was trained on were not stored with it: no drift can be measured."
@@ -78,17 +75,15 @@ def expected_checks(
     """Checks what is expected; what lies surely below a floor is a warning."""
     for name, floor in plan.floors.items():
         title, interval = f"expected {NAMES[name]}", estimates[name]
-        if reason := _unjudged(title, interval, counts[name], ""):
-            yield _check(title, interval, floor, INSUFFICIENT, reason)
-        elif interval.high < floor:
+        reason = _unjudged(title, interval, counts[name], "")
+        verdict = INSUFFICIENT if reason else WARNING if interval.high < floor else PASS
+        if verdict == WARNING:
             reason = (
                 f"The {title} is {interval.value:.3f}, at most {interval.high:.3f}, below the plan's "
                 f"{floor:g}; an estimate, with the finding on {estimates['share'].value:.0%} of the films. "
                 "Labels decide."
             )
-            yield _check(title, interval, floor, WARNING, reason)
-        else:
-            yield _check(title, interval, floor, PASS, _floor_words(title, interval, floor))
+        yield _check(title, interval, floor, verdict, reason or _floor_words(title, interval, floor))
 
 
 def measured(subject: Subject, films: "pd.DataFrame") -> "tuple[dict[str, Estimate], dict[str, float]]":
@@ -110,13 +105,8 @@ def measured_checks(
 ) -> Iterator[Gate]:
     """Checks what labels show: against the plan's floors, and against what its own test films showed.
 
-    Args:
-        way: "measured" on labels that came, or "sampled" on films that were drawn to be labelled.
-        subject: The champion.
-        films: The films with labels.
-        plan: How it is watched.
-        error: What all of these checks together may err.
-        problem: Why none of them can be judged; empty where they can.
+    The way is "measured" on labels that came, or "sampled" on films that were drawn to be labelled. All of
+    these checks together may make the `error`; a `problem` says why none of them can be judged.
     """
     from openmed.monitoring.sampled_performance import difference
 
@@ -127,18 +117,16 @@ def measured_checks(
     confidences = {key: 1 - 2 * error * part / sum(parts.values()) for key, part in parts.items()}
     for name, floor in plan.floors.items():
         title, interval = f"{way} {NAMES[name]}", estimates[name].interval(confidences["floor", name])
-        if reason := _unjudged(title, interval, counts[name], problem):
-            yield _check(title, interval, floor, INSUFFICIENT, reason)
-        else:
-            verdict = FAIL if interval.high < floor else PASS
-            yield _check(title, interval, floor, verdict, _floor_words(title, interval, floor))
+        unjudged = _unjudged(title, interval, counts[name], problem)
+        verdict = INSUFFICIENT if unjudged else FAIL if interval.high < floor else PASS
+        yield _check(title, interval, floor, verdict, unjudged or _floor_words(title, interval, floor))
     for name, loss in losses.items():
         title = f"{way} {NAMES[name]}, less that of the test films"
         interval = difference(estimates[name], subject.test[name], confidences["loss", name])
-        if reason := _unjudged(title, interval, counts[name], problem):
-            yield _check(title, interval, -loss, INSUFFICIENT, reason)
-        else:
-            yield _loss_check(f"{way} {NAMES[name]}", title, interval, subject.test[name].value, loss)
+        unjudged = _unjudged(title, interval, counts[name], problem)
+        verdict = INSUFFICIENT if unjudged else FAIL if interval.high < -loss else PASS
+        words = _loss_words(f"{way} {NAMES[name]}", interval, subject.test[name].value, loss)
+        yield _check(title, interval, -loss, verdict, unjudged or words)
 
 
 def referral_check(
@@ -193,15 +181,11 @@ def _drift_check(shift: "Shift", accepted: float, at_look: float) -> Gate:
     return _check(f"drift of {shift.aspect}", interval, accepted, FAIL if failed else PASS, words)
 
 
-def _loss_check(name: str, title: str, interval: Interval, test: float, loss: float) -> Gate:
+def _loss_words(name: str, interval: Interval, test: float, loss: float) -> str:
     words = f"The {name} lies {interval.value:+.3f} from the {test:.3f} of its test films"
-    failed = interval.high < -loss
-    reason = (
-        f"{words}, at best {interval.high:+.3f}: surely more than the accepted loss of {loss:g}."
-        if failed
-        else f"{words}; it goes on hold where surely more than {loss:g} is lost."
-    )
-    return _check(title, interval, -loss, FAIL if failed else PASS, reason)
+    if interval.high < -loss:
+        return f"{words}, at best {interval.high:+.3f}: surely more than the accepted loss of {loss:g}."
+    return f"{words}; it goes on hold where surely more than {loss:g} is lost."
 
 
 def _unjudged(title: str, interval: Interval, films: float, problem: str) -> str:

@@ -46,13 +46,9 @@ def judge(
 ) -> Judgement:
     """Judges a champion on its latest films.
 
-    Args:
-        subject: The champion.
-        plan: How it is watched.
-        films: The latest films, as the log has them.
-        reference: The films that it was trained on; None where they were not stored.
-        labelled: Way ("measured", "sampled") -> films with labels in a column `truth`.
-        looks: The looks so far; they spend one error rate.
+    The films are as the log has them; `reference` holds those that it was trained on, None where they were
+    not stored, and `labelled` way ("measured", "sampled") -> films with labels in a column `truth`. All
+    `looks` spend one error rate.
     """
     enough = films["patient"].nunique() >= plan.min_patients
     made: list[Gate] = []

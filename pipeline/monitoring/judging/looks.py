@@ -18,25 +18,18 @@ _PART = {LABELS: 0.95, LOOKS: 0.05}
 
 
 class Looks:
-    """The looks at one version so far.
-
-    Args:
-        path: The file that keeps them; None keeps them in memory.
-    """
+    """The looks at one version so far, kept in a file; None keeps them in memory."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._looks: list[dict[str, Any]] = read_json(path)["looks"] if path and path.exists() else []
 
     def error(self, purse: str, what: str, judged: Iterable[str], planned: int, rate: float) -> float:
-        """Returns the error that a look may make, and remembers it.
+        """Returns the error that a look may make, of the rate of all looks together, and remembers it.
 
-        Args:
-            purse: `LABELS` or `LOOKS`: what shares one part of the rate.
-            what: What is looked at; a look is compared with earlier ones of the same name.
-            judged: Names, by content, of what is judged.
-            planned: The films that the plan judges a version on.
-            rate: The error rate of all looks together.
+        What one purse pays for, `LABELS` or `LOOKS`, shares one part of the rate. A look is compared with
+        earlier ones at the same `what`, by the names, from their content, of what is judged; the plan judges
+        a version on `planned` films.
         """
         names = sorted({name[:16] for name in judged})
         digest = sha256_bytes("".join(names).encode())

@@ -10,7 +10,6 @@ from pipeline.evaluation.rules import Rules
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
 
     from openmed.monitoring.prior_shift import Known
     from openmed.monitoring.sampled_performance import Estimate
@@ -22,9 +21,7 @@ class Subject:
     """A champion that is watched.
 
     Attributes:
-        version: Its version.
-        positive: The finding.
-        threshold: Its operating point.
+        positive, threshold: The finding, and its operating point (0..1).
         rules: How patients are resampled.
         params: Content of its params.yaml.
         test: What it did on its test films: auc, sensitivity, specificity.
@@ -69,25 +66,19 @@ class Subject:
 
 
 def _referred(evidence: "Evidence", having: "np.ndarray") -> tuple[float, float] | None:
-    spec = evidence.spec
-    if spec.abstention is None and spec.novelty is None:
-        return None
-    refer = _refer(evidence, evidence.test)
-    # A class without test films says nothing of how often it is referred.
-    without, positive = (float(refer[side].mean()) if side.any() else 0.0 for side in (~having, having))
-    return without, positive
-
-
-def _refer(evidence: "Evidence", films: "pd.DataFrame") -> "np.ndarray":
     import numpy as np
 
     from openmed.inference.referral import unclear_films
     from openmed.inference.session import called_classes
 
-    spec = evidence.spec
+    spec, films = evidence.spec, evidence.test
+    if spec.abstention is None and spec.novelty is None:
+        return None
     probabilities = films[[f"probability_{name}" for name in spec.class_names]].to_numpy()
     called = called_classes(spec, probabilities, spec.threshold)
     refer = np.array([bool(each) for each in unclear_films(spec, probabilities, called)])
     if spec.novelty is not None and "distance" in films:
         refer |= np.asarray(spec.novelty.unlike(films["distance"]), bool)
-    return refer
+    # A class without test films says nothing of how often it is referred.
+    without, positive = (float(refer[side].mean()) if side.any() else 0.0 for side in (~having, having))
+    return without, positive

@@ -8,8 +8,6 @@ from pipeline.monitoring.judging.checks import WARNING
 if TYPE_CHECKING:
     from pipeline.settings.plan import Monitoring
 
-_ASKED_AT_ONCE = 50
-
 
 def sentence(version: str, checks: list[Gate], seen: tuple[int, int, int], plan: "Monitoring") -> str:
     """Says in one sentence what the checks found, and what they could not find.
@@ -23,7 +21,11 @@ def sentence(version: str, checks: list[Gate], seen: tuple[int, int, int], plan:
     if failed := _reasons(checks, FAIL):
         return f"{scope} is outside the limits of its change plan: {failed}{missing}."
     if doubtful := _reasons(checks, WARNING):
-        return f"{scope} may be outside the limits of its change plan: {doubtful}{missing}. {ask(plan)}"
+        enough = max(50, plan.min_patients)
+        return (
+            f"{scope} may be outside the limits of its change plan: {doubtful}{missing}. Nothing is held by "
+            f"that; label {enough} films: openmed live ask {enough}."
+        )
     if patients < plan.min_patients:
         return f"{scope} cannot be judged yet: the plan asks for {plan.min_patients} patients."
     if unknown:
@@ -33,12 +35,6 @@ def sentence(version: str, checks: list[Gate], seen: tuple[int, int, int], plan:
         )
     rest = "" if labelled else "; no film has a label, so its performance was not measured"
     return f"{scope} stays within the limits of its change plan{rest}."
-
-
-def ask(plan: "Monitoring") -> str:
-    """Says how many films to label, and with what command they are drawn."""
-    films = max(_ASKED_AT_ONCE, plan.min_patients)
-    return f"Nothing is held by that; label {films} films: openmed live ask {films}."
 
 
 def _reasons(checks: list[Gate], verdict: str) -> str:

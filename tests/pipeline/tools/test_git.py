@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from openmed.errors import BadInput, ResourceError
-from pipeline.tools.git import check_branch, dvc, git, has_commit
+from pipeline.tools.git import check_branch, check_commit, dvc, git
 
 
 @pytest.fixture
@@ -21,11 +21,11 @@ def repo(tmp_path, monkeypatch):
 
 
 def test_only_a_branch_with_a_commit_takes_new_commits(repo):
-    assert not has_commit(repo)
-    with pytest.raises(BadInput, match="has no commit yet: commit the project first"):
-        check_branch(repo)
+    for check in (check_commit, check_branch):
+        with pytest.raises(BadInput, match="has no commit yet: commit the project first"):
+            check(repo)
     git(repo, "commit", "--quiet", "--allow-empty", "--message", "first")
-    assert has_commit(repo)
+    check_commit(repo)
     check_branch(repo)
     git(repo, "checkout", "--quiet", "--detach")
     with pytest.raises(BadInput, match=r"detached HEAD.*`git switch -c NAME`"):
