@@ -5,6 +5,7 @@ killed try leaves behind.
 """
 
 import json
+import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -95,14 +96,13 @@ def _parent_run(
 ) -> "Run":
     """Finds or makes the run that stands for the retraining, and logs what all candidates share."""
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
-    found = client.search_runs([experiment], f"tags.run_key = '{run_key}' and tags.kind = 'retraining'")
-    if found:
-        known = found[0].data.tags["revision"]
-        if known != revision:
+    runs = client.search_runs([experiment], f"tags.run_key = '{run_key}' and tags.kind = 'retraining'")
+    if runs:
+        parent = runs[0]
+        if (known := parent.data.tags["revision"]) != revision:
             raise BadInput(
                 f"run key {run_key} was registered at revision {known}, not {revision}: use a new key"
             )
-        parent = found[0]
     else:
         tags = {"kind": "retraining", "run_key": run_key, "revision": revision, "data_md5": done.data_md5}
         tags["started_by"] = started_by or ""
@@ -136,21 +136,15 @@ def _versions(client: "MlflowClient", parent: "Run", done: Retraining) -> tuple[
 
 def _existing(client: "MlflowClient", run_key: str, candidate: Candidate) -> str | None:
     """Finds the version that an earlier try registered for the very same model."""
-    wanted = {
-        "architecture": candidate.architecture,
-        "weights_sha256": candidate.weights_sha256,
-        "spec_sha256": candidate.spec_sha256,
-    }
-    for found in search(client, f"name = '{MODEL_NAME}' and tags.run_key = '{run_key}'"):
-        if wanted.items() <= found.tags.items():
-            return str(found.version)
-    return None
+    wanted = {key: getattr(candidate, key) for key in ("architecture", "weights_sha256", "spec_sha256")}
+    versions = search(client, f"name = '{MODEL_NAME}' and tags.run_key = '{run_key}'")
+    return next((str(each.version) for each in versions if wanted.items() <= each.tags.items()), None)
 
 
 def _discard_unfinished(client: "MlflowClient", parent: "Run", architecture: str) -> None:
     """Deletes the child runs of an earlier, killed try that never became a version."""
     query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.architecture = '{architecture}'"
-    registered = {found.run_id for found in search(client, f"name = '{MODEL_NAME}'")}
+    registered = {version.run_id for version in search(client, f"name = '{MODEL_NAME}'")}
     for run in client.search_runs([parent.info.experiment_id], query):
         if run.info.run_id not in registered:
             client.set_terminated(run.info.run_id, "KILLED")
@@ -198,15 +192,15 @@ def _candidate(
 
 def _described(candidate: Candidate) -> dict[str, str]:
     """Returns what a candidate says of itself, as tags of its version."""
+    own = ("architecture", "verdict", "weights_sha256", "spec_sha256")
+    measured = next(iter(candidate.metrics.findings.values()))
+    auc = measured.validation.auc
     return {
-        "architecture": candidate.architecture,
-        "verdict": candidate.verdict,
-        "weights_sha256": candidate.weights_sha256,
-        "spec_sha256": candidate.spec_sha256,
-        "threshold": str(candidate.metrics["threshold"]),
-        "validation_auc": str(candidate.metrics["validation"]["auc"]),
+        **{key: getattr(candidate, key) for key in own},
+        "threshold": str(measured.threshold),
+        "validation_auc": str(None if math.isnan(auc) else auc),
         "validation_rank": str(candidate.rank[0]),
-        **{name: str(candidate.metrics["test"][name]["value"]) for name in TAGGED_METRICS},
+        **{name: str(getattr(measured.test, name).to_json()["value"]) for name in TAGGED_METRICS},
     }
 
 

@@ -40,11 +40,10 @@ def stage_parent(done: Retraining, folder: Path) -> list[str]:
         "validate/summary.json": artifacts / "validate" / "summary.json",
         "validate/expectations.html": artifacts / "validate" / "expectations.html",
     }
-    drift = artifacts / "drift"
+    drift, manifest = artifacts / "drift", artifacts / "validate" / "manifest.parquet"
+    compared = read_json(drift / "drift.json") if (drift / "drift.json").is_file() else None
     # A page about another version of the data may lie there; what was compared is said by its hash.
-    if (drift / "drift.json").is_file() and read_json(drift / "drift.json")["manifest_sha256"] == sha256_file(
-        artifacts / "validate" / "manifest.parquet"
-    ):
+    if compared is not None and compared["manifest_sha256"] == sha256_file(manifest):
         texts |= {f"drift/{name}": drift / name for name in ("drift.json", "drift.html")}
     withheld = _copy_texts(done, texts, folder)
     (folder / "split").mkdir()
@@ -54,10 +53,7 @@ def stage_parent(done: Retraining, folder: Path) -> list[str]:
 
 
 def stage_candidate(
-    done: Retraining,
-    candidate: Candidate,
-    against: "Mapping[str, Scored | Unscored]",
-    folder: Path,
+    done: Retraining, candidate: Candidate, against: "Mapping[str, Scored | Unscored]", folder: Path
 ) -> tuple[dict[str, str], list[str]]:
     """Copies the evidence on one candidate into a folder.
 
@@ -89,10 +85,9 @@ def stage_candidate(
     elsewhere = _pseudonymous(elsewhere, done.external_pseudonyms())
     elsewhere.to_parquet(folder / EXTERNAL_PREDICTIONS, index=False)
     # Validation and calibration films have shaped the model too: they count as seen.
-    seen = done.films.loc[
-        done.films["split"].isin(["train", "validation", "calibration"]), ["sha256", "split"]
-    ]
-    seen.reset_index(drop=True).to_parquet(folder / "training_films.parquet", index=False)
+    seen = done.films[done.films["split"].isin(["train", "validation", "calibration"])]
+    seen = seen[["sha256", "split"]].reset_index(drop=True)
+    seen.to_parquet(folder / "training_films.parquet", index=False)
     for name, earlier in against.items():
         earlier.save(folder, name)
     return hashes_below(folder), withheld
@@ -129,7 +124,8 @@ def log_numbers(client: "MlflowClient", run_id: str, done: Retraining, candidate
     name, now_ms = candidate.architecture, int(time.time() * 1000)
     client.log_batch(run_id, params=[Param(key, text) for key, text in settings(done.params, name).items()])
     history = done.workspace / "artifacts" / "train" / name / "history.csv"
-    metrics = [Metric(key, value, now_ms, step) for key, step, value in numbers(candidate.metrics, history)]
+    measured = numbers(read_json(candidate.folder / "metrics.json"), history)
+    metrics = [Metric(key, value, now_ms, step) for key, step, value in measured]
     for start in range(0, len(metrics), _METRICS_PER_CALL):
         client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
 
@@ -146,11 +142,11 @@ def settings(params: Mapping[str, Any], architecture: str) -> dict[str, str]:
 
 def numbers(metrics: Mapping[str, Any], history: Path) -> list[tuple[str, int, float]]:
     """Returns name, step and value of everything measured on a candidate and during its training."""
-    found = {"best_validation_auc": metrics["validation"]["auc"]} | dict(_measured("test", metrics["test"]))
+    values = {"best_validation_auc": metrics["validation"]["auc"]} | dict(_measured("test", metrics["test"]))
     further = metrics.get("findings", {})
     for name, plain in _plain_names(further).items():
-        found |= dict(_measured(plain, further[name]["test"]))
-    return [(key, 0, float(value)) for key, value in found.items() if value is not None] + _course(history)
+        values |= dict(_measured(plain, further[name]["test"]))
+    return [(key, 0, float(value)) for key, value in values.items() if value is not None] + _course(history)
 
 
 def _plain_names(findings: Iterable[str]) -> dict[str, str]:
@@ -158,12 +154,12 @@ def _plain_names(findings: Iterable[str]) -> dict[str, str]:
 
     A number tells apart what would be alike otherwise, or be taken for something else that is logged.
     """
-    found = {}
-    for place, name in enumerate(findings, start=1):
+    names = {}
+    for number, name in enumerate(findings, start=1):
         plain = re.sub(r"^\.|[^\w\-. :]", "_", name)[:_LONGEST_NAME]
         alone = plain == name and name not in _LOGGED and not re.search(r" \d+$", name)
-        found[name] = plain if alone else f"{plain} {place}"
-    return found
+        names[name] = plain if alone else f"{plain} {number}"
+    return names
 
 
 def _measured(prefix: str, test: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:

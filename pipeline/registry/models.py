@@ -118,11 +118,11 @@ def check_files(client: "MlflowClient", version: "ModelVersion") -> None:
     """Refuses a version of whose stored model any file, MLflow's own too, was changed, added or lost."""
     what, number = f"version {version.version}", str(version.version)
     with _fetched(_location(client, version.tags["model_id"]), what) as folder:
-        found = {path: digest for path, digest in hashes_below(folder).items() if path != _META_FILE}
+        hashes = {path: digest for path, digest in hashes_below(folder).items() if path != _META_FILE}
         # MLflow writes this file into a local store when it loads a version; it has nothing else to say.
         if (folder / _META_FILE).exists() and not _names_version(folder / _META_FILE, number):
             raise IntegrityError(f"{_META_FILE} of {what} does not name it: restore it from the backup")
-        check_hashes(found, json.loads(version.tags["model_files"]), what)
+        check_hashes(hashes, json.loads(version.tags["model_files"]), what)
 
 
 def _names_version(path: Path, version: str) -> bool:

@@ -8,11 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from openmed.errors import IntegrityError
 from openmed.files import read_json, read_table
+from openmed.gates.gate import gates_to_json
+from pipeline.evaluation.judgement import (
+    METHODS,
+    called_films,
+    describe_external,
+    judge_findings,
+    unlike_limit,
+    with_thresholds,
+)
+from pipeline.evaluation.rules import Rules
 from pipeline.registry.evidence import EXTERNAL_METRICS, EXTERNAL_PREDICTIONS
-from pipeline.registry.models import stored
-from pipeline.registry.retraining import of_each_finding
+from pipeline.registry.models import check_model
 from pipeline.settings.yaml_file import read_yaml
 from pipeline.tracking.versions import artifact
 
@@ -22,7 +33,6 @@ if TYPE_CHECKING:
 
     from openmed.fitted.spec import ModelSpec
     from openmed.metrics.intervals import Interval
-    from pipeline.evaluation.rules import Rules
 
 
 def same(now: Mapping[str, Any], recorded: Mapping[str, Any], what: str) -> None:
@@ -51,11 +61,7 @@ def close(now: Any, recorded: Any, what: str) -> None:
 
 def check_verdict(version: "ModelVersion", folder: Path) -> None:
     """Computes threshold, metrics and gates anew from the predictions among the evidence in a folder."""
-    from openmed.gates.gate import gates_to_json
-    from pipeline.evaluation.judgement import METHODS, called_films, judge_findings
-    from pipeline.evaluation.rules import Rules
-
-    what, spec = f"version {version.version}", _spec(version)
+    what, spec = f"version {version.version}", check_model(str(version.version))
     predictions, params = read_table(folder / "predictions.parquet"), read_yaml(folder / "params.yaml")
     metrics, gates = read_json(folder / "metrics.json"), read_json(folder / "gates.json")
     _check_scores(predictions, spec, what)
@@ -80,16 +86,7 @@ def check_verdict(version: "ModelVersion", folder: Path) -> None:
         raise IntegrityError(f"the verdict on {what} is {verdict}, not {version.tags['verdict']}")
 
 
-def _spec(version: "ModelVersion") -> "ModelSpec":
-    from openmed.inference.checkpoint import read_spec
-
-    with stored(str(version.version)) as folder:
-        return read_spec(folder)[0]
-
-
 def _check_scores(films: "pd.DataFrame", spec: "ModelSpec", what: str) -> None:
-    import numpy as np
-
     scores = spec.probabilities(films[[f"logit_{name}" for name in spec.class_names]].to_numpy())
     if not np.allclose(scores[:, spec.positive_index], films["score"], atol=1e-6, rtol=0):
         raise IntegrityError(f"the scores of {what} are not those of its logits and its calibration")
@@ -98,18 +95,16 @@ def _check_scores(films: "pd.DataFrame", spec: "ModelSpec", what: str) -> None:
 def _check_fitted(
     predictions: "pd.DataFrame",
     spec: "ModelSpec",
-    rules: "Mapping[str, Rules]",
+    rules: Mapping[str, Rules],
     metrics: Mapping[str, Any],
     what: str,
 ) -> None:
     """Chooses thresholds and the limit of novelty again from the calibration films."""
-    from pipeline.evaluation.judgement import unlike_limit, with_thresholds
-
     if tuple(rules) != spec.findings:
-        looked_for = ", ".join(rules)
-        raise IntegrityError(f"params.yaml of {what} looks for {looked_for}, but its model does not")
+        findings = ", ".join(rules)
+        raise IntegrityError(f"params.yaml of {what} looks for {findings}, but its model does not")
     again = with_thresholds(predictions, spec, rules)
-    for each in of_each_finding(metrics):
+    for each in _of_each_finding(metrics):
         frozen, chosen = (of.of_finding(each["positive"]).threshold for of in (spec, again))
         if not chosen == frozen == each["threshold"]:
             raise IntegrityError(
@@ -123,22 +118,24 @@ def _check_fitted(
 def _check_measured(
     intervals: "Mapping[str, Mapping[str, Interval]]", metrics: Mapping[str, Any], what: str
 ) -> None:
-    recorded = {each["positive"]: each["test"] for each in of_each_finding(metrics)}
+    recorded = {each["positive"]: each["test"] for each in _of_each_finding(metrics)}
     for name, own in intervals.items():
         values = {key: each.to_json() for key, each in own.items()}
         shown = {key: recorded[name][key] for key in own} if name in recorded else {}
         close(values, shown, f"metrics.json of {what}")
 
 
+def _of_each_finding(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What metrics.json says of each finding, the first first."""
+    return [metrics, *metrics.get("findings", {}).values()]
+
+
 def check_external(version: "ModelVersion") -> None:
     """Computes anew what is said of films from elsewhere."""
-    from pipeline.evaluation.judgement import METHODS, describe_external
-    from pipeline.evaluation.rules import Rules
-
     # Versions of before there were external sets have none.
     if EXTERNAL_METRICS not in json.loads(version.tags["evidence"]):
         return
-    what, spec = f"version {version.version}", _spec(version)
+    what, spec = f"version {version.version}", check_model(str(version.version))
     names = (EXTERNAL_METRICS, EXTERNAL_PREDICTIONS, "params.yaml")
     metrics, predictions, params = (artifact(str(version.version), name) for name in names)
     films, sets = read_table(predictions), read_json(metrics)["sets"]

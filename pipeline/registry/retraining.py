@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, read_table, sha256_bytes, sha256_file
 from pipeline.evaluation.judgement import set_digest
+from pipeline.evaluation.metrics_file import Metrics
 from pipeline.settings.plan import PLAN_FILE, load_plan
 from pipeline.settings.yaml_file import read_mapping
 from pipeline.tools.dvc_lock import check_outputs, read_pointer
@@ -34,7 +35,7 @@ class Candidate:
 
     architecture: str
     folder: Path
-    metrics: dict[str, Any]
+    metrics: Metrics
     verdict: str
     weights_sha256: str
     spec_sha256: str
@@ -47,20 +48,20 @@ class Candidate:
         for stage in ("evaluate", "external"):
             check_outputs(workspace, lock, f"{stage}@{architecture}")
         folder = workspace / "artifacts" / "evaluate" / architecture
-        metrics, gates = read_json(folder / "metrics.json"), read_json(folder / "gates.json")
+        metrics, gates = Metrics.read(folder / "metrics.json"), read_json(folder / "gates.json")
         spec, expected = read_spec(folder / "model")
-        found = sha256_file(folder / "model" / WEIGHTS_FILE)
-        if not found == expected == metrics["model"]["weights_sha256"]:
+        weights = sha256_file(folder / "model" / WEIGHTS_FILE)
+        if not weights == expected == metrics.model["weights_sha256"]:
             raise IntegrityError(
                 f"{folder} was evaluated with other weights than it holds: run evaluate again"
             )
-        points = {each["positive"]: each["threshold"] for each in of_each_finding(metrics)}
+        points = {name: each.threshold for name, each in metrics.findings.items()}
         if spec.threshold is None or {spec.positive: spec.threshold, **spec.further_thresholds} != points:
             raise IntegrityError(
                 f"{folder} was evaluated at another threshold than its model has: run it again"
             )
         digest = sha256_file(folder / "model" / SPEC_FILE)
-        return cls(architecture, folder, metrics, gates["verdict"], found, digest)
+        return cls(architecture, folder, metrics, gates["verdict"], weights, digest)
 
     @property
     def external(self) -> Path:
@@ -76,11 +77,11 @@ class Candidate:
         best.
         """
         shares, aucs = [], []
-        for found in of_each_finding(self.metrics):
-            worst = found["sites"]["validation"]["worst"]
-            own = [_known(worst[name]["value"]) for name in ("sensitivity", "specificity")]
+        for measured in self.metrics.findings.values():
+            worst = measured.sites["validation"].worst
+            own = [_known(worst[name].value) for name in ("sensitivity", "specificity")]
             shares.append(sum(own) / len(own))
-            aucs.append(_known(found["validation"]["auc"]))
+            aucs.append(_known(measured.validation.auc))
         return min(shares), min(aucs)
 
 
@@ -147,19 +148,14 @@ class Retraining:
         )
 
 
-def of_each_finding(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What metrics.json says of each finding, the first first."""
-    return [metrics, *metrics.get("findings", {}).values()]
-
-
 def _numbered(films: "pd.DataFrame", letter: str) -> dict[str, str]:
     # A hash of the identifier could be undone by trying all identifiers there are.
     first = films.groupby("patient")["id"].min().sort_values()
     return {patient: f"{letter}{number:06d}" for number, patient in enumerate(first.index, start=1)}
 
 
-def _known(value: float | None) -> float:
-    return -math.inf if value is None or math.isnan(value) else value
+def _known(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
 
 
 def films_of(workspace: Path) -> "pd.DataFrame":

@@ -3,13 +3,12 @@
 Hides how films are read, checked against the manifest and put through a model in batches.
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import read_json, read_table, write_json
+from openmed.files import read_json, read_table, sha256_bytes, write_json
 from pipeline.ledger import champion, first_champion
 from pipeline.registry.models import load
 from pipeline.registry.retraining import EXTERNAL_PREDICTIONS, external_films_of, films_of
@@ -105,8 +104,9 @@ def film_scores(model: "BaseModel", data: Path, films: "pd.DataFrame") -> "pd.Da
     for start in range(0, len(films), _BATCH_FILMS):
         batch = []
         for film in films.iloc[start : start + _BATCH_FILMS].itertuples():
-            content = (Path(data) / film.path).read_bytes() if (Path(data) / film.path).is_file() else b""
-            if hashlib.sha256(content).hexdigest() != film.sha256:
+            file = Path(data) / film.path
+            content = file.read_bytes() if file.is_file() else b""
+            if sha256_bytes(content) != film.sha256:
                 raise IntegrityError(
                     f"film {film.id} was changed after it was validated: run the pipeline again"
                 )

@@ -74,8 +74,8 @@ class _Chain:
 def registration(client: "MlflowClient", version: str) -> dict[str, Any]:
     """Returns what the record says of a new version: all its tags, long lists by their hash."""
     tags = find(client, version).tags
-    kept = {key: value for key, value in tags.items() if not (ENTRY_TAG.fullmatch(key) or key in _DECIDED)}
-    return {key: sha256_bytes(value.encode()) if key in _HASHED else value for key, value in kept.items()}
+    own = {key: value for key, value in tags.items() if not (ENTRY_TAG.fullmatch(key) or key in _DECIDED)}
+    return {key: sha256_bytes(value.encode()) if key in _HASHED else value for key, value in own.items()}
 
 
 def verify(version: str) -> list[Link]:
@@ -84,12 +84,12 @@ def verify(version: str) -> list[Link]:
         # No decision is made while record, tags and aliases are read. What takes long is checked without the
         # lock: whoever asks for the champion would wait for it.
         with locked("record"):
-            found = find(client, version)
+            registered = find(client, version)
             try:
                 entries = record.read(client)
             except IntegrityError as error:
                 return [Link("record of decisions", str(error))]
-            chain = _Chain(client, entries, found, alias_problem(entries))
+            chain = _Chain(client, entries, registered, alias_problem(entries))
         links = [Link("record of decisions", None)]
         for name, check in _LINKS.items():
             links.append(Link(name, _problem(check, chain)))
@@ -122,10 +122,8 @@ def _problem(check: Callable[[_Chain], None], chain: _Chain) -> str | None:
 
 
 def _registration(chain: _Chain) -> None:
-    entry = next(
-        (each for each in chain.entries if (each.event, each.version) == (record.REGISTERED, chain.number)),
-        None,
-    )
+    wanted = (record.REGISTERED, chain.number)
+    entry = next((each for each in chain.entries if (each.event, each.version) == wanted), None)
     if entry is None:
         raise IntegrityError(f"the record knows no registration of {chain.what}: register it again")
     same(registration(chain.client, chain.number), entry.content, f"tag %s of {chain.what}")
@@ -157,12 +155,12 @@ def _evidence(chain: _Chain) -> None:
             if entry.event == record.SHOWN and entry.version == chain.number:
                 shown |= {entry.content["path"]: entry.content["sha256"], **entry.content.get("pictures", {})}
         # A page whose entry was never written was shown to nobody.
-        found = {
+        hashes = {
             path: digest
             for path, digest in hashes_below(folder).items()
             if path in shown or not path.startswith(f"{REVIEWS}/")
         }
-        check_hashes(found, json.loads(chain.version.tags["evidence"]) | shown, chain.what)
+        check_hashes(hashes, json.loads(chain.version.tags["evidence"]) | shown, chain.what)
         params = read_yaml(folder / "params.yaml")
         measured = numbers(read_json(folder / "metrics.json"), folder / "history.csv")
     same(dict(run.data.params), settings(params, chain.version.tags["architecture"]), "setting %s in MLflow")
@@ -180,10 +178,6 @@ def _evidence(chain: _Chain) -> None:
         )
 
 
-def _model(chain: _Chain) -> None:
-    check_files(chain.client, chain.version)
-
-
 def _control(chain: _Chain) -> None:
     """The stored model, asked again on the films that lay nearest its threshold."""
     from openmed.inference.control import CONTROL_FILE, check_control
@@ -195,10 +189,6 @@ def _control(chain: _Chain) -> None:
 def _verdict(chain: _Chain) -> None:
     with _files_of(chain.client, chain.version.run_id) as folder:
         check_verdict(chain.version, folder)
-
-
-def _external(chain: _Chain) -> None:
-    check_external(chain.version)
 
 
 def _decisions(chain: _Chain) -> None:
@@ -224,10 +214,10 @@ _LINKS: dict[str, Callable[[_Chain], None]] = {
     "registration": _registration,
     "data, code, settings and split": _origin,
     "evidence": _evidence,
-    "model": _model,
+    "model": lambda chain: check_files(chain.client, chain.version),
     "control set": _control,
     "verdict": _verdict,
-    "films from elsewhere": _external,
+    "films from elsewhere": lambda chain: check_external(chain.version),
     "decisions": _decisions,
     "aliases": _alias,
 }
