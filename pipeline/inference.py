@@ -54,10 +54,8 @@ def predict_films(ensemble: Ensemble, paths: Sequence[Path]) -> Iterator[FilmAns
     if ensemble.is_mean:
         _frozen_threshold(ensemble)
     for part in _batches(paths):
-        films = list(
-            ordered_map(lambda path: read_squares(path, ensemble.sizes_px, ensemble.min_side_px), part)
-        )
-        yield from film_answers(ensemble, answer(ensemble, _by_size(ensemble, films)))
+        squares = ordered_map(lambda path: read_squares(path, ensemble.sizes_px, ensemble.min_side_px), part)
+        yield from film_answers(ensemble, answer(ensemble, _by_size(ensemble, list(squares))))
 
 
 @dataclass(frozen=True)
@@ -112,15 +110,9 @@ class SourceResult:
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as plain values, those of the first finding beside them."""
         first, *further = [(name, each.to_json()) for name, each in self.findings.items()]
-        counted = {"n": self.n, "patients": self.patients, "unusable": self.unusable}
-        others = {name: getattr(self, name) for name in ("confusion", "referred", "runtime")}
-        return {
-            **counted,
-            **first[1],
-            "findings": dict(further),
-            **others,
-            "recognised": self.recognised.to_json(),
-        }
+        content = {**vars(self), "findings": dict(further), "recognised": self.recognised.to_json()}
+        counted = {name: content.pop(name) for name in ("n", "patients", "unusable")}
+        return counted | first[1] | content
 
 
 def evaluate_source(
@@ -189,11 +181,7 @@ def threshold_on(ensemble: Ensemble, source: Path, target_sensitivity: float) ->
 def explain_film(model: BaseModel, path: Path, out: Path, finding: str | None = None) -> list[Path]:
     """Writes the film's heat map for a finding (default: the first), one JPEG for each method.
 
-    Args:
-        model: The model to explain.
-        path: A film file.
-        out: The picture to write; further methods get their name before the suffix.
-        finding: The class that the map speaks for.
+    Further methods get their name before the suffix of `out`.
 
     Returns:
         The written files, the primary method first.
@@ -262,18 +250,17 @@ def _score_source(ensemble: Ensemble, source: Path, patients_from: str) -> _Scor
             usable = [(film, squares) for film, squares in decoded if squares is not None]
             if usable:
                 squares = [squares for _, squares in usable]
-                found = answer(ensemble, _by_size(ensemble, squares))
-                parts.append(found.probabilities)
-                referred += found.referred
+                answers = answer(ensemble, _by_size(ensemble, squares))
+                parts.append(answers.probabilities)
+                referred += answers.referred
                 labels += [spec.class_names.index(film.label) for film, _ in usable]
                 patients += [film.patient for film, _ in usable]
             for _ in part:
                 tick()
     if not labels:
         raise BadInput(f"none of the {len(films)} films in {source} can be used")
-    unusable = len(films) - len(labels)
-    every = np.concatenate(parts)
-    return _Scored(np.array(labels), patients, every, referred, unusable, listing.recognised)
+    scored = np.array(labels), patients, np.concatenate(parts), referred
+    return _Scored(*scored, len(films) - len(labels), listing.recognised)
 
 
 def _batches(items: Sequence) -> Iterator[Sequence]:

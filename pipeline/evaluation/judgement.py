@@ -152,18 +152,17 @@ def describe_external(
         by their content; `unlike`, the share of films referred as unlike those that the model learnt from,
         where it tells; and `findings`, the same of each further finding, where there are some.
     """
-    found = {}
+    sets = {}
     for name, films in predictions.groupby("set", sort=True):
         shown = {each: _describe_set(films, spec, each, rules) for each in spec.findings}
-        found[str(name)] = {"sha256": set_digest(films), **shown.pop(spec.positive)}
+        content = sets[str(name)] = {"sha256": set_digest(films), **shown.pop(spec.positive)}
         if shown:
-            found[str(name)]["findings"] = shown
+            content["findings"] = shown
         # Models of before have no limit, and evidence of before no distances.
         if spec.novelty is not None and "distance" in films:
             unlike = spec.novelty.unlike(films["distance"])
-            share = clustered_share(unlike, patient_numbers(films), rules.confidence)
-            found[str(name)]["unlike"] = share.to_json()
-    return found
+            content["unlike"] = clustered_share(unlike, patient_numbers(films), rules.confidence).to_json()
+    return sets
 
 
 def _describe_set(

@@ -56,8 +56,8 @@ def logits_and_distances(
         return np.concatenate([model.logits(batch) for batch in batches]), None
     logits, distances = [], []
     for batch in batches:
-        found, features = model.examine(batch)
-        logits.append(found)
+        part, features = model.examine(batch)
+        logits.append(part)
         distances.append(model.statistics.distances(np.concatenate(features, axis=1)))
     return np.concatenate(logits), np.concatenate(distances)
 
@@ -72,7 +72,6 @@ def novelty_check(rules: Rules, spec: "ModelSpec", films: "pd.DataFrame") -> Unl
     """How many films are unlike, with an interval over patients; None where the model tells none."""
     if spec.novelty is None:
         return None
-    unlike = spec.novelty.unlike(films["distance"])
+    novelty, unlike = spec.novelty, spec.novelty.unlike(films["distance"])
     referred = clustered_share(unlike, patient_numbers(films), rules.confidence)
-    beyond = int(unlike.sum())
-    return Unlike(spec.novelty.share, spec.novelty.limit, spec.novelty.patients, beyond, referred)
+    return Unlike(novelty.share, novelty.limit, novelty.patients, int(unlike.sum()), referred)

@@ -86,11 +86,11 @@ def _check_promise(having: "pd.DataFrame", name: str, rules: Rules) -> None:
     if rules.threshold_confidence is None:
         return
     needed = patients_needed(rules.target_sensitivity, rules.threshold_confidence)
-    if (found := having["patient"].nunique()) < needed:
+    if (count := having["patient"].nunique()) < needed:
         raise BadInput(
             f"{name}: a sensitivity of {rules.target_sensitivity:g} can be promised with confidence "
             f"{rules.threshold_confidence:g} only from at least {needed} calibration patients with {name}, "
-            f"found {found}: give more, or lower evaluate.target_sensitivity or evaluate.threshold_confidence"
+            f"found {count}: give more, or lower evaluate.target_sensitivity or evaluate.threshold_confidence"
         )
 
 

@@ -35,13 +35,12 @@ def check_classes(films: "pd.DataFrame", params: "Params") -> None:
     Raises:
         BadInput: One sentence names the class, the split, what was found and needed.
     """
+    classes = params.task.classes
     missing = [
-        (need, name, found)
+        (need, name, count)
         for need in _needs(params)
-        for name, found in zip(
-            params.task.classes, _counts(films, need, len(params.task.classes)), strict=True
-        )
-        if found < need.number
+        for name, count in zip(classes, _counts(films, need, len(classes)), strict=True)
+        if count < need.number
     ]
     if missing:
         raise BadInput(_sentence(missing, params.split.shares))
@@ -78,8 +77,8 @@ def _counts(films: "pd.DataFrame", need: _Need, classes: int) -> list[int]:
 
 def _sentence(missing: Sequence[tuple[_Need, str, int]], shares: Mapping[Any, float]) -> str:
     parts = [
-        f"{name} has {_number(found, f'{need.split} {need.unit}')} and {need.what} needs {need.number}"
-        for need, name, found in missing
+        f"{name} has {_number(count, f'{need.split} {need.unit}')} and {need.what} needs {need.number}"
+        for need, name, count in missing
     ]
     settings = ["split.shares", *dict.fromkeys(need.setting for need, _, _ in missing if need.setting)]
     # In the shares of the split, a class must have so many in all.
@@ -100,10 +99,10 @@ def _check_training_films(films: "pd.DataFrame", params: "Params") -> None:
     """Refuses fewer training films than the limit of films unlike them is learnt from; copies count once."""
     if params.evaluate.unlike_share is None:
         return
-    found = films.loc[films["split"] == "train", "id"].str[:16].nunique()
+    count = films.loc[films["split"] == "train", "id"].str[:16].nunique()
     needed = fewest_training_films(len(params.task.classes))
-    if found < needed:
+    if count < needed:
         raise BadInput(
-            f"the train split has {_number(found, 'film')} without copies, and {needed} are needed to tell "
+            f"the train split has {_number(count, 'film')} without copies, and {needed} are needed to tell "
             "films unlike them: give more films, change split.shares or set evaluate.unlike_share to null"
         )

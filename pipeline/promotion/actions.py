@@ -48,14 +48,11 @@ def show(version: str, *, workspace: Path, refused: Sequence[Judgement] = ()) ->
 def judge_in_turn(
     versions: Sequence[str], *, workspace: Path | None = None
 ) -> tuple[Judgement, list[Judgement]]:
-    """Judges the versions of one retraining until one passes; those refused before it are rejected.
+    """Judges the versions of one retraining, as ranked on validation films, until one passes.
 
-    Each is a look at the test films and counted as one. The last version of all is not rejected here: whoever
-    asks for the decision does it. Where the workspace still exists, pages are stored as `show` does.
-
-    Args:
-        versions: In the order in which they were ranked on validation films.
-        workspace: As for `gate`.
+    Those refused before it are rejected. Each is a look at the test films and counted as one. The last
+    version of all is not rejected here: whoever asks for the decision does it. Where the workspace still
+    exists, pages are stored as `show` does.
 
     Returns:
         The judgement of the version that passed, or of the last one; and those of the ones before it.
@@ -81,13 +78,8 @@ def promote(
 ) -> ledger.Entry:
     """Makes a version the champion if it passes its gates now; see `pipeline.ledger.promote`.
 
-    Args:
-        version: The version that was reviewed.
-        approved_by: Role -> who said yes in it.
-        comment: Why; may be empty.
-        expected_champion: As for `pipeline.ledger.promote`.
-        expected_model: As for that; `model_sha256` of the gate that was shown.
-        workspace: As for `gate`.
+    Approved by says role -> who said yes in it; the expected model is `model_sha256` of the gate that was
+    shown, the workspace as for `gate`.
     """
     return ledger.promote(
         version,

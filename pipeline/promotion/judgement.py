@@ -46,9 +46,9 @@ class Judgement:
     limits: list[str]
     reviewers: Mapping[str, str]
     started_by: str | None
-    films_markdown: str
-    report: str | None
-    review: str | None
+    films_markdown: str = ""
+    report: str | None = None
+    review: str | None = None
     table_markdown: str = ""
 
     def to_json(self) -> dict[str, Any]:

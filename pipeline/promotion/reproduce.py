@@ -75,12 +75,12 @@ def _run(folder: Path, stage: str) -> None:
 
 
 def _compared(folder: Path, version: str, tags: dict[str, str]) -> dict[str, Any]:
-    found = _values(folder / "metrics.json")
+    rerun = _values(folder / "metrics.json")
     recorded = _values(registry.artifact(version, "metrics.json"))
     weights = sha256_file(folder / "model" / "weights.safetensors")
     if weights == tags["weights_sha256"]:
         agreement = SAME_BITS
-    elif found.keys() == recorded.keys() and all(_near(found[name], recorded[name]) for name in recorded):
+    elif rerun.keys() == recorded.keys() and all(_near(rerun[name], recorded[name]) for name in recorded):
         agreement = SAME_METRICS
     else:
         agreement = DIFFERENT
@@ -88,7 +88,7 @@ def _compared(folder: Path, version: str, tags: dict[str, str]) -> dict[str, Any
         "version": version,
         "agreement": agreement,
         "weights_sha256": {"recorded": tags["weights_sha256"], "found": weights},
-        "metrics": {name: {"recorded": recorded[name], "found": found.get(name)} for name in recorded},
+        "metrics": {name: {"recorded": recorded[name], "found": rerun.get(name)} for name in recorded},
     }
 
 
@@ -103,7 +103,7 @@ def _values(path: Path) -> dict[str, float | None]:
     return {name: None if isnan(value) else value for name, value in values.items()}
 
 
-def _near(found: float | None, recorded: float | None) -> bool:
-    if found is None or recorded is None:
-        return found is recorded
-    return abs(found - recorded) <= METRIC_TOLERANCE
+def _near(rerun: float | None, recorded: float | None) -> bool:
+    if rerun is None or recorded is None:
+        return rerun is recorded
+    return abs(rerun - recorded) <= METRIC_TOLERANCE

@@ -45,11 +45,6 @@ class Case:
         champion = "" if self.score_champion is None else f" · champion {self.score_champion:.3f}"
         return f"{self.label} · this version {self.score:.3f}{champion} · film {self.id}"
 
-    def of_finding(self, name: str) -> "Case":
-        """Returns the case with the finding in the captions of its maps."""
-        film, *maps = self.pictures
-        return replace(self, pictures=(film, *((f"{caption}, {name}", image) for caption, image in maps)))
-
     @property
     def images(self) -> list[tuple[str, str]]:
         """Caption and picture, as an address that holds it."""
@@ -212,9 +207,11 @@ def _groups(
 ) -> list[Group]:
     """Films of each way to disagree on the finding, what harms most first."""
     films = evidence.test if champion is None else champion.films
-    asked = {name: model for name, model in models.items() if name == _OWN or champion is not None}
     sources, finding = registry.films_of(workspace).set_index("id"), evidence.spec.positive
     several, groups = len(evidence.spec.findings) > 1, []
+    # A film may be shown for several findings, each with maps of its own.
+    of_which = f", {finding}" if several else ""
+    asked = {f"{name}{of_which}": models[name] for name in models if name == _OWN or champion is not None}
     for title, kind, where, lowest_first in _ways(films, evidence, champion):
         some = films[where].sort_values(["score", "id"], ascending=[lowest_first, True])
         cases = _cases(some, evidence.spec.class_names)
@@ -222,11 +219,7 @@ def _groups(
             replace(case, pictures=_pictures(case.id, sources.loc[case.id], asked, finding, workspace))
             for case in islice(cases, _SHOWN)
         ]
-        if several:
-            # A film may be shown for several findings, each with maps of its own.
-            shown = [case.of_finding(finding) for case in shown]
-            title = f"{finding}: {title}"
-        groups.append(Group(title, kind, shown, list(cases)))
+        groups.append(Group(f"{finding}: {title}" if several else title, kind, shown, list(cases)))
     return groups
 
 
@@ -237,10 +230,7 @@ def _ways(
     has = films["label"] == evidence.spec.positive_index
     flagged = films["score"] >= evidence.spec.operating_point
     if champion is None:
-        return (
-            ("Missed", "miss", has & ~flagged, True),
-            ("False alarms", "alarm", ~has & flagged, False),
-        )
+        return ("Missed", "miss", has & ~flagged, True), ("False alarms", "alarm", ~has & flagged, False)
     before = films["score_other"] >= champion.threshold
     return (
         ("New misses: the champion flags them", "miss", has & ~flagged & before, True),

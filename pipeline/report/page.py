@@ -170,36 +170,31 @@ def _charts(films: pd.DataFrame, spec: ModelSpec, measured: FindingMetrics) -> d
         name: films.loc[films["label"] == index, "score"].to_numpy()
         for index, name in enumerate(spec.class_names)
     }
+    histogram = score_chart(scores, spec.operating_point, spec.positive)
+    reliability = reliability_chart(points["reliability"], points["reliability_softmax"])
     charts = {
         "Receiver operating characteristic": roc_chart(points["roc"], measured.test),
-        "Scores of the test films; the line is the threshold": score_chart(
-            scores, spec.operating_point, spec.positive
-        ),
+        "Scores of the test films; the line is the threshold": histogram,
         "Precision and recall": precision_recall_chart(points["precision_recall"]),
-        "Reliability of the probabilities; larger dots are more films": reliability_chart(
-            points["reliability"], points["reliability_softmax"]
-        ),
+        "Reliability of the probabilities; larger dots are more films": reliability,
     }
     return {title: picture(svg, "svg+xml") for title, svg in charts.items()}
 
 
 def _map_checks(explanation: dict, method: str) -> list[dict]:
     """The rows of the table that shows how the maps of a method were checked."""
-    found, limits = explanation["faithfulness"][method], explanation["limits"]
-    rows = []
-    for name, (done, must, (measured, against)) in _MAP_CHECKS.items():
-        value = found[against] if against in found else limits[measured]
-        rows.append(
-            {
-                "done": done,
-                "must": must,
-                "measured": found[measured],
-                "against": value,
-                "bound": "" if against in found else against,
-                "passed": name not in found["failed"],
-            }
-        )
-    return rows
+    check, limits = explanation["faithfulness"][method], explanation["limits"]
+    return [
+        {
+            "done": done,
+            "must": must,
+            "measured": check[measured],
+            "against": check[against] if against in check else limits[measured],
+            "bound": "" if against in check else against,
+            "passed": name not in check["failed"],
+        }
+        for name, (done, must, (measured, against)) in _MAP_CHECKS.items()
+    ]
 
 
 def _examples(architecture: str, explanation: dict) -> dict[str, list[dict]]:

@@ -20,12 +20,7 @@ _TOOLS = (
 
 
 def render(template: str, **content: Any) -> str:
-    """Fills a template of the folder beside this file.
-
-    Args:
-        template: File name, e.g. expectations.html.
-        content: What the template shows. Text is escaped.
-    """
+    """Fills a template of the folder beside this file, such as expectations.html; text is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

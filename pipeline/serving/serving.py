@@ -93,10 +93,11 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    columns = {name: [row[name] for row in rows] for name in _COLUMNS}
     # Left to itself, pandas would turn some of what is missing into NaN.
     kinds = {name: float if name in ("probability", "threshold") else object for name in _COLUMNS}
-    return pd.DataFrame({name: pd.Series(columns[name], dtype=kinds[name]) for name in _COLUMNS})
+    return pd.DataFrame(
+        {name: pd.Series([row[name] for row in rows], dtype=kinds[name]) for name in _COLUMNS}
+    )
 
 
 def _decoded(image: object, row: int, spec: ModelSpec) -> np.ndarray:

@@ -187,27 +187,17 @@ def abstention(params: Params, spec: ModelSpec, films: pd.DataFrame) -> Abstenti
     Raises:
         BadInput: A class has too few patients among them.
     """
-    if params.evaluate.abstention_coverage is None:
+    if (coverage := params.evaluate.abstention_coverage) is None:
         return None
-    return fit_abstention(
-        films["label"],
-        _probabilities(films, spec),
-        patient_numbers(films),
-        params.evaluate.abstention_coverage,
-    )
+    return fit_abstention(films["label"], _probabilities(films, spec), patient_numbers(films), coverage)
 
 
 def abstention_check(rules: Rules, spec: ModelSpec, films: pd.DataFrame) -> Abstained | None:
     """How often films are referred, and whether the coverage holds."""
     if spec.abstention is None:
         return None
-    check = check_abstention(
-        spec.abstention,
-        films["label"],
-        _probabilities(films, spec),
-        patient_numbers(films),
-        rules.confidence,
-    )
+    judged = films["label"], _probabilities(films, spec), patient_numbers(films)
+    check = check_abstention(spec.abstention, *judged, rules.confidence)
     coverage = dict(zip(spec.class_names, check.coverage, strict=True))
     return Abstained(coverage, check.referred, check.accuracy_of_decided, spec.abstention.coverage)
 

@@ -34,19 +34,19 @@ def run(params: Params, architecture: str) -> None:
     predictions = read_table(folder("evaluate", architecture) / "predictions.parquet")
     test = predictions[predictions["split"] == "test"].reset_index(drop=True)
     target, primary = folder("explain", architecture), methods(model)[0]
-    found = {name: _explain_finding(model, test, name, params, target) for name in model.spec.findings}
+    explained = {name: _explain_finding(model, test, name, params, target) for name in model.spec.findings}
     content = {
         "architecture": architecture,
         "primary_method": primary,
         "layer": model.spec.explanation_layer,
         "limits": LIMITS,
-        **found[model.spec.positive],
+        **explained[model.spec.positive],
     }
-    if further := {name: found[name] for name in model.spec.further_thresholds}:
+    if further := {name: explained[name] for name in model.spec.further_thresholds}:
         content["findings"] = further
     write_json(target / "explain.json", content)
     write_text(target / "report.html", build_report(params, architecture, model.spec, content))
-    for name, own in found.items():
+    for name, own in explained.items():
         check = own["faithfulness"][primary]
         print(
             f"explain {architecture}: {name}, {len(own['examples'])} films; maps "

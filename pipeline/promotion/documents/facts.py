@@ -119,11 +119,11 @@ class Facts:
         return self.of_each(trust)
 
 
-def _measured(found: Interval) -> str | None:
-    if isnan(found.value):
+def _measured(metric: Interval) -> str | None:
+    if isnan(metric.value):
         return None
-    limits = "" if isnan(found.low) else f" ({found.low:.3f} to {found.high:.3f})"
-    return f"{found.value:.3f}{limits}"
+    limits = "" if isnan(metric.low) else f" ({metric.low:.3f} to {metric.high:.3f})"
+    return f"{metric.value:.3f}{limits}"
 
 
 def _group_lines(asked: Evidence) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from openmed.files import read_table
 from openmed.gates.gate import FAIL, INSUFFICIENT, NOT_SHOWN, Gate, judge_difference
 from openmed.gates.power import films_for_margin
+from openmed.metrics.intervals import paired_difference
 from pipeline import registry
 from pipeline.promotion.gates.evidence import Evidence
 from pipeline.promotion.gates.external import external_films, measurable
@@ -86,12 +87,9 @@ def _compare(
 ) -> dict[str, Comparison]:
     """The comparison of each finding."""
     findings = evidence.spec.findings
-    if other is None:
-        sentence = "There is no champion to compare with." if role is CHAMPION else ""
-        return dict.fromkeys(findings, Comparison([], sentence))
-    if other == evidence.version:
-        sentence = "This version is the champion." if role is CHAMPION else ""
-        return dict.fromkeys(findings, Comparison([], sentence))
+    if other is None or other == evidence.version:
+        why = "There is no champion to compare with." if other is None else "This version is the champion."
+        return dict.fromkeys(findings, Comparison([], why if role is CHAMPION else ""))
     scored = _scored(evidence.files, other, workspace, role)
     if isinstance(scored, registry.Scored) and (dropped := scored.thresholds.keys() - set(findings)):
         names = ", ".join(sorted(dropped))
@@ -111,10 +109,8 @@ def _compare_finding(evidence: Evidence, scored: registry.Scored, role: _Role) -
     scores = own.test[["id", "sha256", "score"]]
     both = evidence.test.merge(scores, on="id", suffixes=("", "_other"), validate="one_to_one")
     if missing := len(evidence.test) - len(both):
-        note = (
-            f"{role.title} {other} has no scores for {missing} of {len(evidence.test)} test films: register "
-        )
-        return Comparison(None, _sentence(f"{note}them again."))
+        lack = f"has no scores for {missing} of {len(evidence.test)} test films: register them again."
+        return Comparison(None, _sentence(f"{role.title} {other} {lack}"))
     compared = _on_fresh_films(evidence, other, both, own.thresholds[finding], role)
     return _with_external(compared, evidence, own.external, role)
 
@@ -190,37 +186,21 @@ def _scored(files: registry.Files, other: str, workspace: Path | None, role: _Ro
 
 
 def difference_gates(
-    evidence: Evidence,
-    films: "pd.DataFrame",
-    other_threshold: float,
-    role: _Role,
-    margins: Mapping[str, float],
+    evidence: Evidence, films: "pd.DataFrame", threshold: float, role: _Role, margins: Mapping[str, float]
 ) -> list[Gate]:
     """Gives a gate for each margin, the loss of a metric that is accepted.
 
     The films compared have label (0 or 1), score, score_other and patient; the threshold is the other's.
     """
-    from openmed.metrics.intervals import paired_difference
-
-    intervals = paired_difference(
-        films["label"].to_numpy(),
-        films["score"].to_numpy(),
-        films["score_other"].to_numpy(),
-        films["patient"].to_numpy(),
-        evidence.spec.operating_point,
-        other_threshold,
-        evidence.rules_of_look.confidence,
-    )
+    columns = ("label", "score", "score_other", "patient")
+    labels, scores, others, patients = (films[name].to_numpy() for name in columns)
+    points, confidence = (evidence.spec.operating_point, threshold), evidence.rules_of_look.confidence
+    intervals = paired_difference(labels, scores, others, patients, *points, confidence)
     _, gates = judge_difference(intervals, margins, role.gate)
-    counts = {
-        "sensitivity": films["label"].sum(),
-        "specificity": (1 - films["label"]).sum(),
-        "auc": len(films),
-    }
-    pairs = zip(margins.items(), gates, strict=True)
+    counts = {"sensitivity": labels.sum(), "specificity": (1 - labels).sum(), "auc": len(films)}
     return [
         _explained(evidence, gate, intervals[name], name, margin, int(counts[name]))
-        for (name, margin), gate in pairs
+        for (name, margin), gate in zip(margins.items(), gates, strict=True)
     ]
 
 
@@ -236,11 +216,9 @@ def _explained(
         return gate
     confidence = evidence.rules_of_look.confidence
     enough = films_for_margin(difference, margin, films, confidence=confidence) if margin > 0 else None
-    settled = (
-        f"about {enough} films instead of {films} would show it of an equal model"
-        if enough
-        else "no realistic number of films would show it"
-    )
+    settled = "no realistic number of films would show it"
+    if enough:
+        settled = f"about {enough} films instead of {films} would show it of an equal model"
     reason = f"{gate.reason.rstrip('.')}; {settled}."
     return replace(gate, reason=reason, verdict=NOT_SHOWN if left_to_people else INSUFFICIENT)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from openmed.metrics.intervals import Interval
-    from pipeline.settings.plan import External, ExternalSet
+    from pipeline.settings.plan import External
 
 NOTHING_KNOWN = "Nothing is known about films from elsewhere"
 _NEEDS = {"auc": (0, 1), "sensitivity": (1,), "specificity": (0,)}
@@ -31,7 +31,7 @@ def external_gates(evidence: Evidence) -> list[Gate]:
     wanted, gates = evidence.plan.protocol.evaluation.external, []
     if wanted is None:
         return []
-    for name, asked in wanted.sets.items():
+    for name in wanted.sets:
         films = external_films(evidence, name)
         if films.empty:
             sentence = (
@@ -41,7 +41,7 @@ def external_gates(evidence: Evidence) -> list[Gate]:
             gates.append(Gate.plain(f"external {name}", INSUFFICIENT, sentence))
         else:
             confidence = confidence_of_look(evidence.rules.confidence, _looks(evidence, films))
-            gates += _floors(evidence, name, films, asked, wanted.min_films, confidence)
+            gates += _floors(evidence, name, films, wanted, confidence)
     return gates
 
 
@@ -92,24 +92,19 @@ def _none_named(evidence: Evidence, wanted: "External | None") -> Gate | None:
 
 
 def _floors(
-    evidence: Evidence,
-    name: str,
-    films: "pd.DataFrame",
-    asked: "ExternalSet",
-    min_films: int,
-    confidence: float,
+    evidence: Evidence, name: str, films: "pd.DataFrame", wanted: "External", confidence: float
 ) -> list[Gate]:
-    if small := _smallest(evidence, films, min_films):
+    if small := _smallest(evidence, films, wanted.min_films):
         return [Gate.plain(f"external {name}", INSUFFICIENT, small)]
     gates = []
-    for metric, floor in asked.floors.items():
+    for metric, floor in wanted.sets[name].floors.items():
         title = f"external {name} {metric}"
         if not measurable(films, metric):
             sentence = f"The external set {name} has films of one class only: it has no {metric}."
             gates.append(Gate.plain(title, INSUFFICIENT, sentence))
             continue
-        view, found = _worst_view(evidence, films, metric, confidence)
-        _, (gate,) = judge({metric: found}, {metric: floor})
+        view, interval = _worst_view(evidence, films, metric, confidence)
+        _, (gate,) = judge({metric: interval}, {metric: floor})
         where = f"Films of {name}" + ("" if view == UNKNOWN else f", view {view}")
         gates.append(replace(gate, name=title, reason=f"{where}: {gate.reason}"))
     return gates
@@ -130,11 +125,12 @@ def _smallest(evidence: Evidence, films: "pd.DataFrame", min_films: int) -> str 
 def _worst_view(
     evidence: Evidence, films: "pd.DataFrame", metric: str, confidence: float
 ) -> tuple[str, "Interval"]:
-    intervals = {}
-    for view, part in films.groupby("view"):
-        intervals[str(view)] = at_threshold(part, evidence.spec, confidence)[metric]
+    intervals = [
+        (str(view), at_threshold(part, evidence.spec, confidence)[metric])
+        for view, part in films.groupby("view")
+    ]
     # What could not be measured is worse than anything.
-    return min(intervals.items(), key=lambda item: -math.inf if math.isnan(item[1].low) else item[1].low)
+    return min(intervals, key=lambda item: (not math.isnan(item[1].low), item[1].low))
 
 
 def _looks(evidence: Evidence, films: "pd.DataFrame") -> int:

@@ -38,14 +38,14 @@ def limits_of_the_test(evidence: Evidence) -> list[str]:
         if not 0 < floor < 1 or not positives or not negatives:
             continue
         if name == "auc":
-            found = auc_floor(floor, positives, negatives, confidence=rules.confidence)
+            shown = auc_floor(floor, positives, negatives, confidence=rules.confidence)
         else:
             films = positives if name == "sensitivity" else negatives
             # What the threshold was chosen for; of the specificity nothing was planned.
             planned = rules.target_sensitivity if name == "sensitivity" else None
             kind = f"films {_CONCERNS[name]}"
-            found = proportion_floor(floor, films, planned, name=name, kind=kind, confidence=rules.confidence)
-        sentences.append(found.sentence)
+            shown = proportion_floor(floor, films, planned, name=name, kind=kind, confidence=rules.confidence)
+        sentences.append(shown.sentence)
     return sentences
 
 
@@ -56,19 +56,16 @@ def transfer(evidence: Evidence) -> Gate:
     parts = [has[has["split"] == split] for split in ("calibration", "test")]
     before, now = ((part["score"] >= evidence.spec.operating_point, patient_numbers(part)) for part in parts)
     chance = transfer_chance(*before, *now)
-    found, chosen = clustered_share(*now, rules.confidence), float(before[0].mean())
+    reached, chosen = clustered_share(*now, rules.confidence), float(before[0].mean())
     sentence = (
         f"At the threshold the sensitivity is {_shown(chosen)} on {len(parts[0])} calibration films and "
-        f"{_shown(found.value)} on {len(parts[1])} test films"
+        f"{_shown(reached.value)} on {len(parts[1])} test films"
     )
-    if not chance > evidence.error_share / 2:
-        verdict, sentence = FAIL, f"{sentence}, which chance does not explain: the two differ in kind."
+    if chance > evidence.error_share / 2:
+        verdict, rest = PASS, f"; films of one kind differ as much in {chance:.0%} of such tests."
     else:
-        verdict, sentence = (
-            PASS,
-            f"{sentence}; films of one kind differ as much in {chance:.0%} of such tests.",
-        )
-    return Gate.of("threshold transfer", found, chosen, verdict, sentence)
+        verdict, rest = FAIL, ", which chance does not explain: the two differ in kind."
+    return Gate.of("threshold transfer", reached, chosen, verdict, sentence + rest)
 
 
 def calibration(evidence: Evidence) -> Gate:
@@ -101,27 +98,23 @@ def net_benefit(evidence: Evidence) -> Gate:
         evidence.rules_of_look.confidence,
     )
     odds = setting.threshold_probability / (1 - setting.threshold_probability)
-    found = {}
+    gains = {}
     # The gain is a straight line in the odds on either side of the prevalence, where all and none are equal.
     for factor in (1 / setting.odds_range, 1.0, setting.odds_range):
         wavering = odds * factor / (1 + odds * factor)
-        found[wavering] = net_benefit_gain(
+        gains[wavering] = net_benefit_gain(
             **shares, threshold_probability=wavering, prevalence=setting.prevalence
         )
-    wavering, gain = min(found.items(), key=lambda item: _unknown_first(item[1].low))
+    wavering, gain = min(gains.items(), key=lambda item: (not math.isnan(item[1].low), item[1].low))
     above = setting.above
     verdict = PASS if gain.low > above else INSUFFICIENT if gain.value > above else FAIL
     sentence = (
         f"At a prevalence of {setting.prevalence:g}, for whoever would look again at a film from a "
-        f"probability of {min(found):.2g} to {max(found):.2g} on, acting on the model gains "
+        f"probability of {min(gains):.2g} to {max(gains):.2g} on, acting on the model gains "
         f"{_shown(gain.value)} (at least {_shown(gain.low)}, at {wavering:.2g}) true positives a film over "
         "the better of flagging every film and none."
     )
     return Gate.of("net benefit", gain, above, verdict, sentence)
-
-
-def _unknown_first(number: float) -> float:
-    return -math.inf if math.isnan(number) else number
 
 
 def _subgroups(evidence: Evidence) -> Gate:
@@ -206,19 +199,16 @@ def unlike_films(evidence: Evidence) -> Gate:
     allowed, name = evidence.plan.protocol.evaluation.max_unlike, "unlike films"
     if allowed is None:
         return Gate.plain(name, PASS, "The change plan says nothing of films referred as unlike.")
-    found = novelty_check(evidence.rules, evidence.spec, evidence.test)
-    if found is None:
+    unlike = novelty_check(evidence.rules, evidence.spec, evidence.test)
+    if unlike is None:
         sentence = (
             "It tells no films unlike those that it learnt from: set evaluate.unlike_share and retrain."
         )
         return Gate.plain(name, FAIL, sentence)
-    films = len(evidence.test)
-    sentence = f"Of {films} test films {found.films} are referred as unlike those that it learnt from"
-    surely = found.referred.low > allowed
-    reason = (
-        f"{sentence}, surely more than {allowed:.0%}." if surely else f"{sentence}; {allowed:.0%} is allowed."
-    )
-    return Gate.of(name, found.referred, allowed, FAIL if surely else PASS, reason)
+    films, surely = len(evidence.test), unlike.referred.low > allowed
+    sentence = f"Of {films} test films {unlike.films} are referred as unlike those that it learnt from"
+    rest = f", surely more than {allowed:.0%}." if surely else f"; {allowed:.0%} is allowed."
+    return Gate.of(name, unlike.referred, allowed, FAIL if surely else PASS, sentence + rest)
 
 
 def _shown(number: float) -> str:

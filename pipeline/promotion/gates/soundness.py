@@ -38,41 +38,41 @@ def _leakage(evidence: Evidence) -> Gate:
 
     # Films under two labels are left out of every split.
     split, judged = evidence.split[evidence.split["split"] != LEFT_OUT], evidence.predictions
-    found = []
+    problems = []
     crossing = int((split.groupby("patient")["split"].nunique() > 1).sum())
     if crossing:
-        found.append(f"{crossing} patients are in more than one split")
+        problems.append(f"{crossing} patients are in more than one split")
     twice = int(judged["id"].duplicated().sum() + evidence.split["id"].duplicated().sum())
     if twice:
-        found.append(f"{twice} films are there twice")
+        problems.append(f"{twice} films are there twice")
     else:
         wanted = split[split["split"] != "train"].set_index("id")[["label", "split"]].sort_index()
         if not wanted.equals(judged.set_index("id")[["label", "split"]].sort_index()):
-            found.append("the films that were judged are not those of the split, with their labels")
-    if found:
-        return Gate.plain("leakage", FAIL, f"{_sentence(found)}.")
+            problems.append("the films that were judged are not those of the split, with their labels")
+    if problems:
+        return Gate.plain("leakage", FAIL, f"{_sentence(problems)}.")
     return Gate.plain("leakage", PASS, "No patient and no film is in two splits.")
 
 
 def _plan(evidence: Evidence, champion: Evidence | None, history: Sequence["ledger.Entry"]) -> Gate:
-    found = []
+    changes = []
     for asked in evidence.each_finding():
         about = f"of {asked.spec.positive}, " if len(asked.spec.findings) > 1 else ""
         lax = lax_limits(asked.plan, asked.rules.floors, evidence.margins)
-        found += [f"{about}{each}" for each in lax]
+        changes += [f"{about}{each}" for each in lax]
     # Asked for one finding, a plan names no others.
     asked_for = load_plan(evidence.plan_file).protocol.evaluation.findings
     unasked = asked_for.keys() - set(evidence.spec.findings)
-    found += [f"the plan asks for the finding {each}, which was not looked for" for each in sorted(unasked)]
+    changes += [f"the plan asks for the finding {each}, which was not looked for" for each in sorted(unasked)]
     if champion is not None:
         if evidence.plan_sha256 not in _adopted(champion, history):
-            found.append(
+            changes.append(
                 "the change plan itself is not the one that counts: adopt it first "
                 f"(openmed registry adopt {evidence.version})"
             )
-        found += unplanned_changes(evidence.plan, champion.params, evidence.params)
-    if found:
-        return Gate.plain("change plan", OUTSIDE_PLAN, f"{_sentence(found)}.")
+        changes += unplanned_changes(evidence.plan, champion.params, evidence.params)
+    if changes:
+        return Gate.plain("change plan", OUTSIDE_PLAN, f"{_sentence(changes)}.")
     return Gate.plain("change plan", PASS, "Nothing has changed that the plan does not let change.")
 
 

@@ -55,7 +55,7 @@ def subgroups(
     has, patients = test["label"] == evidence.spec.positive_index, patient_numbers(test)
     flagged = test["score"] >= evidence.spec.operating_point
     theirs = None if other is None else test["score_other"] >= other.threshold
-    found = []
+    described = []
     for column in groups.columns.drop("id"):
         title = column.removeprefix("group_").replace("age_band", "age")
         for value, rows in groups.groupby(column, observed=True).indices.items():
@@ -63,8 +63,8 @@ def subgroups(
             shares = operating_shares(own, flagged.iloc[rows], of, level)
             before = None if theirs is None else operating_shares(own, theirs.iloc[rows], of, level)
             counts = {"sensitivity": int(own.sum()), "specificity": int((~own).sum())}
-            found.append(Subgroup(f"{title} {value}", counts, shares, before))
-    return found
+            described.append(Subgroup(f"{title} {value}", counts, shares, before))
+    return described
 
 
 def _groups(known: "pd.DataFrame") -> "pd.DataFrame":

@@ -53,9 +53,7 @@ def judge_version(version: str, workspace: Path | None) -> tuple[Judgement, Evid
         limits=_limits(evidence),
         reviewers=dict(evidence.plan.protocol.reviewers),
         started_by=evidence.tags["started_by"] or None,
-        films_markdown="",
         report=registry.report_address(version),
-        review=None,
     )
     judged = replace(judged, table_markdown=gate_tables(judged))
     return judged, evidence, {name: pair[0] for name, pair in compared.items()}
