@@ -29,16 +29,10 @@ from pipeline.tools.device import pick_device
 from pipeline.tools.terminal import progress
 
 _BATCH_FILMS = 32
-_REPORTED = ("auc", "sensitivity", "specificity", "accuracy")
 
 
 def assemble(addresses: Sequence[str], *, threshold: float | None = None, views: bool = False) -> Ensemble:
-    """Loads one or more models in the fastest way for this machine; see `Ensemble` for options and errors.
-
-    Raises:
-        BadInput: There is no such model.
-        IntegrityError: A stored model is not the one that was written.
-    """
+    """Loads one or more models in the fastest way for this machine, as `load_predictor` and `Ensemble` do."""
     device = pick_device("auto")
     members = [load_predictor(address, device) for address in addresses]
     return Ensemble(members, threshold=threshold, views=views)
@@ -153,7 +147,7 @@ def _measured(
 ) -> FindingResult:
     has, scores = films.of(spec, finding)
     intervals = metric_intervals(has, scores, films.patients, threshold, **settings)
-    reported = {name: intervals[name] for name in _REPORTED}
+    reported = {name: intervals[name] for name in ("auc", "sensitivity", "specificity", "accuracy")}
     return FindingResult(threshold, reported, confusion(has, scores >= threshold))
 
 
@@ -246,7 +240,7 @@ def _score_source(ensemble: Ensemble, source: Path, patients_from: str) -> _Scor
     labels, patients, parts, referred = [], [], [], []
     with progress(len(films), "evaluate") as tick:
         for part in _batches(films):
-            decoded = zip(part, _decoded(part, ensemble), strict=True)
+            decoded = zip(part, ordered_map(lambda film: _squares(film, ensemble), part), strict=True)
             usable = [(film, squares) for film, squares in decoded if squares is not None]
             if usable:
                 squares = [squares for _, squares in usable]
@@ -271,12 +265,9 @@ def _by_size(ensemble: Ensemble, films: Sequence[Sequence[np.ndarray]]) -> dict[
     return dict(zip(ensemble.sizes_px, map(np.stack, zip(*films, strict=True)), strict=True))
 
 
-def _decoded(films: Sequence[LabelledFilm], ensemble: Ensemble) -> Iterator[list[np.ndarray] | None]:
-    def decode(film: LabelledFilm) -> list[np.ndarray] | None:
-        data = film.reader()
-        try:
-            return usable_squares(data, ensemble.sizes_px, "the film", min_side_px=ensemble.min_side_px)
-        except BadInput:
-            return None
-
-    return ordered_map(decode, films)
+def _squares(film: LabelledFilm, ensemble: Ensemble) -> list[np.ndarray] | None:
+    data = film.reader()
+    try:
+        return usable_squares(data, ensemble.sizes_px, "the film", min_side_px=ensemble.min_side_px)
+    except BadInput:
+        return None

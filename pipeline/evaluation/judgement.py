@@ -11,7 +11,6 @@ from openmed.fitted.operating_point import choose_threshold, controlled_threshol
 from openmed.gates.gate import Gate, judge
 from openmed.metrics.clustered import clustered_share
 from openmed.metrics.intervals import Interval, judged_intervals, metric_intervals
-from pipeline.evaluation.metrics_file import CalledFilms
 from pipeline.evaluation.rules import Rules
 
 if TYPE_CHECKING:
@@ -111,17 +110,17 @@ def named_gate(spec: "ModelSpec", finding: str, gate: Gate) -> Gate:
     return replace(gate, finding=finding, name=name, reason=reason)
 
 
-def called_films(films: "pd.DataFrame", spec: "ModelSpec", confidence: float) -> CalledFilms:
-    """Counts films by the class that they have and the one that they are called at the frozen thresholds."""
+def called_films(
+    films: "pd.DataFrame", spec: "ModelSpec", confidence: float
+) -> tuple[dict[str, dict[str, int]], Interval]:
+    """Counts films by the class that they have and are called, and gives the share that is called rightly."""
     from openmed.inference.session import called_classes, count_called
 
     logits = films[[f"logit_{name}" for name in spec.class_names]].to_numpy(np.float64)
     labels, probabilities = films["label"].to_numpy(), spec.probabilities(logits)
     rightly = called_classes(spec, probabilities, spec.threshold) == labels
-    return CalledFilms(
-        count_called(spec, labels, probabilities, spec.threshold),
-        clustered_share(rightly, patient_numbers(films), confidence),
-    )
+    confusion = count_called(spec, labels, probabilities, spec.threshold)
+    return confusion, clustered_share(rightly, patient_numbers(films), confidence)
 
 
 def judge_test_films(

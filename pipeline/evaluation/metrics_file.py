@@ -134,14 +134,6 @@ class FindingMetrics:
 
 
 @dataclass(frozen=True)
-class CalledFilms:
-    """Class that films have -> class that they are called -> films; the share that is called rightly."""
-
-    confusion: Mapping[str, Mapping[str, int]]
-    called_rightly: Interval
-
-
-@dataclass(frozen=True)
 class Abstained:
     """How often films are referred since no class stands out; see `abstention.AbstentionCheck`."""
 
@@ -167,7 +159,8 @@ class Metrics:
     """The content of metrics.json.
 
     Attributes:
-        confusion: As in `CalledFilms`; None in files of before, as called_rightly.
+        confusion: Class that films have -> class that they are called -> films; None in files of before.
+        called_rightly: The share that is; None in files of before.
         abstention: None where the model abstains from nothing.
         novelty: None where it tells no unlike films.
         data: manifest_sha256 and split_sha256.

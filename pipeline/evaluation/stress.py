@@ -71,24 +71,18 @@ def hidden(
 
     The films have a score too: that of the film as it is.
     """
-    plain = films["score"].to_numpy()
-    return {
-        name: _cost(films, plain, answers[:, spec.positive_index], spec, rules)
-        for name, answers in probabilities.items()
-    }
+    labels, patients = (films["label"] == spec.positive_index).to_numpy(int), patient_numbers(films)
+    plain, points = films["score"].to_numpy(), (spec.operating_point, spec.operating_point)
+    parts = {}
+    for name, answers in probabilities.items():
+        changed = answers[:, spec.positive_index]
+        costs = paired_difference(labels, plain, changed, patients, *points, rules.confidence)
+        left = delong_auc(labels, changed, patients, rules.confidence)
+        shares = costs["sensitivity"], costs["specificity"]
+        parts[name] = HiddenPart(len(films), left.value, left.low, left.high, costs["auc"], *shares)
+    return parts
 
 
 def _probabilities(predict: Predict, pixels: np.ndarray) -> np.ndarray:
     parts = [predict(pixels[start : start + _BATCH_FILMS]) for start in range(0, len(pixels), _BATCH_FILMS)]
     return np.concatenate(parts).astype(np.float64)
-
-
-def _cost(
-    films: "pd.DataFrame", plain: np.ndarray, changed: np.ndarray, spec: ModelSpec, rules: Rules
-) -> HiddenPart:
-    labels, patients = (films["label"] == spec.positive_index).to_numpy(int), patient_numbers(films)
-    points = spec.operating_point, spec.operating_point
-    costs = paired_difference(labels, plain, changed, patients, *points, rules.confidence)
-    left = delong_auc(labels, changed, patients, rules.confidence)
-    shares = costs["sensitivity"], costs["specificity"]
-    return HiddenPart(len(films), left.value, left.low, left.high, costs["auc"], *shares)

@@ -12,8 +12,6 @@ class Judgement:
     """What the gates say of a version.
 
     Attributes:
-        version: The version.
-        architecture: Its architecture.
         model_sha256: Of the list of all files of the stored model.
         champion: The version that is the champion, None if none is.
         verdict: See `joint_verdict`.

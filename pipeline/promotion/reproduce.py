@@ -27,10 +27,8 @@ _STDERR = 2
 def reproduce(project: Path, home: Path, version: str) -> dict[str, Any]:
     """Trains a version again and says whether bits or metrics agree.
 
-    Args:
-        project: The checkout that holds the recorded commit and its data.
-        home: The state folder; the workspace is `home/runs/reproduce-<version>` and is removed afterwards.
-        version: The version.
+    The project holds the recorded commit and its data; the workspace, `home/runs/reproduce-<version>`, is
+    removed afterwards.
 
     Returns:
         version, agreement (same bits, same metrics or different), weights_sha256 and metrics, each with

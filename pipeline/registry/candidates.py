@@ -64,11 +64,8 @@ def register_candidates(
     `run_key`, after a kill too, adds only what is missing: a version is made last, when everything it stands
     for is stored and checked.
 
-    Args:
-        workspace: A checkout in which the pipeline has run.
-        run_key: Names the retraining, such as the id of the scheduled run.
-        revision: The git commit it ran at.
-        started_by: Who started the retraining; None when no person did.
+    The run key names the retraining, such as the id of the scheduled run; the revision is the git commit that
+    it ran at. Without `started_by` no person started it.
 
     Raises:
         BadInput: An artefact is missing, or the run key belongs to another revision.

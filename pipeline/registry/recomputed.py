@@ -21,6 +21,7 @@ from pipeline.evaluation.judgement import (
     unlike_limit,
     with_thresholds,
 )
+from pipeline.evaluation.metrics_file import Metrics
 from pipeline.evaluation.rules import Rules
 from pipeline.registry.evidence import EXTERNAL_METRICS, EXTERNAL_PREDICTIONS
 from pipeline.registry.models import check_model
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from openmed.fitted.spec import ModelSpec
-    from openmed.metrics.intervals import Interval
 
 
 def same(now: Mapping[str, Any], recorded: Mapping[str, Any], what: str) -> None:
@@ -63,7 +63,7 @@ def check_verdict(version: "ModelVersion", folder: Path) -> None:
     """Computes threshold, metrics and gates anew from the predictions among the evidence in a folder."""
     what, spec = f"version {version.version}", check_model(str(version.version))
     predictions, params = read_table(folder / "predictions.parquet"), read_yaml(folder / "params.yaml")
-    metrics, gates = read_json(folder / "metrics.json"), read_json(folder / "gates.json")
+    metrics, gates = Metrics.read(folder / "metrics.json"), read_json(folder / "gates.json")
     _check_scores(predictions, spec, what)
     rules = Rules.of_each(params, f"params.yaml of {what}")
     _check_fitted(predictions, spec, rules, metrics, what)
@@ -71,17 +71,22 @@ def check_verdict(version: "ModelVersion", folder: Path) -> None:
     if version.tags.get("judged_by") != METHODS:
         # Limits of before were computed otherwise; what was measured is the same.
         values = {name: each.to_json()["value"] for name, each in intervals[spec.positive].items()}
-        shown = {name: metrics["test"][name]["value"] for name in values}
+        test = metrics.findings[spec.positive].test
+        shown = {name: getattr(test, name).to_json()["value"] for name in values}
         close(values, shown, f"metrics.json of {what}")
         return
     shown = gates_to_json(judged)
     close(json.loads(json.dumps(shown)), gates, f"gates.json of {what}")
-    _check_measured(intervals, metrics, what)
-    if "confusion" in metrics:  # versions of before have none
-        test, confidence = predictions[predictions["split"] == "test"], rules[spec.positive].confidence
-        called = called_films(test, spec, confidence)
-        counted = {"confusion": called.confusion, "called_rightly": called.called_rightly.to_json()}
-        close(counted, {key: metrics[key] for key in counted}, f"metrics.json of {what}")
+    for name, own in intervals.items():
+        for key, each in own.items():
+            recorded = getattr(metrics.findings[name].test, key)
+            close(each.to_json(), recorded.to_json(), f"metrics.json of {what}")
+    if metrics.confusion is not None:  # versions of before have none
+        films, confidence = predictions[predictions["split"] == "test"], rules[spec.positive].confidence
+        confusion, rightly = called_films(films, spec, confidence)
+        close(confusion, metrics.confusion, f"metrics.json of {what}")
+        share = metrics.called_rightly and metrics.called_rightly.to_json()
+        close(rightly.to_json(), share, f"metrics.json of {what}")
     if (verdict := shown["verdict"]) != version.tags["verdict"]:
         raise IntegrityError(f"the verdict on {what} is {verdict}, not {version.tags['verdict']}")
 
@@ -93,41 +98,22 @@ def _check_scores(films: "pd.DataFrame", spec: "ModelSpec", what: str) -> None:
 
 
 def _check_fitted(
-    predictions: "pd.DataFrame",
-    spec: "ModelSpec",
-    rules: Mapping[str, Rules],
-    metrics: Mapping[str, Any],
-    what: str,
+    predictions: "pd.DataFrame", spec: "ModelSpec", rules: Mapping[str, Rules], metrics: Metrics, what: str
 ) -> None:
     """Chooses thresholds and the limit of novelty again from the calibration films."""
     if tuple(rules) != spec.findings:
         findings = ", ".join(rules)
         raise IntegrityError(f"params.yaml of {what} looks for {findings}, but its model does not")
     again = with_thresholds(predictions, spec, rules)
-    for each in _of_each_finding(metrics):
-        frozen, chosen = (of.of_finding(each["positive"]).threshold for of in (spec, again))
-        if not chosen == frozen == each["threshold"]:
+    for name, each in metrics.findings.items():
+        frozen, chosen = (of.of_finding(name).threshold for of in (spec, again))
+        if not chosen == frozen == each.threshold:
             raise IntegrityError(
                 f"the threshold of {what} is {frozen}, but its calibration films give {chosen}"
             )
     if spec.novelty is not None:
         limit = {"limit": unlike_limit(predictions, spec.novelty.share)[0]}
         close(limit, {"limit": spec.novelty.limit}, f"the limit of novelty of {what}")
-
-
-def _check_measured(
-    intervals: "Mapping[str, Mapping[str, Interval]]", metrics: Mapping[str, Any], what: str
-) -> None:
-    recorded = {each["positive"]: each["test"] for each in _of_each_finding(metrics)}
-    for name, own in intervals.items():
-        values = {key: each.to_json() for key, each in own.items()}
-        shown = {key: recorded[name][key] for key in own} if name in recorded else {}
-        close(values, shown, f"metrics.json of {what}")
-
-
-def _of_each_finding(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What metrics.json says of each finding, the first first."""
-    return [metrics, *metrics.get("findings", {}).values()]
 
 
 def check_external(version: "ModelVersion") -> None:

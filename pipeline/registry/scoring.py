@@ -41,7 +41,6 @@ class Scored:
     """An earlier version on the films that judge a retraining.
 
     Attributes:
-        version: The version.
         thresholds: Finding -> operating point, 0..1; the first finding first.
         test: Scores of the test films, see `film_scores`.
         external: Those of the external sets, with the column set; None where a version of before has none.

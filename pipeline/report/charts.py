@@ -35,13 +35,7 @@ def roc_chart(roc: pd.DataFrame, test: TestFilms) -> bytes:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
         axes.step(roc["fpr"], roc["tpr"], where="post", color=BLUE)
         axes.plot(*operating, "o", color=RED)
-        axes.annotate(
-            "operating point",
-            operating,
-            xytext=(10, -14),
-            textcoords="offset points",
-            color=RED,
-        )
+        axes.annotate("operating point", operating, xytext=(10, -14), textcoords="offset points", color=RED)
         axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
 
     return svg(draw)

@@ -27,7 +27,8 @@ def build_drift_page(result: dict[str, Any], films: dict[str, pd.DataFrame]) -> 
         name: result["comparisons"][name] | {"chart": interval_picture(result["comparisons"][name]["shifts"])}
         for name in order
     }
-    charts = {"Films of each class": share_chart(_shares(films))} | measurement_charts(films) if films else {}
+    shares = {name: table["label"].value_counts(normalize=True) for name, table in films.items()}
+    charts = {"Films of each class": share_chart(shares)} | measurement_charts(films) if films else {}
     return render(
         "drift.html",
         result=result,
@@ -47,10 +48,6 @@ def measurement_charts(films: dict[str, pd.DataFrame]) -> dict[str, bytes]:
         )
         for title, measure in _MEASUREMENTS.items()
     }
-
-
-def _shares(films: dict[str, pd.DataFrame]) -> dict[str, pd.Series]:
-    return {name: table["label"].value_counts(normalize=True) for name, table in films.items()}
 
 
 def interval_picture(shifts: list[dict[str, Any]]) -> str:

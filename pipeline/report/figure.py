@@ -62,7 +62,7 @@ def written(names: Sequence[str], columns: int = 32) -> list[str]:
 
 def width_in_columns(line: str) -> int:
     """Returns how many columns of equal width a line takes."""
-    return len(line) + sum(map(_is_wide, line))
+    return len(line) + sum(east_asian_width(letter) in "WF" for letter in line)
 
 
 def width_in_inches(names: Sequence[str], points: float) -> float:
@@ -114,7 +114,3 @@ def _shortened(line: str, columns: int) -> str:
     word, _, rest = tail.partition(" ")
     tail = rest if rest and len(word) <= 6 else tail
     return f"{head.rstrip()}…{tail.lstrip()}"
-
-
-def _is_wide(letter: str) -> bool:
-    return east_asian_width(letter) in "WF"

@@ -10,8 +10,7 @@ from pipeline.report.render import picture
 
 def site_pictures(film: np.ndarray) -> dict[str, str]:
     """Draws a film, uint8 (S, S) as the model sees it: name of the site -> address that holds the picture."""
-    changed = {name: site(film[None])[0] for name, site in SITES.items()}
     return {
-        name: picture(encode_jpeg(cv2.cvtColor(each, cv2.COLOR_GRAY2RGB)), "jpeg")
-        for name, each in changed.items()
+        name: picture(encode_jpeg(cv2.cvtColor(site(film[None])[0], cv2.COLOR_GRAY2RGB)), "jpeg")
+        for name, site in SITES.items()
     }

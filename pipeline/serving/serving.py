@@ -93,11 +93,10 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    columns = {name: [row[name] for row in rows] for name in _COLUMNS}
     # Left to itself, pandas would turn some of what is missing into NaN.
     kinds = {name: float if name in ("probability", "threshold") else object for name in _COLUMNS}
-    return pd.DataFrame(
-        {name: pd.Series([row[name] for row in rows], dtype=kinds[name]) for name in _COLUMNS}
-    )
+    return pd.DataFrame({name: pd.Series(columns[name], dtype=kinds[name]) for name in _COLUMNS})
 
 
 def _decoded(image: object, row: int, spec: ModelSpec) -> np.ndarray:
@@ -122,8 +121,8 @@ def _version_of(stored: Path) -> tuple[str | None, str | None]:
         BadInput: The version is on hold, and was not asked for by its number.
     """
     try:
-        said = yaml.safe_load((stored / "registered_model_meta").read_text(encoding="utf-8"))
-        name, version = str(said["model_name"]), str(said["model_version"])
+        meta = yaml.safe_load((stored / "registered_model_meta").read_text(encoding="utf-8"))
+        name, version = str(meta["model_name"]), str(meta["model_version"])
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
         return None, None
     address = f"models:/{name}/{version}"
@@ -134,8 +133,8 @@ def _version_of(stored: Path) -> tuple[str | None, str | None]:
         return address, f"the registry does not say whether version {version} is on hold"
     if hold is None:
         return address, None
-    asked = _asked_for()
-    by_alias = "@" in asked if asked.startswith("models:/") else bool(aliases)
+    requested = _requested()
+    by_alias = "@" in requested if requested.startswith("models:/") else bool(aliases)
     if by_alias and os.environ.get("OPENMED_SERVE_ON_HOLD") != "yes":
         raise BadInput(
             f"{hold} and answers no films as {' or '.join(aliases)}: roll back, promote another version or "
@@ -161,7 +160,7 @@ def _hold(name: str, version: str) -> tuple[str | None, list[str]]:
     return f"version {version} is on hold since {last['at']} ({reason})", aliases
 
 
-def _asked_for() -> str:
+def _requested() -> str:
     """The address that MLflow was asked to load.
 
     MLflow tells a model only the folder that it fetched, which is the same for an alias and for a number. In
@@ -171,8 +170,8 @@ def _asked_for() -> str:
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "mlflow.pyfunc" and frame.f_code.co_name == "load_model":
-            asked = str(frame.f_locals.get("model_uri", ""))
-            return asked if asked.startswith("models:/") else served_address(_parent()) or asked
+            uri = str(frame.f_locals.get("model_uri", ""))
+            return uri if uri.startswith("models:/") else served_address(_parent()) or uri
         frame = frame.f_back
     return ""
 

@@ -237,11 +237,9 @@ def _metrics(
     rules: Rules, spec: ModelSpec, test: pd.DataFrame, source: Path, findings: Mapping[str, FindingMetrics]
 ) -> Metrics:
     """What is measured of each finding and of the model as a whole, and what it comes from."""
-    called = called_films(test, spec, rules.confidence)
     return Metrics(
         spec.architecture,
-        called.confusion,
-        called.called_rightly,
+        *called_films(test, spec, rules.confidence),
         abstention_check(rules, spec, test),
         novelty_check(rules, spec, test),
         {"manifest_sha256": sha256_file(MANIFEST), "split_sha256": sha256_file(SPLIT)},

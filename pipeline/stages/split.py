@@ -35,9 +35,8 @@ def run(params: Params) -> None:
     check_classes(films, params)
     check_floors(films, params.task.classes, Rules.of_each(params.model_dump(), "params.yaml"))
     write_json(folder("split") / "leakage.json", [finding.to_json() for finding in findings])
+    copies, crossing = int(same.sum()), findings[0].found
     summary = _summary(films, params.task.classes)
-    crossing = findings[0].found
-    copies = int(same.sum())
     summary |= {"near_duplicate_pairs": copies, "pairs_between_patients": crossing}
     write_json(folder("split") / "summary.json", summary)
     counts = ", ".join(f"{name} {content['films']}" for name, content in summary["splits"].items())

@@ -75,11 +75,7 @@ def _train(
 
 
 def train_settings(params: Params, architecture: str) -> TrainSettings:
-    """Turns an architecture's section of params.yaml into the library's settings.
-
-    Raises:
-        BadInput: The architecture is not in params.yaml.
-    """
+    """Turns an architecture's section of params.yaml into the library's settings; raises as `section_of`."""
     section = section_of(params, architecture)
     head, finetune = section.head.model_dump(), section.finetune.model_dump()
     if finetune["blocks"] == "all":
@@ -118,11 +114,7 @@ def create_model(params: Params, architecture: str) -> BaseModel:
 
 
 def section_of(params: Params, architecture: str) -> Train:
-    """An architecture's training settings.
-
-    Raises:
-        BadInput: The architecture is not in params.yaml.
-    """
+    """An architecture's training settings; BadInput where params.yaml has none."""
     if architecture not in params.train:
         raise BadInput(f"params.yaml has no `train.{architecture}`: it has {', '.join(params.train)}")
     return params.train[architecture]
@@ -186,9 +178,8 @@ def _shown(settings: TrainSettings, films: int, leads: bool) -> Iterator[Callabl
 
 def _print_epoch(state: Progress) -> None:
     if row := state.epoch_result:
-        left = (
-            (state.batches - state.batches_done) * row["seconds"] / max(1, state.batches_done // row["epoch"])
-        )
+        done = state.batches_done
+        left = (state.batches - done) * row["seconds"] / max(1, done // row["epoch"])
         print(
             f"{row['phase']} epoch {row['epoch']}: loss {row['train_loss']:.3f}, validation loss "
             f"{row['validation_loss']:.3f}, AUC {row['validation_auc']:.3f}, {row['seconds']:.1f} s, "

@@ -73,10 +73,6 @@ class Facts:
         names = self.evidence.spec.class_names
         return ", ".join(f"{name}: {int(counts.get(k, 0))}" for k, name in enumerate(names))
 
-    def group_lines(self) -> str | None:
-        """Sensitivity and specificity of groups of films; None where nothing is known of them."""
-        return self.of_each(_group_lines)
-
     def limits(self) -> str | None:
         """What the test could and could not have shown."""
         return self.of_each(lambda asked: " ".join(limits_of_the_test(asked)) or None)
@@ -126,7 +122,8 @@ def _measured(metric: Interval) -> str | None:
     return f"{metric.value:.3f}{limits}"
 
 
-def _group_lines(asked: Evidence) -> str | None:
+def group_lines(asked: Evidence) -> str | None:
+    """Sensitivity and specificity of groups of films; None where nothing is known of them."""
     lines = [
         f"{each.group}: " + ", ".join(f"{name} {_share(share.value)}" for name, share in each.shares.items())
         for each in subgroups(asked)

@@ -3,9 +3,7 @@
 import json
 from typing import Any
 
-from pipeline.promotion.documents.facts import Facts, Item
-
-_Sections = dict[str, dict[str, str | None]]
+from pipeline.promotion.documents.facts import Facts, Item, group_lines
 
 
 def model_card(facts: Facts) -> list[Item]:
@@ -29,7 +27,7 @@ def model_card(facts: Facts) -> list[Item]:
                 "uses it is not made for": None,
             },
             "Factors": {
-                "groups of films": facts.group_lines(),
+                "groups of films": facts.of_each(group_lines),
                 "groups of patients that matter and are not known": None,
             },
             "Metrics on test films": {
@@ -103,10 +101,7 @@ def plan_record(facts: Facts) -> list[Item]:
     gates = [*judged.gates, *judged.comparison]
     return _items(
         {
-            "Modification": {
-                "what may change": plan.modifications.description,
-                "what changed and why": None,
-            },
+            "Modification": {"what may change": plan.modifications.description, "what changed and why": None},
             "Protocol": {"data": plan.protocol.data, "retraining": plan.protocol.retraining},
             "Evaluation": {
                 **{gate.name: f"{gate.verdict}: {gate.reason}" for gate in gates},
@@ -122,7 +117,7 @@ def plan_record(facts: Facts) -> list[Item]:
     )
 
 
-def _items(sections: _Sections) -> list[Item]:
+def _items(sections: dict[str, dict[str, str | None]]) -> list[Item]:
     return [
         Item(section, topic, answer) for section, lines in sections.items() for topic, answer in lines.items()
     ]

@@ -21,12 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Against:
-    """An earlier version on the same films.
+    """An earlier version, its operating point (0..1), and the films that it was compared on.
 
-    Attributes:
-        version: The version.
-        threshold: Its operating point.
-        films: The films compared: id, patient, label (a class), score and score_other.
+    The films have id, patient, label (a class), score and score_other, that of the earlier version.
     """
 
     version: str

@@ -28,13 +28,11 @@ class Evidence:
     """The evidence on one version.
 
     Attributes:
-        version: The version.
         files: What was logged with it.
         tags: What its registration says.
         spec: Description of the model, asked for one finding; see `of_finding`.
         params: Content of its params.yaml.
-        plan_file: The change plan it came with.
-        plan_sha256: Hash of that file.
+        plan_file, plan_sha256: The change plan it came with, and its hash.
         metrics: What its evaluation measured, of all findings.
         gates: The gates of its evaluation: of all findings, or of the one asked for.
         predictions: One row a film of validation, calibration and test; patients by number.

@@ -121,19 +121,15 @@ def _subgroups(evidence: Evidence) -> Gate:
     """No group of films may be surely worse served than the plan accepts; one error rate over all groups."""
     settings, name = evidence.plan.protocol.evaluation.subgroups, "subgroups"
     if evidence.films is None:
-        sentence = (
-            "Nothing is known of the films of this version, so no group could be judged: register it again."
-        )
-        return Gate.plain(name, INSUFFICIENT, sentence)
+        why = "Nothing is known of the films of this version, so no group could be judged: register it again."
+        return Gate.plain(name, INSUFFICIENT, why)
     sizes = [
         group.films[share] >= settings.min_films for group in subgroups(evidence) for share in settings.floors
     ]
     judged, small = sum(sizes), len(sizes) - sum(sizes)
     if not judged:
-        sentence = (
-            f"None of {small} shares of groups rests on {settings.min_films} films: no group is judged."
-        )
-        return Gate.plain(name, INSUFFICIENT, sentence)
+        why = f"None of {small} shares of groups rests on {settings.min_films} films: no group is judged."
+        return Gate.plain(name, INSUFFICIENT, why)
     # Bonferroni: of many groups that are just good enough, one fails by chance no oftener than one alone.
     level = 1 - evidence.error_share / judged
     below = [
@@ -152,10 +148,8 @@ def _at_sites(evidence: Evidence) -> list[Gate]:
     """The frozen threshold must serve at every simulated site, the worst one included."""
     floors = evidence.plan.protocol.evaluation.stress.site_floors
     if floors is None:
-        sentence = (
-            "The change plan of this version is older than simulated sites and names no floors for them."
-        )
-        return [Gate.plain("robustness", INSUFFICIENT, sentence)]
+        why = "The change plan of this version is older than simulated sites and names no floors for them."
+        return [Gate.plain("robustness", INSUFFICIENT, why)]
     return [_robustness(evidence, share, floor) for share, floor in floors.items()]
 
 
@@ -201,10 +195,8 @@ def unlike_films(evidence: Evidence) -> Gate:
         return Gate.plain(name, PASS, "The change plan says nothing of films referred as unlike.")
     unlike = novelty_check(evidence.rules, evidence.spec, evidence.test)
     if unlike is None:
-        sentence = (
-            "It tells no films unlike those that it learnt from: set evaluate.unlike_share and retrain."
-        )
-        return Gate.plain(name, FAIL, sentence)
+        why = "It tells no films unlike those that it learnt from: set evaluate.unlike_share and retrain."
+        return Gate.plain(name, FAIL, why)
     films, surely = len(evidence.test), unlike.referred.low > allowed
     sentence = f"Of {films} test films {unlike.films} are referred as unlike those that it learnt from"
     rest = f", surely more than {allowed:.0%}." if surely else f"; {allowed:.0%} is allowed."

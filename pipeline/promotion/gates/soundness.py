@@ -21,13 +21,7 @@ _MOST_MOVED = 0.2
 def soundness_gates(
     evidence: Evidence, champion: Evidence | None, history: Sequence["ledger.Entry"]
 ) -> list[Gate]:
-    """Returns the gates on splits, plan, looks and export.
-
-    Args:
-        evidence: On the version to judge.
-        champion: The same on the champion, None when there is none.
-        history: The whole record.
-    """
+    """Returns the gates on splits, plan, looks and export, by the whole record; there may be no champion."""
     plan, looks = _plan(evidence, champion, history), _looks(evidence, champion)
     return [_leakage(evidence), plan, looks, _export(evidence)]
 

@@ -22,11 +22,7 @@ from pipeline.promotion.markdown import gate_tables
 
 
 def judge_version(version: str, workspace: Path | None) -> tuple[Judgement, Evidence, dict[str, Comparison]]:
-    """Judges a version; see `promotion.gate`.
-
-    Returns:
-        The judgement; what it stands on; and the comparison of each finding with the champion.
-    """
+    """Judges a version as `promotion.actions.gate` does; with its evidence and each finding's comparison."""
     registry.check(version)
     evidence, others, history = Evidence.of(version), registry.earlier(), ledger.history()
     evidence, now = with_look(evidence, history), others["champion"]
