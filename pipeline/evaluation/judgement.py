@@ -75,13 +75,13 @@ def with_thresholds(
         BadInput: As `operating_threshold`.
     """
     points = {
-        name: operating_threshold(asked(predictions, spec, name), spec.class_names.index(name), own)
+        name: operating_threshold(scored_for(predictions, spec, name), spec.class_names.index(name), own)
         for name, own in rules.items()
     }
     return spec.with_threshold(points.pop(spec.positive), points)
 
 
-def asked(films: "pd.DataFrame", spec: "ModelSpec", finding: str) -> "pd.DataFrame":
+def scored_for(films: "pd.DataFrame", spec: "ModelSpec", finding: str) -> "pd.DataFrame":
     """Returns films with the probability of a finding as their score, from their logits."""
     if finding == spec.positive or films.empty:
         return films
@@ -95,7 +95,7 @@ def judge_findings(
     """Measures the test films for each finding and holds them to its floors: intervals of each, all gates."""
     intervals, gates = {}, []
     for name in spec.findings:
-        own, films = spec.of_finding(name), asked(predictions, spec, name)
+        own, films = spec.of_finding(name), scored_for(predictions, spec, name)
         point, settings = own.operating_point, rules[name]
         intervals[name], of_one = judge_test_films(films, own.positive_index, point, settings)
         gates += [named_gate(spec, name, gate) for gate in of_one]
@@ -170,7 +170,7 @@ def _describe_set(
     from openmed.gates.external_validation import describe_set
 
     own = spec.of_finding(finding)
-    films = asked(films, spec, finding).assign(patient=patient_numbers(films))
+    films = scored_for(films, spec, finding).assign(patient=patient_numbers(films))
     return describe_set(films, own.class_names, own.positive_index, own.operating_point, **rules.resampling)
 
 

@@ -135,10 +135,10 @@ def build_review(
     explained, external = map(evidence.files.find, named)
     checks, sets = read_json(explained) if explained else {}, read_json(external)["sets"] if external else {}
     models, findings = _models(evidence, compared), []
-    for asked in evidence.each_finding():
-        name = asked.spec.positive
+    for own in evidence.each_finding():
+        name = own.spec.positive
         trusted = _maps_trusted(checks, name if name != evidence.spec.positive else None)
-        findings.append(_finding(asked, compared[name], models, workspace, sets_of(sets, name), trusted))
+        findings.append(_finding(own, compared[name], models, workspace, sets_of(sets, name), trusted))
     confusion = evidence.metrics.confusion if len(evidence.spec.class_names) > 2 else None
     page = render(
         "review.html",
@@ -211,12 +211,12 @@ def _groups(
     several, groups = len(evidence.spec.findings) > 1, []
     # A film may be shown for several findings, each with maps of its own.
     of_which = f", {finding}" if several else ""
-    asked = {f"{name}{of_which}": models[name] for name in models if name == _OWN or champion is not None}
+    drawn = {f"{name}{of_which}": models[name] for name in models if name == _OWN or champion is not None}
     for title, kind, where, lowest_first in _ways(films, evidence, champion):
         some = films[where].sort_values(["score", "id"], ascending=[lowest_first, True])
         cases = _cases(some, evidence.spec.class_names)
         shown = [
-            replace(case, pictures=_pictures(case.id, sources.loc[case.id], asked, finding, workspace))
+            replace(case, pictures=_pictures(case.id, sources.loc[case.id], drawn, finding, workspace))
             for case in islice(cases, _SHOWN)
         ]
         groups.append(Group(f"{finding}: {title}" if several else title, kind, shown, list(cases)))

@@ -245,14 +245,14 @@ def period_chart(periods: list[dict], name: str) -> bytes:
     def draw(axes: Axes) -> None:
         for shift, way, color in ((-0.08, "expected", GREY), (0.08, "measured", BLUE)):
             rows = [(position, each[way][name]) for position, each in enumerate(periods) if name in each[way]]
-            rows = [(position, found) for position, found in rows if found["value"] is not None]
+            rows = [(position, metric) for position, metric in rows if metric["value"] is not None]
             if not rows:
                 continue
             positions = [position + shift for position, _ in rows]
-            axes.plot(positions, [found["value"] for _, found in rows], "o", color=color, label=way)
-            for position, (_, found) in zip(positions, rows, strict=True):
-                if found["low"] is not None:
-                    axes.plot([position, position], [found["low"], found["high"]], color=color, linewidth=2)
+            axes.plot(positions, [metric["value"] for _, metric in rows], "o", color=color, label=way)
+            for position, (_, metric) in zip(positions, rows, strict=True):
+                if metric["low"] is not None:
+                    axes.plot([position, position], [metric["low"], metric["high"]], color=color, linewidth=2)
         axes.set_xticks(range(len(periods)), [each["until"][5:10] for each in periods], rotation=45)
         axes.set(xlabel="last film of the period", ylim=(0, 1.02), xlim=(-0.6, len(periods) - 0.4))
         if axes.get_legend_handles_labels()[0]:

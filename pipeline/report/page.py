@@ -9,7 +9,7 @@ import pandas as pd
 from openmed.cache.film_cache import FilmCache
 from openmed.files import read_json, read_table, sha256_file
 from openmed.fitted.spec import ModelSpec
-from pipeline.evaluation.judgement import asked
+from pipeline.evaluation.judgement import scored_for
 from pipeline.evaluation.measured import curves
 from pipeline.evaluation.metrics_file import FindingMetrics, Metrics
 from pipeline.report.charts import (
@@ -134,7 +134,7 @@ def _finding(
     architecture: str, spec: ModelSpec, name: str, test: pd.DataFrame, metrics: Metrics, explanation: dict
 ) -> dict[str, Any]:
     """What the report shows of one finding."""
-    own, films = spec.of_finding(name), asked(test, spec, name)
+    own, films = spec.of_finding(name), scored_for(test, spec, name)
     measured = metrics.findings[name]
     explained = explanation | explanation.get("findings", {}).get(name, {})
     return {

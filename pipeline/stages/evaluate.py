@@ -32,10 +32,10 @@ from openmed.models.base import BaseModel
 from openmed.perturbations.hidden_parts import HIDDEN
 from openmed.perturbations.simulated_sites import SITES
 from pipeline.evaluation.judgement import (
-    asked,
     called_films,
     judge_findings,
     patient_numbers,
+    scored_for,
     with_thresholds,
 )
 from pipeline.evaluation.measured import measured, write_curves
@@ -83,7 +83,7 @@ def run(params: Params, architecture: str) -> None:
     changed = _changed(predictor, parts, spec, rules)
     findings = {}
     for name, own in rules.items():
-        films = {split: asked(part, spec, name) for split, part in parts.items()}
+        films = {split: scored_for(part, spec, name) for split, part in parts.items()}
         numbers = measured(films, spec.of_finding(name), own, intervals[name])
         findings[name] = replace(numbers, **changed[name])
     metrics = _metrics(rules[spec.positive], spec, parts["test"], source, findings)
@@ -119,7 +119,7 @@ def _changed(
         # The pixels of the test films are at hand.
         parted = changed_probabilities(predictor.predict, pixels, HIDDEN) if split == "test" else None
         for name, own in rules.items():
-            of_one = asked(films, spec, name), spec.of_finding(name), own
+            of_one = scored_for(films, spec, name), spec.of_finding(name), own
             changed[name]["sites"][split] = at_sites(sites, *of_one)
             if parted is not None:
                 changed[name]["stress"] = hidden(parted, *of_one)
@@ -222,7 +222,7 @@ def films_near(predictions: pd.DataFrame, spec: ModelSpec, most: int = 64) -> np
     """
     chosen = []
     for name in spec.findings:
-        apart = asked(predictions, spec, name)["score"] - spec.of_finding(name).threshold
+        apart = scored_for(predictions, spec, name)["score"] - spec.of_finding(name).threshold
         chosen += apart.abs().sort_values(kind="stable").index[: most // len(spec.findings)].tolist()
     return pixels_of(predictions.loc[list(dict.fromkeys(chosen))], spec.image_size_px)
 

@@ -17,7 +17,7 @@ from openmed.films.images import decode_film, film_bytes
 from openmed.fitted.spec import ModelSpec
 from openmed.inference.checkpoint import load_model
 from openmed.models.base import BaseModel
-from pipeline.evaluation.judgement import asked
+from pipeline.evaluation.judgement import scored_for
 from pipeline.report.page import build_report
 from pipeline.settings.artifacts import CACHE, DATA, MANIFEST, MANIFEST_COLUMNS, folder
 from pipeline.settings.params import Params
@@ -59,7 +59,7 @@ def _explain_finding(
 ) -> dict[str, Any]:
     """Checks the maps of one finding, and draws those of the example films."""
     spec = model.spec.of_finding(finding)
-    films = asked(test, model.spec, finding)
+    films = scored_for(test, model.spec, finding)
     films = films.assign(outcome=_outcomes(films, spec))
     return {
         "faithfulness": _check_maps(model, films, spec, params),

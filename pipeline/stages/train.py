@@ -150,13 +150,13 @@ def _write(architecture: str, model: BaseModel, position: Position) -> None:
 @contextmanager
 def _stop_on_sigterm() -> Iterator[Callable[[], bool]]:
     """Turns SIGTERM and Ctrl-C into a request that the training answers with a checkpoint."""
-    asked: list[int] = []
+    signals: list[int] = []
     before = {
-        sign: signal.signal(sign, lambda number, frame: asked.append(number))
+        sign: signal.signal(sign, lambda number, frame: signals.append(number))
         for sign in (signal.SIGTERM, signal.SIGINT)
     }
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(signals)
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)

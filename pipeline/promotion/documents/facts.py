@@ -58,7 +58,7 @@ class Facts:
 
     def measured(self, name: str) -> str | None:
         """A metric on the test films with its interval; None where it could not be computed."""
-        return self.of_each(lambda asked: _measured(getattr(asked.measured.test, name)))
+        return self.of_each(lambda evidence: _measured(getattr(evidence.measured.test, name)))
 
     def split_counts(self) -> str:
         """Films and patients of each split."""
@@ -75,7 +75,7 @@ class Facts:
 
     def limits(self) -> str | None:
         """What the test could and could not have shown."""
-        return self.of_each(lambda asked: " ".join(limits_of_the_test(asked)) or None)
+        return self.of_each(lambda evidence: " ".join(limits_of_the_test(evidence)) or None)
 
     def elsewhere(self) -> str:
         """What was measured on each external set, over all its views."""
@@ -102,8 +102,8 @@ class Facts:
         method = self.explained["primary_method"]
         further = self.explained.get("findings", {})
 
-        def trust(asked: Evidence) -> str | None:
-            name = asked.spec.positive
+        def trust(evidence: Evidence) -> str | None:
+            name = evidence.spec.positive
             # A page of before may know the first finding alone.
             own = self.explained if name == self.evidence.spec.positive else further.get(name)
             if own is None:
@@ -122,11 +122,11 @@ def _measured(metric: Interval) -> str | None:
     return f"{metric.value:.3f}{limits}"
 
 
-def group_lines(asked: Evidence) -> str | None:
+def group_lines(evidence: Evidence) -> str | None:
     """Sensitivity and specificity of groups of films; None where nothing is known of them."""
     lines = [
         f"{each.group}: " + ", ".join(f"{name} {_share(share.value)}" for name, share in each.shares.items())
-        for each in subgroups(asked)
+        for each in subgroups(evidence)
     ]
     return "; ".join(lines) or None
 

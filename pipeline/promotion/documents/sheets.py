@@ -35,7 +35,7 @@ def model_card(facts: Facts) -> list[Item]:
                 "sensitivity": facts.measured("sensitivity"),
                 "specificity": facts.measured("specificity"),
                 "threshold": facts.of_each(
-                    lambda asked: f"{asked.spec.operating_point:.4f}, chosen on calibration films and frozen"
+                    lambda each: f"{each.spec.operating_point:.4f}, chosen on calibration films and frozen"
                 ),
                 "probabilities": f"calibrated by {spec.calibration.method}" if spec.calibration else None,
             },

@@ -95,7 +95,7 @@ def _compare(
         )
     if isinstance(scored, str):
         return dict.fromkeys(findings, Comparison(None, _sentence(f"{scored}.")))
-    return {asked.spec.positive: _compare_finding(asked, scored, role) for asked in evidence.each_finding()}
+    return {each.spec.positive: _compare_finding(each, scored, role) for each in evidence.each_finding()}
 
 
 def _compare_finding(evidence: Evidence, scored: registry.Scored, role: _Role) -> Comparison:

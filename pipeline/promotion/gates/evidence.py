@@ -10,7 +10,7 @@ from openmed.errors import BadInput
 from openmed.files import read_json, read_table, sha256_file
 from openmed.gates.gate import Gate
 from pipeline import registry
-from pipeline.evaluation.judgement import asked
+from pipeline.evaluation.judgement import scored_for
 from pipeline.evaluation.metrics_file import FindingMetrics, Metrics
 from pipeline.evaluation.rules import Rules
 from pipeline.registry.evidence import EXTERNAL_PREDICTIONS
@@ -109,8 +109,8 @@ class Evidence:
             self,
             spec=self.spec.of_finding(name),
             gates=[gate for gate in self.gates if gate.finding in (None, name)],
-            predictions=asked(self.predictions, self.spec, name),
-            external=asked(self.external, self.spec, name),
+            predictions=scored_for(self.predictions, self.spec, name),
+            external=scored_for(self.external, self.spec, name),
         )
 
     @property

@@ -47,14 +47,14 @@ def external_gates(evidence: Evidence) -> list[Gate]:
 
 def external_looks(evidence: Evidence) -> list[Gate]:
     """Returns how often each external set judged that the plan names, or that it names none."""
-    asked = {each.spec.positive: each.plan.protocol.evaluation.external for each in evidence.each_finding()}
-    first = asked[evidence.spec.positive]
-    alike = all(wanted == first for wanted in asked.values())
+    plans = {each.spec.positive: each.plan.protocol.evaluation.external for each in evidence.each_finding()}
+    first = plans[evidence.spec.positive]
+    alike = all(wanted == first for wanted in plans.values())
     gates = []
-    for finding, wanted in ({evidence.spec.positive: first} if alike else asked).items():
+    for finding, wanted in ({evidence.spec.positive: first} if alike else plans).items():
         if (gate := _none_named(evidence, wanted)) is not None:
             gates.append(gate if alike else named_gate(evidence.spec, finding, gate))
-    sets = dict.fromkeys(name for wanted in asked.values() if wanted for name in wanted.sets)
+    sets = dict.fromkeys(name for wanted in plans.values() if wanted for name in wanted.sets)
     scored = {name: external_films(evidence, name) for name in sets}
     return gates + [
         _looks_gate(evidence, name, _looks(evidence, films))

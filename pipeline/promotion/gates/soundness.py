@@ -50,9 +50,9 @@ def _leakage(evidence: Evidence) -> Gate:
 
 def _plan(evidence: Evidence, champion: Evidence | None, history: Sequence["ledger.Entry"]) -> Gate:
     changes = []
-    for asked in evidence.each_finding():
-        about = f"of {asked.spec.positive}, " if len(asked.spec.findings) > 1 else ""
-        lax = lax_limits(asked.plan, asked.rules.floors, evidence.margins)
+    for own in evidence.each_finding():
+        about = f"of {own.spec.positive}, " if len(own.spec.findings) > 1 else ""
+        lax = lax_limits(own.plan, own.rules.floors, evidence.margins)
         changes += [f"{about}{each}" for each in lax]
     # Asked for one finding, a plan names no others.
     asked_for = load_plan(evidence.plan_file).protocol.evaluation.findings

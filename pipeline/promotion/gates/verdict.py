@@ -74,9 +74,9 @@ def _of_each(evidence: Evidence, judged: Callable[[Evidence], list[Gate]]) -> li
     """The gates of each finding, which name it where there are several."""
     spec = evidence.spec
     return [
-        named_gate(spec, asked.spec.positive, gate)
-        for asked in evidence.each_finding()
-        for gate in judged(asked)
+        named_gate(spec, each.spec.positive, gate)
+        for each in evidence.each_finding()
+        for gate in judged(each)
     ]
 
 
@@ -97,9 +97,9 @@ def _comparison(
 def _limits(evidence: Evidence) -> list[str]:
     several = len(evidence.spec.findings) > 1
     return [
-        f"{asked.spec.positive}: {sentence}" if several else sentence
-        for asked in evidence.each_finding()
-        for sentence in limits_of_the_test(asked)
+        f"{each.spec.positive}: {sentence}" if several else sentence
+        for each in evidence.each_finding()
+        for sentence in limits_of_the_test(each)
     ]
 
 
