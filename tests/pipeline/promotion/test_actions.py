@@ -564,9 +564,9 @@ def test_settings_that_are_missing_are_named(stage, tmp_path, monkeypatch):
     broken = tmp_path / "params.yaml"
     params = yaml.safe_load(registry.artifact(BETTER, "params.yaml").read_text())
     broken.write_text(yaml.safe_dump(params | {"promotion": {}}))
-    real = registry.artifact
+    real = registry.Files.get
     monkeypatch.setattr(
-        registry, "artifact", lambda version, path: broken if path == "params.yaml" else real(version, path)
+        registry.Files, "get", lambda files, path: broken if path == "params.yaml" else real(files, path)
     )
     with pytest.raises(
         BadInput, match=r"params\.yaml of version 2 lacks settings of the comparison: 'margins'"
