@@ -12,12 +12,12 @@ from typing import Any
 from airflow.sdk import DAG, Asset, Param, TaskGroup, task
 from airflow.sdk.exceptions import AirflowFailException
 from question_operator import QuestionOperator, comment_of, named_people, person
-from stage_operator import HOME, enter_project, one_sentence
+from stage_operator import HOME, PROJECT, enter_project, one_sentence
 
 from openmed.errors import BadInput
-from pipeline.settings.yaml_file import read_mapping
+from pipeline.settings.yaml_file import parse_yaml
+from pipeline.tools.git import committed
 
-SOURCE = Path(__file__).resolve().parents[1]
 PLAN_FILE = "change_plan.yaml"
 CANDIDATE = Asset("openmed_candidate")
 APPROVE, REJECT = "Approve", "Reject"
@@ -53,12 +53,17 @@ A no needs a reason in the comment.
 
 
 def roles() -> list[str]:
-    """Returns the roles whose yes the change plan of this checkout asks for, in their order."""
-    plan = read_mapping(SOURCE / PLAN_FILE)
+    """Returns the roles whose yes the committed change plan asks for, in their order.
+
+    An edit of the checkout that nobody has committed takes no reviewer away.
+    """
+    plan = parse_yaml(committed(PROJECT, "HEAD", PLAN_FILE), f"the committed {PLAN_FILE} of {PROJECT}")
     try:
         return list(plan["protocol"]["reviewers"])
     except (KeyError, TypeError):
-        raise BadInput(f"{SOURCE / PLAN_FILE} names no reviewers: see protocol.reviewers") from None
+        raise BadInput(
+            f"the committed {PLAN_FILE} of {PROJECT} names no reviewers: see protocol.reviewers"
+        ) from None
 
 
 class ReviewOperator(QuestionOperator):

@@ -191,10 +191,11 @@ def test_a_version_is_trained_again_bit_for_bit(project, tmp_path, told):
 def test_films_that_look_otherwise_hold_the_champion_until_a_person_releases_it(project, tmp_path, told):
     home = tmp_path / "home"
     environment = {**os.environ, "OPENMED_HOME": str(home), "OPENMED_PROJECT": str(project)}
+    revision = run(project, "git", "rev-parse", "HEAD").strip()
     code = (
         "from pathlib import Path; from pipeline import registry; "
         "from pipeline.promotion import actions as promotion; "
-        "done = registry.register_candidates(Path('.'), run_key='r', revision='abc'); "
+        f"done = registry.register_candidates(Path('.'), run_key='r', revision='{revision}'); "
         "people = {'clinical': 'Dr Adams', 'technical': 'Ms Brown'}; "
         "promotion.promote(done.version, approved_by=people, comment='', expected_champion=None)"
     )

@@ -20,7 +20,7 @@ from pipeline.evaluation.judgement import METHODS
 from pipeline.registry.evidence import log_numbers, stage_candidate, stage_parent
 from pipeline.registry.models import check_stored
 from pipeline.registry.profiles import profile_digest
-from pipeline.registry.retraining import Candidate, Retraining
+from pipeline.registry.retraining import Candidate, Retraining, check_committed
 from pipeline.registry.scoring import Scored, Unscored, earlier, score_earlier
 from pipeline.registry.verification import registration
 from pipeline.serving.serving_format import log_model
@@ -64,17 +64,20 @@ def register_candidates(
     `run_key`, after a kill too, adds only what is missing: a version is made last, when everything it stands
     for is stored and checked.
 
-    The run key names the retraining, such as the id of the scheduled run; the revision is the git commit that
-    it ran at. Without `started_by` no person started it.
+    The workspace is a checkout in which the pipeline has run, with the change plan and the settings (all but
+    the seed) of its commit. The run key names the retraining, such as the id of the scheduled run; the
+    revision is the git commit that it ran at, in full. Without `started_by` no person started it.
 
     Raises:
-        BadInput: An artefact is missing, or the run key belongs to another revision.
+        BadInput: An artefact is missing, plan or settings were edited since the commit, or the run key
+            belongs to another revision.
         IntegrityError: A stored model is not the one that was evaluated.
     """
     if not re.fullmatch(r"[^'\"`\\\s]{1,250}", run_key) or not run_key.isprintable():
         raise BadInput(f"the run key {run_key!r} holds quotes or spaces, or is too long: choose another")
     started_by = one_line(started_by or "", "the name of who started it")
     done = Retraining.read(Path(workspace))
+    check_committed(done.workspace, revision)
     with locked("register"), connect(adds_files=True) as client:
         parent = _parent_run(client, done, run_key, revision, started_by)
         versions, added = _versions(client, parent, done)

@@ -16,9 +16,10 @@ from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json, read_table, sha256_bytes, sha256_file
 from pipeline.evaluation.judgement import set_digest
 from pipeline.evaluation.metrics_file import Metrics
-from pipeline.settings.plan import PLAN_FILE, load_plan
-from pipeline.settings.yaml_file import read_mapping
+from pipeline.settings.plan import PLAN_FILE, flat, load_plan
+from pipeline.settings.yaml_file import parse_yaml, read_mapping
 from pipeline.tools.dvc_lock import check_outputs, read_pointer
+from pipeline.tools.git import committed, git
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _SHORTEST_IDENTIFIER = 5
 EXTERNAL_METRICS, EXTERNAL_PREDICTIONS = "external.json", "external_predictions.parquet"
 _FIRST = "run the pipeline in this workspace first"
+# Whoever starts a retraining may choose its seed.
+_CHOSEN = {"run.seed"}
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,30 @@ class Retraining:
             re.search(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", text)
             for name in known
             if len(name) >= _SHORTEST_IDENTIFIER and name in text
+        )
+
+
+def check_committed(workspace: Path, revision: str) -> None:
+    """Refuses a workspace whose change plan or settings are not those of the commit it was made of.
+
+    Raises:
+        BadInput: They were edited there, or it stands on another commit.
+    """
+    commit = git(workspace, "rev-parse", "--verify", "HEAD")
+    if commit != revision:
+        raise BadInput(f"{workspace} stands on commit {commit}, not on {revision}: retrain from that commit")
+    if committed(workspace, commit, PLAN_FILE) != (workspace / PLAN_FILE).read_text("utf-8").strip():
+        raise BadInput(
+            f"{PLAN_FILE} in {workspace} is not that of commit {commit[:12]}: commit the plan, then retrain"
+        )
+    text = committed(workspace, commit, "params.yaml")
+    before = dict(flat(parse_yaml(text, f"params.yaml of commit {commit[:12]}")))
+    after = dict(flat(read_mapping(workspace / "params.yaml")))
+    keys = sorted((before.keys() | after.keys()) - _CHOSEN)
+    if edited := [key for key in keys if before.get(key) != after.get(key)]:
+        raise BadInput(
+            f"{edited[0]} in params.yaml of {workspace} is {after.get(edited[0], 'not set')}, but "
+            f"{before.get(edited[0], 'not set')} in commit {commit[:12]}: commit the settings, then retrain"
         )
 
 

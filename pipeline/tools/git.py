@@ -61,6 +61,16 @@ def dvc(root: Path, *arguments: str) -> str:
     return _checked(root, ResourceError, *DVC, *arguments)
 
 
+def committed(root: Path, revision: str, path: str) -> str:
+    """Returns the text of a file of a checkout as a commit holds it, whatever lies in the checkout by now.
+
+    Raises:
+        BadInput: There is no such commit, or the file is not in it.
+    """
+    # A replacement object (`git replace`) would stand in for what was committed.
+    return git(root, "--no-replace-objects", "cat-file", "blob", f"{revision}:./{path}")
+
+
 def check_commit(root: Path) -> None:
     """Raises BadInput where nothing was ever committed in a checkout."""
     if not git(root, "rev-list", "--all", "--max-count=1"):

@@ -11,6 +11,7 @@ from openmed.errors import BadInput, ResourceError
 from openmed.metrics.intervals import Interval
 from openmed.monitoring.drift import Limits, Shift
 from pipeline.tools.dvc_graph import load_graph
+from pipeline.tools.git import git
 
 ROOT = Path(__file__).parents[2]
 # They ask a person, or only pass on what is known.
@@ -219,6 +220,28 @@ def test_the_gate_hands_on_whom_it_judged_first_and_whom_it_refused(monkeypatch)
     judged = promote.gate.function(params={"version": None}, triggering_asset_events={"a": [event]})
     refused = [{"version": "6", "verdict": "FAIL"}]
     assert judged == {"version": "7", "verdict": "PASS", "first": "6", "refused": refused}
+
+
+def test_an_edit_of_the_plan_that_nobody_committed_takes_no_reviewer_away(tmp_path, monkeypatch):
+    import promote
+
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "t")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "t@localhost")
+    monkeypatch.setattr(promote, "PROJECT", tmp_path)
+    plan = tmp_path / "change_plan.yaml"
+    plan.write_text("protocol: {reviewers: {clinical: Reads films., technical: Runs it.}}\n")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", "change_plan.yaml")
+    git(tmp_path, "commit", "--quiet", "--message", "Plan")
+    plan.write_text("protocol: {reviewers: {technical: Runs it.}}\n")
+    assert promote.roles() == ["clinical", "technical"]
+    git(tmp_path, "commit", "--quiet", "--all", "--message", "Another plan")
+    assert promote.roles() == ["technical"]
+    plan.write_text("protocol: {}\n")
+    git(tmp_path, "commit", "--quiet", "--all", "--message", "No reviewers")
+    with pytest.raises(BadInput, match="names no reviewers"):
+        promote.roles()
 
 
 def test_a_refusal_names_who_and_why():

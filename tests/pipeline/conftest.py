@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import subprocess
 from dataclasses import replace
 
 import cv2
@@ -284,11 +285,22 @@ def elsewhere(labels=(0, 1), views=("AP", "PA"), films=60, *, right=1.0, seed=0)
     return pd.DataFrame({"label": label, "view": view, "score": score})
 
 
-def register(workspace, run_key="run-1", revision="abc", started_by=None):
-    """Registers what is in a workspace, whatever a test has changed in it."""
-    return registry.register_candidates(
-        write_lock(workspace), run_key=run_key, revision=revision, started_by=started_by
+def commit_settings(workspace):
+    """Commits the change plan and the settings of a workspace, as far as they changed; returns the commit."""
+    who = "-c user.name=t -c user.email=t@localhost -c core.autocrlf=false -c commit.gpgsign=false"
+    script = (
+        f"[ -e .git ] || git init -q; git add -f $(ls {PLAN_FILE} params.yaml); "
+        f"git diff --cached --quiet || git {who} commit -qm settings; git rev-parse HEAD"
     )
+    return subprocess.run(
+        ["sh", "-ec", script], cwd=workspace, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def register(workspace, run_key="run-1", started_by=None):
+    """Registers what is in a workspace, whatever a test has changed in it."""
+    revision = commit_settings(write_lock(workspace))
+    return registry.register_candidates(workspace, run_key=run_key, revision=revision, started_by=started_by)
 
 
 def crown(version, expected=None):

@@ -26,7 +26,7 @@ from pipeline.settings import project
 from pipeline.tracking import server
 from pipeline.tracking.store import EXPERIMENT
 from pipeline.tracking.versions import aliases
-from tests.pipeline.conftest import crown, make_workspace, register, write_lock
+from tests.pipeline.conftest import commit_settings, crown, make_workspace, register, write_lock
 
 
 def client(home):
@@ -83,9 +83,12 @@ def test_the_challenger_is_the_best_at_its_worst_simulated_site_whatever_its_auc
     ]
 
 
-def test_a_run_key_belongs_to_one_revision(registered):
-    with pytest.raises(BadInput, match="was registered at revision abc, not def"):
-        register(registered[1], revision="def")
+def test_a_run_key_belongs_to_one_revision(registered, tmp_path):
+    workspace = shutil.copytree(registered[1], tmp_path / "ws")
+    first = commit_settings(workspace)
+    (workspace / "params.yaml").write_text("# Another revision.\n" + (workspace / "params.yaml").read_text())
+    with pytest.raises(BadInput, match=f"was registered at revision {first}, not "):
+        register(workspace)
     with pytest.raises(BadInput, match="run key"):
         register(registered[1], run_key="it's")
 

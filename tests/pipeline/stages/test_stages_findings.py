@@ -241,7 +241,7 @@ def test_training_again_is_the_same_only_where_it_is_for_each_finding(within, ve
 
 def test_a_challenger_is_compared_with_the_champion_on_each_finding(within, version):
     crown(version)
-    second = register(within, "second", "def").version
+    second = register(within, "second").version
     judged = promotion.show(second, workspace=within)
     compared = [gate.name for gate in judged.comparison]
     assert {f"{name}: auc vs champion" for name in ("COVID", VIRAL)} <= set(compared)
@@ -260,7 +260,7 @@ def test_a_finding_that_the_champion_does_not_look_for_is_judged_by_its_floors_a
     def edited(changes):
         monkeypatch.setattr(scoring, "read_json", lambda path: real(path) | changes)
 
-    second = register(within, "second", "def").version
+    second = register(within, "second").version
     edited({"further_thresholds": {}})
     judged = promotion.gate(second)
     assert {gate.finding for gate in judged.comparison} == {"COVID"}
