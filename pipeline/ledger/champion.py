@@ -75,14 +75,27 @@ def spoken(version: str | None) -> str:
 
 def carry_out(client: "MlflowClient", entries: Sequence[Entry], move: Entry) -> Entry:
     """Sets aliases and tags as a move says and writes down that it was done."""
-    previous = move.content["previous"]
-    if previous is not None:
-        client.set_registered_model_alias(MODEL_NAME, PREVIOUS, previous)
-    elif PREVIOUS in aliases():
-        client.delete_registered_model_alias(MODEL_NAME, PREVIOUS)
-    client.set_registered_model_alias(MODEL_NAME, CHAMPION, move.version)
     set_tags(client, move)
-    return record.append(client, entries, record.MOVED, move.version, {"by_entry": move.number})
+    while True:
+        set_aliases(client, entries)
+        try:
+            return record.append(client, entries, record.MOVED, move.version, {"by_entry": move.number})
+        except record.RecordMoved:
+            # Another host may have finished this move and made others: the aliases follow the last one.
+            entries = record.read(client)
+        for entry in entries:
+            if entry.event == record.MOVED and entry.content["by_entry"] == move.number:
+                set_aliases(client, entries)
+                return entry
+
+
+def set_aliases(client: "MlflowClient", entries: Sequence[Entry]) -> None:
+    """Puts the aliases where the record says."""
+    for alias, version in wanted(entries).items():
+        if version is not None:
+            client.set_registered_model_alias(MODEL_NAME, alias, version)
+        elif alias in aliases():
+            client.delete_registered_model_alias(MODEL_NAME, alias)
 
 
 def set_tags(client: "MlflowClient", entry: Entry) -> None:

@@ -7,13 +7,16 @@ Each raises BadInput where there is no such version or what it demands is missin
 the record was changed or an alias was moved outside of it; then nothing is written.
 """
 
+import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_file
-from pipeline.ledger import record
+from pipeline.ledger import mirror, record, repository
 from pipeline.ledger.approval import Approval, Basis, signed
 from pipeline.ledger.champion import (
     alias_problem,
@@ -21,6 +24,7 @@ from pipeline.ledger.champion import (
     last,
     moved_outside,
     pending,
+    set_aliases,
     set_tags,
     settled,
     spoken,
@@ -28,7 +32,6 @@ from pipeline.ledger.champion import (
     wanted,
 )
 from pipeline.ledger.record import MOVES, Entry
-from pipeline.settings.project import locked
 from pipeline.tracking.store import CHALLENGER, CHAMPION, MODEL_NAME, PREVIOUS, connect
 from pipeline.tracking.versions import aliases, artifact, find
 
@@ -36,25 +39,45 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _DECISIONS = (*MOVES, record.REJECTED)
+_ATTEMPTS, _PAUSE_S = 50, 0.2
+_Asked = ParamSpec("_Asked")
+_Answer = TypeVar("_Answer")
+
+
+def _again(decide: Callable[_Asked, _Answer]) -> Callable[_Asked, _Answer]:
+    """Decides anew when another host has added to the record meanwhile."""
+
+    @wraps(decide)
+    def retried(*args: _Asked.args, **options: _Asked.kwargs) -> _Answer:
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return decide(*args, **options)
+            except record.RecordMoved:
+                time.sleep(random.uniform(0, _PAUSE_S))
+        return decide(*args, **options)
+
+    return retried
 
 
 def history(version: str | None = None) -> list[Entry]:
     """Returns the record, of one version or the whole; IntegrityError when it was changed."""
-    # Under the lock: between an entry and its head the record looks broken.
-    with locked("record"), connect() as client:
+    with connect() as client:
         entries = record.read(client)
     return [entry for entry in entries if version in (None, entry.version)]
 
 
 def champion() -> str | None:
     """Returns the version that is live, None when there is none."""
-    with locked("record"), connect() as client:
+    with connect() as client:
         entries = record.read(client)
-        now = aliases().get(CHAMPION)
-    recorded, cut_off = settled(entries), pending(entries)
-    if now != recorded and not (cut_off and now == cut_off.version):
-        raise moved_outside(now, recorded)
-    return now
+        while True:
+            now, recorded, cut_off = aliases().get(CHAMPION), settled(entries), pending(entries)
+            if now == recorded or (cut_off and now == cut_off.version):
+                return now
+            # Another one may have decided between the two readings.
+            before, entries = entries, record.read(client)
+            if entries == before:
+                raise moved_outside(now, recorded)
 
 
 def first_champion() -> str | None:
@@ -69,14 +92,16 @@ def on_hold() -> dict[str, Entry]:
     return {version: entry for version, entry in holds.items() if entry is not None}
 
 
+@_again
 def register(client: "MlflowClient", version: str, content: Mapping[str, Any]) -> None:
     """Writes down that a version was registered and with what; once, however often it is called."""
-    with locked("record"):
+    with repository.exclusive():
         entries = record.read(client)
         if last(entries, record.REGISTERED, version=version) is None:
             record.append(client, entries, record.REGISTERED, version, content)
 
 
+@_again
 def show(version: str, content: Mapping[str, Any]) -> Entry:
     """Writes down what reviewers were shown of a version."""
     with _deciding() as (client, entries):
@@ -158,6 +183,7 @@ def roll_back(*, by: str, reason: str, check: Callable[[str], None]) -> Entry:
     return _move(previous, record.RESTORED, content, expected=now, previous=further)
 
 
+@_again
 def reject(version: str, *, by: str | None, reason: str) -> Entry:
     """Turns down a version that is not the champion; once, however often the same person does it."""
     content = signed(record.REJECTED, by=by, reason=reason)
@@ -174,6 +200,7 @@ def reject(version: str, *, by: str | None, reason: str) -> Entry:
     return entry
 
 
+@_again
 def adopt(version: str, *, by: str, reason: str) -> Entry:
     """Makes the change plan that came with a version one that counts, beside the champion's, from now on."""
     from pipeline.settings.plan import PLAN_FILE
@@ -184,6 +211,7 @@ def adopt(version: str, *, by: str, reason: str) -> Entry:
         return record.append(client, entries, record.ADOPTED, version, content)
 
 
+@_again
 def hold(version: str, *, by: str | None, reason: str) -> Entry:
     """Puts a version on hold: it answers no new films and cannot become the champion until it is released.
 
@@ -196,6 +224,7 @@ def hold(version: str, *, by: str | None, reason: str) -> Entry:
         return standing or record.append(client, entries, record.HELD, version, content)
 
 
+@_again
 def release(version: str, *, by: str | None, reason: str) -> Entry:
     """Takes a version off its hold."""
     content = signed(record.RELEASED, by=by, reason=reason)
@@ -206,22 +235,30 @@ def release(version: str, *, by: str | None, reason: str) -> Entry:
         return record.append(client, entries, record.RELEASED, version, content)
 
 
+@_again
 def repair(*, by: str, reason: str) -> Entry:
     """Puts aliases back that are not where the record says, and writes down where they were."""
     content = signed(record.REPAIRED, by=by, reason=reason)
-    with locked("record"), connect() as client:
-        entries = record.read(client)
+    with repository.exclusive(), connect() as client:
+        entries = record.written(mirror.read(client))
+        shown_otherwise = bool(entries) and mirror.restore(client, entries)
         move = last(entries, *MOVES)
-        if move is None:
-            raise BadInput("the record knows no champion: promote a version instead")
         now = {alias: aliases().get(alias) for alias in wanted(entries)}
-        if now == wanted(entries):
-            raise BadInput("the aliases are where the record says: there is nothing to repair")
-        entry = record.append(client, entries, record.REPAIRED, move.version, {**content, "found": now})
-        carry_out(client, [*entries, entry], move)
+        if not shown_otherwise and now == wanted(entries):
+            raise BadInput(
+                "the record knows no champion: promote a version instead"
+                if move is None
+                else "the aliases are where the record says: there is nothing to repair"
+            )
+        subject = entries[-1] if move is None else move
+        entry = record.append(client, entries, record.REPAIRED, subject.version, {**content, "found": now})
+        set_aliases(client, entries)
+        if move is not None:
+            carry_out(client, [*entries, entry], move)
     return entry
 
 
+@_again
 def _move(
     version: str, event: str, content: Mapping[str, Any], *, expected: str | None, previous: str | None
 ) -> Entry:
@@ -247,7 +284,7 @@ def _move(
 @contextmanager
 def _deciding() -> Iterator[tuple["MlflowClient", list[Entry]]]:
     """One decision at a time, on a record that is whole and carried out."""
-    with locked("record"), connect() as client:
+    with repository.exclusive(), connect() as client:
         entries = record.read(client)
         if cut_off := pending(entries):
             entries = [*entries, carry_out(client, entries, cut_off)]

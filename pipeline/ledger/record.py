@@ -1,25 +1,27 @@
-"""The record of what was registered and decided: entries in a chain of hashes that shows tampering.
+"""The record of what was registered and decided: entries in a chain of hashes, on a branch of git.
 
-Hides where an entry lies: in a tag of the version it is about, which the store writes whole or not at all.
-Each entry holds the hash of the one before it, and the store's head names the last; so a byte that changes,
-an entry that goes missing and an entry put in between are all found. Who can rewrite the whole store can
-rewrite the whole chain: note the head elsewhere, it is printed with every decision.
+Each entry holds the hash of the one before it, so a byte that changes, an entry that goes missing and an
+entry put in between are all found; and the tracking store shows every entry too, so that who rewrites one of
+the two is found by the other. Who can rewrite both can rewrite the whole chain: push the branch to another
+machine (OPENMED_RECORD_REMOTE), or have git sign its commits.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import IntegrityError
 from openmed.files import sha256_bytes
-from pipeline.tracking.store import ENTRY_TAG, MODEL_NAME, registered_model, search
+from pipeline.ledger import mirror, repository
+from pipeline.ledger.mirror import Mirror
+from pipeline.ledger.repository import RecordMoved
+from pipeline.settings.plain_text import plain
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_HEAD = "audit_head"
 _START = "0" * 64
 
 REGISTERED, SHOWN, REJECTED, ADOPTED = "registered", "shown", "rejected", "adopted"
@@ -73,37 +75,40 @@ class Entry:
         return sha256_bytes(self.to_text().encode())
 
 
-def read(client: "MlflowClient") -> list[Entry]:
-    """Reads the whole chain and checks it.
+def read(client: "MlflowClient", *, complete: bool = False) -> list[Entry]:
+    """Reads the whole chain, checks it and holds what the tracking store shows against it.
+
+    Args:
+        client: The store.
+        complete: Whether the store has to show the last entries too: a kill may have left them out.
 
     Raises:
         IntegrityError: It is broken; the sentence names the first entry that is not what was written.
     """
-    entries = _stored(client)
-    head = _head(client)
-    # The store may have been cut off between the last entry and the head: then the head is one behind.
-    behind = bool(entries) and entries[-1].previous == head
-    expected = [entry.previous for entry in entries[1:]] + ([] if behind else [head])
-    wrong = [entry.digest != digest for entry, digest in zip(entries, expected, strict=False)]
-    if not entries and head != _START:
-        raise IntegrityError("the record of decisions is gone: restore the registry from its backup")
-    for position, (entry, bad) in enumerate(zip(entries, wrong, strict=False)):
-        # An entry that was changed says nothing about the one before it.
-        if bad and not any(wrong[position + 1 : position + 2]):
-            last = position == len(entries) - 1
-            raise IntegrityError(
-                f"entry {entry.number} of the record ({entry.event}, version {entry.version}) was changed"
-                f"{' or later ones are missing' if last else ''}: restore the registry from its backup"
-            )
-    if entries and entries[0].previous != _START:
-        raise IntegrityError("entry 1 of the record was changed: restore the registry from its backup")
+    # First the store: an entry is shown there after it was written.
+    shown = mirror.read(client)
+    entries = written(shown)
+    mirror.check(shown, entries, complete=complete)
     return entries
+
+
+def written(shown: Mirror) -> list[Entry]:
+    """Reads the chain, whatever the store shows; a record that only the store holds is taken over first."""
+    commit, texts = repository.texts()
+    if commit is None and shown.entries:
+        _take_over(shown)
+        _, texts = repository.texts()
+    return _chain(texts, "restore the branch from its remote or backup")
 
 
 def append(
     client: "MlflowClient", entries: Sequence[Entry], event: str, version: str, content: Mapping[str, Any]
 ) -> Entry:
-    """Adds an entry to the chain. The caller holds the lock `record` and has just read `entries`."""
+    """Adds an entry to the chain that was read as `entries`, and shows it in the store.
+
+    Raises:
+        RecordMoved: Somebody else has added one since; nothing was written.
+    """
     entry = Entry(
         number=len(entries) + 1,
         at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -112,36 +117,47 @@ def append(
         content=dict(content),
         previous=entries[-1].digest if entries else _START,
     )
-    if _head(client) != entry.previous:
-        _set_head(client, entry.previous)
-    client.set_model_version_tag(MODEL_NAME, version, f"audit.{entry.number:06d}", entry.to_text())
-    _set_head(client, entry.digest)
+    commit, texts = repository.texts()
+    if texts[-1:] != [each.to_text() for each in entries[-1:]]:
+        raise RecordMoved("the record was added to by somebody else: try again")
+    _write(entry, commit)
+    mirror.show(client, [*entries, entry])
     return entry
 
 
-def _stored(client: "MlflowClient") -> list[Entry]:
-    entries = []
-    for number, (stored, version, text) in enumerate(sorted(_texts(client)), start=1):
-        if stored != number:
-            problem = "is missing" if stored > number else "is there twice"
-            raise IntegrityError(
-                f"entry {min(stored, number)} of the record {problem}: restore the registry from its backup"
-            )
+def _write(entry: Entry, parent: str | None) -> str:
+    by = f" by {entry.content['by']}" if entry.content.get("by") else ""
+    subject = plain(f"{entry.number} {entry.event} version {entry.version}{by}")
+    return repository.add(entry.to_text(), subject, entry.at, parent)
+
+
+def _take_over(shown: Mirror) -> None:
+    """Writes a record down that was kept in the store alone; the same commits, whoever does it."""
+    remedy = "restore the registry from its backup"
+    for position, (number, _, _) in enumerate(shown.entries, start=1):
+        if number != position:
+            problem = "is missing" if number > position else "is there twice"
+            raise IntegrityError(f"entry {min(number, position)} of the record {problem}: {remedy}")
+    entries = _chain([text for _, _, text in shown.entries], remedy)
+    # The store may have been cut off between the last entry and the head: then the head is one behind.
+    if entries[-1].digest != shown.head and entries[-1].previous != shown.head:
+        raise IntegrityError(f"later entries than {len(entries)} of the record are missing: {remedy}")
+    commit = None
+    for entry in entries:
+        commit = _write(entry, commit)
+
+
+def _chain(texts: Sequence[str], remedy: str) -> list[Entry]:
+    entries: list[Entry] = []
+    for number, text in enumerate(texts, start=1):
         entry = _parsed(text)
-        if entry is None or (entry.number, entry.version) != (number, version):
-            raise IntegrityError(
-                f"entry {number} of the record (version {version}) was changed: "
-                "restore the registry from its backup"
-            )
+        previous = entries[-1].digest if entries else _START
+        if entry is None or (entry.number, entry.previous) != (number, previous):
+            # An entry that was changed is found by the one after it, which holds its hash.
+            changed = number if entry is None or entry.number != number or number == 1 else number - 1
+            raise IntegrityError(f"entry {changed} of the record was changed: {remedy}")
         entries.append(entry)
     return entries
-
-
-def _texts(client: "MlflowClient") -> Iterator[tuple[int, str, str]]:
-    for version in search(client, f"name = '{MODEL_NAME}'"):
-        for tag, text in version.tags.items():
-            if match := ENTRY_TAG.fullmatch(tag):
-                yield int(match[1]), str(version.version), text
 
 
 def _parsed(text: str) -> Entry | None:
@@ -150,12 +166,3 @@ def _parsed(text: str) -> Entry | None:
     except (TypeError, ValueError):
         return None
     return entry if entry.to_text() == text else None
-
-
-def _head(client: "MlflowClient") -> str:
-    model = registered_model(client)
-    return _START if model is None else model.tags.get(_HEAD, _START)
-
-
-def _set_head(client: "MlflowClient", digest: str) -> None:
-    client.set_registered_model_tag(MODEL_NAME, _HEAD, digest)

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import IntegrityError, OpenMedError, ResourceError
 from openmed.files import check_hashes, hashes_below, read_json, sha256_bytes
-from pipeline.ledger import record
+from pipeline.ledger import record, repository
 from pipeline.ledger.champion import alias_problem, tags_of
 from pipeline.ledger.record import Entry
 from pipeline.ledger.reviews import REVIEWS
 from pipeline.registry.evidence import numbers, settings
 from pipeline.registry.models import check_files, load_predictor
 from pipeline.registry.recomputed import check_external, check_verdict, same
-from pipeline.settings.project import locked
 from pipeline.settings.yaml_file import read_yaml
 from pipeline.tracking.store import ENTRY_TAG, MODEL_NAME, connect, fetched
 from pipeline.tracking.versions import artifact, find
@@ -83,10 +82,10 @@ def verify(version: str) -> list[Link]:
     with connect() as client:
         # No decision is made while record, tags and aliases are read. What takes long is checked without the
         # lock: whoever asks for the champion would wait for it.
-        with locked("record"):
+        with repository.exclusive():
             registered = find(client, version)
             try:
-                entries = record.read(client)
+                entries = record.read(client, complete=True)
             except IntegrityError as error:
                 return [Link("record of decisions", str(error))]
             chain = _Chain(client, entries, registered, alias_problem(entries))

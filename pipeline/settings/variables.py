@@ -29,6 +29,9 @@ class Variables(BaseSettings):
     """The checkout to work in; default: the nearest folder that holds dvc.yaml."""
     home: Path | None = None
     """The state folder; default: `.openmed` in the project. Several hosts share it."""
+    record_remote: str | None = None
+    """Git remote or address that the record of decisions is pushed to, the same for all hosts that share a
+    tracking server; default: none, the record stays in this repository."""
     debug: str = ""
     """Any text: errors show their traceback too, as with `--debug`."""
     site_secret: SecretStr | None = None

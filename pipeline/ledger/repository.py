@@ -1,0 +1,209 @@
+"""The git branch that holds the record of decisions: one commit an entry, written without a checkout.
+
+Hides where the branch is, and how two who write at once are told apart: a commit goes on top of the one its
+writer has read, or nowhere. On one machine git itself sees to that, between machines the remote does, which
+takes no push that is not on top of what it has.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from openmed.errors import BadInput, IntegrityError, ResourceError
+from pipeline.settings.project import home, project_root, state_folder
+from pipeline.settings.variables import variables
+from pipeline.tools.git import environment, git, git_folder
+
+BRANCH = "openmed-record"
+_REF = f"refs/heads/{BRANCH}"
+# Of the same entries every host makes the same commits.
+_NOBODY = {
+    f"GIT_{role}_{key}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for key, value in (("NAME", "OpenMed"), ("EMAIL", "openmed@localhost"))
+}
+# Settings of whoever runs this change nothing; and a power cut leaves no branch that points to an empty file.
+_SETTINGS = (
+    *("-c", "i18n.commitEncoding=UTF-8", "-c", "i18n.logOutputEncoding=UTF-8"),
+    *("-c", "core.fsync=all", "-c", "core.filesRefLockTimeout=10000"),
+)
+
+
+class RecordMoved(ResourceError):
+    """Somebody else added an entry since the record was read: read it again and decide again."""
+
+
+def texts() -> tuple[str | None, list[str]]:
+    """Reads the branch, from the remote first where one is set.
+
+    Returns:
+        The commit of the last entry, None where there is no branch, and the text of each, the first first.
+
+    Raises:
+        IntegrityError: The branch is not a chain of entries, or was rewritten on one side.
+        ResourceError: The remote does not answer.
+    """
+    folder = _folder()
+    if not folder.exists():
+        return None, []
+    _fetch(folder)
+    log = ("log", "--reverse", "--no-show-signature", "--no-color", "-z", "--format=%H %P%n%B", _REF, "--")
+    if (tip := _tip(folder)) is None:
+        return None, []
+    found, previous = [], ""
+    for commit in _git(folder, *log).rstrip("\0").split("\0"):
+        header, _, message = commit.partition("\n")
+        own, _, parent = header.partition(" ")
+        if parent != previous:
+            raise IntegrityError(f"the branch {BRANCH} is no chain of entries: restore it from its backup")
+        previous = own
+        found.append(message.partition("\n\n")[2].rstrip("\n"))
+    return tip, found
+
+
+def add(text: str, subject: str, at: str, parent: str | None) -> str:
+    """Puts an entry on top of the commit `parent`, here and on the remote; returns its commit.
+
+    Args:
+        text: The entry; one line.
+        subject: What a person reads in `git log`; one line.
+        at: When, ISO 8601.
+        parent: The commit of the entry before it, None for the first.
+
+    Raises:
+        RecordMoved: Another entry is on top of `parent` already. Nothing was written.
+        ResourceError: The remote does not answer, or the repository cannot be written.
+    """
+    folder = _made()
+    when = {f"GIT_{role}_DATE": at for role in ("AUTHOR", "COMMITTER")}
+    tree = _git(folder, "hash-object", "-t", "tree", "-w", os.devnull)
+    signed = ["-S"] if _setting(folder, "commit.gpgsign") == "true" else []
+    above = ["-p", parent] if parent else []
+    message = f"{subject}\n\n{text}\n"
+    commit = _git(folder, "commit-tree", *signed, *above, "-F", "-", tree, text=message, **when)
+    _push(folder, commit)
+    try:
+        # Forty zeros: the branch must not be there yet.
+        _git(folder, "update-ref", "--create-reflog", "-m", subject, _REF, commit, parent or "0" * 40)
+    except ResourceError:
+        if _tip(folder) in (parent, None):
+            raise
+        # What came over the remote at the same time may have brought this entry too.
+        if not (variables().record_remote and _contains(folder, commit)):
+            raise RecordMoved("the record was added to by somebody else: try again") from None
+    return commit
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Lets one process of this machine decide at a time; a killed holder lets go."""
+    from filelock import FileLock
+
+    with FileLock(_made() / f"{BRANCH}.lock"):
+        yield
+
+
+def name() -> str:
+    """Returns how a sentence names the record: its branch and repository."""
+    return f"the branch {BRANCH} of {_folder()}"
+
+
+def _folder() -> Path:
+    """The git folder of the record.
+
+    That of the project; but a state folder outside of it with a store of its own has its own record, which
+    moves with it.
+    """
+    return _git_folder(home(), os.environ.get("MLFLOW_TRACKING_URI"), Path.cwd(), variables().project)
+
+
+@lru_cache(maxsize=16)
+def _git_folder(state: Path, tracking: str | None, _here: Path, _project: Path | None) -> Path:
+    own = state / "record.git"
+    try:
+        project = git_folder(project_root())
+    except (BadInput, ResourceError):
+        return own
+    if tracking and not (state / "mlflow.db").exists():
+        return project
+    try:
+        return project if state.exists() and git_folder(state) == project else own
+    except BadInput:
+        return own
+
+
+def _made() -> Path:
+    folder = _folder()
+    if not folder.exists():
+        state_folder()
+        git(folder.parent, "init", "--quiet", "--bare", str(folder), error=ResourceError)
+    return folder
+
+
+def _tip(folder: Path) -> str | None:
+    try:
+        return _git(folder, "rev-parse", "--verify", "--quiet", f"{_REF}^{{commit}}")
+    except ResourceError:
+        return None
+
+
+def _contains(folder: Path, commit: str) -> bool:
+    return commit in _git(folder, "rev-list", _REF).split()
+
+
+def _setting(folder: Path, key: str) -> str:
+    try:
+        return _git(folder, "config", "--type=bool", key)
+    except ResourceError:
+        return ""
+
+
+def _fetch(folder: Path) -> None:
+    if not (remote := variables().record_remote):
+        return
+    if not _remote_tip(folder, remote):
+        return
+    try:
+        _git(folder, "fetch", "--quiet", "--no-tags", remote, f"{_REF}:{_REF}")
+    except ResourceError as error:
+        if "non-fast-forward" not in str(error):
+            raise
+        raise IntegrityError(
+            f"{name()} and that of the remote say different things: one of them was rewritten; restore it"
+        ) from None
+
+
+def _remote_tip(folder: Path, remote: str) -> str:
+    return _git(folder, "ls-remote", remote, _REF).partition("\t")[0]
+
+
+def _push(folder: Path, commit: str) -> None:
+    if not (remote := variables().record_remote):
+        return
+    try:
+        _git(folder, "push", "--quiet", remote, f"{commit}:{_REF}")
+    except ResourceError as error:
+        # git has several words for it: the branch moved before the push, during it, or is locked by another.
+        if any(word in str(error) for word in ("non-fast-forward", "fetch first", "rejected", "cannot lock")):
+            raise RecordMoved("the record was added to by another host: try again") from None
+        raise
+
+
+def _git(folder: Path, *arguments: str, text: str | None = None, **variables: str) -> str:
+    done = subprocess.run(
+        ["git", f"--git-dir={folder}", *_SETTINGS, *arguments],
+        env=environment() | _NOBODY | {"GIT_NO_REPLACE_OBJECTS": "1", "GIT_TERMINAL_PROMPT": "0"} | variables,
+        input=text,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        check=False,
+    )
+    if done.returncode:
+        detail = " ".join(done.stderr.split())[:300] or f"it ended with {done.returncode}"
+        raise ResourceError(f"the record of decisions in {folder} cannot be used: {detail}")
+    return done.stdout.rstrip("\n")
