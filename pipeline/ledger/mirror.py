@@ -47,7 +47,7 @@ def read(client: "MlflowClient") -> Mirror:
     return Mirror(model.tags.get(HEAD_TAG), tuple(sorted(shown)))
 
 
-def check(mirror: Mirror, entries: Sequence["Entry"], *, complete: bool) -> None:
+def check(mirror: Mirror, entries: Sequence["Entry"], *, complete: bool = False) -> None:
     """Holds what the store shows against the record.
 
     Args:

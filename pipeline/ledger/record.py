@@ -75,12 +75,8 @@ class Entry:
         return sha256_bytes(self.to_text().encode())
 
 
-def read(client: "MlflowClient", *, complete: bool = False) -> list[Entry]:
+def read(client: "MlflowClient") -> list[Entry]:
     """Reads the whole chain, checks it and holds what the tracking store shows against it.
-
-    Args:
-        client: The store.
-        complete: Whether the store has to show the last entries too: a kill may have left them out.
 
     Raises:
         IntegrityError: It is broken; the sentence names the first entry that is not what was written.
@@ -88,7 +84,7 @@ def read(client: "MlflowClient", *, complete: bool = False) -> list[Entry]:
     # First the store: an entry is shown there after it was written.
     shown = mirror.read(client)
     entries = written(shown)
-    mirror.check(shown, entries, complete=complete)
+    mirror.check(shown, entries)
     return entries
 
 

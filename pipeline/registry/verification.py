@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import IntegrityError, OpenMedError, ResourceError
 from openmed.files import check_hashes, hashes_below, read_json, sha256_bytes
-from pipeline.ledger import record, repository
+from pipeline.ledger import mirror, record, repository
 from pipeline.ledger.champion import alias_problem, tags_of
+from pipeline.ledger.mirror import Mirror
 from pipeline.ledger.record import Entry
 from pipeline.ledger.reviews import REVIEWS
 from pipeline.registry.evidence import numbers, settings
@@ -52,6 +53,7 @@ class _Chain:
 
     client: "MlflowClient"
     entries: list[Entry]
+    shown: Mirror
     version: "ModelVersion"
     alias_problem: str | None
 
@@ -85,10 +87,12 @@ def verify(version: str) -> list[Link]:
         with repository.exclusive():
             registered = find(client, version)
             try:
-                entries = record.read(client, complete=True)
+                shown = mirror.read(client)
+                entries = record.written(shown)
+                mirror.check(shown, entries)
             except IntegrityError as error:
                 return [Link("record of decisions", str(error))]
-            chain = _Chain(client, entries, registered, alias_problem(entries))
+            chain = _Chain(client, entries, shown, registered, alias_problem(entries))
         links = [Link("record of decisions", None)]
         for name, check in _LINKS.items():
             links.append(Link(name, _problem(check, chain)))
@@ -192,6 +196,7 @@ def _verdict(chain: _Chain) -> None:
 
 def _decisions(chain: _Chain) -> None:
     """What MLflow shows of the decisions on the version, and that each was about this model."""
+    mirror.check(chain.shown, chain.entries, complete=True)
     expected: dict[str, str] = {}
     for entry in chain.entries:
         if entry.event in (record.PROMOTED, record.RESTORED, record.REJECTED):

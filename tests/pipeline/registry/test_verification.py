@@ -54,16 +54,19 @@ def ground(tmp_path_factory, migrated):
                 expected_champion=expected,
             )
     shutil.copy(home / "mlflow.db", root / "snapshot.db")
+    shutil.copytree(home / "record.git", root / "snapshot.git")
     return root
 
 
 @pytest.fixture
 def home(ground, monkeypatch):
-    """Its state folder; what a test changes in the database is undone."""
+    """Its state folder; what a test changes in the database and the record is undone."""
     monkeypatch.setenv("OPENMED_HOME", str(ground / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with sqlite3.connect(ground / "snapshot.db") as kept, sqlite3.connect(ground / "home/mlflow.db") as store:
         kept.backup(store)
+    shutil.rmtree(ground / "home/record.git")
+    shutil.copytree(ground / "snapshot.git", ground / "home/record.git")
     return ground / "home"
 
 
