@@ -69,6 +69,7 @@ def ground(tmp_path_factory, migrated):
                 )
                 assert record.content["replaced"] is None
     shutil.copy(home / "mlflow.db", root / "snapshot.db")
+    shutil.copytree(home / "record.git", root / "snapshot.git")
     return root
 
 
@@ -86,6 +87,8 @@ def stage(ground, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with sqlite3.connect(ground / "snapshot.db") as kept, sqlite3.connect(ground / "home/mlflow.db") as store:
         kept.backup(store)
+    shutil.rmtree(ground / "home/record.git")
+    shutil.copytree(ground / "snapshot.git", ground / "home/record.git")
     return ground
 
 
