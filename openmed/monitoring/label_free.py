@@ -39,8 +39,7 @@ def expected_performance(
     (N,) calibrated probabilities of the finding, in [0, 1], that hold on the known films.
 
     Returns:
-        auc, sensitivity, specificity and share (of the films, with the finding) -> interval; NaN where
-        nothing is expected of one side.
+        auc, sensitivity, specificity and share (with the finding) -> interval; NaN where a side is empty.
     """
     values = checked_scores(scores, np.size(scores))
     order = np.argsort(values, kind="stable")

@@ -18,6 +18,6 @@ from pipeline.ledger.decisions import (
     repair,
     roll_back,
 )
-from pipeline.ledger.record import ADOPTED, PROMOTED, REGISTERED, REJECTED, RELEASED, RESTORED, Entry
+from pipeline.ledger.entry import ADOPTED, PROMOTED, REGISTERED, REJECTED, RELEASED, RESTORED, Entry
 from pipeline.ledger.reviews import keep_review
 from pipeline.ledger.story import story

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from openmed.errors import BadInput, IntegrityError
-from pipeline.ledger.record import ADOPTED, HELD, REJECTED, RELEASED, REPAIRED, RESTORED
+from pipeline.ledger.entry import ADOPTED, HELD, REJECTED, RELEASED, REPAIRED, RESTORED
 from pipeline.settings.plain_text import one_line, plain
 
 _DEMANDS = {

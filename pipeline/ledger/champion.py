@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from openmed.errors import IntegrityError
 from pipeline.ledger import record
-from pipeline.ledger.record import MOVES, Entry
+from pipeline.ledger.entry import HELD, MOVED, MOVES, PROMOTED, REJECTED, RELEASED, Entry
 from pipeline.tracking.store import CHAMPION, MODEL_NAME, PREVIOUS
 from pipeline.tracking.versions import aliases
 
@@ -26,20 +26,20 @@ def last(entries: Sequence[Entry], *events: str, version: str | None = None) -> 
 
 def settled(entries: Sequence[Entry]) -> str | None:
     """Returns the champion of the last move that was carried out."""
-    moved = last(entries, record.MOVED)
+    moved = last(entries, MOVED)
     return moved.version if moved else None
 
 
 def pending(entries: Sequence[Entry]) -> Entry | None:
     """Returns the last move, if nothing says that it was carried out."""
-    latest = last(entries, record.MOVED, *MOVES)
+    latest = last(entries, MOVED, *MOVES)
     return latest if latest and latest.event in MOVES else None
 
 
 def standing_hold(entries: Sequence[Entry], version: str) -> Entry | None:
     """Returns the entry that has a version on hold, None where none has."""
-    latest = last(entries, record.HELD, record.RELEASED, version=version)
-    return latest if latest and latest.event == record.HELD else None
+    latest = last(entries, HELD, RELEASED, version=version)
+    return latest if latest and latest.event == HELD else None
 
 
 def wanted(entries: Sequence[Entry]) -> dict[str, str | None]:
@@ -79,12 +79,12 @@ def carry_out(client: "MlflowClient", entries: Sequence[Entry], move: Entry) -> 
     while True:
         set_aliases(client, entries)
         try:
-            return record.append(client, entries, record.MOVED, move.version, {"by_entry": move.number})
+            return record.append(client, entries, MOVED, move.version, {"by_entry": move.number})
         except record.RecordMoved:
             # Another host may have finished this move and made others: the aliases follow the last one.
             entries = record.read(client)
         for entry in entries:
-            if entry.event == record.MOVED and entry.content["by_entry"] == move.number:
+            if entry.event == MOVED and entry.content["by_entry"] == move.number:
                 set_aliases(client, entries)
                 return entry
 
@@ -108,11 +108,11 @@ def set_tags(client: "MlflowClient", entry: Entry) -> None:
 def tags_of(entry: Entry) -> dict[str, dict[str, str]]:
     """Returns the tags that show a promotion, a rollback or a rejection: version -> tag -> value."""
     by, at = entry.by, entry.at
-    if entry.event == record.PROMOTED:
+    if entry.event == PROMOTED:
         comment = entry.content["comment"]
         tags = {"decision": "promoted", "approved_by": by, "approved_at": at, "comment": comment}
         return {entry.version: tags}
-    if entry.event == record.REJECTED:
+    if entry.event == REJECTED:
         tags = {"decision": "rejected", "rejected_by": by, "rejected_at": at, "reason": entry.reason}
         return {entry.version: tags}
     why = {"by": by, "at": at, "reason": entry.reason}

@@ -31,14 +31,26 @@ from pipeline.ledger.champion import (
     standing_hold,
     wanted,
 )
-from pipeline.ledger.record import MOVES, Entry
+from pipeline.ledger.entry import (
+    ADOPTED,
+    HELD,
+    MOVES,
+    PROMOTED,
+    REGISTERED,
+    REJECTED,
+    RELEASED,
+    REPAIRED,
+    RESTORED,
+    SHOWN,
+    Entry,
+)
 from pipeline.tracking.store import CHALLENGER, CHAMPION, MODEL_NAME, PREVIOUS, connect
 from pipeline.tracking.versions import aliases, artifact, find
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_DECISIONS = (*MOVES, record.REJECTED)
+_DECISIONS = (*MOVES, REJECTED)
 _ATTEMPTS, _PAUSE_S = 50, 0.2
 _Asked = ParamSpec("_Asked")
 _Answer = TypeVar("_Answer")
@@ -82,7 +94,7 @@ def champion() -> str | None:
 
 def first_champion() -> str | None:
     """Returns the version that was promoted first, None before any was."""
-    return next((entry.version for entry in history() if entry.event == record.PROMOTED), None)
+    return next((entry.version for entry in history() if entry.event == PROMOTED), None)
 
 
 def on_hold() -> dict[str, Entry]:
@@ -97,15 +109,15 @@ def register(client: "MlflowClient", version: str, content: Mapping[str, Any]) -
     """Writes down that a version was registered and with what; once, however often it is called."""
     with repository.exclusive():
         entries = record.read(client)
-        if last(entries, record.REGISTERED, version=version) is None:
-            record.append(client, entries, record.REGISTERED, version, content)
+        if last(entries, REGISTERED, version=version) is None:
+            record.append(client, entries, REGISTERED, version, content)
 
 
 @_again
 def show(version: str, content: Mapping[str, Any]) -> Entry:
     """Writes down what reviewers were shown of a version."""
     with _deciding() as (client, entries):
-        return record.append(client, entries, record.SHOWN, version, content)
+        return record.append(client, entries, SHOWN, version, content)
 
 
 def promote(
@@ -136,10 +148,10 @@ def promote(
         find(client, version)
         decided = last(entries, *_DECISIONS, version=version)
         now = settled(entries)
-    if decided is not None and decided.event == record.REJECTED:
+    if decided is not None and decided.event == REJECTED:
         raise BadInput(f"version {version} was rejected by {decided.by}: retrain instead")
     if decided is not None and now == version:
-        if decided.event == record.PROMOTED and decided.content["approvals"] == approval.people:
+        if decided.event == PROMOTED and decided.content["approvals"] == approval.people:
             return decided
         raise BadInput(f"version {version} is the champion already, by {decided.by}")
     basis = judge()
@@ -151,7 +163,7 @@ def promote(
         "verdict": basis.verdict,
         "model_sha256": basis.model_sha256,
     }
-    return _move(version, record.PROMOTED, content, expected=expected_champion, previous=expected_champion)
+    return _move(version, PROMOTED, content, expected=expected_champion, previous=expected_champion)
 
 
 def roll_back(*, by: str, reason: str, check: Callable[[str], None]) -> Entry:
@@ -165,13 +177,13 @@ def roll_back(*, by: str, reason: str, check: Callable[[str], None]) -> Entry:
     Raises:
         BadInput: There is no previous champion, or it was rejected since or is on hold.
     """
-    content = signed(record.RESTORED, by=by, reason=reason)
+    content = signed(RESTORED, by=by, reason=reason)
     with _deciding() as (_, entries):
         now, previous = settled(entries), wanted(entries)[PREVIOUS]
         decided = last(entries, *_DECISIONS, version=previous)
     if previous is None or decided is None:
         raise BadInput("there is no previous champion to roll back to: promote another version instead")
-    if decided.event == record.REJECTED:
+    if decided.event == REJECTED:
         raise BadInput(
             f"version {previous}, the previous champion, was rejected by {decided.by}: "
             "promote another version instead"
@@ -180,20 +192,20 @@ def roll_back(*, by: str, reason: str, check: Callable[[str], None]) -> Entry:
     # A second rollback goes one step further back, never forward to the model just taken off.
     further = decided.content["previous"]
     further = None if further == now else further
-    return _move(previous, record.RESTORED, content, expected=now, previous=further)
+    return _move(previous, RESTORED, content, expected=now, previous=further)
 
 
 @_again
 def reject(version: str, *, by: str | None, reason: str) -> Entry:
     """Turns down a version that is not the champion; once, however often the same person does it."""
-    content = signed(record.REJECTED, by=by, reason=reason)
+    content = signed(REJECTED, by=by, reason=reason)
     with _deciding() as (client, entries):
         find(client, version)
         if settled(entries) == version:
             raise BadInput(f"version {version} is the champion: roll back instead of rejecting it")
         entry = next((each for each in reversed(entries) if each.version == version), None)
-        if entry is None or entry.event != record.REJECTED or entry.by != content["by"]:
-            entry = record.append(client, entries, record.REJECTED, version, content)
+        if entry is None or entry.event != REJECTED or entry.by != content["by"]:
+            entry = record.append(client, entries, REJECTED, version, content)
         set_tags(client, entry)
         if aliases().get(CHALLENGER) == version:
             client.delete_registered_model_alias(MODEL_NAME, CHALLENGER)
@@ -205,10 +217,10 @@ def adopt(version: str, *, by: str, reason: str) -> Entry:
     """Makes the change plan that came with a version one that counts, beside the champion's, from now on."""
     from pipeline.settings.plan import PLAN_FILE
 
-    content = signed(record.ADOPTED, by=by, reason=reason)
+    content = signed(ADOPTED, by=by, reason=reason)
     content["plan_sha256"] = sha256_file(artifact(version, PLAN_FILE))
     with _deciding() as (client, entries):
-        return record.append(client, entries, record.ADOPTED, version, content)
+        return record.append(client, entries, ADOPTED, version, content)
 
 
 @_again
@@ -217,28 +229,28 @@ def hold(version: str, *, by: str | None, reason: str) -> Entry:
 
     A version that is on hold already keeps the entry that put it there.
     """
-    content = signed(record.HELD, by=by, reason=reason)
+    content = signed(HELD, by=by, reason=reason)
     with _deciding() as (client, entries):
         find(client, version)
         standing = standing_hold(entries, version)
-        return standing or record.append(client, entries, record.HELD, version, content)
+        return standing or record.append(client, entries, HELD, version, content)
 
 
 @_again
 def release(version: str, *, by: str | None, reason: str) -> Entry:
     """Takes a version off its hold."""
-    content = signed(record.RELEASED, by=by, reason=reason)
+    content = signed(RELEASED, by=by, reason=reason)
     with _deciding() as (client, entries):
         find(client, version)
         if standing_hold(entries, version) is None:
             raise BadInput(f"version {version} is not on hold: there is nothing to release")
-        return record.append(client, entries, record.RELEASED, version, content)
+        return record.append(client, entries, RELEASED, version, content)
 
 
 @_again
 def repair(*, by: str, reason: str) -> Entry:
     """Puts aliases back that are not where the record says, and writes down where they were."""
-    content = signed(record.REPAIRED, by=by, reason=reason)
+    content = signed(REPAIRED, by=by, reason=reason)
     with repository.exclusive(), connect() as client:
         entries = record.written(mirror.read(client))
         shown_otherwise = bool(entries) and mirror.restore(client, entries)
@@ -251,7 +263,7 @@ def repair(*, by: str, reason: str) -> Entry:
                 else "the aliases are where the record says: there is nothing to repair"
             )
         subject = entries[-1] if move is None else move
-        entry = record.append(client, entries, record.REPAIRED, subject.version, {**content, "found": now})
+        entry = record.append(client, entries, REPAIRED, subject.version, {**content, "found": now})
         set_aliases(client, entries)
         if move is not None:
             carry_out(client, [*entries, entry], move)

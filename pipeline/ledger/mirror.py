@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from openmed.errors import IntegrityError
+from pipeline.ledger.entry import Entry
 from pipeline.tracking.store import ENTRY_TAG, MODEL_NAME, registered_model, search
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-    from pipeline.ledger.record import Entry
 
 HEAD_TAG = "audit_head"
 _REPAIR = "it was changed by something else; `openmed registry repair` writes it anew"
@@ -47,7 +46,7 @@ def read(client: "MlflowClient") -> Mirror:
     return Mirror(model.tags.get(HEAD_TAG), tuple(sorted(shown)))
 
 
-def check(mirror: Mirror, entries: Sequence["Entry"], *, complete: bool = False) -> None:
+def check(mirror: Mirror, entries: Sequence[Entry], *, complete: bool = False) -> None:
     """Holds what the store shows against the record.
 
     Args:
@@ -79,15 +78,15 @@ def check(mirror: Mirror, entries: Sequence["Entry"], *, complete: bool = False)
         raise _missing(entries, min(last, shown) + 1 if complete else shown + 1)
 
 
-def _missing(entries: Sequence["Entry"], number: int) -> IntegrityError:
+def _missing(entries: Sequence[Entry], number: int) -> IntegrityError:
     return IntegrityError(f"{_named(entries[number - 1])} is missing in the tracking store: {_REPAIR}")
 
 
-def _named(entry: "Entry") -> str:
+def _named(entry: Entry) -> str:
     return f"entry {entry.number} of the record ({entry.event}, version {entry.version})"
 
 
-def show(client: "MlflowClient", entries: Sequence["Entry"]) -> None:
+def show(client: "MlflowClient", entries: Sequence[Entry]) -> None:
     """Shows the last entry, and those before it that a kill has left out."""
     model = registered_model(client)
     head = model.tags.get(HEAD_TAG) if model else None
@@ -97,7 +96,7 @@ def show(client: "MlflowClient", entries: Sequence["Entry"]) -> None:
     client.set_registered_model_tag(MODEL_NAME, HEAD_TAG, entries[-1].digest)
 
 
-def restore(client: "MlflowClient", entries: Sequence["Entry"]) -> bool:
+def restore(client: "MlflowClient", entries: Sequence[Entry]) -> bool:
     """Makes the store show the record and nothing else; tells whether it did not."""
     mirror = read(client)
     right = {(entry.number, entry.version, entry.to_text()) for entry in entries}
@@ -110,5 +109,5 @@ def restore(client: "MlflowClient", entries: Sequence["Entry"]) -> bool:
     return bool(missing) or len(mirror.entries) > len(right) or mirror.head != entries[-1].digest
 
 
-def _tag(client: "MlflowClient", entry: "Entry") -> None:
+def _tag(client: "MlflowClient", entry: Entry) -> None:
     client.set_model_version_tag(MODEL_NAME, entry.version, f"audit.{entry.number:06d}", entry.to_text())

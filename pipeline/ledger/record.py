@@ -8,13 +8,12 @@ machine (OPENMED_RECORD_REMOTE), or have git sign its commits.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import IntegrityError
-from openmed.files import sha256_bytes
 from pipeline.ledger import mirror, repository
+from pipeline.ledger.entry import Entry
 from pipeline.ledger.mirror import Mirror
 from pipeline.ledger.repository import RecordMoved
 from pipeline.settings.plain_text import plain
@@ -23,56 +22,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _START = "0" * 64
-
-REGISTERED, SHOWN, REJECTED, ADOPTED = "registered", "shown", "rejected", "adopted"
-PROMOTED, RESTORED, MOVED, REPAIRED = "promoted", "restored", "moved", "repaired"
-HELD, RELEASED = "held", "released"
-MOVES = (PROMOTED, RESTORED)
-"""What makes a version the champion."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One thing that was done.
-
-    Attributes:
-        number: Place in the chain, from 1.
-        at: When, ISO 8601 in UTC.
-        event: What was done.
-        version: The version it is about.
-        content: What it says; JSON.
-        previous: Hash of the entry before it.
-    """
-
-    number: int
-    at: str
-    event: str
-    version: str
-    content: dict[str, Any]
-    previous: str
-
-    @property
-    def by(self) -> str:
-        """Who decided; of a promotion, the people with their roles."""
-        return self.content["by"]
-
-    @property
-    def reason(self) -> str:
-        """Why; of everything that a person decides but a promotion, which has a comment."""
-        return self.content["reason"]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the fields as JSON content."""
-        return asdict(self)
-
-    def to_text(self) -> str:
-        """Returns the one text that stands for this entry."""
-        return json.dumps(self.to_json(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the text, 64 hex digits."""
-        return sha256_bytes(self.to_text().encode())
 
 
 def read(client: "MlflowClient") -> list[Entry]:

@@ -2,9 +2,19 @@
 
 from collections.abc import Callable
 
-from pipeline.ledger import record
 from pipeline.ledger.decisions import history
-from pipeline.ledger.record import Entry
+from pipeline.ledger.entry import (
+    ADOPTED,
+    HELD,
+    PROMOTED,
+    REGISTERED,
+    REJECTED,
+    RELEASED,
+    REPAIRED,
+    RESTORED,
+    SHOWN,
+    Entry,
+)
 from pipeline.settings.plain_text import plain
 from pipeline.tracking.versions import get_version
 
@@ -49,15 +59,15 @@ def _promoted(entry: Entry) -> str:
 
 
 _SENTENCES: dict[str, Callable[[Entry], str]] = {
-    record.REGISTERED: _registered,
-    record.SHOWN: _shown,
-    record.PROMOTED: _promoted,
-    record.REJECTED: lambda entry: f"rejected by {entry.by}: {entry.reason}",
-    record.RESTORED: lambda entry: f"made the champion again by {entry.by}: {entry.reason}",
-    record.ADOPTED: lambda entry: f"its change plan was adopted by {entry.by}: {entry.reason}",
-    record.HELD: lambda entry: f"put on hold by {entry.by}: {entry.reason}",
-    record.RELEASED: lambda entry: f"taken off hold by {entry.by}: {entry.reason}",
-    record.REPAIRED: lambda entry: (
+    REGISTERED: _registered,
+    SHOWN: _shown,
+    PROMOTED: _promoted,
+    REJECTED: lambda entry: f"rejected by {entry.by}: {entry.reason}",
+    RESTORED: lambda entry: f"made the champion again by {entry.by}: {entry.reason}",
+    ADOPTED: lambda entry: f"its change plan was adopted by {entry.by}: {entry.reason}",
+    HELD: lambda entry: f"put on hold by {entry.by}: {entry.reason}",
+    RELEASED: lambda entry: f"taken off hold by {entry.by}: {entry.reason}",
+    REPAIRED: lambda entry: (
         f"its alias was put back by {entry.by}, having been moved outside of the record: {entry.reason}"
     ),
 }

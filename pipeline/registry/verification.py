@@ -15,8 +15,8 @@ from openmed.errors import IntegrityError, OpenMedError, ResourceError
 from openmed.files import check_hashes, hashes_below, read_json, sha256_bytes
 from pipeline.ledger import mirror, record, repository
 from pipeline.ledger.champion import alias_problem, tags_of
+from pipeline.ledger.entry import PROMOTED, REGISTERED, REJECTED, RESTORED, SHOWN, Entry
 from pipeline.ledger.mirror import Mirror
-from pipeline.ledger.record import Entry
 from pipeline.ledger.reviews import REVIEWS
 from pipeline.registry.evidence import numbers, settings
 from pipeline.registry.models import check_files, load_predictor
@@ -125,7 +125,7 @@ def _problem(check: Callable[[_Chain], None], chain: _Chain) -> str | None:
 
 
 def _registration(chain: _Chain) -> None:
-    wanted = (record.REGISTERED, chain.number)
+    wanted = (REGISTERED, chain.number)
     entry = next((each for each in chain.entries if (each.event, each.version) == wanted), None)
     if entry is None:
         raise IntegrityError(f"the record knows no registration of {chain.what}: register it again")
@@ -155,7 +155,7 @@ def _evidence(chain: _Chain) -> None:
     with _files_of(chain.client, run.info.run_id) as folder:
         shown: dict[str, str] = {}
         for entry in chain.entries:
-            if entry.event == record.SHOWN and entry.version == chain.number:
+            if entry.event == SHOWN and entry.version == chain.number:
                 shown |= {entry.content["path"]: entry.content["sha256"], **entry.content.get("pictures", {})}
         # A page whose entry was never written was shown to nobody.
         hashes = {
@@ -199,9 +199,9 @@ def _decisions(chain: _Chain) -> None:
     mirror.check(chain.shown, chain.entries, complete=True)
     expected: dict[str, str] = {}
     for entry in chain.entries:
-        if entry.event in (record.PROMOTED, record.RESTORED, record.REJECTED):
+        if entry.event in (PROMOTED, RESTORED, REJECTED):
             expected |= tags_of(entry).get(chain.number, {})
-        if (entry.event, entry.version) == (record.PROMOTED, chain.number):
+        if (entry.event, entry.version) == (PROMOTED, chain.number):
             shown_model = {"model_sha256": entry.content["model_sha256"]}
             own_model = {"model_sha256": sha256_bytes(chain.version.tags["model_files"].encode())}
             same(shown_model, own_model, f"%s in the promotion of {chain.what}")

@@ -2,12 +2,12 @@ import pytest
 
 from openmed.errors import BadInput
 from pipeline import ledger
-from pipeline.ledger import record
+from pipeline.ledger.entry import ADOPTED, HELD, REJECTED, RELEASED, REPAIRED, RESTORED
 
 
 @pytest.mark.parametrize(
     "event",
-    [record.REJECTED, record.ADOPTED, record.HELD, record.RELEASED, record.RESTORED, record.REPAIRED],
+    [REJECTED, ADOPTED, HELD, RELEASED, RESTORED, REPAIRED],
 )
 def test_every_decision_needs_a_person_and_a_reason_on_one_line(event):
     signature = ledger.signed(event, by=" Dr\tAdams", reason="edges\nare wrong ")
@@ -25,6 +25,6 @@ def test_every_decision_needs_a_person_and_a_reason_on_one_line(event):
 def test_what_gates_and_monitoring_say_is_recorded_whole_however_many_findings_they_name():
     grounds = "; ".join(f"sensitivity of finding {number} is below its floor" for number in range(100))
     for by in (ledger.GATE, ledger.MONITORING):
-        assert ledger.signed(record.REJECTED, by=by, reason=grounds)["reason"] == grounds
+        assert ledger.signed(REJECTED, by=by, reason=grounds)["reason"] == grounds
     assert len(grounds) > 2000
-    assert ledger.signed(record.HELD, by=ledger.GATE, reason="a\x1b[2K")["reason"] == "a\\x1b[2K"
+    assert ledger.signed(HELD, by=ledger.GATE, reason="a\x1b[2K")["reason"] == "a\\x1b[2K"

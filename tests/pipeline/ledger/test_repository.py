@@ -14,6 +14,7 @@ from openmed.errors import IntegrityError, ResourceError
 from pipeline import ledger
 from pipeline.ledger import decisions, record, repository
 from pipeline.ledger.champion import alias_problem
+from pipeline.ledger.entry import PROMOTED
 from pipeline.ledger.mirror import check, read
 from pipeline.tracking.store import MODEL_NAME, connect
 from tests.pipeline.conftest import crown
@@ -110,7 +111,7 @@ def test_eight_writers_of_two_state_folders_lose_and_double_nothing_in_ten_kills
     for mark in acknowledged:
         assert marks.count(mark) == 1, mark
     assert len(acknowledged) >= 40
-    moves = [entry for entry in entries if entry.event == record.PROMOTED]
+    moves = [entry for entry in entries if entry.event == PROMOTED]
     for before, after in pairwise(moves):
         assert after.content["replaced"] == before.version
 
@@ -149,9 +150,7 @@ def test_a_store_that_was_rewritten_as_a_whole_is_named(three, tmp_path):
     crown("3")
     shutil.rmtree(three / "record.git")
     shutil.copytree(kept, three / "record.git")
-    with pytest.raises(
-        IntegrityError, match=r"entry 1 of the record \(promoted, version 1\) was changed"
-    ):
+    with pytest.raises(IntegrityError, match=r"entry 1 of the record \(promoted, version 1\) was changed"):
         ledger.history()
 
 

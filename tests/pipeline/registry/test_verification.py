@@ -12,6 +12,7 @@ from openmed.files import sha256_bytes
 from pipeline import ledger, registry
 from pipeline.commands import app as cli
 from pipeline.ledger import record
+from pipeline.ledger.entry import HELD
 from pipeline.promotion import actions as promotion
 from pipeline.registry import verification
 from pipeline.tracking.store import connect, fetch
@@ -407,7 +408,7 @@ def test_what_people_write_is_recorded_as_one_line(home):
 
 def test_an_entry_of_before_is_shown_on_one_line(home):
     with connect() as client:
-        record.append(client, ledger.history(), record.HELD, "2", {"by": "x\x1b[2K", "reason": FORGED})
+        record.append(client, ledger.history(), HELD, "2", {"by": "x\x1b[2K", "reason": FORGED})
     (line,) = [what for _, what in ledger.story("2") if "hold" in what]
     assert line.isprintable()
     assert "x\\x1b[2K: checked\\n2026-12-01" in line
