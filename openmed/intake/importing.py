@@ -72,8 +72,7 @@ def import_films(
     Args:
         source: A folder or .zip of class folders, with or without train, val and test folders above them, or
             a .csv with the columns path, label, patient and perhaps split.
-        target: The data folder; must not exist or be empty. It appears whole or not at all. What its
-            films.csv calls `split` counts as declared, see `_with_declared_splits`.
+        target: The data folder; must not exist or be empty. It appears whole or not at all.
         class_names: The known classes; folders and labels may differ in case.
         pseudonyms: Of the site: patients get pseudonyms, files are named after their content and cleaned of
             all that could name somebody. None leaves them, which suits published films only.

@@ -49,7 +49,7 @@ def test_entries_of_before_are_read_and_written_again_by_a_byte(before):
 def test_the_story_and_the_list_of_before_are_told_again_by_a_byte(before):
     for version, story in BEFORE["story"].items():
         assert json.loads(json.dumps(ledger.story(version))) == story
-    listed = [version.to_json() for version in registry.list_versions()]
+    listed = [vars(version) for version in registry.list_versions()]
     first = ["version", "aliases", "created", "run_id", "tags"]
     assert list(listed[0]) == [*first, *(key for key in BEFORE["list"][0] if key not in first)]
     shown = [{key: each[key] for key in before} for each, before in zip(listed, BEFORE["list"], strict=True)]
