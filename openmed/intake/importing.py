@@ -99,9 +99,8 @@ def import_films(
         if pseudonyms is None:
             rows = [_copied(declared[index], stored[index], folder) for index in chosen]
         else:
-            folders = [
-                "/".join(filter(None, (listing.films[k].split, listing.films[k].label))) for k in chosen
-            ]
+            found = ((listing.films[index].split, listing.films[index].label) for index in chosen)
+            folders = ["/".join(filter(None, parts)) for parts in found]
             rows, withheld = cleaned_films(films, folders, folder, pseudonyms)
         listed = [row | {"source": source_name} for row in sorted(rows, key=lambda row: row["path"])]
         write_list(folder / FILMS_FILE, listed)
