@@ -11,11 +11,13 @@ from openmed.concurrency import ordered_map
 from openmed.errors import BadInput
 from openmed.explain.heatmap import explain
 from openmed.explain.overlay import encode_jpeg, overlay
-from openmed.files import check_not_input, write_bytes
-from openmed.films.images import check_usable, read_film, read_squares, resize_film, usable_squares
+from openmed.files import check_not_input, sha256_bytes, write_bytes
+from openmed.films.budgets import read_film_file
+from openmed.films.images import check_usable, read_film, resize_film, usable_squares
 from openmed.fitted.operating_point import choose_threshold
 from openmed.fitted.spec import ModelSpec
 from openmed.inference.answers import FilmAnswer, answer, film_answers
+from openmed.inference.checkpoint import read_spec
 from openmed.inference.ensemble import Ensemble
 from openmed.inference.referral import REASONS, Referral
 from openmed.inference.session import count_called, runtime
@@ -24,32 +26,80 @@ from openmed.intake.sources import LabelledFilm, list_source
 from openmed.metrics.classification import Counts, confusion
 from openmed.metrics.intervals import Interval, metric_intervals
 from openmed.models.base import BaseModel
-from pipeline.registry import load_predictor
+from openmed.oversight.answer_log import AnswerLog, answer_journal, login
+from pipeline.registry import answering, load_predictor
+from pipeline.settings.project import state_folder
 from pipeline.tools.device import pick_device
 from pipeline.tools.terminal import progress
 
 _BATCH_FILMS = 32
 
 
-def assemble(addresses: Sequence[str], *, threshold: float | None = None, views: bool = False) -> Ensemble:
+class Assembled(Ensemble):
+    """Models that answer together, and what they are called in the log of answers.
+
+    Attributes:
+        name: The versions that they are, by number, with what makes their answer another one than their own;
+            None where none of them is a registered version, and nothing is logged.
+    """
+
+    name: str | None = None
+
+
+def assemble(addresses: Sequence[str], *, threshold: float | None = None, views: bool = False) -> Assembled:
     """Loads one or more models in the fastest way for this machine, as `load_predictor` and `Ensemble` do."""
     device = pick_device("auto")
-    members = [load_predictor(address, device) for address in addresses]
-    return Ensemble(members, threshold=threshold, views=views)
+    members = [answering(address) for address in addresses]
+    ensemble = Assembled(
+        [load_predictor(member, device) for member in members], threshold=threshold, views=views
+    )
+    ensemble.name = _name(members, threshold, views)
+    return ensemble
 
 
-def predict_films(ensemble: Ensemble, paths: Sequence[Path]) -> Iterator[FilmAnswer]:
-    """Predicts film files in order, a batch at a time.
+def _name(members: Sequence[str], threshold: float | None, views: bool) -> str | None:
+    if not any(member.startswith("models:") for member in members):
+        return None
+    # The path of a folder may name somebody.
+    names = [
+        member if member.startswith("models:") else f"weights {read_spec(Path(member))[1][:16]}"
+        for member in members
+    ]
+    altered = (" with views" if views else "") + ("" if threshold is None else f" at {threshold:g}")
+    return " + ".join(names) + altered
+
+
+def predict_films(ensemble: Assembled, paths: Sequence[Path]) -> Iterator[FilmAnswer]:
+    """Predicts film files in order, a batch at a time; answers of registered versions are logged first.
 
     Raises:
         BadInput: A file is not a usable film, or a mean over models or views has no threshold.
         IntegrityError: A model answers with something that is no number.
+        ResourceError: The log of answers cannot be written: the answers are not given.
     """
     if ensemble.is_mean:
         _frozen_threshold(ensemble)
+    log = None if ensemble.name is None else _log_of(ensemble.name)
     for part in _batches(paths):
-        squares = ordered_map(lambda path: read_squares(path, ensemble.sizes_px, ensemble.min_side_px), part)
-        yield from film_answers(ensemble, answer(ensemble, _by_size(ensemble, list(squares))))
+        films = list(ordered_map(lambda path: _hashed_squares(path, ensemble), part))
+        squares = _by_size(ensemble, [each for _, each in films])
+        answers = film_answers(ensemble, answer(ensemble, squares))
+        if log is not None:
+            log.keep([digest for digest, _ in films], answers)
+        yield from answers
+
+
+def _log_of(model: str) -> AnswerLog:
+    return AnswerLog(answer_journal(state_folder()), model, "predict", login())
+
+
+def _hashed_squares(path: Path, ensemble: Ensemble) -> tuple[str, list[np.ndarray]]:
+    try:
+        content = read_film_file(path)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
+    squares = usable_squares(content, ensemble.sizes_px, str(path), min_side_px=ensemble.min_side_px)
+    return sha256_bytes(content), squares
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
 from openmed.files import sha256_bytes
+from openmed.oversight.answer_log import AnswerLog, answer_journal, login
 from pipeline import ledger, registry
 from pipeline.monitoring.log import SCORED, UNUSABLE, ScoreLog, chunks
 from pipeline.settings.project import locked
@@ -58,6 +59,7 @@ def score_films(home: Path, source: Path) -> Scoring:
     Raises:
         BadInput: There is no champion, it is on hold, or the source, a folder or zip, holds no film.
         IntegrityError: The champion is not what was registered.
+        ResourceError: The log of answers cannot be written.
     """
     from openmed.cache.film_store import FilmStore
     from openmed.inference.ensemble import Ensemble
@@ -70,8 +72,9 @@ def score_films(home: Path, source: Path) -> Scoring:
     films = sorted(list_films(source), key=lambda film: sha256_bytes(film.name.encode()))
     with locked("scores"):
         version = _champion()
-        predictor = registry.load_predictor(f"models:/{registry.MODEL_NAME}/{version}", pick_device("auto"))
-        ensemble = Ensemble([predictor])
+        address = f"models:/{registry.MODEL_NAME}/{version}"
+        journal = AnswerLog(answer_journal(home), address, "score", login())
+        champion = _Champion(Ensemble([registry.load_predictor(address, pick_device("auto"))]), journal)
         model, log, secret = registry.model_digest(version), ScoreLog(home, version), pseudonyms(home)
         known = log.known()
         counts = dict.fromkeys((SCORED, "flagged", "referred", UNUSABLE, _UNREADABLE, "known"), 0)
@@ -81,7 +84,7 @@ def score_films(home: Path, source: Path) -> Scoring:
                 for _ in range(len(part) - len(unread)):
                     tick()
                 for batch in chunks(unread, _BATCH_FILMS):
-                    rows += _answers(batch, ensemble, secret, store, known)
+                    rows += _answers(batch, champion, secret, store, known)
                     for _ in batch:
                         tick()
                 counts["known"] += len(part) - len(rows)
@@ -89,9 +92,37 @@ def score_films(home: Path, source: Path) -> Scoring:
                     log.append(_table(readable, version, model))
                 for row in rows:
                     counts[row["status"]] += 1
-                    counts["flagged"] += row["label"] in ensemble.spec.findings
+                    counts["flagged"] += row["label"] in champion.ensemble.spec.findings
                     counts["referred"] += bool(row["refer"])
     return Scoring(version, len(films), log=str(log.folder), **counts)
+
+
+@dataclass(frozen=True)
+class _Champion:
+    """What answers, and where that is logged."""
+
+    ensemble: "Ensemble"
+    log: AnswerLog
+
+    def answer(self, hashes: Sequence[str], squares: "np.ndarray") -> list[dict[str, Any]]:
+        """Answers films, uint8 (N, S, S), of files with these SHA-256: columns of the log of scored films."""
+        from openmed.inference.answers import answer, film_answers
+
+        answers = film_answers(
+            self.ensemble, answer(self.ensemble, {self.ensemble.spec.image_size_px: squares})
+        )
+        self.log.keep(hashes, answers)
+        return [
+            {
+                "score": each.probability,
+                "label": each.label,
+                "threshold": each.threshold,
+                "refer": each.refer,
+                "reason": each.reason or "",
+                **{f"probability_{name}": value for name, value in each.probabilities.items()},
+            }
+            for each in answers
+        ]
 
 
 def _champion() -> str:
@@ -115,7 +146,7 @@ def _unread(films: "Sequence[Film]", store: "FilmStore", known: set[str]) -> "li
 
 
 def _answers(
-    films: "Sequence[Film]", ensemble: "Ensemble", secret: "Pseudonyms", store: "FilmStore", known: set[str]
+    films: "Sequence[Film]", champion: _Champion, secret: "Pseudonyms", store: "FilmStore", known: set[str]
 ) -> list[dict[str, Any]]:
     """What the model says of those films that are not known yet; they are known from then on."""
     import numpy as np
@@ -123,11 +154,10 @@ def _answers(
 
     from openmed.concurrency import ordered_map
     from openmed.dataset.manifest import judge_facts
-    from openmed.inference.answers import answer, film_answers
     from openmed.measurement.measure import FACTS
 
-    size, lost, rows, squares, hashed = ensemble.spec.image_size_px, [], [], [], []
-    for state, row, square in ordered_map(lambda film: _read(film, size, secret), films):
+    spec, lost, rows, squares, hashed = champion.ensemble.spec, [], [], [], []
+    for state, row, square in ordered_map(lambda film: _read(film, spec.image_size_px, secret), films):
         if state is not None:
             hashed.append((state, row["sha256"]))
         if row["status"] == _UNREADABLE:
@@ -139,16 +169,15 @@ def _answers(
     store.remember_hashes(hashed)
     if rows:
         facts = pa.Table.from_pylist(rows, FACTS)
-        reasons = judge_facts(facts, min_side_px=ensemble.min_side_px)["reason"]
+        reasons = judge_facts(facts, min_side_px=spec.min_side_px)["reason"]
         for row, reason in zip(rows, reasons, strict=True):
             row |= {"reason": reason, "status": UNUSABLE if reason else SCORED}
     usable = [(row, square) for row, square in zip(rows, squares, strict=True) if row["status"] == SCORED]
     if usable:
-        answers = answer(ensemble, {size: np.stack([square for _, square in usable])})
-        for (row, _), film in zip(usable, film_answers(ensemble, answers), strict=True):
-            row |= {"score": film.probability, "label": film.label, "threshold": film.threshold}
-            row |= {"refer": film.refer, "reason": film.reason or ""}
-            row |= {f"probability_{name}": value for name, value in film.probabilities.items()}
+        hashes, seen = [row["sha256"] for row, _ in usable], np.stack([square for _, square in usable])
+        answers = champion.answer(hashes, seen)
+        for (row, _), answer in zip(usable, answers, strict=True):
+            row |= answer
     return rows + lost
 
 

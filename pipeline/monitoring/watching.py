@@ -21,6 +21,7 @@ from pipeline.monitoring.judging.judge import judge
 from pipeline.monitoring.judging.looks import Looks
 from pipeline.monitoring.judging.subject import Subject
 from pipeline.monitoring.log import ScoreLog, labels, read_asks
+from pipeline.monitoring.oversight import LogState, look_after
 from pipeline.monitoring.windows import Eligible, by_content, latest, released, windows
 from pipeline.promotion.gates.evidence import Evidence
 from pipeline.settings.project import locked
@@ -68,6 +69,7 @@ class Watch:
         flagged: Share of the films called a finding: `now`, and of the `test` films; None without films.
         referred: Reason -> number of films.
         periods: The latest windows, the oldest first.
+        oversight: What the log of answers holds, and how often readers overrule.
         hold: The reason that holds the version; None when nothing does.
     """
 
@@ -84,6 +86,7 @@ class Watch:
     checks: list[Gate]
     shifts: "list[Shift]"
     periods: list[Period]
+    oversight: LogState
     hold: str | None
     page: Path
 
@@ -92,7 +95,15 @@ class Watch:
         lists = {
             name: [each.to_json() for each in vars(self)[name]] for name in ("checks", "shifts", "periods")
         }
-        return vars(self) | lists | {"share": self.share and self.share.to_json(), "page": str(self.page)}
+        return (
+            vars(self)
+            | lists
+            | {
+                "share": self.share and self.share.to_json(),
+                "oversight": self.oversight.to_json(),
+                "page": str(self.page),
+            }
+        )
 
 
 def watch(home: Path) -> Watch:
@@ -134,6 +145,7 @@ def watch(home: Path) -> Watch:
         checks=judged.checks,
         shifts=judged.shifts,
         periods=list(_periods(subject, log, known, plan.films))[::-1],
+        oversight=look_after(home, plan.keep_answers_days),
         hold=held.reason if held else None,
         page=page,
     )

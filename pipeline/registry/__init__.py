@@ -5,7 +5,15 @@ patients by a number that means nothing outside one retraining; nothing is pickl
 """
 
 from pipeline.registry.candidates import register_candidates
-from pipeline.registry.models import check_model, hold_warning, load, load_predictor, stored, version_at
+from pipeline.registry.models import (
+    answering,
+    check_model,
+    hold_warning,
+    load,
+    load_predictor,
+    stored,
+    version_at,
+)
 from pipeline.registry.profiles import champion_profile
 from pipeline.registry.retraining import films_of
 from pipeline.registry.scoring import Scored, Unscored, earlier, score_earlier

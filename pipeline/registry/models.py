@@ -188,6 +188,17 @@ def version_at(address: str) -> str:
     return known[alias]
 
 
+def answering(address: str | Path) -> str:
+    """Returns the address by number of the version that an address stands for now; a folder as it is.
+
+    Raises:
+        BadInput: There is no such alias, or it points to a version on hold.
+    """
+    if not str(address).startswith("models:"):
+        return str(address)
+    return f"models:/{MODEL_NAME}/{_resolve(str(address))}"
+
+
 def hold_warning(address: str | Path) -> str | None:
     """Says that a version that is named by its number is on hold; None where it is not, and for a folder."""
     match = re.fullmatch(rf"models:/{MODEL_NAME}/(\d+)", str(address))

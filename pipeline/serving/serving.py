@@ -19,13 +19,16 @@ import pandas as pd
 import torch
 import yaml
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
-from openmed.errors import BadInput
+from openmed.errors import BadInput, ResourceError
+from openmed.files import sha256_bytes
 from openmed.films.images import usable_squares
 from openmed.fitted.spec import ModelSpec
-from openmed.inference.answers import answer, film_answers
+from openmed.inference.answers import FilmAnswer, answer, film_answers
 from openmed.inference.ensemble import Ensemble
 from openmed.inference.session import load_predictor
+from openmed.oversight.answer_log import AnswerLog, answer_journal
 
 _BATCH_FILMS = 32
 _COLUMNS = (
@@ -42,10 +45,13 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
 
         Raises:
             IntegrityError: Weights or graph are not those that were stored.
-            BadInput: The model has no operating threshold, or it is on hold and not asked for by its number.
+            BadInput: The model has no operating threshold, it is on hold and not asked for by its number, or
+                it is not known where its answers are logged.
+            ResourceError: The log cannot be written.
         """
         folder = Path(context.artifacts["model"])
         self._address, self._warning = _version_of(folder.parents[1])
+        self._log = None if self._address is None else _log_of(self._address)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = Ensemble([load_predictor(folder, device)])
         if self._model.threshold is None:
@@ -72,24 +78,33 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
             warning (that the version is on hold, or that the registry did not say; else None).
 
         Raises:
-            MlflowException: A row is not a usable film (HTTP status 400 where the model is served).
+            MlflowException: A row is not a usable film, or the answers cannot be logged (HTTP status 400
+                and 503 where the model is served).
             IntegrityError: The model answers with something that is no number.
         """
         if "image" not in getattr(model_input, "columns", ()):
             raise MlflowException.invalid_parameter_value(
                 "the input needs a column 'image' with the bytes of one film in each row"
             )
-        images, rows = list(model_input["image"]), []
+        images, answers = list(model_input["image"]), []
         for start in range(0, len(images), _BATCH_FILMS):
-            rows += self._batch(images, start)
-        return _table(rows)
+            answers += self._batch(images, start)
+        self._keep(images, answers)
+        about = {"model": self._address, "warning": self._warning}
+        return _table([vars(each) | about for each in answers])
 
-    def _batch(self, images: list[bytes], start: int) -> list[dict[str, Any]]:
+    def _batch(self, images: list[bytes], start: int) -> list[FilmAnswer]:
         rows = range(start, min(start + _BATCH_FILMS, len(images)))
         films = np.stack([_decoded(images[row], row, self._model.spec) for row in rows])
-        answers = answer(self._model, {self._model.spec.image_size_px: films})
-        about = {"model": self._address, "warning": self._warning}
-        return [vars(each) | about for each in film_answers(self._model, answers)]
+        return film_answers(self._model, answer(self._model, {self._model.spec.image_size_px: films}))
+
+    def _keep(self, images: list[bytes], answers: list[FilmAnswer]) -> None:
+        if self._log is None:
+            return
+        try:
+            self._log.keep([sha256_bytes(image) for image in images], answers)
+        except ResourceError as error:
+            raise MlflowException(str(error), error_code=TEMPORARILY_UNAVAILABLE) from None
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -109,6 +124,26 @@ def _decoded(image: object, row: int, spec: ModelSpec) -> np.ndarray:
         return usable_squares(bytes(image), [spec.image_size_px], name, min_side_px=spec.min_side_px)[0]
     except BadInput as error:
         raise MlflowException.invalid_parameter_value(str(error)) from None
+
+
+def _log_of(address: str) -> AnswerLog:
+    """Where the answers of a version are logged; who asks is not known here."""
+    journal = answer_journal(_state_folder(address))
+    journal.prepare()
+    return AnswerLog(journal, address, "serving", None)
+
+
+def _state_folder(address: str) -> Path:
+    """The state folder, found as the command `openmed` does."""
+    if home := os.environ.get("OPENMED_HOME"):
+        return Path(home).expanduser().resolve()
+    project = os.environ.get("OPENMED_PROJECT")
+    for folder in (Path(project).expanduser(),) if project else (Path.cwd(), *Path.cwd().parents):
+        if (folder / "dvc.yaml").is_file():
+            return folder.resolve() / ".openmed"
+    raise BadInput(
+        f"{address} answers no films where its answers cannot be logged: set OPENMED_HOME to the state folder"
+    )
 
 
 def _version_of(stored: Path) -> tuple[str | None, str | None]:

@@ -112,6 +112,8 @@ class Monitoring(Section):
     # Plans of before know only floors, and watched without an error rate; they are watched with this one.
     max_losses: dict[Literal["sensitivity", "specificity", "auc"], Share] | None = None
     error_rate: Annotated[float, Field(gt=0, le=0.2)] = 0.05
+    keep_answers_days: Annotated[int, Field(ge=184)] | None = None
+    """How long the log of answers is kept, six months at least; plans of before have none: for ever."""
 
 
 class Protocol(Section):
