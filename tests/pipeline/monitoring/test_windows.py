@@ -192,6 +192,8 @@ def test_folders_and_renamed_files_get_the_same_verdict(home, folders, tmp_path,
         live.add_labels(state, folders, CLASSES)
         found = live.watch(state).to_json()
         assert found.pop("page") == str(state / "watch/watch.html")
+        (use,) = found.pop("oversight")["models"]
+        assert use["answers"] == 240
         for period in found["periods"]:
             del period["until"]
         results.append(found)

@@ -91,3 +91,17 @@ def test_a_floor_that_is_a_truth_value_is_refused(tmp_path, value):
     assert path.read_text() != text
     with pytest.raises(BadInput, match=r"max_calibration_error: .* number"):
         load_plan(path)
+
+
+def test_a_plan_of_before_keeps_the_log_of_answers_for_ever_and_none_for_less_than_six_months(tmp_path):
+    path = tmp_path / "change_plan.yaml"
+    for name in ("change_plan.yaml", "change_plan.production.yaml"):
+        assert load_plan(ROOT / name).protocol.monitoring.keep_answers_days >= 184
+    plan = yaml.safe_load((ROOT / "change_plan.yaml").read_text())
+    plan["protocol"]["monitoring"]["keep_answers_days"] = 183
+    path.write_text(yaml.safe_dump(plan))
+    with pytest.raises(BadInput, match="keep_answers_days"):
+        load_plan(path)
+    del plan["protocol"]["monitoring"]["keep_answers_days"]
+    path.write_text(yaml.safe_dump(plan))
+    assert load_plan(path).protocol.monitoring.keep_answers_days is None
