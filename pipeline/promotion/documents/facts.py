@@ -77,8 +77,35 @@ class Facts:
         """What the test could and could not have shown."""
         return self.of_each(lambda evidence: " ".join(limits_of_the_test(evidence)) or None)
 
-    def elsewhere(self) -> str:
-        """What was measured on each external set, over all its views."""
+    def test_films(self) -> int:
+        """How many films judged it."""
+        return int((self.evidence.split["split"] == "test").sum())
+
+    def left_out(self) -> str | None:
+        """How many films were left out as unusable, and how many are copies; None where it is not known."""
+        if self.films is None or "quarantined" not in self.films:
+            return None
+        return (
+            f"Unusable and left out: {self.films['quarantined']} films; "
+            f"exact copies: {self.films.get('exact_copies', 'unknown')}."
+        )
+
+    def characteristics(self) -> str | None:
+        """Sex and age of all films, not of each part; None where neither is known of any."""
+        known = self.evidence.films
+        names = [] if known is None else [name for name in ("sex", "age_band") if name in known]
+        lines = []
+        for name in names:
+            counts = known.loc[known[name].fillna("") != "", name].value_counts()
+            if len(counts):
+                each = ", ".join(f"{value} {count}" for value, count in sorted(counts.items()))
+                lines.append(f"{name.replace('_', ' ')}: {each}")
+        if not lines:
+            return None
+        return f"films of all parts together, {self.class_counts()}; {'; '.join(lines)}"
+
+    def elsewhere(self) -> str | None:
+        """What was measured on each external set, over all its views; None where no set was scored."""
         stored = self.evidence.files.find(EXTERNAL_METRICS)
         sets = read_json(stored)["sets"] if stored else {}
         lines = []
@@ -93,7 +120,7 @@ class Facts:
                     if whole[metric]["value"] is not None
                 ]
                 lines.append(f"{name}{of_which}, {own['films']} films: {', '.join(shares)}")
-        return "; ".join(lines) or "nothing is known: no external set was scored"
+        return "; ".join(lines) or None
 
     def maps(self) -> str | None:
         """The method of the heat maps and whether they passed their checks."""

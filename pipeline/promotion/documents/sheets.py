@@ -46,7 +46,7 @@ def model_card(facts: Facts) -> list[Item]:
             "Analysis": {
                 "verdict of its gates": tags["verdict"],
                 "what the test could not have shown": facts.limits(),
-                "films from elsewhere": facts.elsewhere(),
+                "films from elsewhere": facts.elsewhere() or "nothing is known: no external set was scored",
                 "heat maps": facts.maps(),
             },
             "Ethics and caveats": {
