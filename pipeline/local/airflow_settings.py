@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from openmed.errors import BadInput, ResourceError
 from openmed.files import read_json, write_bytes, write_json
 from pipeline.settings.project import sqlite_address, without_proxy
-from pipeline.settings.variables import variables
+from pipeline.settings.variables import SECRETS, variables
 
 LOOPBACK = "127.0.0.1"
 ADMIN, REVIEWER, ENGINEER = "admin", "reviewer", "engineer"
@@ -58,15 +58,20 @@ class AirflowSettings:
         return f"http://{LOOPBACK}:{self.port}"
 
     def environment(self) -> dict[str, str]:
-        """Returns the whole environment of a component; no secret is in it."""
+        """Returns the whole environment of a component; no secret is in it, see `write`."""
         # A setting of another Airflow in the caller's environment would win over our file.
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW_")}
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith("AIRFLOW_") and key not in SECRETS
+        }
         path = os.pathsep.join(filter(None, [str(self.project), os.environ.get("PYTHONPATH")]))
         own = {
             "AIRFLOW_HOME": str(self.folder),
             "OPENMED_PROJECT": str(self.project),
             "OPENMED_HOME": str(self.home),
             "PYTHONPATH": path,
+            **{f"{name}_FILE": str(self._secret_file(name)) for name in SECRETS if os.environ.get(name)},
         }
         if self.schedule is not None:
             own["OPENMED_SCHEDULE"] = self.schedule
@@ -75,7 +80,8 @@ class AirflowSettings:
     def write(self) -> None:
         """Writes airflow.cfg, the passwords and the secrets, all for the owner's eyes alone.
 
-        Passwords and secrets that exist are kept.
+        Passwords and secrets that exist are kept. Secrets of the caller's environment (`SECRETS`) go into
+        files, which components read.
 
         Raises:
             BadInput: OPENMED_TIMEZONE is no time zone.
@@ -94,6 +100,10 @@ class AirflowSettings:
         if missing:
             write_json(self.password_file, known | {user: secrets.token_urlsafe(18) for user in missing})
         self.password_file.chmod(0o600)
+        for name in SECRETS:
+            if value := os.environ.get(name):
+                write_bytes(self._secret_file(name), value.encode())
+                self._secret_file(name).chmod(0o600)
         secret_file = self.folder / "secrets.json"
         if not secret_file.exists():
             write_json(secret_file, {name: secrets.token_urlsafe(64) for name in ("jwt", "session")})
@@ -125,6 +135,9 @@ class AirflowSettings:
         if ended.returncode != 0:
             raise ResourceError(f"Airflow's database could not be made (exit {ended.returncode}); see {log}")
         write_json(marker, wanted)
+
+    def _secret_file(self, name: str) -> Path:
+        return self.folder / name.lower()
 
     def _sections(self, secret: dict[str, str]) -> dict[str, dict[str, Any]]:
         return {

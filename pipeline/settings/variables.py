@@ -3,7 +3,7 @@
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -13,7 +13,11 @@ from pipeline.settings.yaml_file import first_problem
 
 
 class Variables(BaseSettings):
-    """What the environment says now; a variable that is empty is not set."""
+    """What the environment says now; a variable that is empty is not set.
+
+    A secret, `SecretStr`, may stand in a file instead, which its variable with `_FILE` at the end names: an
+    environment is shown by many tools and handed to every child.
+    """
 
     model_config = SettingsConfigDict(
         alias_generator=lambda name: f"OPENMED_{name.upper()}",
@@ -63,19 +67,46 @@ class Variables(BaseSettings):
     commas; default: anyone."""
 
 
+SECRETS = tuple(
+    str(field.validation_alias)
+    for field in Variables.model_fields.values()
+    if SecretStr in (field.annotation, *get_args(field.annotation))
+)
+"""The variables whose values are secrets."""
+
+
 def variables() -> Variables:
     """Reads the environment.
 
     Raises:
-        BadInput: A variable has an impossible value.
+        BadInput: A variable has an impossible value, or names a file that holds no secret.
     """
     try:
-        return _read(frozenset(item for item in os.environ.items() if item[0].startswith("OPENMED_")))
+        return _read(
+            frozenset(item for item in os.environ.items() if item[0].startswith("OPENMED_")),
+            frozenset((name, _from_file(name)) for name in SECRETS if os.environ.get(f"{name}_FILE")),
+        )
     except ValidationError as error:
         raise BadInput(first_problem(error)) from None
 
 
+def _from_file(name: str) -> str:
+    """Reads a secret from the file that its variable `..._FILE` names; it may change at any time."""
+    if os.environ.get(name):
+        raise BadInput(f"{name} and {name}_FILE are both set: keep the file")
+    path = Path(os.environ[f"{name}_FILE"])
+    try:
+        secret = path.read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise BadInput(f"{name}_FILE names {path}, which cannot be read: {reason}") from None
+    if not secret:
+        raise BadInput(f"{name}_FILE names {path}, which is empty: write the secret into it")
+    return secret
+
+
 @lru_cache(maxsize=1)
-def _read(_named: frozenset[tuple[str, str]]) -> Variables:
+def _read(_named: frozenset[tuple[str, str]], secrets: frozenset[tuple[str, str]]) -> Variables:
     # Every use of the registry asks where its state folder is: reading it anew was a quarter of a gate.
-    return Variables()
+    values: dict[str, Any] = dict(secrets)
+    return Variables(**values)

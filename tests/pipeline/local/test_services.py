@@ -23,6 +23,7 @@ import pytest
 
 from openmed.errors import BadInput, ResourceError
 from pipeline.local.services import Services, up
+from pipeline.settings.variables import SECRETS
 from pipeline.tools import airflow_client
 from pipeline.tools.airflow_client import DATASET, AirflowClient, running_airflow
 from pipeline.tools.processes import take_lock
@@ -195,6 +196,28 @@ def test_a_time_zone_that_is_none_is_one_sentence(tmp_path, monkeypatch, name):
     monkeypatch.setenv("OPENMED_TIMEZONE", name)
     with pytest.raises(BadInput, match=f"OPENMED_TIMEZONE is {name}, which is no time zone"):
         Services(ROOT, tmp_path)._settings.write()
+
+
+def test_secrets_reach_components_as_files_and_never_in_their_environment(tmp_path, monkeypatch):
+    for name in SECRETS:
+        monkeypatch.setenv(name, f"hidden {name}")
+    settings = Services(ROOT, tmp_path)._settings
+    settings.write()
+    environment = settings.environment()
+    assert not [value for value in environment.values() if "hidden" in value]
+    for name in SECRETS:
+        file = Path(environment[f"{name}_FILE"])
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600 and file.read_text() == f"hidden {name}"
+    code = "from pipeline.settings.variables import variables as v; print(v().site_secret.get_secret_value())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "hidden OPENMED_SITE_SECRET\n"
+    # Airflow's and MLflow's own secrets stand in files alone as well.
+    written = json.loads((tmp_path / "airflow" / "secrets.json").read_text()) | json.loads(
+        settings.password_file.read_text()
+    )
+    assert not set(written.values()) & set(environment.values())
 
 
 def test_the_environment_of_a_component_keeps_its_calls_from_a_proxy(tmp_path, monkeypatch):

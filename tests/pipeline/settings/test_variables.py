@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from openmed.errors import BadInput
-from pipeline.settings.variables import Variables, variables
+from pipeline.settings.variables import SECRETS, Variables, variables
 from pipeline.tools.terminal import guarded
 from tests.conftest import ROOT
 from tests.variables_table import PAGE, page_with, table
@@ -19,6 +19,7 @@ NAMES = {str(field.validation_alias) for field in Variables.model_fields.values(
 def bare(monkeypatch):
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(f"{name}_FILE", raising=False)
 
 
 def test_the_table_in_the_docs_is_that_of_the_class():
@@ -85,6 +86,41 @@ def test_secrets_are_shown_nowhere(monkeypatch):
         monkeypatch.setenv(name, "hidden-value")
     assert "hidden-value" not in f"{variables()!r} {variables()}"
     assert variables().site_secret.get_secret_value() == "hidden-value"
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_may_stand_in_a_file_that_changes(monkeypatch, tmp_path, name):
+    field, file = name.removeprefix("OPENMED_").lower(), tmp_path / "secret"
+    monkeypatch.setenv(f"{name}_FILE", str(file))
+    for secret in ("hidden-value", " with blanks, ü"):
+        file.write_text(f"{secret}\n")
+        assert getattr(variables(), field).get_secret_value() == secret
+        assert secret not in repr(variables())
+    monkeypatch.setenv(name, "")
+    assert getattr(variables(), field).get_secret_value() == secret
+
+
+def test_the_secrets_are_the_variables_that_are_shown_nowhere():
+    assert set(SECRETS) == {"OPENMED_SITE_SECRET", "OPENMED_ALERT_URL", "OPENMED_AIRFLOW_PASSWORD"}
+    page = PAGE.read_text(encoding="utf-8")
+    assert all(page.index(name) < page.index("| Variable |") for name in SECRETS)
+
+
+def test_a_file_that_holds_no_secret_is_one_sentence_that_shows_none(monkeypatch, tmp_path):
+    file = tmp_path / "secret"
+    monkeypatch.setenv("OPENMED_ALERT_URL_FILE", str(file))
+    with pytest.raises(BadInput, match=r"^OPENMED_ALERT_URL_FILE names .*: No such file"):
+        variables()
+    file.write_text("\n")
+    with pytest.raises(BadInput, match="which is empty: write the secret into it"):
+        variables()
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(BadInput, match="cannot be read: it is no text"):
+        variables()
+    file.write_text("https://chat.example.org/hook")
+    monkeypatch.setenv("OPENMED_ALERT_URL", "https://chat.example.org/other")
+    with pytest.raises(BadInput, match="OPENMED_ALERT_URL and OPENMED_ALERT_URL_FILE are both set"):
+        variables()
 
 
 def test_the_command_tells_its_help_without_loading_them():
