@@ -5,10 +5,12 @@ The one place of these rules, for the command line and for the questions that Ai
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import combinations
 from typing import Any
 
 from openmed.errors import BadInput, IntegrityError
 from pipeline.ledger.entry import ADOPTED, HELD, REJECTED, RELEASED, REPAIRED, RESTORED
+from pipeline.settings.people import has_letters, same_person
 from pipeline.settings.plain_text import one_line, plain
 
 _DEMANDS = {
@@ -43,7 +45,12 @@ def signed(event: str, *, by: str | None, reason: str) -> dict[str, str]:
 def _named(name: str | None, role: str) -> str:
     if name is None or not name.strip():
         raise BadInput(f"the {role} must be named: a decision without a person cannot be recorded")
-    return one_line(name, f"the name of the {role}")
+    line = one_line(name, f"the name of the {role}")
+    if not has_letters(line):
+        raise BadInput(
+            f"the name of the {role} holds no letter or digit: write it so that it can be compared"
+        )
+    return line
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,22 @@ class Basis:
         return cls(**{field.name: judged[field.name] for field in fields(cls)})
 
     def check_people(self, people: Mapping[str, str]) -> None:
-        """Refuses who may not approve, role -> name: who started the retraining, and one person twice."""
-        if self.started_by in people.values():
-            raise BadInput(
-                f"{self.started_by} started the retraining of version {self.version} and cannot approve it"
-            )
-        if len(set(people.values())) < len(people):
-            roles = ", ".join(sorted(self.reviewers))
-            raise BadInput(f"version {self.version} needs another person in each role: {roles}")
+        """Refuses who may not approve, role -> name: who started the retraining, and one person twice.
+
+        Names are compared as `pipeline.settings.people.same_person` does.
+        """
+        for name in people.values():
+            if self.started_by is not None and same_person(name, self.started_by):
+                alias = "" if name == self.started_by else f", who is named {name} here,"
+                raise BadInput(
+                    f"{self.started_by}{alias} started the retraining of version {self.version} and cannot "
+                    "approve it"
+                )
+        for one, other in combinations(people.values(), 2):
+            if same_person(one, other):
+                twins = "" if one == other else f"; {one} and {other} look like one"
+                roles = ", ".join(sorted(self.reviewers))
+                raise BadInput(f"version {self.version} needs another person in each role: {roles}{twins}")
 
     def check(self, approval: Approval, expected_champion: str | None, expected_model: str | None) -> None:
         """Refuses a promotion that this does not carry; see `pipeline.ledger.promote`."""

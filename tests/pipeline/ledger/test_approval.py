@@ -28,3 +28,32 @@ def test_what_gates_and_monitoring_say_is_recorded_whole_however_many_findings_t
         assert ledger.signed(REJECTED, by=by, reason=grounds)["reason"] == grounds
     assert len(grounds) > 2000
     assert ledger.signed(HELD, by=ledger.GATE, reason="a\x1b[2K")["reason"] == "a\\x1b[2K"
+
+
+BASIS = ledger.Basis("7", "PASS", None, "0" * 64, {"clinical": "Reads.", "technical": "Runs."}, "Eve Stone")
+
+
+@pytest.mark.parametrize(
+    "twin", ["DR  ADAMS", "dr.adams", "Dr \u0410dams", "Dr A\u034fdams", "Dr \uff21dams", "Dr Adams\u3164"]
+)
+def test_one_person_in_two_spellings_cannot_answer_for_two_roles(twin):
+    people = ledger.Approval.of({"clinical": "Dr Adams", "technical": twin}, "").people
+    with pytest.raises(
+        BadInput, match=r"needs another person in each role: clinical, technical; .* look like"
+    ):
+        BASIS.check_people(people)
+    BASIS.check_people({"clinical": "Dr Adams", "technical": "Dr Baker"})
+
+
+@pytest.mark.parametrize("twin", ["Eve Stone", "eve stone", "\u0415ve Stone", "EveStone", "E\u034fve Stone"])
+def test_who_started_the_retraining_cannot_approve_it_in_another_spelling(twin):
+    with pytest.raises(BadInput, match=r"Eve Stone.* started the retraining of version 7"):
+        BASIS.check_people({"clinical": twin})
+
+
+@pytest.mark.parametrize("name", ["...", "\u3164", "\u2800", "\u2014"])
+def test_a_name_without_a_letter_is_nobodys(name):
+    with pytest.raises(BadInput, match="holds no letter or digit"):
+        ledger.Approval.of({"clinical": name}, "")
+    with pytest.raises(BadInput, match="holds no letter or digit"):
+        ledger.signed(REJECTED, by=name, reason="why")
