@@ -92,10 +92,10 @@ class Facts:
 
     def characteristics(self) -> str | None:
         """Sex and age of all films, not of each part; None where neither is known of any."""
-        known = self.evidence.films
-        names = [] if known is None else [name for name in ("sex", "age_band") if name in known]
-        lines = []
-        for name in names:
+        known, lines = self.evidence.films, []
+        if known is None:
+            return None
+        for name in [name for name in ("sex", "age_band") if name in known]:
             counts = known.loc[known[name].fillna("") != "", name].value_counts()
             if len(counts):
                 each = ", ".join(f"{value} {count}" for value, count in sorted(counts.items()))

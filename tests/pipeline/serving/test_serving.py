@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +19,12 @@ import pandas as pd
 import pytest
 
 from openmed.errors import BadInput
+from openmed.files import sha256_bytes
 from openmed.films.images import decode_film, resize_film
 from openmed.inference.export import finish_export
 from openmed.inference.referral import INVERTED
 from openmed.inference.session import runtime
+from openmed.oversight.answer_log import answer_journal
 from pipeline import registry
 from pipeline.tracking.store import connect
 
@@ -175,15 +178,19 @@ def _post(url, content):
 
 
 @pytest.mark.slow
-def test_mlflow_serves_a_version_over_http(registered, films, tmp_path):
+def test_mlflow_serves_a_version_over_http_and_gives_no_answer_that_is_not_logged(
+    registered, films, tmp_path
+):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    (folder,) = registered[0].glob("mlartifacts/models/*/artifacts")
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder), "--env-manager", "local"]
+    address = f"models:/{registry.MODEL_NAME}/1"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", address, "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{registered[0] / 'mlflow.db'}"}
+    environment |= {"OPENMED_HOME": str(tmp_path / "state")}
     environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
@@ -207,6 +214,18 @@ def test_mlflow_serves_a_version_over_http(registered, films, tmp_path):
         bad = [[base64.b64encode(b"no film").decode()]]
         status, answer = _post(url, {"dataframe_split": {"columns": ["image"], "data": bad}})
         assert status == 400 and "the image in row 0 is not a JPEG, PNG, TIFF or DICOM image" in answer
+        with ThreadPoolExecutor(4) as pool:
+            request = {"dataframe_split": {"columns": ["image"], "data": rows[:1]}}
+            assert [status for status, _ in pool.map(lambda _: _post(url, request), range(12))] == [200] * 12
+        kept = list(answer_journal(tmp_path / "state").entries())
+        assert [entry["film"] for entry in kept] == [
+            sha256_bytes(film) for film in [*films[:3], *films[:1] * 12]
+        ]
+        assert {(entry["model"], entry["way"]) for entry in kept} == {(address, "serving")}
+        (tmp_path / "state/answers").rename(tmp_path / "state/gone")
+        (tmp_path / "state/answers").touch()
+        status, answer = _post(url, request)
+        assert status == 503 and "answers cannot be read or written" in answer and "label" not in answer
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         try:
