@@ -208,6 +208,24 @@ def test_unlike_films_are_referred_and_the_page_counts_the_reasons(knowing, tmp_
         assert f'<td>{reason}</td><td class="n">{count}</td>' in page
 
 
+def test_the_page_shows_how_often_readers_overrule_and_when_the_log_is_broken(home, incoming):
+    live.score_films(home, incoming)
+    path = incoming / "ward 3/ROE^RICHARD-0.png"
+    label = answered(home).set_index("sha256").loc[sha256_bytes(film(0)), "label"]
+    live.note(home, str(path), "NORMAL" if label == "PNEUMONIA" else "PNEUMONIA", "Dr Adams")
+    (use,) = live.watch(home).to_json()["oversight"]["models"]
+    assert (use["answers"], use["decided"], use["overruled"]) == (6, 1, 1)
+    assert use["share"]["low"] == pytest.approx(0.2065, abs=1e-4)
+    page = (home / "watch/watch.html").read_text()
+    assert "<td>models:/openmed-cxr/1</td><td>20" in page and "1.000" in page and "0.207 to 1.000" in page
+    assert "Dr Adams" not in page and "ROE" not in page
+    (day,) = (home / "answers").glob("*.jsonl")
+    day.write_bytes(b"\n".join(day.read_bytes().splitlines()[:-1]) + b"\n")
+    result = live.watch(home).to_json()
+    assert "the end of" in result["oversight"]["problem"] and result["oversight"]["models"] == []
+    assert "The log of answers is not what was written" in (home / "watch/watch.html").read_text()
+
+
 def test_answers_from_before_reasons_are_counted_as_unclear(home):
     rows = scored(120).assign(refer=pd.array([True] * 20 + [False] * 100, "boolean"))
     ScoreLog(home, "1").append(rows)
