@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import unquote
 
 from openmed.errors import BadInput, IntegrityError, ResourceError
 from pipeline.settings.project import home, project_root, state_folder
@@ -115,14 +116,17 @@ def _folder() -> Path:
     """The git folder of the record.
 
     That of the project; but a state folder outside of it with a store of its own has its own record, which
-    moves with it.
+    moves with it and serves whoever names that store.
     """
-    return _git_folder(home(), os.environ.get("MLFLOW_TRACKING_URI"), Path.cwd(), variables().project)
+    return _git_folder(home(), os.environ.get("MLFLOW_TRACKING_URI", ""), Path.cwd(), variables().project)
 
 
 @lru_cache(maxsize=16)
-def _git_folder(state: Path, tracking: str | None, _here: Path, _project: Path | None) -> Path:
+def _git_folder(state: Path, tracking: str, _here: Path, _project: Path | None) -> Path:
     own = state / "record.git"
+    file = Path(unquote(tracking.partition(":///")[2])) if tracking.startswith("sqlite") else None
+    if file and (file.parent / own.name).exists():
+        return file.parent / own.name
     try:
         project = git_folder(project_root())
     except (BadInput, ResourceError):

@@ -128,6 +128,18 @@ def test_a_host_that_does_not_share_the_record_is_told_so_and_destroys_nothing(h
     assert len(log(hosts[0] / "project")) == 1
 
 
+def test_whoever_names_the_store_of_a_state_folder_shares_its_record(three, tmp_path, monkeypatch):
+    decisions.show("1", SHOWN)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{three}/mlflow.db")
+    monkeypatch.setenv("OPENMED_HOME", str(tmp_path / "laptop"))
+    decisions.show("2", SHOWN)
+    monkeypatch.setenv("OPENMED_HOME", str(three))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    decisions.show("3", SHOWN)
+    assert [entry.version for entry in complete()] == ["1", "2", "3"]
+    assert len(log(three / "record.git")) == 3
+
+
 def test_a_remote_that_does_not_answer_refuses_a_decision_and_writes_nothing(hosts, monkeypatch, tmp_path):
     at(hosts[0], monkeypatch)
     decisions.show("1", SHOWN)
