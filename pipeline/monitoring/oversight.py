@@ -135,13 +135,14 @@ def film_story(home: Path, film: str) -> list[dict[str, Any]]:
     return [entry for entry in answer_journal(home).entries() if entry.get("film") == digest]
 
 
-def look_after(home: Path, keep_days: int | None) -> LogState:
+def look_after(home: Path, keep_days: int | None, head: str | None = None) -> LogState:
     """Reads the log, and deletes the days that are older than the change plan keeps them, None for never.
 
-    A log that is not whole is left as it is, and said to be so.
+    A log that is not whole, or does not go through `head`, its last hash of the look before, is left as it is
+    and said to be so.
     """
     try:
-        state = read_log(home)
+        state = read_log(home, head)
         if keep_days is not None and answer_journal(home).delete_older(keep_days):
             state = read_log(home)
     except (IntegrityError, ResourceError) as error:

@@ -145,7 +145,7 @@ def watch(home: Path) -> Watch:
         checks=judged.checks,
         shifts=judged.shifts,
         periods=list(_periods(subject, log, known, plan.films))[::-1],
-        oversight=look_after(home, plan.keep_answers_days),
+        oversight=look_after(home, plan.keep_answers_days, _head_before(page)),
         hold=held.reason if held else None,
         page=page,
     )
@@ -158,6 +158,13 @@ def _before(page: Path) -> tuple[str, str] | None:
     with suppress(BadInput, KeyError):
         last = read_json(page.with_suffix(".json"))
         return last["version"], last["verdict"]
+    return None
+
+
+def _head_before(page: Path) -> str | None:
+    """The last hash of the log of answers at the last watch; None where there was none."""
+    with suppress(BadInput, KeyError):
+        return read_json(page.with_suffix(".json"))["oversight"]["head"] or None
     return None
 
 

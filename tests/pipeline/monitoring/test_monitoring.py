@@ -226,6 +226,18 @@ def test_the_page_shows_how_often_readers_overrule_and_when_the_log_is_broken(ho
     assert "The log of answers is not what was written" in (home / "watch/watch.html").read_text()
 
 
+def test_a_log_that_was_written_anew_since_the_last_watch_is_named(home, incoming):
+    live.score_films(home, incoming)
+    before = live.watch(home).to_json()["oversight"]
+    assert before["problem"] is None and live.watch(home).oversight.head == before["head"]
+    shutil.rmtree(home / "answers")
+    (incoming / "new.png").write_bytes(film(77))
+    assert live.score_films(home, incoming).scored == 1
+    assert (
+        f"never ended with {before['head'][:16]}: it was written anew" in live.watch(home).oversight.problem
+    )
+
+
 def test_answers_from_before_reasons_are_counted_as_unclear(home):
     rows = scored(120).assign(refer=pd.array([True] * 20 + [False] * 100, "boolean"))
     ScoreLog(home, "1").append(rows)
