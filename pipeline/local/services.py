@@ -24,6 +24,7 @@ from pipeline.settings.project import state_folder
 from pipeline.tools.airflow_client import AirflowClient
 from pipeline.tools.processes import descendants, ending_signals, kill, record, signal_group, take_lock
 from pipeline.tools.torchrun import free_port
+from pipeline.tracking import doors
 
 
 class Services:
@@ -224,9 +225,12 @@ def up(project: Path, home: Path, **options: Any) -> None:
             waited_s = services.wait_healthy(180, stopped)
             if waited_s is not None:
                 print(f"Airflow  {services.airflow_url}   users {ADMIN}, {REVIEWER} and {ENGINEER}")
+                files = [home / "airflow" / "passwords.json"]
                 if services.mlflow_url:
-                    print(f"MLflow   {services.mlflow_url}")
-                print(f"The passwords are in {home / 'airflow' / 'passwords.json'}, logs in {services.logs}.")
+                    users = f"users {doors.ADMIN}, and {doors.READER} who only reads"
+                    print(f"MLflow   {services.mlflow_url}   {users}")
+                    files.append(doors.password_file(home))
+                print(f"The passwords are in {' and '.join(map(str, files))}, logs in {services.logs}.")
                 print(f"Ready after {waited_s:.0f} s. Ctrl-C or `openmed down` stops everything.", flush=True)
                 stopped.wait()
             with suppress(OSError):  # the terminal may be gone

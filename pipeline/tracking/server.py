@@ -1,4 +1,4 @@
-"""The web page of the store: an MLflow server on loopback over the store that `connect` uses.
+"""The web page of the store: an MLflow server on loopback over the store that `connect` uses, with passwords.
 
 Hides MLflow's command line. Run as `python -m pipeline.tracking.server PORT`.
 """
@@ -7,6 +7,7 @@ import os
 import sys
 
 from pipeline.settings import project
+from pipeline.tracking import doors
 from pipeline.tracking.relocation import ARTIFACTS
 from pipeline.tracking.store import connect
 
@@ -18,7 +19,7 @@ def command(port: int) -> list[str]:
     # Artifacts logged past the server lie in this folder too, and the server reads them there.
     artifacts = ["--artifacts-destination", (project.home() / ARTIFACTS).as_uri()]
     address = ["--host", LOOPBACK, "--port", str(port), "--workers", "1"]
-    return [sys.executable, "-m", "mlflow", "server", *artifacts, *address]
+    return [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", *artifacts, *address]
 
 
 def main(port: int) -> None:
@@ -26,6 +27,10 @@ def main(port: int) -> None:
     project.environment()
     # An address may hold a password, which a command line would show to everybody.
     environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": project.tracking_uri()}
+    environment |= {"OPENMED_HOME": str(project.home()), **doors.write_settings(project.home())}
+    # Whose password it is to ask for, the server must not be told by the caller.
+    for name in ("MLFLOW_AUTH_ADMIN_USERNAME", "MLFLOW_AUTH_ADMIN_PASSWORD"):
+        environment.pop(name, None)
     # The server builds a fresh store too, and breaks it when a task does so at the same moment: `connect`
     # builds it under a lock.
     with connect():

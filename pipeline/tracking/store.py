@@ -51,6 +51,11 @@ def connect(*, adds_files: bool = False) -> Iterator["MlflowClient"]:
         yield client
     except MlflowException as error:
         first = str(error).strip().splitlines()[0].replace(uri, without_password(uri))[:300]
+        if re.search(r"error code 40[13]\b", first):
+            raise ResourceError(
+                f"the model registry at {without_password(uri)} refuses this account: set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to one that may do that"
+            ) from error
         raise ResourceError(
             f"the model registry at {without_password(uri)} cannot be used ({first}): "
             "check that it runs and MLFLOW_TRACKING_URI"

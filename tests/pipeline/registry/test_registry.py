@@ -1,13 +1,7 @@
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +16,8 @@ from pipeline import ledger, registry
 from pipeline.promotion import actions as promotion
 from pipeline.registry import candidates
 from pipeline.registry.retraining import Retraining
-from pipeline.settings import project
-from pipeline.tracking import server
-from pipeline.tracking.store import EXPERIMENT
 from pipeline.tracking.versions import aliases
+from tests.mlflow_server import free_port, running
 from tests.pipeline.conftest import commit_settings, crown, make_workspace, register, write_lock
 
 
@@ -442,82 +434,6 @@ def test_a_server_that_is_down_is_told_in_one_sentence(store, monkeypatch):
     with pytest.raises(ResourceError, match="cannot be used") as refused:
         registry.list_versions()
     assert "secret" not in str(refused.value) and "\n" not in str(refused.value)
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-@contextmanager
-def running(command, folder, port):
-    """A server in a process of its own, until the block ends."""
-    off = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=folder,
-            env=os.environ | off | {"PYTHONPATH": str(Path(__file__).parents[3])},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def test_the_page_of_the_store_serves_the_store_and_its_command_shows_no_password(store, monkeypatch):
-    started = []
-    monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
-    server.main(5000)
-    ((_, command, environment),) = started
-    assert environment["MLFLOW_BACKEND_STORE_URI"] == project.tracking_uri()
-    assert project.tracking_uri() not in " ".join(command) and "127.0.0.1" in command
-    place = client(store).get_experiment_by_name(EXPERIMENT).artifact_location
-    assert place == command[command.index("--artifacts-destination") + 1]
-
-
-@pytest.mark.slow
-def test_tasks_and_the_page_may_use_a_fresh_store_at_once_and_the_page_shows_what_they_log(
-    tmp_path, monkeypatch
-):
-    home = tmp_path / "a home é #1 100%20?x=y"
-    monkeypatch.setenv("OPENMED_HOME", str(home))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    first = [sys.executable, "-c", "from pipeline import registry; print(registry.list_versions())"]
-    tasks = [subprocess.Popen(first, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    port = free_port()
-    with running(["pipeline.tracking.server", str(port)], tmp_path, port) as page:
-        assert [task.communicate()[0].splitlines()[-1] for task in tasks] == ["[]", "[]"]
-        version = registry.get_version(register(make_workspace(tmp_path / "ws")).version)
-
-        def fetch(path):
-            with urllib.request.urlopen(f"{page}/{path}", timeout=30) as answer:
-                return answer.read()
-
-        listed = json.loads(fetch(f"ajax-api/2.0/mlflow/artifacts/list?run_id={version.run_id}"))
-        assert {"report.html", "metrics.json"} <= {each["path"] for each in listed["files"]}
-        report = fetch(f"get-artifact?run_uuid={version.run_id}&path=report.html")
-        assert report == Path(registry.report_address(version.version)).read_bytes()
-        model = f"ajax-api/2.0/mlflow/logged-models/{version.tags['model_id']}/artifacts"
-        found = fetch(f"{model}/files?artifact_file_path=artifacts/model/model.json")
-        assert found == stored_weights(home)[0].with_name("model.json").read_bytes()
 
 
 @pytest.fixture
