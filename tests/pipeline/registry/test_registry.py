@@ -438,8 +438,12 @@ def test_a_server_that_is_down_is_told_in_one_sentence(store, monkeypatch):
 
 @pytest.fixture
 def tracked(tmp_path, migrated, monkeypatch):
-    """A real tracking server on loopback, with a store and artifacts of its own."""
+    """A real tracking server on loopback, with a store and artifacts of its own, used from a project."""
     shutil.copy(migrated, tmp_path / "server.db")
+    # The record of such a store is in the project's repository, which must not be this one.
+    subprocess.run(["git", "init", "-q", tmp_path / "project"], check=True)
+    (tmp_path / "project/dvc.yaml").touch()
+    monkeypatch.setenv("OPENMED_PROJECT", str(tmp_path / "project"))
     port = free_port()
     command = ["mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
     command += ["--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1"]
