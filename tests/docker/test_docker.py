@@ -5,27 +5,102 @@ import http.server
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
+from tests.docker.test_make_secrets import DOCKER, contents
+
 ROOT = Path(__file__).parents[2]
-DOCKER = ROOT / "docker"
 COMPOSE = (DOCKER / "compose.yaml").read_text()
 CUDA = (DOCKER / "compose.cuda.yaml").read_text()
 VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?:(:[-?])([^}]*))?\}")
-SECRET = re.compile(r"PASSWORD$|SECRET|_KEY$|TOKEN")
+SECRET = re.compile(r"PASSWORD|SECRET|_KEY|TOKEN")
 SERVICES = yaml.safe_load(COMPOSE)["services"]
 ONE_SHOT = {"airflow-init"}
-# The part of the compose specification in use: a misspelt key would be refused by Docker alone.
-SERVICE_KEYS = {
-    *("build", "cap_drop", "command", "configs", "depends_on", "environment", "healthcheck", "image", "init"),
-    *("ports", "pull_policy", "restart", "security_opt", "stop_grace_period", "volumes", "working_dir"),
+TEXT, TEXTS = {"type": "string"}, {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+SIZE = {"type": "string", "pattern": r"^\d+[mg]$|^/OPENMED_MEMORY$"}
+
+
+def closed(required: tuple[str, ...] = (), **properties: dict) -> dict:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": list(required),
+        "properties": properties,
+    }
+
+
+def mapping(of: dict) -> dict:
+    return {"type": "object", "additionalProperties": of}
+
+
+# The part of compose-spec.json in use: a misspelt key would be refused by Docker alone.
+SERVICE = closed(
+    ("image", "user", "read_only", "cap_drop", "security_opt", "pids_limit", "cpus", "mem_limit", "networks"),
+    build=closed(context=TEXT, dockerfile=TEXT, args=mapping(TEXT)),
+    cap_drop=TEXTS,
+    command=TEXTS,
+    cpus={"type": ["number", "string"]},
+    depends_on=mapping(closed(("condition",), condition=TEXT)),
+    environment=mapping(TEXT),
+    healthcheck=closed(
+        test=TEXTS | {"uniqueItems": False},
+        interval=TEXT,
+        timeout=TEXT,
+        retries={"type": "integer"},
+        start_period=TEXT,
+    ),
+    image=TEXT,
+    init={"type": "boolean"},
+    mem_limit=SIZE,
+    networks=TEXTS,
+    pids_limit={"type": "integer"},
+    ports=TEXTS,
+    pull_policy={"enum": ["never"]},
+    read_only={"const": True},
+    restart={"enum": ["no", "unless-stopped"]},
+    secrets={"type": "array", "items": {"anyOf": [TEXT, closed(("source",), source=TEXT, target=TEXT)]}},
+    security_opt=TEXTS,
+    stop_grace_period=TEXT,
+    tmpfs=TEXTS,
+    user=TEXT,
+    volumes={
+        "type": "array",
+        "items": {
+            "anyOf": [
+                TEXT,
+                closed(
+                    ("type", "source", "target"),
+                    type={"enum": ["bind"]},
+                    source=TEXT,
+                    target=TEXT,
+                    read_only={"type": "boolean"},
+                    bind=closed(create_host_path={"const": False}),
+                ),
+            ]
+        },
+    },
+    working_dir=TEXT,
+)
+SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "patternProperties": {"^x-": {}},
+    "properties": {
+        "name": TEXT,
+        "services": mapping(SERVICE),
+        "secrets": mapping(closed(("file",), file=TEXT)),
+        "networks": mapping(closed(internal={"type": "boolean"}, driver_opts=mapping(TEXT))),
+        "volumes": mapping({"type": "null"}),
+    },
 }
 
 
@@ -72,37 +147,68 @@ def test_example_holds_no_value():
     assert set(example().values()) == {""}
 
 
-def test_secrets_have_no_default_and_must_be_set():
-    for name, kind, _ in VARIABLE.findall(COMPOSE):
-        if SECRET.search(name):
-            assert kind == ":?", name
+def test_no_setting_of_the_env_file_is_a_secret():
+    assert not [name for name in example() if SECRET.search(name)]
 
 
-def test_no_secret_is_written_into_a_compose_file():
-    for service, settings in SERVICES.items():
+def test_no_secret_is_in_the_environment_or_the_command_of_a_container():
+    for service, settings in rendered()["services"].items():
         for name, value in settings.get("environment", {}).items():
+            assert not re.search(r"//[^/@\s]+:[^/@]*@", value), f"{service}: {name}"
             if SECRET.search(name):
-                assert VARIABLE.fullmatch(value), f"{service}: {name}"
-            for login in re.findall(r"//[^/@\s]+:([^/@]*(?:\{[^}]*\})?)@", VARIABLE.sub("${}", str(value))):
-                assert login == "${}", f"{service}: {name}"
+                kind = name.rpartition("_")[2]
+                assert kind in {"CMD", "FILE"}, f"{service}: {name}"
+                assert value.startswith(("cat /run/secrets/", "/run/secrets/", "/srv/airflow/")), name
+        assert not re.search("https?://[^/]*@|password=", str(settings.get("command")))
 
 
-def test_secrets_stand_in_no_command_line():
-    for service, settings in SERVICES.items():
-        names = [match[1] for match in VARIABLE.finditer(str(settings.get("command", "")))]
-        assert not [name for name in names if SECRET.search(name)], service
+def test_only_settings_that_airflow_calls_sensitive_are_read_by_a_command():
+    package = Path(find_spec("airflow").submodule_search_locations[0])
+    known = yaml.safe_load((package / "config_templates" / "config.yml").read_text())
+    named = {name for s in SERVICES.values() for name in s.get("environment", {}) if name.endswith("_CMD")}
+    assert named == {"AIRFLOW__API__SECRET_KEY_CMD", "AIRFLOW__API_AUTH__JWT_SECRET_CMD"}
+    for name in named:
+        section, option = name.removeprefix("AIRFLOW__").removesuffix("_CMD").lower().split("__", 1)
+        # Airflow ignores `_CMD` of any other.
+        assert known[section]["options"][option]["sensitive"] is True
 
 
-def test_git_ignores_the_filled_in_example():
-    assert "/.env" in (DOCKER / ".gitignore").read_text().split()
+def test_each_service_gets_the_secrets_it_needs_and_each_is_made(tmp_path):
+    airflow = {"airflow_jwt_secret", "airflow_pgpass"}
+    assert {service: set(secrets_of(settings)) for service, settings in SERVICES.items()} == {
+        "postgres": {"postgres_password"},
+        "airflow-init": airflow | {"airflow_passwords", "mlflow_pgpass"},
+        "airflow-apiserver": airflow | {"airflow_session_secret"},
+        "airflow-scheduler": airflow | {"mlflow_credentials"},
+        "airflow-dag-processor": airflow,
+        "airflow-triggerer": airflow,
+        "mlflow": {"mlflow_auth", "mlflow_pgpass", "mlflow_session_secret"},
+    }
+    declared = yaml.safe_load(COMPOSE)["secrets"]
+    assert set(declared) == {name for settings in SERVICES.values() for name in secrets_of(settings)}
+    assert {each["file"] for each in declared.values()} == {f"secrets/{name}" for name in contents({})}
+    for service, settings in rendered()["services"].items():
+        used = set(re.findall(r"/run/secrets/(\w+)", str(settings)))
+        assert used <= set(secrets_of(settings)) | {"airflow_session_secret"}, service
+
+
+def secrets_of(settings: dict) -> list[str]:
+    return [each if isinstance(each, str) else each["source"] for each in settings.get("secrets", [])]
+
+
+def test_git_ignores_what_is_filled_in():
+    assert (DOCKER / ".gitignore").read_text().split() == ["/.env", "/secrets/"]
 
 
 # --- compose: services ---
 
 
-def test_services_use_only_known_keys():
-    for service, settings in SERVICES.items():
-        assert set(settings) <= SERVICE_KEYS, service
+def test_the_file_is_what_the_compose_specification_calls_one():
+    jsonschema.validate(rendered(), SCHEMA)
+    wrong = yaml.safe_load(COMPOSE)
+    wrong["services"]["mlflow"]["readonly"] = wrong["services"]["mlflow"].pop("read_only")
+    with pytest.raises(jsonschema.ValidationError, match=r"readonly|read_only"):
+        jsonschema.validate(wrong, SCHEMA)
 
 
 def test_every_published_port_is_bound_to_loopback():
@@ -140,12 +246,61 @@ def test_images_are_pinned_or_built_here():
             assert re.search(r":\d+\.\d+(\.\d+)?(-[a-z]+)?$", settings["image"]), service
 
 
-def test_our_containers_cannot_gain_rights():
-    for service, settings in SERVICES.items():
-        if settings["image"].startswith("openmed"):
-            assert settings["cap_drop"] == ["ALL"], service
-            assert settings["security_opt"] == ["no-new-privileges:true"], service
-        assert "docker.sock" not in str(settings)
+def test_no_container_can_gain_rights_or_write_into_its_image():
+    for service, settings in rendered()["services"].items():
+        assert settings["user"] == "/OPENMED_USER_ID:/OPENMED_USER_ID", service
+        assert settings["read_only"] is True, service
+        assert settings["cap_drop"] == ["ALL"] and "cap_add" not in settings, service
+        assert settings["security_opt"] == ["no-new-privileges:true"], service
+        assert "privileged" not in settings and "docker.sock" not in str(settings)
+
+
+def test_every_container_has_limits():
+    for service, settings in rendered(OPENMED_CPUS="2", OPENMED_MEMORY="8g")["services"].items():
+        assert 0 < settings["pids_limit"] <= 4096, service
+        assert 0 < float(settings["cpus"]) <= 2, service
+        limit_mb = megabytes(settings["mem_limit"])
+        written = [re.search(r"[:,]size=(\w+)", each)[1] for each in settings["tmpfs"]]
+        # What lies in a tmpfs is memory of the container.
+        assert sum(map(megabytes, written)) < limit_mb <= 8192, service
+
+
+def megabytes(size: str) -> int:
+    return int(size[:-1]) * {"m": 1, "g": 1024}[size[-1]]
+
+
+def test_what_is_written_is_a_volume_or_for_the_moment():
+    for service, settings in rendered()["services"].items():
+        targets = {each.split(":")[0] for each in settings["tmpfs"]}
+        if service == "postgres":
+            assert targets == {"/tmp", "/var/run/postgresql"}
+            assert settings["environment"]["PGDATA"].startswith("/var/lib/postgresql/data/")
+        else:
+            assert targets == {"/tmp", "/var/tmp", "/home/openmed"}, service
+            (home,) = (each for each in settings["tmpfs"] if each.startswith("/home"))
+            assert "mode=0700,uid=/OPENMED_USER_ID,gid=/OPENMED_USER_ID" in home
+
+
+def test_only_who_needs_a_service_reaches_it():
+    networks = yaml.safe_load(COMPOSE)["networks"]
+    inside = {name for name, settings in networks.items() if settings.get("internal")}
+    assert inside == {"airflow", "database", "tracking"} and set(networks) == inside | {"pages", "outside"}
+    assert networks["pages"]["driver_opts"] == {"com.docker.network.bridge.enable_icc": "false"}
+    members = {
+        name: {service for service, settings in SERVICES.items() if name in settings["networks"]}
+        for name in networks
+    }
+    airflow = {service for service in SERVICES if service.startswith("airflow-")}
+    with_database = {s for s, each in SERVICES.items() if "@postgres/" in str(each.get("environment"))}
+    assert members == {
+        "database": with_database | {"postgres"},
+        "airflow": airflow - ONE_SHOT,
+        # Nothing else reaches MLflow: the page of Airflow and the parser of DAG files do not.
+        "tracking": {"mlflow", "airflow-scheduler"},
+        "pages": {service for service, settings in SERVICES.items() if "ports" in settings},
+        "outside": {"airflow-scheduler"},
+    }
+    assert with_database == airflow | {"mlflow"}
 
 
 def test_code_is_mounted_read_only_and_only_the_scheduler_writes_beside_it():
@@ -181,7 +336,7 @@ def test_airflow_settings_are_options_that_airflow_has():
     for settings in SERVICES.values():
         for name in settings.get("environment", {}):
             if name.startswith("AIRFLOW__"):
-                section, option = name.removeprefix("AIRFLOW__").lower().split("__", 1)
+                section, option = name.removeprefix("AIRFLOW__").removesuffix("_CMD").lower().split("__", 1)
                 assert option in known[section]["options"], name
                 found += 1
     assert found > 50
@@ -196,8 +351,16 @@ def test_airflow_commands_are_understood_by_airflows_own_parser(tmp_path):
     program = (
         "import json, sys\nfrom airflow.cli.cli_parser import get_parser\n"
         "for command in json.loads(sys.argv[1]): get_parser().parse_args(command)\n"
+        "from airflow.configuration import conf\n"
+        "assert (conf.get('api', 'secret_key'), conf.get('api_auth', 'jwt_secret')) == ('key', 'key')\n"
     )
+    (tmp_path / "secret").write_text("key")
     environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    environment |= {
+        name: re.sub(r"/run/secrets/\w+", str(tmp_path / "secret"), value)
+        for name, value in SERVICES["airflow-apiserver"]["environment"].items()
+        if name.endswith("_CMD")
+    }
     arguments = [sys.executable, "-c", program, json.dumps(commands)]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -206,8 +369,11 @@ def test_airflow_commands_are_understood_by_airflows_own_parser(tmp_path):
 def test_mlflow_command_is_understood_by_mlflow_and_asks_for_a_password():
     from mlflow.cli import cli
 
-    program, group, *arguments = SERVICES["mlflow"]["command"]
-    assert (program, group) == ("mlflow", "server")
+    shell, flags, script = SERVICES["mlflow"]["command"]
+    assert (shell, flags) == ("bash", "-euc")
+    start = script.strip().splitlines()[-1]
+    program, server, group, *arguments = shlex.split(start)
+    assert (program, server, group) == ("exec", "mlflow", "server")
     options = cli.commands["server"].make_context("server", list(arguments)).params
     assert options["app_name"] == "basic-auth"
     assert options["workers"] == "1"
@@ -225,22 +391,29 @@ def test_pools_that_the_dags_use_are_made():
     assert made == set(re.findall(r'pool="(\w+)"', sources)) | set(re.findall(r'"(gpu)" if', sources))
 
 
+def test_scripts_of_the_services_are_shell_and_python(tmp_path):
+    for service in ("airflow-init", "mlflow"):
+        script = rendered()["services"][service]["command"][2]
+        subprocess.run(["bash", "-n", "-c", script], check=True)
+        for program in re.findall(r"<<'PYTHON'\n(.*?)PYTHON\n", script, re.DOTALL):
+            compile(program, service, "exec")
+
+
 def test_init_writes_the_passwords_for_the_owner_alone(tmp_path):
     script = rendered()["services"]["airflow-init"]["command"][2]
-    assert "umask 077" in script
-    program = re.search(r"<<'PYTHON'\n(.*)PYTHON\n", script, re.DOTALL)[1]
+    assert script.startswith("umask 077\n")
+    (line,) = (line for line in script.splitlines() if "/run/secrets/airflow_passwords" in line)
+    (tmp_path / "secret").write_text(
+        contents({"OPENMED_ADMIN_PASSWORD": 'a"b$c ü'})["airflow_passwords.json"]
+    )
     file = tmp_path / "passwords.json"
-    environment = {
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(file),
-        "OPENMED_ADMIN_PASSWORD": 'a"b$c',
-        "OPENMED_REVIEWER_PASSWORD": "ü",
-        "OPENMED_ENGINEER_PASSWORD": "e",
-    }
-    subprocess.run([sys.executable, "-c", program], env=environment, umask=0o077, check=True)
-    assert json.loads(file.read_text()) == {"admin": 'a"b$c', "reviewer": "ü", "engineer": "e"}
+    environment = {**os.environ, "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(file)}
+    line = line.replace("/run/secrets/airflow_passwords", str(tmp_path / "secret"))
+    subprocess.run(["bash", "-euc", f"umask 077\n{line}"], env=environment, check=True)
+    assert json.loads(file.read_text())["admin"] == 'a"b$c ü'
     assert file.stat().st_mode & 0o777 == 0o600
     users = SERVICES["airflow-init"]["environment"]["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"]
-    assert {each.split(":")[0] for each in users.split(",")} == {"admin", "reviewer", "engineer"}
+    assert {each.split(":")[0] for each in users.split(",")} == set(json.loads(file.read_text()))
 
 
 @pytest.fixture

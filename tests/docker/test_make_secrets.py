@@ -1,0 +1,117 @@
+"""The secrets of the containers: files for their owner alone, which the services' own readers understand."""
+
+import importlib.util
+import json
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCKER = Path(__file__).parents[2] / "docker"
+
+
+def load(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+contents = load("make_secrets", DOCKER / "make_secrets.py").contents
+
+
+@pytest.fixture
+def docker(tmp_path):
+    """A docker folder with the program in it, as in a clone."""
+    shutil.copy(DOCKER / "make_secrets.py", tmp_path)
+    return tmp_path
+
+
+def run(docker):
+    # -I: without the packages of this environment.
+    command = [sys.executable, "-I", "-S", str(docker / "make_secrets.py")]
+    return subprocess.run(command, capture_output=True, text=True, check=False, umask=0o022)
+
+
+def read(docker):
+    return {path.name: path.read_text() for path in (docker / "secrets").iterdir()}
+
+
+def test_one_command_makes_them_for_their_owner_alone_and_keeps_what_is_there(docker):
+    done = run(docker)
+    assert done.returncode == 0 and done.stdout.startswith("9 secrets made")
+    folder, first = docker / "secrets", read(docker)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    assert set(first) == set(contents({})) and {path.name for path in docker.iterdir()} == {
+        "make_secrets.py",
+        "secrets",
+    }
+    # A line break at the end would be part of what Airflow takes from `cat`.
+    assert not [name for name, text in first.items() if text.endswith("\n")]
+    assert run(docker).stdout.startswith("0 secrets made") and read(docker) == first
+    shutil.rmtree(folder)
+    assert run(docker).returncode == 0
+    assert not set(read(docker).values()) & set(first.values())
+
+
+def test_no_two_secrets_are_alike_and_none_is_short():
+    made = contents({})
+    single = [made[name] for name in made if name.endswith(("_password", "_secret"))]
+    people = json.loads(made["airflow_passwords.json"])
+    assert set(people) == {"admin", "engineer", "reviewer"}
+    drawn = [
+        *single,
+        *people.values(),
+        *(made[f"{who}_pgpass"].split(":")[-1] for who in ("airflow", "mlflow")),
+    ]
+    assert min(map(len, drawn)) >= 64
+    # PostgreSQL's own password is that by which Airflow enters.
+    assert len(set(drawn)) == len(drawn) - 1
+
+
+def test_a_missing_part_is_refused_because_it_could_not_fit_the_rest(docker):
+    run(docker)
+    (docker / "secrets" / "mlflow_pgpass").unlink()
+    before, done = read(docker), run(docker)
+    assert done.returncode == 2 and read(docker) == before
+    assert done.stderr.startswith("make_secrets: ") and "lacks mlflow_pgpass: restore it" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_passwords_of_an_env_file_of_before_are_taken_over(docker):
+    old = {"POSTGRES_PASSWORD": "db", "MLFLOW_DATABASE_PASSWORD": "store", "OPENMED_ADMIN_PASSWORD": "a=b"}
+    old |= {"MLFLOW_ADMIN_PASSWORD": "100% sure, sure", "AIRFLOW_JWT_SECRET": "jwt"}
+    lines = ["# POSTGRES_PASSWORD=comment", "OPENMED_HOME=/x", *(f"{k}='{v}'" for k, v in old.items())]
+    (docker / ".env").write_text("\n".join(lines) + "\n")
+    assert run(docker).returncode == 0
+    made = read(docker)
+    assert made["postgres_password"] == "db" and made["airflow_jwt_secret"] == "jwt"
+    assert made["airflow_pgpass"] == "postgres:5432:airflow:airflow:db"
+    assert made["mlflow_pgpass"] == "postgres:5432:mlflow:mlflow:store"
+    assert json.loads(made["airflow_passwords.json"])["admin"] == "a=b"
+
+
+def test_mlflow_reads_the_same_password_on_both_sides(docker, monkeypatch):
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    # Its package needs what the images alone have.
+    folder = Path(importlib.util.find_spec("mlflow").submodule_search_locations[0])
+    read_auth_config = load("config", folder / "server/auth/config.py").read_auth_config
+
+    (docker / ".env").write_text("MLFLOW_ADMIN_PASSWORD=100% sure %(of) it\n")
+    run(docker)
+    home = docker / "home"
+    (home / ".mlflow").mkdir(parents=True)
+    shutil.copy(docker / "secrets/mlflow_credentials", home / ".mlflow/credentials")
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_AUTH_ADMIN_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(docker / "secrets/mlflow_auth.ini"))
+    server, client = read_auth_config(), read_mlflow_creds()
+    assert server.admin_password == client.password == "100% sure %(of) it"
+    assert server.admin_username == client.username == "admin"
+    assert server.database_uri == "sqlite:////srv/mlflow/basic_auth.db"
