@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from openmed.errors import ResourceError
+from openmed.errors import IntegrityError, ResourceError
 from openmed.files import sha256_bytes
 from openmed.oversight.chain import DELETED, START, checked, end_of, lines_of, parsed
 
@@ -72,12 +72,19 @@ class Journal:
 
         Raises:
             IntegrityError: A line is not the one that was written; raised at the next or at the end.
-            ResourceError: The files cannot be read.
+            ResourceError: The files cannot be read, or some were deleted meanwhile.
         """
         with self._written():
             with self._locked() as (_, head):
                 sizes = {path: path.stat().st_size for path in self.days()}
-            yield from checked(sizes, None if head is None else head.digest)
+            try:
+                yield from checked(sizes, None if head is None else head.digest)
+            except IntegrityError:
+                if all(path.exists() for path in sizes):
+                    raise
+                raise ResourceError(
+                    f"days of {self.folder} were deleted while it was read: read it again"
+                ) from None
 
     def latest(self, *texts: str) -> dict[str, Any] | None:
         """Returns the last entry whose line holds some texts, without checking the chain."""

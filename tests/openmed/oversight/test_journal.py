@@ -245,6 +245,19 @@ def test_an_old_day_is_deleted_only_past_its_time_and_a_line_tells_of_it(journal
         list(journal.entries())
 
 
+def test_days_that_are_deleted_while_somebody_reads_are_no_damage(journal, clock):
+    for day in ("2026-01-01", "2026-01-02", "2026-01-03"):
+        clock(day)
+        write(journal, 1, 2)
+    clock("2026-12-01")
+    reading = journal.entries()
+    next(reading)
+    journal.delete_older(200)
+    with pytest.raises(ResourceError, match="were deleted while it was read: read it again"):
+        list(reading)
+    assert numbers(journal) == [1, 2]
+
+
 def test_who_is_killed_while_old_days_are_deleted_leaves_a_whole_journal(journal, clock, monkeypatch):
     for day in ("2026-01-01", "2026-01-02", "2026-01-03", "2026-01-04"):
         clock(day)
