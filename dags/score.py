@@ -14,12 +14,13 @@ from pipeline.settings.variables import variables
 HOLD = Asset("openmed_hold")
 
 ABOUT = """
-Scores the films of a folder with the champion, each film once. Its answers go to the log of answers first and
-to Parquet files under `scores` of the state folder then. The champion is judged on the latest films by its
-change plan: drift of their looks, expected and measured performance, referrals. What is surely too bad puts it
-on hold, which ends scoring and starts the DAG `hold`, where a person decides. What its probabilities alone say
-is a WARNING, which holds nothing: a message to OPENMED_ALERT_URL, where it is set, asks for labels. What too
-few films can show is named in the sentence, with the verdict INSUFFICIENT EVIDENCE, and holds nothing either.
+Scores the films of a folder with the champion, each film once. Its answers go to the log of answers first
+and to Parquet files under `scores` of the state folder then. The champion is judged on the latest films by
+its change plan: drift of their looks, expected and measured performance, referrals. What is surely too bad
+puts it on hold, which ends scoring and starts the DAG `hold`, where a person decides. What its
+probabilities alone say is a WARNING, which holds nothing: a message to OPENMED_ALERT_URL, where it is set,
+asks for labels. What too few films can show is named in the sentence, with the verdict INSUFFICIENT
+EVIDENCE, and holds nothing either.
 
 Runs by hand, or by the cron expression in OPENMED_SCORE_SCHEDULE.
 """
