@@ -1,12 +1,15 @@
 """`openmed registry`: the versions, what is known about them, and decisions on them."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from openmed.errors import BadInput, IntegrityError
 from pipeline.commands.printing import Json, cell, print_json, print_table
+
+if TYPE_CHECKING:
+    from pipeline.ledger import Caller
 
 registry = typer.Typer(
     help="Registered versions: list, judge, promote, roll back, verify.", no_args_is_help=True
@@ -22,6 +25,13 @@ _COLUMNS = (
 )
 
 
+def _caller() -> "Caller":
+    from pipeline.ledger import Caller
+    from pipeline.settings.people import logins
+
+    return Caller(logins())
+
+
 def _add_decision(verb: Literal["reject", "adopt", "hold", "release"], about: str, outcome: str) -> None:
     """Adds the command of a decision on one version; the outcome is said of the entry (`{0}`)."""
 
@@ -29,7 +39,8 @@ def _add_decision(verb: Literal["reject", "adopt", "hold", "release"], about: st
     def decide(version: Number, by: By, reason: Reason) -> None:
         from pipeline import ledger
 
-        print(outcome.format(getattr(ledger, verb)(version, by=by, reason=reason)))
+        decided = getattr(ledger, verb)(version, by=by, reason=reason, caller=_caller())
+        print(outcome.format(decided))
 
 
 @registry.command("list")
@@ -108,7 +119,13 @@ def promote(
     approvals = {role.strip(): name for role, _, name in parts}
     if len(approvals) < len(parts):
         raise BadInput("--by names one person for each role")
-    entry = promote_version(version, approved_by=approvals, comment=comment, expected_champion=champion())
+    entry = promote_version(
+        version,
+        approved_by=approvals,
+        comment=comment,
+        expected_champion=champion(),
+        caller=_caller(),
+    )
     print(f"version {version} is the champion, approved by {entry.by}")
 
 
@@ -149,7 +166,7 @@ def rollback(reason: Reason, by: By) -> None:
     from pipeline import ledger
     from pipeline.registry import check
 
-    entry = ledger.roll_back(by=by, reason=reason, check=check)
+    entry = ledger.roll_back(by=by, reason=reason, check=check, caller=_caller())
     print(f"version {entry.version} is the champion again")
 
 
@@ -168,5 +185,5 @@ def repair(reason: Reason, by: By) -> None:
     """Puts aliases that were moved by something else back to where the record of decisions says."""
     from pipeline import ledger
 
-    entry = ledger.repair(by=by, reason=reason)
+    entry = ledger.repair(by=by, reason=reason, caller=_caller())
     print(f"version {entry.version} is the champion, as the record says")

@@ -28,7 +28,22 @@ GATE, MONITORING = "gate", "monitoring"
 """What decides without a person. Its sentences name every finding, so they may be long."""
 
 
-def signed(event: str, *, by: str | None, reason: str) -> dict[str, str]:
+@dataclass(frozen=True)
+class Caller:
+    """Who has a decision made, beside who is named in it.
+
+    Attributes:
+        logins: What the one who gives the command is logged in as: system or service -> login.
+    """
+
+    logins: Mapping[str, str]
+
+    def content(self) -> dict[str, Any]:
+        """Returns what an entry says of it."""
+        return {"login": dict(self.logins)}
+
+
+def signed(event: str, *, by: str | None, reason: str, caller: Caller | None = None) -> dict[str, Any]:
     """Returns who decides and why, as they are recorded.
 
     Raises:
@@ -37,9 +52,10 @@ def signed(event: str, *, by: str | None, reason: str) -> dict[str, str]:
     person, without_reason = _DEMANDS[event]
     if not reason.strip():
         raise BadInput(without_reason)
+    login = caller.content() if caller else {}
     if by in (GATE, MONITORING):
-        return {"by": by, "reason": plain(" ".join(reason.split()))}
-    return {"by": _named(by, person), "reason": one_line(reason, "the reason")}
+        return {"by": by, "reason": plain(" ".join(reason.split()))} | login
+    return {"by": _named(by, person), "reason": one_line(reason, "the reason")} | login
 
 
 def _named(name: str | None, role: str) -> str:
@@ -55,16 +71,19 @@ def _named(name: str | None, role: str) -> str:
 
 @dataclass(frozen=True)
 class Approval:
-    """Who says yes to a promotion: role -> name, in the order of the roles; and why, perhaps empty."""
+    """Who says yes to a promotion: role -> name, ordered by role; why, perhaps empty; who types it."""
 
     people: dict[str, str]
     comment: str
+    caller: Caller | None = None
 
     @classmethod
-    def of(cls, people: Mapping[str, str | None], comment: str | None) -> "Approval":
+    def of(
+        cls, people: Mapping[str, str | None], comment: str | None, caller: Caller | None = None
+    ) -> "Approval":
         """Takes them as they were written; BadInput where a name is missing or a text is not one line."""
         named = {role: _named(name, f"{role} reviewer") for role, name in sorted(people.items())}
-        return cls(named, one_line(comment or "", "the comment"))
+        return cls(named, one_line(comment or "", "the comment"), caller)
 
     @property
     def by(self) -> str:
@@ -83,6 +102,7 @@ class Basis:
         model_sha256: Hash of the list of all files of its stored model.
         reviewers: Role of its change plan -> what it answers for.
         started_by: Who started its retraining, None for no person.
+        started_login: The system's login that the starter's name was given under, None where it is not known.
     """
 
     version: str
@@ -91,6 +111,7 @@ class Basis:
     model_sha256: str
     reviewers: Mapping[str, str]
     started_by: str | None
+    started_login: str | None = None
 
     @classmethod
     def of(cls, judged: Mapping[str, Any]) -> "Basis":
@@ -115,6 +136,16 @@ class Basis:
                 roles = ", ".join(sorted(self.reviewers))
                 raise BadInput(f"version {self.version} needs another person in each role: {roles}{twins}")
 
+    def _check_login(self, approval: Approval) -> None:
+        """Refuses names that are typed by whoever started the retraining."""
+        starters = [name for name in (self.started_by, self.started_login) if name]
+        for login in approval.caller.logins.values() if approval.caller else ():
+            if any(same_person(login, starter) for starter in starters):
+                raise BadInput(
+                    f"the retraining of version {self.version} was started under the login {login}, which "
+                    f"cannot approve it in the name of {approval.by}: let somebody else give the command"
+                )
+
     def check(self, approval: Approval, expected_champion: str | None, expected_model: str | None) -> None:
         """Refuses a promotion that this does not carry; see `pipeline.ledger.promote`."""
         from openmed.gates.gate import PASS
@@ -134,6 +165,7 @@ class Basis:
                 f"version {version} needs the yes of every role: {' and '.join(missing)} is missing"
             )
         self.check_people(people)
+        self._check_login(approval)
         if self.champion != expected_champion:
             raise BadInput(
                 f"version {version} was reviewed against champion {expected_champion}, but the champion is "

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_file
 from pipeline.ledger import mirror, record, repository
-from pipeline.ledger.approval import Approval, Basis, signed
+from pipeline.ledger.approval import Approval, Basis, Caller, signed
 from pipeline.ledger.champion import (
     alias_problem,
     carry_out,
@@ -162,22 +162,24 @@ def promote(
         "comment": approval.comment,
         "verdict": basis.verdict,
         "model_sha256": basis.model_sha256,
+        **(approval.caller.content() if approval.caller else {}),
     }
     return _move(version, PROMOTED, content, expected=expected_champion, previous=expected_champion)
 
 
-def roll_back(*, by: str, reason: str, check: Callable[[str], None]) -> Entry:
+def roll_back(*, by: str, reason: str, check: Callable[[str], None], caller: Caller | None = None) -> Entry:
     """Makes the previous champion the champion again.
 
     Args:
         by: Who decides.
         reason: Why.
         check: Checks all that the previous champion stands on; asked without a lock, since it takes long.
+        caller: Who has it done.
 
     Raises:
         BadInput: There is no previous champion, or it was rejected since or is on hold.
     """
-    content = signed(RESTORED, by=by, reason=reason)
+    content = signed(RESTORED, by=by, reason=reason, caller=caller)
     with _deciding() as (_, entries):
         now, previous = settled(entries), wanted(entries)[PREVIOUS]
         decided = last(entries, *_DECISIONS, version=previous)
@@ -196,9 +198,9 @@ def roll_back(*, by: str, reason: str, check: Callable[[str], None]) -> Entry:
 
 
 @_again
-def reject(version: str, *, by: str | None, reason: str) -> Entry:
+def reject(version: str, *, by: str | None, reason: str, caller: Caller | None = None) -> Entry:
     """Turns down a version that is not the champion; once, however often the same person does it."""
-    content = signed(REJECTED, by=by, reason=reason)
+    content = signed(REJECTED, by=by, reason=reason, caller=caller)
     with _deciding() as (client, entries):
         find(client, version)
         if settled(entries) == version:
@@ -213,23 +215,23 @@ def reject(version: str, *, by: str | None, reason: str) -> Entry:
 
 
 @_again
-def adopt(version: str, *, by: str, reason: str) -> Entry:
+def adopt(version: str, *, by: str, reason: str, caller: Caller | None = None) -> Entry:
     """Makes the change plan that came with a version one that counts, beside the champion's, from now on."""
     from pipeline.settings.plan import PLAN_FILE
 
-    content = signed(ADOPTED, by=by, reason=reason)
+    content = signed(ADOPTED, by=by, reason=reason, caller=caller)
     content["plan_sha256"] = sha256_file(artifact(version, PLAN_FILE))
     with _deciding() as (client, entries):
         return record.append(client, entries, ADOPTED, version, content)
 
 
 @_again
-def hold(version: str, *, by: str | None, reason: str) -> Entry:
+def hold(version: str, *, by: str | None, reason: str, caller: Caller | None = None) -> Entry:
     """Puts a version on hold: it answers no new films and cannot become the champion until it is released.
 
     A version that is on hold already keeps the entry that put it there.
     """
-    content = signed(HELD, by=by, reason=reason)
+    content = signed(HELD, by=by, reason=reason, caller=caller)
     with _deciding() as (client, entries):
         find(client, version)
         standing = standing_hold(entries, version)
@@ -237,9 +239,9 @@ def hold(version: str, *, by: str | None, reason: str) -> Entry:
 
 
 @_again
-def release(version: str, *, by: str | None, reason: str) -> Entry:
+def release(version: str, *, by: str | None, reason: str, caller: Caller | None = None) -> Entry:
     """Takes a version off its hold."""
-    content = signed(RELEASED, by=by, reason=reason)
+    content = signed(RELEASED, by=by, reason=reason, caller=caller)
     with _deciding() as (client, entries):
         find(client, version)
         if standing_hold(entries, version) is None:
@@ -248,9 +250,9 @@ def release(version: str, *, by: str | None, reason: str) -> Entry:
 
 
 @_again
-def repair(*, by: str, reason: str) -> Entry:
+def repair(*, by: str, reason: str, caller: Caller | None = None) -> Entry:
     """Puts aliases back that are not where the record says, and writes down where they were."""
-    content = signed(REPAIRED, by=by, reason=reason)
+    content = signed(REPAIRED, by=by, reason=reason, caller=caller)
     with repository.exclusive(), connect() as client:
         entries = record.written(mirror.read(client))
         shown_otherwise = bool(entries) and mirror.restore(client, entries)

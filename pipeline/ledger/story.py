@@ -30,10 +30,18 @@ def story(version: str) -> list[tuple[str, str]]:
     lines = []
     for entry in history():
         if entry.version == version and entry.event in _SENTENCES:
-            lines.append((entry.at, plain(_SENTENCES[entry.event](entry))))
+            lines.append((entry.at, plain(_SENTENCES[entry.event](entry) + _login(entry))))
         elif entry.content.get("replaced") == version:
             lines.append((entry.at, plain(f"version {entry.version} took its place, by {entry.by}")))
     return lines
+
+
+def _login(entry: Entry) -> str:
+    logins = sorted(entry.content.get("login", {}).items(), reverse=True)
+    if started := entry.content.get("started_login"):
+        logins = [("system", started)]
+    named = [login if where == "system" else f"{where} {login}" for where, login in logins]
+    return f" [login {', '.join(named)}]" if named else ""
 
 
 def _registered(entry: Entry) -> str:

@@ -75,15 +75,16 @@ def promote(
     expected_champion: str | None,
     expected_model: str | None = None,
     workspace: Path | None = None,
+    caller: ledger.Caller | None = None,
 ) -> ledger.Entry:
     """Makes a version the champion if it passes its gates now; see `pipeline.ledger.promote`.
 
     Approved by says role -> who said yes in it; the expected model is `model_sha256` of the gate that was
-    shown, the workspace as for `gate`.
+    shown, the workspace as for `gate`, the caller who types the names.
     """
     return ledger.promote(
         version,
-        approval=ledger.Approval.of(approved_by, comment),
+        approval=ledger.Approval.of(approved_by, comment, caller),
         expected_champion=expected_champion,
         expected_model=expected_model,
         judge=lambda: ledger.Basis.of(vars(gate(version, workspace=workspace))),

@@ -24,6 +24,7 @@ class Judgement:
         limits: Sentences on what the test could not have shown.
         reviewers: Role -> what it answers for.
         started_by: A person or None.
+        started_login: The system's login that this name was given under, None where it is not known.
         films_markdown: Counts the films to look at, with pictures of some where a server has them.
         report: Path or address; None if there is none.
         review: Where the page for reviewers can be opened; None where none was made.
@@ -44,6 +45,7 @@ class Judgement:
     limits: list[str]
     reviewers: Mapping[str, str]
     started_by: str | None
+    started_login: str | None = None
     films_markdown: str = ""
     report: str | None = None
     review: str | None = None

@@ -24,6 +24,7 @@ from pipeline.registry.retraining import Candidate, Retraining, check_committed
 from pipeline.registry.scoring import Scored, Unscored, earlier, score_earlier
 from pipeline.registry.verification import registration
 from pipeline.serving.serving_format import log_model
+from pipeline.settings.people import logins
 from pipeline.settings.plain_text import one_line
 from pipeline.settings.project import locked
 from pipeline.tracking.store import CHALLENGER, EXPERIMENT, MODEL_NAME, connect, search
@@ -66,7 +67,8 @@ def register_candidates(
 
     The workspace is a checkout in which the pipeline has run, with the change plan and the settings (all but
     the seed) of its commit. The run key names the retraining, such as the id of the scheduled run; the
-    revision is the git commit that it ran at, in full. Without `started_by` no person started it.
+    revision is the git commit that it ran at, in full. Without `started_by` no person started it; with it the
+    login that this process runs under is registered too.
 
     Raises:
         BadInput: An artefact is missing, plan or settings were edited since the commit, or the run key
@@ -106,6 +108,8 @@ def _parent_run(
     else:
         tags = {"kind": "retraining", "run_key": run_key, "revision": revision, "data_md5": done.data_md5}
         tags["started_by"] = started_by or ""
+        if started_by:
+            tags["started_login"] = logins()["system"]
         parent = client.create_run(experiment, run_name=run_key, tags=tags)
     if parent.info.status != "FINISHED":
         with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +164,8 @@ def _candidate(
 ) -> str:
     """Logs a candidate as a child run, checks what was stored and makes it a version."""
     _discard_unfinished(client, parent, candidate.architecture)
-    shared = {key: parent.data.tags[key] for key in ("run_key", "revision", "data_md5", "started_by")}
+    keys = ("run_key", "revision", "data_md5", "started_by", "started_login")
+    shared = {key: parent.data.tags[key] for key in keys if key in parent.data.tags}
     tags = {"mlflow.parentRunId": parent.info.run_id, "architecture": candidate.architecture, **shared}
     run = client.create_run(parent.info.experiment_id, run_name=candidate.architecture, tags=tags)
     run_id = run.info.run_id

@@ -1,10 +1,14 @@
-"""Who somebody is: names are compared as a reader sees them, not as a computer spells them.
+"""Who somebody is: names, compared as a reader sees them and not as a computer spells them; and logins.
 
 Hides the letters that look alike. Two texts name one person when they look the same, or do after upper and
 lower case, blanks, punctuation and marks are taken away.
 """
 
+import os
+import pwd
 import unicodedata
+
+from pipeline.settings.plain_text import one_line
 
 _ALIKE = {
     "1": "➀",
@@ -132,6 +136,21 @@ def same_person(one: str, other: str) -> bool:
 def has_letters(name: str) -> bool:
     """Tells whether anything of a name is left to compare."""
     return "" not in _looks(name)
+
+
+def logins() -> dict[str, str]:
+    """Returns what this process is logged in as: `system`, and `mlflow` where a name for MLflow is set.
+
+    The system's is asked of the kernel: what the environment says of it, anybody can write.
+    """
+    number = os.getuid()
+    try:
+        names = {"system": pwd.getpwuid(number).pw_name}
+    except KeyError:
+        names = {"system": f"uid {number}"}
+    if name := os.environ.get("MLFLOW_TRACKING_USERNAME", "").strip():
+        names["mlflow"] = one_line(name, "MLFLOW_TRACKING_USERNAME")
+    return names
 
 
 def _looks(name: str) -> set[str]:

@@ -49,6 +49,7 @@ def judge_version(version: str, workspace: Path | None) -> tuple[Judgement, Evid
         limits=_limits(evidence),
         reviewers=dict(evidence.plan.protocol.reviewers),
         started_by=evidence.tags["started_by"] or None,
+        started_login=evidence.tags.get("started_login"),
         report=registry.report_address(version),
     )
     judged = replace(judged, table_markdown=gate_tables(judged))
