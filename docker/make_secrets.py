@@ -40,10 +40,12 @@ def contents(known: Mapping[str, str]) -> dict[str, str]:
         "airflow_session_secret": secret("AIRFLOW_SESSION_SECRET"),
         "airflow_passwords.json": json.dumps(people, indent=2, ensure_ascii=False),
         "mlflow_session_secret": secret("MLFLOW_SESSION_SECRET"),
+        # As pipeline/tracking/doors.py has them: `admin` for the services, `reader` for people.
+        "mlflow_passwords.json": json.dumps({"admin": admin, "reader": secret("")}, indent=2),
         "mlflow_auth.ini": (
             "[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:////srv/mlflow/basic_auth.db\n"
             f"admin_username = admin\nadmin_password = {escaped}\n"
-            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth"
+            "authorization_function = pipeline.tracking.doors:authenticate\nauth_cache_ttl_seconds = 300"
         ),
         "mlflow_credentials": (
             f"[mlflow]\nmlflow_tracking_username = admin\nmlflow_tracking_password = {escaped}"
@@ -97,7 +99,7 @@ def main() -> int:
         print(f"make_secrets: {error}", file=sys.stderr)
         return 2
     print(f"{len(made)} secrets made in {HERE / 'secrets'}, the rest was there.")
-    print("Airflow's passwords: airflow_passwords.json; MLflow's `admin`: mlflow_credentials.")
+    print("The passwords of people: airflow_passwords.json, and `reader` in mlflow_passwords.json.")
     return 0
 
 

@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
+from pipeline.tracking import doors
 from tests.docker.test_make_secrets import DOCKER, contents
 
 ROOT = Path(__file__).parents[2]
@@ -182,7 +183,7 @@ def test_each_service_gets_the_secrets_it_needs_and_each_is_made(tmp_path):
         "airflow-scheduler": airflow | {"mlflow_credentials"},
         "airflow-dag-processor": airflow,
         "airflow-triggerer": airflow,
-        "mlflow": {"mlflow_auth", "mlflow_pgpass", "mlflow_session_secret"},
+        "mlflow": {"mlflow_auth", "mlflow_passwords", "mlflow_pgpass", "mlflow_session_secret"},
     }
     declared = yaml.safe_load(COMPOSE)["secrets"]
     assert set(declared) == {name for settings in SERVICES.values() for name in secrets_of(settings)}
@@ -376,6 +377,8 @@ def test_mlflow_command_is_understood_by_mlflow_and_asks_for_a_password():
     assert (program, server, group) == ("exec", "mlflow", "server")
     options = cli.commands["server"].make_context("server", list(arguments)).params
     assert options["app_name"] == "basic-auth"
+    (own,) = (each for each in SERVICES["mlflow"]["secrets"] if isinstance(each, dict))
+    assert Path(own["target"]) == doors.password_file(Path(SERVICES["mlflow"]["environment"]["OPENMED_HOME"]))
     assert options["workers"] == "1"
     tracking = SERVICES["airflow-scheduler"]["environment"]["MLFLOW_TRACKING_URI"]
     allowed = options["allowed_hosts"].split(",")

@@ -1,5 +1,6 @@
 """The secrets of the containers: files for their owner alone, which the services' own readers understand."""
 
+import importlib
 import importlib.util
 import json
 import shutil
@@ -42,7 +43,7 @@ def read(docker):
 
 def test_one_command_makes_them_for_their_owner_alone_and_keeps_what_is_there(docker):
     done = run(docker)
-    assert done.returncode == 0 and done.stdout.startswith("9 secrets made")
+    assert done.returncode == 0 and done.stdout.startswith("10 secrets made")
     folder, first = docker / "secrets", read(docker)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
@@ -96,11 +97,8 @@ def test_passwords_of_an_env_file_of_before_are_taken_over(docker):
 
 
 def test_mlflow_reads_the_same_password_on_both_sides(docker, monkeypatch):
+    from mlflow.server.auth.config import read_auth_config
     from mlflow.utils.credentials import read_mlflow_creds
-
-    # Its package needs what the images alone have.
-    folder = Path(importlib.util.find_spec("mlflow").submodule_search_locations[0])
-    read_auth_config = load("config", folder / "server/auth/config.py").read_auth_config
 
     (docker / ".env").write_text("MLFLOW_ADMIN_PASSWORD=100% sure %(of) it\n")
     run(docker)
@@ -114,4 +112,7 @@ def test_mlflow_reads_the_same_password_on_both_sides(docker, monkeypatch):
     server, client = read_auth_config(), read_mlflow_creds()
     assert server.admin_password == client.password == "100% sure %(of) it"
     assert server.admin_username == client.username == "admin"
+    assert json.loads((docker / "secrets/mlflow_passwords.json").read_text())["admin"] == client.password
+    module, _, function = server.authorization_function.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
     assert server.database_uri == "sqlite:////srv/mlflow/basic_auth.db"
