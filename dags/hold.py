@@ -4,13 +4,17 @@ A DAG apart from `score`, because an answer may take days.
 """
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.sdk import DAG, Asset, Metadata, task
 from airflow.sdk.exceptions import AirflowFailException
-from question_operator import QuestionOperator, comment_of, named_people, person
+from handing import hand_on, needed
+from people import Answer, answers
+from question_operator import QuestionOperator
 from stage_operator import enter_project, one_sentence
+
+from openmed.errors import BadInput
 
 HOLD = Asset("openmed_hold")
 DATASET = Asset("openmed_dataset")
@@ -24,11 +28,10 @@ reason), or keep it and retrain on the committed data. Without an answer in seve
 rollback, or the promotion of another version, ends it too.
 """
 
-SUBJECT = "Version {{ ti.xcom_pull(task_ids='tell')['version'] }} is on hold: what shall follow?"
 BODY = """\
-{{ ti.xcom_pull(task_ids='tell')['sentence'] }}
+{sentence}
 
-The page with pictures: {{ ti.xcom_pull(task_ids='tell')['page'] }}
+The page with pictures: {page}
 
 A release needs a reason in the comment.
 """
@@ -37,23 +40,43 @@ A release needs a reason in the comment.
 class HoldOperator(QuestionOperator):
     """Asks what shall follow a hold."""
 
-    def check(self, answer: dict[str, Any], ti: Any) -> None:
+    def question(self, ti: Any) -> tuple[str, str]:
+        """Shows what was announced."""
+        announced = needed(ti, "tell")
+        return f"Version {announced['version']} is on hold: what shall follow?", BODY.format(**announced)
+
+    def check(self, answer: Answer, ti: Any) -> None:
         """Refuses a release that the ledger would not take."""
         from pipeline import ledger
 
-        if answer["chosen_options"] == [RELEASE]:
-            ledger.signed(ledger.RELEASED, by=person(answer), reason=comment_of(answer))
+        if answer.option == RELEASE:
+            ledger.signed(ledger.RELEASED, by=answer.by, reason=answer.comment)
+
+
+def answered(ti: Any, *options: str) -> Answer:
+    """Returns the answer of this run, which is one of the options.
+
+    Raises:
+        AirflowFailException: Airflow's record has none, or another one.
+    """
+    answer = answers(ti, {"hold": "ask"}).get("hold")
+    if answer is None or answer.option not in options:
+        said = "no answer" if answer is None else f"the answer {answer.option!r}"
+        raise AirflowFailException(
+            f"Airflow's record has {said}: a state or an XCom was set by hand, and nothing is done"
+        )
+    return answer
 
 
 @task(execution_timeout=timedelta(minutes=5), doc_md="Says what was announced.")
-def tell(*, triggering_asset_events: Any) -> dict[str, str]:
+def tell(*, triggering_asset_events: Any, ti: Any) -> dict[str, str]:
     """Returns what the newest announcement says."""
     announced = [event for events in dict(triggering_asset_events or {}).values() for event in events]
     if not announced:
         raise AirflowFailException("no hold was announced: this DAG is started by the DAG `score`")
     announcement = max(announced, key=lambda event: event.timestamp).extra
     logging.getLogger("airflow.task").warning(announcement["sentence"])
-    return {key: announcement[key] for key in ("version", "sentence", "page")}
+    return hand_on(ti, {key: announcement[key] for key in ("version", "sentence", "page")})
 
 
 @task(
@@ -64,18 +87,19 @@ def alert(*, ti: Any) -> bool:
     """Returns whether there was somewhere to post it."""
     from pipeline.tools.alert import send_alert
 
-    announcement = ti.xcom_pull(task_ids="tell")
+    announcement = needed(ti, "tell")
     with one_sentence():
         return send_alert(
             f"OpenMed: version {announcement['version']} is on hold. {announcement['sentence']}"
         )
 
 
-@task(doc_md="The hold stays; who said so is in the answer of `ask`.")
+@task(doc_md="The hold stays; says who said so.")
 def keep(*, ti: Any) -> str:
     """Says that nothing changes."""
-    by = person(ti.xcom_pull(task_ids="ask", key="answer")) or "nobody: no answer came"
-    return f"Version {ti.xcom_pull(task_ids='tell')['version']} stays on hold, by {by}."
+    with one_sentence():
+        by = answered(ti, KEEP).by or "nobody: no answer came"
+    return f"Version {needed(ti, 'tell')['version']} stays on hold, by {by}."
 
 
 @task(pool="registry", execution_timeout=timedelta(minutes=30), doc_md="Takes the version off hold.")
@@ -83,16 +107,23 @@ def release(*, ti: Any) -> dict[str, Any]:
     """Returns the entry of the record."""
     from pipeline import ledger
 
-    version, answer = ti.xcom_pull(task_ids="tell")["version"], ti.xcom_pull(task_ids="ask", key="answer")
+    version = needed(ti, "tell")["version"]
     enter_project()
     with one_sentence():
-        return ledger.release(version, by=person(answer), reason=comment_of(answer)).to_json()
+        answer = answered(ti, RELEASE)
+        standing = ledger.on_hold().get(version)
+        if standing is not None and datetime.fromisoformat(standing.at) > answer.at:
+            raise BadInput(f"version {version} was put on hold again after this answer: answer the newer one")
+        return ledger.release(version, by=answer.by, reason=answer.comment).to_json()
 
 
 @task(outlets=[DATASET], execution_timeout=timedelta(minutes=5), doc_md="Starts the DAG `retrain`.")
 def retrain(*, ti: Any) -> Any:
-    """Emits the asset that starts a retraining; the version stays on hold."""
-    yield Metadata(DATASET, {"reason": f"version {ti.xcom_pull(task_ids='tell')['version']} is on hold"})
+    """Emits the asset that starts a retraining, with who wants it; the version stays on hold."""
+    with one_sentence():
+        by = answered(ti, RETRAIN).by
+    reason = f"version {needed(ti, 'tell')['version']} is on hold"
+    yield Metadata(DATASET, {"reason": reason, "started_by": [by]})
 
 
 with DAG(
@@ -107,13 +138,11 @@ with DAG(
 ) as dag:
     question = HoldOperator(
         task_id="ask",
-        subject=SUBJECT,
-        body=BODY,
+        role="hold",
         options=[KEEP, RELEASE, RETRAIN],
         options_mapping={KEEP: "keep", RELEASE: "release", RETRAIN: "retrain"},
         defaults=KEEP,
         response_timeout=ANSWER_WITHIN,
-        assigned_users=named_people("hold"),
         doc_md="A person decides under *Required Actions*; silence keeps the hold.",
     )
     announced = tell()

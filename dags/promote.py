@@ -11,7 +11,9 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, Param, TaskGroup, task
 from airflow.sdk.exceptions import AirflowFailException
-from question_operator import QuestionOperator, comment_of, named_people, person
+from handing import hand_on, handed, needed
+from people import Answer, answers
+from question_operator import QuestionOperator
 from stage_operator import HOME, PROJECT, enter_project, one_sentence
 
 from openmed.errors import BadInput
@@ -33,20 +35,17 @@ is left. What they pass waits under *Required Actions* for one person in each ro
 the one who started the retraining. Without an answer in seven days the answer is no.
 """
 
-SUBJECT = "Shall version {{ ti.xcom_pull(task_ids='gate')['version'] }} become the champion?"
+REFUSED_BEFORE = """\
+The gates refused version {versions}, which did better on validation films; this is the next.
+"""
 BODY = """\
-{% set gate = ti.xcom_pull(task_ids='gate') -%}
-{% if gate['refused'] -%}
-The gates refused version {{ gate['refused'] | map(attribute='version') | join(' and ') }}, which did better
-on validation films; this is the next.
-{% endif -%}
-Candidate **{{ gate['version'] }}** against
-{{ 'champion **' ~ gate['champion'] ~ '**' if gate['champion'] else 'no champion: it would be the first' }}.
-You answer as **{{ task.role }}**: {{ gate['reviewers'][task.role] }}
+Candidate **{version}** against {against}.
+Its retraining was started by {started_by}.
+You answer as **{role}**: {answers_for}
 
-{{ gate['table_markdown'] }}
+{table}
 
-{{ gate['films_markdown'] }}
+{films}
 
 A no needs a reason in the comment.
 """
@@ -69,29 +68,69 @@ def roles() -> list[str]:
 class ReviewOperator(QuestionOperator):
     """Asks a person in a role of the change plan; an answer that cannot count is asked for again."""
 
-    def __init__(self, *, role: str, earlier: list[str], **kwargs: Any) -> None:
-        """Takes the role of the change plan that answers, and those that have answered before it."""
+    def __init__(self, *, earlier: list[str], **kwargs: Any) -> None:
+        """Takes the roles that have answered before this one, and the rest as QuestionOperator."""
         super().__init__(**kwargs)
-        self.role = role
         self.earlier = earlier
 
-    def check(self, answer: dict[str, Any], ti: Any) -> None:
+    def question(self, ti: Any) -> tuple[str, str]:
+        """Shows what the gates said."""
+        judged = needed(ti, "gate")
+        return f"Shall version {judged['version']} become the champion?", body(judged, self.role)
+
+    def check(self, answer: Answer, ti: Any) -> None:
         """Refuses an answer that the ledger would not take."""
         from pipeline import ledger
 
-        name = person(answer)
-        if name is not None and answer["chosen_options"] == [REJECT]:
-            ledger.signed(ledger.REJECTED, by=name, reason=comment_of(answer))
-        elif name is not None:
-            answers = {role: ti.xcom_pull(task_ids=f"review.{role}", key="answer") for role in self.earlier}
-            people = ledger.Approval.of(*approval({**answers, self.role: answer})).people
-            ledger.Basis.of(ti.xcom_pull(task_ids="gate")).check_people(people)
+        if answer.by is not None and answer.option == REJECT:
+            ledger.signed(ledger.REJECTED, by=answer.by, reason=answer.comment)
+        elif answer.by is not None:
+            given = {role: REVIEWS[role] for role in self.earlier}
+            said = {**answers(ti, given), self.role: answer}
+            people = ledger.Approval.of(*approval(said)).people
+            ledger.Basis.of(needed(ti, "gate")).check_people(people)
 
 
-def approval(answers: dict[str, dict[str, Any]]) -> tuple[dict[str, str | None], str]:
+def body(judged: dict[str, Any], role: str) -> str:
+    """Returns what a reviewer is shown of the gate's result."""
+    champion, refused = judged["champion"], [each["version"] for each in judged["refused"]]
+    before = REFUSED_BEFORE.format(versions=" and ".join(refused)) if refused else ""
+    return before + BODY.format(
+        version=judged["version"],
+        against=f"champion **{champion}**" if champion else "no champion: it would be the first",
+        started_by=judged["started_by"] or "nobody: the schedule did",
+        role=role,
+        answers_for=judged["reviewers"][role],
+        table=judged["table_markdown"],
+        films=judged["films_markdown"],
+    )
+
+
+def approval(given: dict[str, Answer]) -> tuple[dict[str, str | None], str]:
     """Returns role -> who said yes in it, and all comments as one."""
-    comments = [f"{role}: {comment_of(answer)}" for role, answer in answers.items() if comment_of(answer)]
-    return {role: person(answer) for role, answer in answers.items()}, "; ".join(comments)
+    comments = [f"{role}: {answer.comment}" for role, answer in given.items() if answer.comment]
+    return {role: answer.by for role, answer in given.items()}, "; ".join(comments)
+
+
+def approvals(ti: Any) -> dict[str, Answer]:
+    """Returns the yes of every role.
+
+    Raises:
+        AirflowFailException: Airflow's record lacks one, or has a no.
+    """
+    given = answers(ti, REVIEWS)
+    for role in REVIEWS:
+        if role not in given:
+            raise AirflowFailException(
+                f"Airflow has no record of an answer as {role}: a state or an XCom was set by hand, and "
+                "nothing is promoted"
+            )
+        if given[role].option != APPROVE:
+            raise AirflowFailException(
+                f"{given[role].by or 'nobody'} said no as {role}: a state was set by hand, and nothing is "
+                "promoted"
+            )
+    return given
 
 
 def asked_candidate(params: dict[str, Any], events: dict[Any, list[Any]]) -> dict[str, str]:
@@ -113,7 +152,7 @@ def asked_candidate(params: dict[str, Any], events: dict[Any, list[Any]]) -> dic
     execution_timeout=timedelta(hours=2),
     doc_md="Holds the candidate against plan and champion; when it is refused, the next architecture.",
 )
-def gate(*, params: dict[str, Any], triggering_asset_events: Any) -> dict[str, Any]:
+def gate(*, params: dict[str, Any], triggering_asset_events: Any, dag_run: Any, ti: Any) -> dict[str, Any]:
     """Returns the verdict with its evidence."""
     from pipeline.promotion import actions as promotion
 
@@ -123,16 +162,18 @@ def gate(*, params: dict[str, Any], triggering_asset_events: Any) -> dict[str, A
     enter_project()
     versions = [str(version) for version in candidate.get("order") or [candidate["version"]]]
     with one_sentence():
+        promotion.check_starter(versions, dag_run.triggering_user_name)
         # The films may be on another host or gone: the reviewers have the table and the report.
         judged, refused = promotion.judge_in_turn(versions, workspace=folder if folder.is_dir() else None)
-    return judged.to_json() | {"first": versions[0], "refused": [each.to_json() for each in refused]}
+    result = judged.to_json() | {"first": versions[0], "refused": [each.to_json() for each in refused]}
+    return hand_on(ti, result)
 
 
 @task.branch(doc_md="Sends what passed the gates to a person and everything else to `reject`.")
 def triage(*, ti: Any) -> str:
     """Returns the next task."""
     # Only PASS passes: not enough evidence is a no as well.
-    return REVIEWS[0] if ti.xcom_pull(task_ids="gate")["verdict"] == "PASS" else "reject"
+    return next(iter(REVIEWS.values())) if needed(ti, "gate")["verdict"] == "PASS" else "reject"
 
 
 @task(pool="registry", execution_timeout=timedelta(minutes=30), doc_md="Makes the candidate the champion.")
@@ -140,17 +181,20 @@ def promote(*, ti: Any) -> dict[str, Any]:
     """Returns the entry of the record."""
     from pipeline.promotion import actions as promotion
 
-    judged, (approved_by, comment) = ti.xcom_pull(task_ids="gate"), approval(answers_of(ti))
+    judged = needed(ti, "gate")
     enter_project()
     with one_sentence():
+        given = approvals(ti)
+        approved_by, comment = approval(given)
         entry = promotion.promote(
             judged["version"],
             approved_by=approved_by,
             comment=comment,
+            answered_at=min(answer.at for answer in given.values()),
             expected_champion=judged["champion"],
             expected_model=judged["model_sha256"],
         )
-        return entry.to_json()
+    return hand_on(ti, entry.to_json())
 
 
 @task(
@@ -163,34 +207,36 @@ def reject(*, ti: Any) -> dict[str, Any]:
     """Returns the entry of the record."""
     from pipeline import ledger
 
-    judged = ti.xcom_pull(task_ids="gate")
-    by, reason = refusal(judged, answers_of(ti))
+    judged = needed(ti, "gate")
     enter_project()
     with one_sentence():
-        return ledger.reject(judged["version"], by=by, reason=reason).to_json()
+        by, reason = refusal(judged, answers(ti, REVIEWS))
+        return hand_on(ti, ledger.reject(judged["version"], by=by, reason=reason).to_json())
 
 
-def answers_of(ti: Any) -> dict[str, dict[str, Any]]:
-    """Returns the answers that there are: role -> answer."""
-    answers = {role: ti.xcom_pull(task_ids=f"review.{role}", key="answer") for role in ROLES}
-    return {role: answer for role, answer in answers.items() if answer}
+def refusal(judged: dict[str, Any], given: dict[str, Answer]) -> tuple[str, str]:
+    """Returns who refused and why, from the gate's result and the answers of the reviews.
 
-
-def refusal(judged: dict[str, Any], answers: dict[str, dict[str, Any]]) -> tuple[str, str]:
-    """Returns who refused and why, from the gate's result and the answers of the reviews."""
-    no = next((each for each in answers.items() if each[1]["chosen_options"] == [REJECT]), None)
-    if no is None:
+    Raises:
+        AirflowFailException: Neither the gate nor anybody did.
+    """
+    if judged["verdict"] != "PASS":
         return "gate", judged["grounds"]
+    no = next((each for each in given.items() if each[1].option == REJECT), None)
+    if no is None:
+        raise AirflowFailException(
+            f"nobody has rejected version {judged['version']}: a state was set by hand, and nothing is done"
+        )
     role, answer = no
-    if person(answer) is None:
+    if answer.by is None:
         return "nobody", f"no answer as {role} within {ANSWER_WITHIN.days} days"
-    return f"{person(answer)} ({role})", comment_of(answer)
+    return f"{answer.by} ({role})", answer.comment
 
 
 @task(trigger_rule="none_failed_min_one_success", doc_md="Says the outcome in one sentence.")
 def tell(*, ti: Any) -> str:
     """Logs and returns the outcome."""
-    judged, promoted = ti.xcom_pull(task_ids="gate"), ti.xcom_pull(task_ids="promote")
+    judged, promoted = needed(ti, "gate"), handed(ti, "promote")
     version, champion = judged["version"], judged["champion"]
     if promoted:
         before = f"in place of version {champion}" if champion else "as the first one"
@@ -198,9 +244,9 @@ def tell(*, ti: Any) -> str:
             f"Version {version} is the champion now, {before}: approved by {promoted['content']['by']}."
         )
     else:
-        by, reason = refusal(judged, answers_of(ti))
+        said = needed(ti, "reject")["content"]
         stays = f"version {champion} stays the champion" if champion else "there is still no champion"
-        sentence = f"Version {version} is rejected by {by} ({reason.rstrip('.')}); {stays}."
+        sentence = f"Version {version} is rejected by {said['by']} ({said['reason'].rstrip('.')}); {stays}."
     earlier = [f"version {each['version']} ({each['grounds']})" for each in judged["refused"]]
     if earlier:
         sentence += f" Refused before it: {'; '.join(earlier)}."
@@ -210,28 +256,25 @@ def tell(*, ti: Any) -> str:
 
 def review_tasks() -> list[ReviewOperator]:
     """Makes one question for each role, asked one after the other: a no ends the asking."""
-    following = [*REVIEWS[1:], "promote"]
+    following = [*list(REVIEWS.values())[1:], "promote"]
     with TaskGroup("review"):
         return [
             ReviewOperator(
                 task_id=role,
                 role=role,
-                earlier=ROLES[:number],
-                subject=SUBJECT,
-                body=BODY,
+                earlier=list(REVIEWS)[:number],
                 options=[APPROVE, REJECT],
                 options_mapping={APPROVE: following[number], REJECT: "reject"},
                 defaults=REJECT,
                 response_timeout=ANSWER_WITHIN,
-                assigned_users=named_people(role),
                 doc_md=f"The {role} reviewer says Approve or Reject under *Required Actions*; silence: no.",
             )
-            for number, role in enumerate(ROLES)
+            for number, role in enumerate(REVIEWS)
         ]
 
 
-ROLES = roles()
-REVIEWS = [f"review.{role}" for role in ROLES]
+REVIEWS = {role: f"review.{role}" for role in roles()}
+"""Role -> task that asks it, in their order."""
 
 with DAG(
     dag_id="promote",

@@ -1,4 +1,4 @@
-"""A question to a person in the Airflow UI, whose answer is kept with the name under it."""
+"""A question to a person in the Airflow UI, which is asked again until its answer can count."""
 
 from datetime import timedelta
 from typing import Any
@@ -6,55 +6,48 @@ from typing import Any
 from airflow.providers.standard.operators.hitl import HITLBranchOperator, HITLOperator
 from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowException
+from people import Answer, named_people
+from stage_operator import one_sentence
 
 from openmed.errors import BadInput
-from pipeline.settings.variables import variables
 
 
 class QuestionOperator(HITLBranchOperator):
-    """Asks a person, follows the answer, and keeps it under the XCom key `answer`.
+    """Asks those who are named for a role, and follows the answer.
 
-    The operator it extends keeps the chosen branch alone, which would lose the person's name. An answer that
-    cannot count is asked for again.
+    An answer that cannot count is asked for again. What was answered is not handed on: the tasks after it
+    read it with `people.answers`.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        """Takes what HITLBranchOperator takes; there is always room for a comment."""
+    def __init__(self, *, role: str, **kwargs: Any) -> None:
+        """Takes the role and what HITLBranchOperator takes; there is always room for a comment."""
         kwargs["params"] = {"comment": Param(None, type=["null", "string"], maxLength=2000, title="Comment")}
         # An answer within half a second of the question can fail the task, and one that cannot count does;
         # then it asks again.
         kwargs |= {"retries": 20, "retry_delay": timedelta(seconds=5)}
-        super().__init__(**kwargs)
+        super().__init__(subject=f"Question to {role}", assigned_users=named_people(role), **kwargs)
+        self.role = role
 
-    def check(self, answer: dict[str, Any], ti: Any) -> None:
-        """Refuses an answer that cannot count, by BadInput; here any can."""
+    def question(self, ti: Any) -> tuple[str, str]:
+        """Returns what is asked: one line, and Markdown."""
+        raise NotImplementedError
+
+    def check(self, answer: Answer, ti: Any) -> None:
+        """Refuses an answer that cannot count, by BadInput."""
+        raise NotImplementedError
+
+    def execute(self, context: Any) -> Any:
+        """Asks; what is shown comes from where nobody can rewrite it, and not from a template."""
+        self.subject, self.body = self.question(context["ti"])
+        return super().execute(context)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
-        """Writes the answer down first: following a branch ends the task with an exception."""
-        answer = HITLOperator.execute_complete(self, context, event)
-        record = {key: answer[key] for key in ("chosen_options", "params_input", "responded_by_user")}
-        try:
-            self.check(record, context["ti"])
-        except BadInput as error:
-            raise AirflowException(f"{error}; the question is asked again") from None
-        context["ti"].xcom_push(
-            key="answer", value={**record, "responded_at": answer["responded_at"].isoformat()}
-        )
-        return self.do_branch(context, [self.options_mapping[option] for option in answer["chosen_options"]])
-
-
-def named_people(role: str) -> list[dict[str, str]] | None:
-    """Returns who may answer in a role: the users in OPENMED_REVIEWERS_<ROLE>, or None for anyone."""
-    names = [name.strip() for name in variables().reviewers.get(role.upper(), "").split(",")]
-    return [{"id": name, "name": name} for name in names if name] or None
-
-
-def person(answer: dict[str, Any] | None) -> str | None:
-    """Returns who gave an answer; None for the one that time gives."""
-    user = (answer or {}).get("responded_by_user")
-    return (user["name"] or user["id"]) if user else None
-
-
-def comment_of(answer: dict[str, Any]) -> str:
-    """Returns the comment of an answer; may be empty."""
-    return ((answer["params_input"] or {}).get("comment") or "").strip()
+        """Follows the answer, if it can count."""
+        HITLOperator.execute_complete(self, context, event)
+        with one_sentence():
+            try:
+                answer = Answer.of(event, self.role)
+                self.check(answer, context["ti"])
+            except BadInput as error:
+                raise AirflowException(f"{error}; the question is asked again") from None
+        return self.do_branch(context, [self.options_mapping[answer.option]])

@@ -20,6 +20,7 @@ from airflow.sdk import (
     task,
 )
 from airflow.sdk.exceptions import AirflowFailException
+from people import starter
 from stage_operator import (
     HOME,
     PROJECT,
@@ -117,14 +118,22 @@ def stage_tasks() -> dict[str, DvcStageOperator]:
     return tasks
 
 
+def events_of(triggering_asset_events: Any) -> list[Any]:
+    """Returns the events of assets that started a run, none where it was started otherwise."""
+    return [event for events in dict(triggering_asset_events or {}).values() for event in events]
+
+
 @task(
     execution_timeout=timedelta(hours=2),
     doc_md="Makes the workspace of this run at the asked revision, with the data of that revision.",
 )
-def prepare(*, run_id: str, params: dict[str, Any]) -> dict[str, str]:
-    """Returns the folder of the workspace and its commit."""
+def prepare(
+    *, run_id: str, params: dict[str, Any], dag_run: Any, triggering_asset_events: Any
+) -> dict[str, str]:
+    """Returns the folder of the workspace and its commit; fails where it is unknown who started the run."""
     from pipeline.versioning import workspace
 
+    starter(dag_run, events_of(triggering_asset_events))
     with one_sentence():
         workspace.prune(PROJECT, HOME, KEEP_WORKSPACES_DAYS)
         path = workspace.create(PROJECT, params["revision"], run_id, HOME)
@@ -144,11 +153,11 @@ def prepare(*, run_id: str, params: dict[str, Any]) -> dict[str, str]:
     "differ too much and `accept_drift` is not set. The page is artifacts/drift/drift.html in the workspace, "
     "and in MLflow once the run has registered its candidates.",
 )
-def drift(*, params: dict[str, Any], ti: Any) -> dict[str, Any]:
+def drift(*, run_id: str, params: dict[str, Any], ti: Any) -> dict[str, Any]:
     """Returns the verdict and its sentence, which name no film and no patient."""
     from pipeline.monitoring.drift import check_drift
 
-    path = own_workspace(ti.xcom_pull(task_ids="prepare")["path"])
+    path = own_workspace(ti.xcom_pull(task_ids="prepare")["path"], run_id)
     enter_project()
     with one_sentence():
         result = check_drift(path, accept=params["accept_drift"])
@@ -162,23 +171,26 @@ def drift(*, params: dict[str, Any], ti: Any) -> dict[str, Any]:
     retries=100,
     doc_md="Registers each trained model as a candidate version and announces the best one.",
 )
-def register(*, run_id: str, dag_run: Any, ti: Any) -> Any:
+def register(*, run_id: str, dag_run: Any, triggering_asset_events: Any, ti: Any) -> Any:
     """Emits the candidate asset, whose event starts the DAG `promote`."""
     from pipeline import registry
+    from pipeline.versioning import workspace
 
-    prepared = ti.xcom_pull(task_ids="prepare")
+    path = own_workspace(ti.xcom_pull(task_ids="prepare")["path"], run_id)
     enter_project()
     with one_sentence():
+        # The commit that it stands on, whatever the XCom says.
+        revision = workspace.commit_of(path)
         result = registry.register_candidates(
-            own_workspace(prepared["path"]),
+            path,
             run_key=run_id,
-            revision=prepared["revision"],
-            started_by=dag_run.triggering_user_name,
+            revision=revision,
+            started_by=starter(dag_run, events_of(triggering_asset_events)),
         )
     chosen = {key: getattr(result, key) for key in ("version", "architecture", "verdict", "run_id", "order")}
     yield Metadata(
         CANDIDATE,
-        {**chosen, "revision": prepared["revision"], "workspace": prepared["path"], "retrain_run": run_id},
+        {**chosen, "revision": revision, "workspace": str(path), "retrain_run": run_id},
     )
     ti.xcom_push(key="candidate", value=chosen)
 
@@ -188,7 +200,7 @@ def register(*, run_id: str, dag_run: Any, ti: Any) -> Any:
     doc_md="Removes the workspaces of earlier complete runs. The one of this run stays: complete, until "
     f"the next one is; failed, {KEEP_WORKSPACES_DAYS:g} days, so that its tasks can be cleared and go on.",
 )
-def cleanup(*, ti: Any) -> str:
+def cleanup(*, run_id: str, ti: Any) -> str:
     """Says in one sentence what became of the workspace."""
     from pipeline.versioning import workspace
 
@@ -196,7 +208,7 @@ def cleanup(*, ti: Any) -> str:
     if not ti.xcom_pull(task_ids="register", key="candidate"):
         return f"The run is not complete: {path} is kept for {KEEP_WORKSPACES_DAYS:g} days."
     with one_sentence():
-        removed = workspace.retire(PROJECT, own_workspace(path))
+        removed = workspace.retire(PROJECT, own_workspace(path, run_id))
     return f"{path} is kept for the gate; {len(removed)} earlier ones are removed."
 
 

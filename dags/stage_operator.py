@@ -54,17 +54,19 @@ def one_sentence() -> Iterator[None]:
         raise AirflowFailException(str(error)) from None
 
 
-def own_workspace(path: str) -> Path:
-    """Returns the workspace of a run.
+def own_workspace(path: str, run_id: str) -> Path:
+    """Returns the workspace of a run, which stands in an XCom that others may write.
 
     Raises:
-        AirflowFailException: It belongs to another state folder: this one was copied or moved since.
+        AirflowFailException: It is another one: this state folder was copied or moved since, or it was
+            written by hand.
     """
-    workspace = Path(path)
-    if workspace.parent.name == "runs" and workspace.parent != HOME / "runs":
+    from pipeline.versioning.workspace import path_of
+
+    if (workspace := path_of(run_id, HOME)) != Path(path):
         raise AirflowFailException(
-            f"workspace {workspace} is not of the state folder {HOME}, which was copied or moved since: "
-            "start the run again from 'prepare'"
+            f"workspace {path} is not that of this run in the state folder {HOME}, which was copied or moved "
+            "since: start the run again from 'prepare'"
         )
     return workspace
 
@@ -114,7 +116,7 @@ class DvcStageOperator(BaseOperator):
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Runs the stage and returns what it wrote down."""
-        workspace = own_workspace(self.workspace)
+        workspace = own_workspace(self.workspace, context["run_id"])
         started = time.monotonic()
         code, output = self._run(workspace)
         seconds = round(time.monotonic() - started, 3)

@@ -3,7 +3,7 @@
 The one place that knows who may decide what, what each decision demands, and how it is written down.
 """
 
-from pipeline.ledger.approval import GATE, MONITORING, Approval, Basis, Caller, signed
+from pipeline.ledger.approval import GATE, MONITORING, Approval, Basis, Caller, refuse_starter, signed
 from pipeline.ledger.decisions import (
     adopt,
     champion,

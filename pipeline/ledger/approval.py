@@ -69,6 +69,16 @@ def _named(name: str | None, role: str) -> str:
     return line
 
 
+def refuse_starter(started_by: str | None, name: str, version: str, what: str) -> None:
+    """Refuses one of those who started the retraining of a version, several joined by a comma."""
+    for starter in (started_by or "").split(","):
+        if starter.strip() and same_person(name, starter):
+            alias = "" if name == starter.strip() else f", who is named {name} here,"
+            raise BadInput(
+                f"{starter.strip()}{alias} started the retraining of version {version} and cannot {what}"
+            )
+
+
 @dataclass(frozen=True)
 class Approval:
     """Who says yes to a promotion: role -> name, ordered by role; why, perhaps empty; who types it."""
@@ -101,7 +111,7 @@ class Basis:
         champion: The version it was compared with, None for none.
         model_sha256: Hash of the list of all files of its stored model.
         reviewers: Role of its change plan -> what it answers for.
-        started_by: Who started its retraining, None for no person.
+        started_by: Who started its retraining, several joined by a comma; None for no person.
         started_login: The system's login that the starter's name was given under, None where it is not known.
     """
 
@@ -124,12 +134,7 @@ class Basis:
         Names are compared as `pipeline.settings.people.same_person` does.
         """
         for name in people.values():
-            if self.started_by is not None and same_person(name, self.started_by):
-                alias = "" if name == self.started_by else f", who is named {name} here,"
-                raise BadInput(
-                    f"{self.started_by}{alias} started the retraining of version {self.version} and cannot "
-                    "approve it"
-                )
+            refuse_starter(self.started_by, name, self.version, "approve it")
         for one, other in combinations(people.values(), 2):
             if same_person(one, other):
                 twins = "" if one == other else f"; {one} and {other} look like one"
@@ -138,7 +143,7 @@ class Basis:
 
     def _check_login(self, approval: Approval) -> None:
         """Refuses names that are typed by whoever started the retraining."""
-        starters = [name for name in (self.started_by, self.started_login) if name]
+        starters = [name for name in (*(self.started_by or "").split(","), self.started_login) if name]
         for login in approval.caller.logins.values() if approval.caller else ():
             if any(same_person(login, starter) for starter in starters):
                 raise BadInput(

@@ -19,9 +19,13 @@ from openmed.errors import BadInput, ResourceError
 from openmed.files import read_json, write_bytes, write_json
 from pipeline.settings.project import sqlite_address, without_proxy
 from pipeline.settings.variables import SECRETS, variables
+from pipeline.tools.airflow_client import AUDITOR
 
 LOOPBACK = "127.0.0.1"
 ADMIN, REVIEWER, ENGINEER = "admin", "reviewer", "engineer"
+# Whoever starts a run or answers a question needs the role `user`, which may write XComs and states as well:
+# decisions stand on neither.
+_ROLES = {ADMIN: "admin", REVIEWER: "user", ENGINEER: "user", AUDITOR: "viewer"}
 _OFFLINE = {
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -96,7 +100,7 @@ class AirflowSettings:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         known = read_json(self.password_file) if self.password_file.exists() else {}
-        missing = {ADMIN, REVIEWER, ENGINEER} - set(known)
+        missing = _ROLES.keys() - set(known)
         if missing:
             write_json(self.password_file, known | {user: secrets.token_urlsafe(18) for user in missing})
         self.password_file.chmod(0o600)
@@ -148,7 +152,7 @@ class AirflowSettings:
                 "parallelism": self.parallelism,
                 # Safe because dags/retrain.py never makes up for a slot it was not there for.
                 "dags_are_paused_at_creation": False,
-                "simple_auth_manager_users": f"{ADMIN}:admin,{REVIEWER}:user,{ENGINEER}:user",
+                "simple_auth_manager_users": ",".join(f"{user}:{role}" for user, role in _ROLES.items()),
                 "simple_auth_manager_passwords_file": self.password_file,
                 "execution_api_server_url": f"{self.url}/execution/",
             },

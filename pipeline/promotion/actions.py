@@ -5,10 +5,13 @@ Everything is read again from the registry, by hash; nothing is taken on the wor
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
+from openmed.errors import BadInput
 from openmed.gates.gate import PASS
 from pipeline import ledger
+from pipeline.ledger.entry import HELD, MOVES, PROMOTED, REGISTERED
 from pipeline.promotion.gates.verdict import judge_version
 from pipeline.promotion.judgement import Judgement
 from pipeline.promotion.markdown import film_tables, gate_tables
@@ -74,18 +77,51 @@ def promote(
     comment: str | None,
     expected_champion: str | None,
     expected_model: str | None = None,
+    answered_at: datetime | None = None,
     workspace: Path | None = None,
     caller: ledger.Caller | None = None,
 ) -> ledger.Entry:
     """Makes a version the champion if it passes its gates now; see `pipeline.ledger.promote`.
 
     Approved by says role -> who said yes in it; the expected model is `model_sha256` of the gate that was
-    shown, the workspace as for `gate`, the caller who types the names.
+    shown, the workspace as for `gate`, the caller who types the names. Answers from before another decision,
+    `answered_at`, carry nothing.
     """
+    approval = ledger.Approval.of(approved_by, comment, caller)
+    if answered_at is not None:
+        _check_fresh(version, approval, answered_at)
+    for name in approval.people.values():
+        _refuse_starter(version, name, "approve it")
     return ledger.promote(
         version,
-        approval=ledger.Approval.of(approved_by, comment, caller),
+        approval=approval,
         expected_champion=expected_champion,
         expected_model=expected_model,
         judge=lambda: ledger.Basis.of(vars(gate(version, workspace=workspace))),
     )
+
+
+def check_starter(versions: Sequence[str], by: str | None) -> None:
+    """Refuses a person who asks, by hand, for the promotion of what they retrained themselves."""
+    if by is not None:
+        for version in versions:
+            _refuse_starter(version, by, "start its promotion")
+
+
+def _refuse_starter(version: str, name: str, what: str) -> None:
+    """Refuses who started the retraining of a version, as its registration has it in the record."""
+    for entry in ledger.history(version):
+        if entry.event == REGISTERED:
+            ledger.refuse_starter(entry.content.get("started_by"), name, version, what)
+
+
+def _check_fresh(version: str, approval: ledger.Approval, answered_at: datetime) -> None:
+    for entry in ledger.history():
+        moved = entry.event in MOVES or (entry.event == HELD and entry.version == version)
+        own = entry.event == PROMOTED and entry.version == version
+        own = own and entry.content["approvals"] == approval.people
+        if moved and not own and datetime.fromisoformat(entry.at) > answered_at:
+            raise BadInput(
+                f"the answers on version {version} are older than what was decided since (entry "
+                f"{entry.number} of the record): start its promotion again"
+            )

@@ -105,6 +105,11 @@ def _parent_run(
             raise BadInput(
                 f"run key {run_key} was registered at revision {known}, not {revision}: use a new key"
             )
+        if (known := parent.data.tags["started_by"]) != started_by:
+            raise BadInput(
+                f"run key {run_key} was registered as started by {known or 'nobody'}, not "
+                f"{started_by or 'nobody'}: use a new key"
+            )
     else:
         tags = {"kind": "retraining", "run_key": run_key, "revision": revision, "data_md5": done.data_md5}
         tags["started_by"] = started_by or ""

@@ -12,10 +12,13 @@ from tenacity import retry, retry_if_exception_message, stop_after_attempt, wait
 
 from openmed.errors import BadInput, ResourceError
 from openmed.files import read_json
+from pipeline.settings.people import logins
 from pipeline.settings.variables import variables
 
 DATASET = "openmed_dataset"
 """The asset whose event starts a retraining."""
+AUDITOR = "auditor"
+"""The account of tasks that read who answered a question; it may read alone."""
 _ANSWER_AFTER_S = 4.0
 # SQLite can be locked for a moment while tasks end; a second event starts no second run.
 _TRIED_AGAIN = retry(
@@ -96,12 +99,19 @@ class AirflowClient:
         self.request("PATCH", f"dags/{dag_id}", {"is_paused": paused})
 
     def emit(self, asset: str, extra: dict[str, Any] | None = None) -> None:
-        """Records an event of an asset, which starts the DAGs that wait for it."""
+        """Records an event of an asset, which starts the DAGs that wait for it, and who it is that does."""
         assets = self.request("GET", f"assets?name_pattern={quote(asset, safe='')}")["assets"]
         ids = [each["id"] for each in assets if each["name"] == asset]
         if not ids:
             raise BadInput(f"Airflow knows no asset '{asset}'; wait until its DAGs are read")
-        _TRIED_AGAIN(self.request)("POST", "assets/events", {"asset_id": ids[0], "extra": extra or {}})
+        # Airflow keeps no name of who makes an event; here it is the account, and who sits at the machine.
+        extra = {**(extra or {}), "started_by": sorted({self.username, logins()["system"]})}
+        _TRIED_AGAIN(self.request)("POST", "assets/events", {"asset_id": ids[0], "extra": extra})
+
+    def responses(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
+        """Returns what was asked in a run and who responded: task -> what Airflow keeps of it."""
+        details = self.request("GET", f"{_run(dag_id, run_id)}/hitlDetails?limit=100")["hitl_details"]
+        return {each["task_instance"]["task_id"]: each for each in details}
 
     def pending_reviews(self) -> list[dict[str, Any]]:
         """Returns the questions that wait for a person: subject, body, options, task_instance."""

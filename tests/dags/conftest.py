@@ -6,6 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 _HOME = tempfile.mkdtemp(prefix="openmed-airflow-tests-")
 
@@ -13,6 +15,15 @@ os.environ["AIRFLOW_HOME"] = _HOME
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(ROOT / "dags")
 sys.path.insert(0, str(ROOT / "dags"))
+
+
+@pytest.fixture(autouse=True)
+def state_folder(tmp_path, monkeypatch):
+    """What tasks hand on stays in the folder of the test."""
+    import handing
+
+    monkeypatch.setattr(handing, "HOME", tmp_path / "state")
+    return tmp_path / "state"
 
 
 def pytest_sessionfinish():

@@ -12,6 +12,7 @@ from openmed.metrics.intervals import Interval
 from openmed.monitoring.drift import Limits, Shift
 from pipeline.tools.dvc_graph import load_graph
 from pipeline.tools.git import git
+from tests.dags.runs import AT, Handed, keep, response
 
 ROOT = Path(__file__).parents[2]
 # They ask a person, or only pass on what is known.
@@ -145,7 +146,7 @@ def test_silence_is_a_no_and_nobody_is_promoted_without_the_yes_of_every_role(da
 
 
 def test_reviewers_may_be_named_for_each_role(monkeypatch):
-    from question_operator import named_people
+    from people import named_people
 
     assert named_people("clinical") is None
     monkeypatch.setenv("OPENMED_REVIEWERS_CLINICAL", "ada, ben")
@@ -154,34 +155,32 @@ def test_reviewers_may_be_named_for_each_role(monkeypatch):
     assert named_people("technical") is None
 
 
-def answered(option="Approve", name="ada", comment=None):
-    person = name and {"id": "1", "name": name}
-    return {"chosen_options": [option], "responded_by_user": person, "params_input": {"comment": comment}}
-
-
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (answered(), None),
-        (answered(name="eve"), "eve started the retraining of version 7 and cannot approve it"),
-        (answered(name=" ben"), "version 7 needs another person in each role: clinical, technical"),
-        (answered(comment="x" * 1989), None),
-        (answered(comment="x" * 1990), "the comment is longer than 2000 characters: say it shorter"),
-        (answered("Reject"), "a rejection needs a reason: say what is wrong with the version"),
-        (answered("Reject", comment=" "), "a rejection needs a reason: say what is wrong with the version"),
-        (answered("Reject", comment="\x1b"), "the reason holds characters that cannot be shown"),
-        (answered("Reject", name="eve", comment="edges are wrong"), None),
-        (answered("Reject", name=None), None),
+        (response(), None),
+        (response(name="eve"), "eve started the retraining of version 7 and cannot approve it"),
+        (response(name=" ben"), "version 7 needs another person in each role: clinical, technical"),
+        (response(comment="x" * 1989), None),
+        (response(comment="x" * 1990), "the comment is longer than 2000 characters: say it shorter"),
+        (response("Reject"), "a rejection needs a reason: say what is wrong with the version"),
+        (response("Reject", comment=" "), "a rejection needs a reason: say what is wrong with the version"),
+        (response("Reject", comment="\x1b"), "the reason holds characters that cannot be shown"),
+        (response("Reject", name="eve", comment="edges are wrong"), None),
+        (response("Reject", name=None), None),
     ],
 )
-def test_an_answer_that_cannot_count_is_asked_for_again(dags, answer, problem):
+def test_an_answer_that_cannot_count_is_asked_for_again(dags, monkeypatch, answer, problem):
+    from people import Answer
+
     review = dags["promote"].get_task("review.technical")
-    handed = Handed(gate=GATE, **{"review.clinical_answer": answered(name="ben")})
+    keep(monkeypatch, clinical=response(name="ben"))
+    handed = Handed(gate=GATE)
     if problem is None:
-        review.check(answer, handed)
+        review.check(Answer.of(answer, "technical"), handed)
         return
     with pytest.raises(BadInput, match=problem):
-        review.check(answer, handed)
+        review.check(Answer.of(answer, "technical"), handed)
 
 
 def test_the_newest_candidate_is_judged_unless_one_is_named():
@@ -217,7 +216,12 @@ def test_the_gate_hands_on_whom_it_judged_first_and_whom_it_refused(monkeypatch)
     event = SimpleNamespace(
         extra={"version": "6", "order": ["6", "7"]}, timestamp=datetime(2026, 1, 1, tzinfo=UTC)
     )
-    judged = promote.gate.function(params={"version": None}, triggering_asset_events={"a": [event]})
+    judged = promote.gate.function(
+        params={"version": None},
+        triggering_asset_events={"a": [event]},
+        dag_run=SimpleNamespace(triggering_user_name=None),
+        ti=SimpleNamespace(dag_id="promote", run_id="r", task_id="gate"),
+    )
     refused = [{"version": "6", "verdict": "FAIL"}]
     assert judged == {"version": "7", "verdict": "PASS", "first": "6", "refused": refused}
 
@@ -245,30 +249,34 @@ def test_an_edit_of_the_plan_that_nobody_committed_takes_no_reviewer_away(tmp_pa
 
 
 def test_a_refusal_names_who_and_why():
+    from people import Answer
     from promote import refusal
 
-    judged = {"verdict": "FAIL", "grounds": "the AUC is below 0.9"}
-    assert refusal(judged, {}) == ("gate", "the AUC is below 0.9")
-    silence = {"clinical": answered("Reject", name=None)}
-    assert refusal(judged, silence) == ("nobody", "no answer as clinical within 7 days")
-    no = {"clinical": answered(), "technical": answered("Reject", "ben", "edges are wrong")}
-    assert refusal(judged, no) == ("ben (technical)", "edges are wrong")
+    failed, passed = ({"version": "7", "verdict": each, "grounds": "AUC"} for each in ("FAIL", "PASS"))
+    assert refusal(failed, {}) == ("gate", "AUC")
+    silence = {"clinical": Answer("Reject", None, "", AT)}
+    assert refusal(passed, silence) == ("nobody", "no answer as clinical within 7 days")
+    no = {
+        "clinical": Answer("Approve", "ada", "", AT),
+        "technical": Answer("Reject", "ben", "edges are wrong", AT),
+    }
+    assert refusal(passed, no) == ("ben (technical)", "edges are wrong")
+    with pytest.raises(AirflowFailException, match="nobody has rejected version 7: a state was set by hand"):
+        refusal(passed, {})
 
 
 GATE = {
-    **{"version": "7", "verdict": "PASS", "champion": None, "model_sha256": "0", "started_by": "eve"},
+    **{
+        "version": "7",
+        "verdict": "PASS",
+        "champion": None,
+        "model_sha256": "0",
+        "started_by": "eve",
+        "started_login": None,
+    },
     "reviewers": {"clinical": "Reads films.", "technical": "Runs the pipeline."},
+    **{"refused": [], "table_markdown": "| gate |", "films_markdown": ""},
 }
-
-
-class Handed:
-    """What earlier tasks handed on, read as a task reads it."""
-
-    def __init__(self, **values):
-        self.values = values
-
-    def xcom_pull(self, task_ids, key="return_value"):
-        return self.values.get(task_ids if key == "return_value" else f"{task_ids}_{key}")
 
 
 def test_the_outcome_is_one_sentence():
@@ -286,12 +294,16 @@ def test_the_outcome_is_one_sentence():
     assert tell(ti=after).endswith(
         "approved by ada (clinical). Refused before it: version 6 (the AUC is below 0.9)."
     )
-    first = {**judged, "champion": None}
-    silent = Handed(gate=first, **{"review.clinical_answer": answered("Reject", name=None)})
-    said = (
+
+
+def test_the_outcome_of_a_rejection_is_that_of_the_record():
+    import promote
+
+    first = {"version": "7", "champion": None, "verdict": "PASS", "refused": []}
+    said = {"by": "nobody", "reason": "no answer as clinical within 7 days"}
+    assert promote.tell.function(ti=Handed(gate=first, reject={"content": said})) == (
         "Version 7 is rejected by nobody (no answer as clinical within 7 days); there is still no champion."
     )
-    assert tell(ti=silent) == said
 
 
 @pytest.mark.parametrize(
@@ -309,14 +321,6 @@ def test_only_a_candidate_that_passed_reaches_a_person(verdict, following):
     assert promote.triage.function(ti=Handed(gate={"verdict": verdict})) == following
 
 
-def test_an_approval_without_a_name_promotes_nothing():
-    import promote
-
-    nameless = Handed(gate=GATE, **{"review.clinical_answer": answered(name=None)})
-    with pytest.raises(AirflowFailException, match="the clinical reviewer must be named"):
-        promote.promote.function(ti=nameless)
-
-
 def test_a_revision_with_other_stages_fails_before_anything_runs(tmp_path, monkeypatch):
     import retrain
 
@@ -326,14 +330,15 @@ def test_a_revision_with_other_stages_fails_before_anything_runs(tmp_path, monke
     monkeypatch.setattr(workspace, "create", lambda *_: tmp_path)
     monkeypatch.setattr(workspace, "prune", lambda *_: [])
     params = {"revision": "v0", "seed": None, "note": None}
+    run = SimpleNamespace(triggering_user_name="ada", run_type="manual")
     with pytest.raises(AirflowFailException, match="revision v0 has other stages"):
-        retrain.prepare.function(run_id="r", params=params)
+        retrain.prepare.function(run_id="r", params=params, dag_run=run, triggering_asset_events=None)
 
 
 def test_a_failed_run_keeps_its_workspace(tmp_path):
     import retrain
 
-    said = retrain.cleanup.function(ti=Handed(prepare={"path": str(tmp_path)}))
+    said = retrain.cleanup.function(run_id="r", ti=Handed(prepare={"path": str(tmp_path)}))
     assert "is kept for 14 days" in said and tmp_path.exists()
 
 
@@ -345,11 +350,20 @@ def test_no_gpu_time_is_spent_before_the_films_are_compared(dags):
     assert not {"validate", "split", "preprocess", "resample"} & after
 
 
+@pytest.fixture
+def own_run(tmp_path, monkeypatch) -> Path:
+    """The workspace of run `r`."""
+    import stage_operator
+
+    monkeypatch.setattr(stage_operator, "HOME", tmp_path)
+    return tmp_path / "runs" / "r"
+
+
 @pytest.mark.parametrize(
     ("problem", "failure"), [(BadInput, AirflowFailException), (ResourceError, AirflowException)]
 )
 def test_a_large_shift_fails_at_once_and_a_registry_that_is_down_is_tried_again(
-    tmp_path, monkeypatch, problem, failure
+    own_run, monkeypatch, problem, failure
 ):
     import retrain
 
@@ -360,16 +374,17 @@ def test_a_large_shift_fails_at_once_and_a_registry_that_is_down_is_tried_again(
         monkeypatch.setenv(name, "")
 
     def refuse(workspace, *, accept):
-        assert (workspace, accept) == (tmp_path, False)
+        assert (workspace, accept) == (own_run, False)
         raise problem("one sentence")
 
     monkeypatch.setattr(drift, "check_drift", refuse)
     with pytest.raises(AirflowException, match="one sentence") as raised:
-        retrain.drift.function(params={"accept_drift": False}, ti=Handed(prepare={"path": str(tmp_path)}))
+        prepared = Handed(prepare={"path": str(own_run)})
+        retrain.drift.function(run_id="r", params={"accept_drift": False}, ti=prepared)
     assert type(raised.value) is failure
 
 
-def test_an_accepted_shift_is_told_on(tmp_path, monkeypatch):
+def test_an_accepted_shift_is_told_on(own_run, monkeypatch):
     import retrain
 
     from pipeline.monitoring import drift
@@ -381,5 +396,6 @@ def test_an_accepted_shift_is_told_on(tmp_path, monkeypatch):
     monkeypatch.setattr(
         drift, "check_drift", lambda _, *, accept: drift.DriftResult("1", accept, "0", "added", "s", compared)
     )
-    told = retrain.drift.function(params={"accept_drift": True}, ti=Handed(prepare={"path": str(tmp_path)}))
+    prepared = Handed(prepare={"path": str(own_run)})
+    told = retrain.drift.function(run_id="r", params={"accept_drift": True}, ti=prepared)
     assert told["accepted"] is True and told["verdict"] == "large" and "comparisons" not in told

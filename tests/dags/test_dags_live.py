@@ -8,7 +8,8 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from openmed.errors import BadInput
 from pipeline.monitoring.watching import Watch
-from tests.dags.test_dags import Handed, dags  # noqa: F401
+from tests.dags.runs import Handed, keep, response
+from tests.dags.test_dags import dags  # noqa: F401
 
 
 @pytest.fixture
@@ -111,19 +112,15 @@ def test_watching_tells_the_verdict_and_no_films(monkeypatch, untouched):
     assert told[0].extra == {"version": "1", "sentence": "s", "page": "p"}
 
 
-def answer(option, comment=None, name="ada"):
-    user = name and {"id": "1", "name": name}
-    return {"chosen_options": [option], "responded_by_user": user, "params_input": {"comment": comment}}
-
-
 def test_a_release_needs_a_reason(dags):  # noqa: F811
     import hold
+    from people import Answer
 
     ask = dags["hold"].get_task("ask")
     with pytest.raises(BadInput, match="a release needs a reason: say why"):
-        hold.HoldOperator.check(ask, answer(hold.RELEASE, " "), None)
-    hold.HoldOperator.check(ask, answer(hold.RELEASE, "checked"), None)
-    hold.HoldOperator.check(ask, answer(hold.KEEP), None)
+        ask.check(Answer.of(response(hold.RELEASE, comment=" "), "hold"), None)
+    ask.check(Answer.of(response(hold.RELEASE, comment="checked"), "hold"), None)
+    ask.check(Answer.of(response(hold.KEEP), "hold"), None)
 
 
 def test_the_message_is_sent_beside_the_question_not_before_it(dags, monkeypatch):  # noqa: F811
@@ -146,10 +143,12 @@ def test_people_are_told_of_the_newest_hold():
         extra = {"version": version, "sentence": f"Version {version} drifts.", "page": "watch.html"}
         return SimpleNamespace(extra=extra, timestamp=datetime(2026, 1, day, tzinfo=UTC))
 
-    told = hold.tell.function(triggering_asset_events={"openmed_hold": [event("3", 2), event("2", 1)]})
+    ti = SimpleNamespace(dag_id="hold", run_id="r", task_id="tell")
+    events = {"openmed_hold": [event("3", 2), event("2", 1)]}
+    told = hold.tell.function(triggering_asset_events=events, ti=ti)
     assert told == {"version": "3", "sentence": "Version 3 drifts.", "page": "watch.html"}
     with pytest.raises(AirflowFailException, match="no hold was announced"):
-        hold.tell.function(triggering_asset_events={})
+        hold.tell.function(triggering_asset_events={}, ti=ti)
 
 
 def test_the_answer_is_carried_out_in_the_name_of_who_gave_it(monkeypatch, untouched):
@@ -161,10 +160,45 @@ def test_the_answer_is_carried_out_in_the_name_of_who_gave_it(monkeypatch, untou
         return ledger.Entry(9, "", "released", version, {"by": by, "reason": reason}, "")
 
     monkeypatch.setattr(ledger, "release", release)
-    handed = Handed(tell={"version": "3"}, ask_answer=answer(hold.RELEASE, "checked"))
+    held = ledger.Entry(8, "2026-01-01T00:00:00Z", "held", "3", {"by": "monitoring", "reason": "drift"}, "")
+    monkeypatch.setattr(ledger, "on_hold", lambda: {"3": held})
+    handed = Handed(tell={"version": "3"})
+    keep(monkeypatch, ask=response(hold.RELEASE, comment="checked"))
     done = hold.release.function(ti=handed)
     assert (done["version"], done["content"]) == ("3", {"by": "ada", "reason": "checked"})
-    silent = Handed(tell={"version": "3"}, ask_answer=answer(hold.KEEP, name=None))
-    assert hold.keep.function(ti=silent) == "Version 3 stays on hold, by nobody: no answer came."
+    keep(monkeypatch, ask=response(hold.KEEP, name=None))
+    assert hold.keep.function(ti=handed) == "Version 3 stays on hold, by nobody: no answer came."
+    keep(monkeypatch, ask=response(hold.RETRAIN))
     event = next(hold.retrain.function(ti=handed))
-    assert event.extra == {"reason": "version 3 is on hold"}
+    assert event.extra == {"reason": "version 3 is on hold", "started_by": ["ada"]}
+
+
+def test_what_nobody_answered_is_not_done_whatever_the_states_say(monkeypatch):
+    import hold
+
+    handed = Handed(tell={"version": "3"})
+    keep(monkeypatch)
+    for function in (
+        hold.keep.function,
+        hold.release.function,
+        lambda ti: next(hold.retrain.function(ti=ti)),
+    ):
+        with pytest.raises(AirflowFailException, match="Airflow's record has no answer"):
+            function(ti=handed)
+    keep(monkeypatch, ask=response(hold.KEEP))
+    with pytest.raises(
+        AirflowFailException, match="has the answer 'Keep the hold': a state or an XCom was set"
+    ):
+        hold.release.function(ti=handed)
+
+
+def test_an_answer_releases_no_later_hold(monkeypatch, untouched):
+    import hold
+
+    from pipeline import ledger
+
+    held = ledger.Entry(8, "2026-01-02T12:00:01Z", "held", "3", {"by": "monitoring", "reason": "drift"}, "")
+    monkeypatch.setattr(ledger, "on_hold", lambda: {"3": held})
+    keep(monkeypatch, ask=response(hold.RELEASE, comment="checked"))
+    with pytest.raises(AirflowFailException, match="version 3 was put on hold again after this answer"):
+        hold.release.function(ti=Handed(tell={"version": "3"}))

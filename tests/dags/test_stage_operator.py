@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import stage_operator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
-from stage_operator import HOME, PROJECT, DvcStageOperator, enter_project, one_sentence
+from stage_operator import PROJECT, DvcStageOperator, enter_project, one_sentence
 
 from openmed.errors import BadInput, ResourceError
 
@@ -33,13 +33,20 @@ pathlib.Path("place.json").write_text(json.dumps([os.environ["OPENMED_PROJECT"],
 """
 
 
+RUN = {"run_id": "r"}
+
+
 @pytest.fixture
-def project(tmp_path):
+def project(tmp_path, monkeypatch):
+    """The workspace of run `r`."""
     from dvc.repo import Repo
 
-    Repo.init(str(tmp_path), no_scm=True).close()
-    (tmp_path / "stage.py").write_text(STAGE)
-    (tmp_path / "dvc.yaml").write_text(
+    monkeypatch.setattr(stage_operator, "HOME", tmp_path)
+    folder = tmp_path / "runs" / "r"
+    folder.mkdir(parents=True)
+    Repo.init(str(folder), no_scm=True).close()
+    (folder / "stage.py").write_text(STAGE)
+    (folder / "dvc.yaml").write_text(
         textwrap.dedent("""
         stages:
           one:
@@ -52,7 +59,7 @@ def project(tmp_path):
               - metrics.json
         """)
     )
-    return tmp_path
+    return folder
 
 
 @pytest.fixture
@@ -71,21 +78,21 @@ def is_alive(pid: int) -> bool:
 
 
 def test_a_stage_hands_on_its_lock_entry_and_its_metrics(project, logged):
-    result = operator(project).execute({})
+    result = operator(project).execute(RUN)
     assert result["stage"] == "one" and result["seconds"] > 0
     assert result["metrics"] == {"metrics.json": {"auc": 0.9}}
     assert result["lock"]["outs"][1]["path"] == "out"
     assert json.loads(json.dumps(result)) == result
     assert "stage begins" in logged()
-    assert json.loads((project / "place.json").read_text()) == [str(project), str(HOME)]
+    assert json.loads((project / "place.json").read_text()) == [str(project), str(stage_operator.HOME)]
 
 
 def test_an_unchanged_stage_runs_again_only_when_forced(project, logged):
-    operator(project).execute({})
+    operator(project).execute(RUN)
     logged()
-    operator(project, force="False").execute({})
+    operator(project, force="False").execute(RUN)
     assert "stage begins" not in logged()
-    operator(project, force="True").execute({})
+    operator(project, force="True").execute(RUN)
     assert "stage begins" in logged()
 
 
@@ -102,7 +109,7 @@ def test_an_unchanged_stage_runs_again_only_when_forced(project, logged):
 def test_only_errors_that_may_pass_are_tried_again(project, monkeypatch, code, error, said):
     monkeypatch.setenv("STAGE_DOES", f"exit{code}")
     with pytest.raises(AirflowException, match=said) as failure:
-        operator(project).execute({})
+        operator(project).execute(RUN)
     assert type(failure.value) is error
 
 
@@ -113,18 +120,26 @@ def test_files_in_use_by_another_stage_are_waited_for(project):
 
 def test_a_copied_state_folder_never_works_in_the_workspaces_of_the_original(tmp_path, monkeypatch):
     monkeypatch.setattr(stage_operator, "HOME", tmp_path / "copy")
-    original = tmp_path / "original/runs/run"
+    original = tmp_path / "original/runs/r"
     original.mkdir(parents=True)
     with pytest.raises(AirflowFailException, match="copied or moved since"):
-        operator(original).execute({})
+        operator(original).execute(RUN)
     assert not list(original.iterdir())
-    own = tmp_path / "copy/runs/run"
-    assert stage_operator.own_workspace(str(own)) == own
+    own = tmp_path / "copy/runs/r"
+    assert stage_operator.own_workspace(str(own), "r") == own
 
 
-def test_a_workspace_that_is_gone_is_not_tried_again(tmp_path):
+@pytest.mark.parametrize("path", ["/tmp/mine", "runs/r", "{home}/runs/r/../s", "{home}/runs/s"])
+def test_a_stage_runs_nowhere_but_in_the_workspace_of_its_run(tmp_path, monkeypatch, path):
+    monkeypatch.setattr(stage_operator, "HOME", tmp_path)
+    with pytest.raises(AirflowFailException, match="is not that of this run"):
+        operator(path.format(home=tmp_path)).execute(RUN)
+
+
+def test_a_workspace_that_is_gone_is_not_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage_operator, "HOME", tmp_path)
     with pytest.raises(AirflowFailException, match="is gone"):
-        operator(tmp_path / "gone").execute({})
+        operator(tmp_path / "runs/r").execute(RUN)
 
 
 @pytest.mark.parametrize("way", ["on_kill", "exception"])
@@ -155,7 +170,7 @@ def test_no_process_is_left_however_the_task_ends(project, monkeypatch, way):
     watcher.start()
     try:
         with pytest.raises(AirflowException if way == "on_kill" else Timeout):
-            running.execute({})
+            running.execute(RUN)
     finally:
         signal.signal(signal.SIGALRM, before)
     watcher.join(5)
@@ -182,7 +197,7 @@ def test_tasks_know_the_project_and_its_state(monkeypatch):
     monkeypatch.delenv("OPENMED_HOME", raising=False)
     enter_project()
     assert os.environ["OPENMED_PROJECT"] == str(PROJECT)
-    assert os.environ["OPENMED_HOME"] == str(HOME)
+    assert os.environ["OPENMED_HOME"] == str(stage_operator.HOME)
 
 
 def test_the_dag_files_import_nothing_heavy():

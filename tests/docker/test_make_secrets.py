@@ -63,7 +63,7 @@ def test_no_two_secrets_are_alike_and_none_is_short():
     made = contents({})
     single = [made[name] for name in made if name.endswith(("_password", "_secret"))]
     people = json.loads(made["airflow_passwords.json"])
-    assert set(people) == {"admin", "engineer", "reviewer"}
+    assert set(people) == {"admin", "engineer", "reviewer", "auditor"}
     drawn = [
         *single,
         *people.values(),

@@ -3,6 +3,7 @@
 import configparser
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -134,7 +135,8 @@ def test_dags_tasks_and_assets_are_changed(client):
     client.set_paused("d", True)
     assert Answers.asked[-1][2] == {"is_paused": True}
     client.emit("openmed_dataset", {"md5": "x"})
-    assert Answers.asked[-1][2] == {"asset_id": 5, "extra": {"md5": "x"}}
+    started_by = sorted({"admin", pwd.getpwuid(os.getuid()).pw_name})
+    assert Answers.asked[-1][2] == {"asset_id": 5, "extra": {"md5": "x", "started_by": started_by}}
     with pytest.raises(BadInput, match="no asset 'absent'"):
         client.emit("absent")
 
@@ -327,7 +329,10 @@ def judge_in_turn(versions, *, workspace):
         films_markdown="", report=None, review=None, table_markdown="| gate |",
     )
     return judged, []
-def promote(version, *, approved_by, comment, expected_champion, expected_model):
+def check_starter(versions, by):
+    assert by is None
+def promote(version, *, approved_by, comment, answered_at, expected_champion, expected_model):
+    assert answered_at.tzinfo
     said = {"by": "two people", "approvals": approved_by, "comment": comment}
     return Entry(1, "", "promoted", version, said, "")
 """

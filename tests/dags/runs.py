@@ -1,0 +1,44 @@
+"""A run of a DAG as its tasks see it: what was handed on, and what Airflow keeps of the answers."""
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+AT = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+class Handed:
+    """What earlier tasks handed on, read as a task reads it; by `written` as somebody wrote it over REST."""
+
+    dag_id, run_id = "promote", "manual__1"
+
+    def __init__(self, **values: Any) -> None:
+        import handing
+
+        self.written = {}
+        for self.task_id, value in values.items():
+            self.written[self.task_id] = handing.hand_on(self, value)
+
+    def xcom_pull(self, task_ids: str, key: str = "return_value") -> Any:
+        """Returns the XCom of a task; nothing has another key."""
+        return self.written.get(task_ids) if key == "return_value" else None
+
+
+def response(option: str = "Approve", name: str | None = "ada", comment: str | None = None) -> dict[str, Any]:
+    """One answer, as Airflow's REST API says it."""
+    return {
+        "response_received": True,
+        "chosen_options": [option],
+        "responded_by_user": name and {"id": name, "name": name},
+        "responded_at": AT.isoformat(),
+        "params_input": {"comment": comment},
+    }
+
+
+def keep(monkeypatch: Any, **responses: dict[str, Any]) -> None:
+    """Lets Airflow's record hold these: role of a review, or `ask`, -> response."""
+    import people
+
+    table = {name if name == "ask" else f"review.{name}": each for name, each in responses.items()}
+    record = SimpleNamespace(responses=lambda dag_id, run_id: table)
+    monkeypatch.setattr(people, "_airflow", lambda: record)
