@@ -148,10 +148,14 @@ def _made() -> Path:
 
 
 def _tip(folder: Path) -> str | None:
-    try:
-        return _git(folder, "rev-parse", "--verify", "--quiet", f"{_REF}^{{commit}}")
-    except ResourceError:
-        return None
+    done = _run(folder, "rev-parse", "--verify", "--quiet", f"{_REF}^{{commit}}")
+    if done.returncode == 0:
+        return done.stdout.strip()
+    if done.returncode != 1 or done.stderr:
+        raise _refused(folder, done)
+    if (folder / _REF).exists():
+        raise IntegrityError(f"{name()} is damaged: restore it from its remote or backup")
+    return None
 
 
 def _contains(folder: Path, commit: str) -> bool:
@@ -197,7 +201,16 @@ def _push(folder: Path, commit: str) -> None:
 
 
 def _git(folder: Path, *arguments: str, text: str | None = None, **variables: str) -> str:
-    done = subprocess.run(
+    done = _run(folder, *arguments, text=text, **variables)
+    if done.returncode:
+        raise _refused(folder, done)
+    return done.stdout.rstrip("\n")
+
+
+def _run(
+    folder: Path, *arguments: str, text: str | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         ["git", f"--git-dir={folder}", *_SETTINGS, *arguments],
         env=environment() | _NOBODY | {"GIT_NO_REPLACE_OBJECTS": "1", "GIT_TERMINAL_PROMPT": "0"} | variables,
         input=text,
@@ -207,7 +220,8 @@ def _git(folder: Path, *arguments: str, text: str | None = None, **variables: st
         errors="surrogateescape",
         check=False,
     )
-    if done.returncode:
-        detail = " ".join(done.stderr.split())[:300] or f"it ended with {done.returncode}"
-        raise ResourceError(f"the record of decisions in {folder} cannot be used: {detail}")
-    return done.stdout.rstrip("\n")
+
+
+def _refused(folder: Path, done: subprocess.CompletedProcess[str]) -> ResourceError:
+    detail = " ".join(done.stderr.split())[:300] or f"it ended with {done.returncode}"
+    return ResourceError(f"the record of decisions in {folder} cannot be used: {detail}")

@@ -188,6 +188,16 @@ def test_a_branch_that_is_gone_is_made_again_from_what_the_store_shows(three):
     assert [entry.number for entry in complete()] == [1, 2] and log(three / "record.git", "%H") == before
 
 
+def test_a_branch_that_is_damaged_is_not_taken_for_a_missing_one(three):
+    crown("1")
+    ref = three / "record.git/refs/heads" / repository.BRANCH
+    for content in ("", "0123", f"{'1' * 40}\n"):
+        ref.write_text(content)
+        with pytest.raises((IntegrityError, ResourceError), match=r"record|damaged"):
+            ledger.history()
+        assert ref.read_text() == content
+
+
 def test_a_commit_that_is_no_entry_is_named(three):
     crown("1")
     folder = three / "record.git"
