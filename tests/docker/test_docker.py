@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
+from pipeline.local.airflow_settings import AirflowSettings
 from pipeline.tracking import doors
 from tests.docker.test_make_secrets import DOCKER, contents
 
@@ -341,6 +342,21 @@ def test_airflow_settings_are_options_that_airflow_has():
                 assert option in known[section]["options"], name
                 found += 1
     assert found > 50
+
+
+def test_airflow_is_set_as_openmed_up_sets_it_where_no_place_is_meant(tmp_path):
+    sections = AirflowSettings(ROOT, tmp_path, 8080, None, 4)._sections({"jwt": "", "session": ""})
+    known = {
+        name: str(value)
+        for section, options in sections.items()
+        for option, value in options.items()
+        if (name := f"AIRFLOW__{section}__{option}".upper()) in SERVICES["airflow-scheduler"]["environment"]
+    }
+    named = {name: SERVICES["airflow-scheduler"]["environment"][name] for name in known}
+    places = re.compile(r"URL$|FOLDER$|FILE$|CONN$")
+    alike = {name for name in known if not places.search(name)}
+    assert {"AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", "AIRFLOW__API__EXPOSE_CONFIG"} < alike
+    assert {name: named[name] for name in alike} == {name: known[name] for name in alike}
 
 
 def test_airflow_commands_are_understood_by_airflows_own_parser(tmp_path):
