@@ -420,6 +420,8 @@ def toy(tmp_path) -> Path:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_from_retraining_over_the_review_to_promotion_and_a_kill(toy, tmp_path):
+    # Nobody committed it: the clinical reviewer is asked all the same.
+    (toy / "change_plan.yaml").write_text("protocol: {reviewers: {technical: Runs it.}}\n")
     with Services(toy, tmp_path / "home", mlflow_port=None, schedule="off") as running:
         running.wait_healthy(120)
         for dag_id in ("retrain", "promote"):
