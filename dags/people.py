@@ -14,7 +14,7 @@ from typing import Any
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 
-from openmed.errors import BadInput
+from openmed.errors import BadInput, ResourceError
 from openmed.files import read_json
 from pipeline.settings.variables import variables
 from pipeline.tools.airflow_client import AUDITOR, AirflowClient
@@ -64,9 +64,9 @@ def answers(ti: Any, roles: Mapping[str, str]) -> dict[str, Answer]:
 
     Raises:
         BadInput: Somebody answered who is not named for the role.
-        ResourceError: Airflow does not answer.
+        ResourceError: Airflow does not answer, or no account is named that may read.
     """
-    responses = _airflow().responses(ti.dag_id, ti.run_id)
+    responses = _airflow().responses(ti.dag_id, ti.run_id) if roles else {}
     return {
         role: Answer.of(responses[task], role)
         for role, task in roles.items()
@@ -104,7 +104,7 @@ def _airflow() -> AirflowClient:
         return AirflowClient(server.rstrip("/").removesuffix("/execution"), AUDITOR, passwords[AUDITOR])
     named = variables()
     if not named.airflow_url:
-        raise BadInput(
+        raise ResourceError(
             f"no account can read Airflow's record of answers: name one, of role viewer, as {AUDITOR} or by "
             "OPENMED_AIRFLOW_URL, OPENMED_AIRFLOW_USER and OPENMED_AIRFLOW_PASSWORD"
         )

@@ -90,6 +90,16 @@ class ReviewOperator(QuestionOperator):
             people = ledger.Approval.of(*approval(said)).people
             ledger.Basis.of(needed(ti, "gate")).check_people(people)
 
+    def record(self, answer: Answer, ti: Any) -> None:
+        """Writes a no into the record: nobody who marks or clears a task takes it back."""
+        from pipeline import ledger
+
+        if answer.option == REJECT:
+            judged = needed(ti, "gate")
+            by, reason = refusal(judged, {self.role: answer})
+            enter_project()
+            ledger.reject(judged["version"], by=by, reason=reason)
+
 
 def body(judged: dict[str, Any], role: str) -> str:
     """Returns what a reviewer is shown of the gate's result."""

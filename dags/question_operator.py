@@ -36,6 +36,9 @@ class QuestionOperator(HITLBranchOperator):
         """Refuses an answer that cannot count, by BadInput."""
         raise NotImplementedError
 
+    def record(self, answer: Answer, ti: Any) -> None:
+        """Writes down at once what must not wait for another task; here nothing."""
+
     def execute(self, context: Any) -> Any:
         """Asks; what is shown comes from where nobody can rewrite it, and not from a template."""
         self.subject, self.body = self.question(context["ti"])
@@ -50,4 +53,5 @@ class QuestionOperator(HITLBranchOperator):
                 self.check(answer, context["ti"])
             except BadInput as error:
                 raise AirflowException(f"{error}; the question is asked again") from None
+            self.record(answer, context["ti"])
         return self.do_branch(context, [self.options_mapping[answer.option]])

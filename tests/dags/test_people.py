@@ -77,6 +77,26 @@ def test_an_approval_without_a_name_promotes_nothing(monkeypatch):
         run_promote(Handed(gate=GATE))
 
 
+@pytest.mark.parametrize(
+    ("name", "comment", "by"),
+    [("ada", "edges", "ada (clinical)"), (None, None, "nobody")],
+)
+def test_a_no_is_in_the_record_before_any_other_task_runs(dags, monkeypatch, promoted, name, comment, by):  # noqa: F811
+    from pipeline import ledger
+
+    said = []
+    monkeypatch.setattr(ledger, "reject", lambda version, *, by, reason: said.append((version, by, reason)))
+    ask = dags["promote"].get_task("review.clinical")
+    monkeypatch.setattr(ask, "do_branch", lambda context, following: following)
+    event = response("Reject", name, comment) | {"responded_at": AT}
+    assert ask.execute_complete({"ti": Handed(gate=GATE)}, event) == ["reject"]
+    assert said == [("7", by, comment or "no answer as clinical within 7 days")]
+    assert ask.execute_complete({"ti": Handed(gate=GATE)}, {**event, "chosen_options": ["Approve"]}) == [
+        "review.technical"
+    ]
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize("change", [{"version": "8"}, {"champion": "3"}, {"verdict": "PASS "}, None])
 def test_a_result_of_the_gate_that_was_rewritten_is_noticed(promoted, monkeypatch, change):
     import promote

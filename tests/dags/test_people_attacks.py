@@ -6,7 +6,6 @@ Nothing is trained or judged here: every version passes its gates.
 import shutil
 import textwrap
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -175,22 +174,6 @@ def test_no_account_of_role_user_moves_the_champion(project, tmp_path, monkeypat
         )
         assert ledger.champion() is None
 
-        # A no is said, its rejection was skipped beforehand, and the promotion is cleared to run.
-        second = engineer.trigger("promote", {"version": "1"})
-        run = Run(engineer, second)
-        run.wait_for("review.clinical")
-        run.mark("reject", "skipped")
-        Run(reviewer, second).say("Reject", "edges are wrong", "clinical")
-        run.end()
-        for task in ("review.technical", "review.clinical"):
-            with suppress(ResourceError):
-                run.mark(task, "success")
-        run.clear("promote")
-        run.end()
-        said = run.said("promote")
-        assert "said no as clinical" in said or "no record of an answer as clinical" in said
-        assert ledger.champion() is None
-
         # The gate's result is rewritten while the question waits.
         third = engineer.trigger("promote", {"version": "1"})
         run = Run(engineer, third)
@@ -208,7 +191,7 @@ def test_no_account_of_role_user_moves_the_champion(project, tmp_path, monkeypat
 
         # Who retrained neither starts the promotion by hand nor answers in it.
         engineer.trigger("retrain", {"seed": 7})
-        fourth = newest(engineer, "promote", 3)
+        fourth = newest(engineer, "promote", 2)
         run = Run(engineer, fourth)
         run.wait_for("review.clinical")
         assert ledger.history("2")[0].content == {"started_by": "engineer"}
@@ -230,11 +213,25 @@ def test_no_account_of_role_user_moves_the_champion(project, tmp_path, monkeypat
         assert "engineer started the retraining of version 2 and cannot start its" in run.said("gate")
         assert ledger.champion() is None
 
+        # A no is in the record when it is said, although its rejection was skipped beforehand.
+        second = reviewer.trigger("promote", {"version": "2"})
+        run = Run(engineer, second)
+        run.wait_for("review.clinical")
+        run.mark("reject", "skipped")
+        Run(reviewer, second).say("Reject", "edges are wrong", "clinical")
+        run.end()
+        for role in ("technical", "clinical"):
+            run.forge(f"review.{role}", "reviewer")
+            run.mark(f"review.{role}", "success")
+        run.clear("promote")
+        assert run.end() == "failed"
+        assert "reviewer said no as clinical: a state was set by hand" in run.said("promote")
+        assert ledger.history("2")[-1].by == "reviewer (clinical)"
+        assert ledger.champion() is None
+
         # What two people say in their roles counts.
         sixth = reviewer.trigger("promote", {"version": "1"})
         assert answered([reviewer, engineer], sixth) == "success"
         assert ledger.champion() == "1"
-        assert ledger.history("1")[-1].content["approvals"] == {
-            "clinical": "reviewer",
-            "technical": "engineer",
-        }
+        promoted = next(entry for entry in ledger.history("1") if entry.event == ledger.PROMOTED)
+        assert promoted.content["approvals"] == {"clinical": "reviewer", "technical": "engineer"}
