@@ -43,7 +43,8 @@ class Variables(BaseSettings):
     alert_url: SecretStr | None = None
     """Incoming webhook of a chat, which gets one sentence of a hold or a wish for labels."""
     airflow_url: str | None = None
-    """An Airflow elsewhere that is told of new films; default: that of the state folder."""
+    """An Airflow elsewhere that is told of new films, and asked by tasks who answered; default: that of
+    the state folder."""
     airflow_user: str = "admin"
     """Its user."""
     airflow_password: SecretStr = SecretStr("")
