@@ -126,7 +126,8 @@ class Basis:
     @classmethod
     def of(cls, judged: Mapping[str, Any]) -> "Basis":
         """Takes it from what `pipeline.promotion.actions.gate` returns."""
-        return cls(**{field.name: judged[field.name] for field in fields(cls)})
+        known = {field.name for field in fields(cls)} & judged.keys()
+        return cls(**{name: judged[name] for name in known})
 
     def check_people(self, people: Mapping[str, str]) -> None:
         """Refuses who may not approve, role -> name: who started the retraining, and one person twice.
