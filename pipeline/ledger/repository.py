@@ -6,6 +6,7 @@ takes no push that is not on top of what it has.
 """
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ _NOBODY = {
     for role in ("AUTHOR", "COMMITTER")
     for key, value in (("NAME", "OpenMed"), ("EMAIL", "openmed@localhost"))
 }
+# What git says is read here, in English.
+_UNATTENDED = {"GIT_NO_REPLACE_OBJECTS": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 # Settings of whoever runs this change nothing; and a power cut leaves no branch that points to an empty file.
 _SETTINGS = (
     *("-c", "i18n.commitEncoding=UTF-8", "-c", "i18n.logOutputEncoding=UTF-8"),
@@ -60,6 +63,8 @@ def texts() -> tuple[str | None, list[str]]:
         own, _, parent = header.partition(" ")
         if parent != previous:
             raise IntegrityError(f"the branch {BRANCH} is no chain of entries: restore it from its backup")
+        if not previous and (folder / "shallow").exists() and own in (folder / "shallow").read_text():
+            raise ResourceError(f"{name()} is cut off, as this clone is shallow: `git fetch --unshallow`")
         previous = own
         found.append(message.partition("\n\n")[2].rstrip("\n"))
     return tip, found
@@ -87,8 +92,7 @@ def add(text: str, subject: str, at: str, parent: str | None) -> str:
     commit = _git(folder, "commit-tree", *signed, *above, "-F", "-", tree, text=message, **when)
     _push(folder, commit)
     try:
-        # Forty zeros: the branch must not be there yet.
-        _git(folder, "update-ref", "--create-reflog", "-m", subject, _REF, commit, parent or "0" * 40)
+        _move(folder, subject, commit, parent)
     except ResourceError:
         if _tip(folder) in (parent, None):
             raise
@@ -103,7 +107,14 @@ def exclusive() -> Iterator[None]:
     """Lets one process of this machine decide at a time; a killed holder lets go."""
     from filelock import FileLock
 
-    with FileLock(_made() / f"{BRANCH}.lock"):
+    folder = _made()
+    try:
+        lock = FileLock(folder / f"{BRANCH}.lock").acquire()
+    except OSError as error:
+        raise ResourceError(
+            f"the record of decisions in {folder} cannot be written: {error.strerror or error}"
+        ) from None
+    with lock:
         yield
 
 
@@ -158,8 +169,13 @@ def _tip(folder: Path) -> str | None:
     return None
 
 
-def _contains(folder: Path, commit: str) -> bool:
-    return commit in _git(folder, "rev-list", _REF).split()
+def _contains(folder: Path, commit: str, tip: str = _REF) -> bool:
+    return commit in _git(folder, "rev-list", tip).split()
+
+
+def _move(folder: Path, why: str, commit: str, tip: str | None) -> None:
+    # An empty text: the branch must not be there yet.
+    _git(folder, "update-ref", "--create-reflog", "-m", why, _REF, commit, tip or "")
 
 
 def _setting(folder: Path, key: str) -> str:
@@ -170,18 +186,25 @@ def _setting(folder: Path, key: str) -> str:
 
 
 def _fetch(folder: Path) -> None:
-    if not (remote := variables().record_remote):
+    """Moves the branch to that of the remote, where that one goes on from it."""
+    if not (remote := variables().record_remote) or not (theirs := _remote_tip(folder, remote)):
         return
-    if not _remote_tip(folder, remote):
+    # Entries that were written before the remote was set are pushed with the next one.
+    if (ours := _tip(folder)) and _contains(folder, theirs, ours):
         return
-    try:
-        _git(folder, "fetch", "--quiet", "--no-tags", remote, f"{_REF}:{_REF}")
-    except ResourceError as error:
-        if "non-fast-forward" not in str(error):
-            raise
+    # Not into the branch: git refuses that where somebody has checked it out.
+    _git(folder, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--refmap=", remote, _REF)
+    if ours and not _contains(folder, ours, theirs):
         raise IntegrityError(
             f"{name()} and that of the remote say different things: one of them was rewritten; restore it"
-        ) from None
+        )
+    try:
+        _move(folder, "fetched", theirs, ours)
+    except ResourceError:
+        if _tip(folder) == ours:
+            raise
+        # Another process of this machine has brought entries at the same time.
+        _fetch(folder)
 
 
 def _remote_tip(folder: Path, remote: str) -> str:
@@ -192,11 +215,19 @@ def _push(folder: Path, commit: str) -> None:
     if not (remote := variables().record_remote):
         return
     try:
-        _git(folder, "push", "--quiet", remote, f"{commit}:{_REF}")
+        # A hook of the project is about its code: that of DVC pushes films.
+        _git(folder, "push", "--quiet", "--no-verify", remote, f"{commit}:{_REF}")
     except ResourceError as error:
-        # git has several words for it: the branch moved before the push, during it, or is locked by another.
-        if any(word in str(error) for word in ("non-fast-forward", "fetch first", "rejected", "cannot lock")):
+        if (theirs := _remote_tip(folder, remote)) == commit:
+            return  # it has taken it, and its answer got lost
+        if theirs and not _contains(folder, theirs, commit):
             raise RecordMoved("the record was added to by another host: try again") from None
+        # Whoever pushes at the same time has the branch locked, before it moves.
+        if "cannot lock" in str(error):
+            raise RecordMoved(
+                "the record is locked at the remote: try again; if nobody else decides, a git that was "
+                f"killed has left {_REF}.lock there, to be removed"
+            ) from None
         raise
 
 
@@ -212,7 +243,7 @@ def _run(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["git", f"--git-dir={folder}", *_SETTINGS, *arguments],
-        env=environment() | _NOBODY | {"GIT_NO_REPLACE_OBJECTS": "1", "GIT_TERMINAL_PROMPT": "0"} | variables,
+        env=environment() | _NOBODY | _UNATTENDED | variables,
         input=text,
         capture_output=True,
         text=True,
@@ -223,5 +254,10 @@ def _run(
 
 
 def _refused(folder: Path, done: subprocess.CompletedProcess[str]) -> ResourceError:
+    if (lock := re.search(r"'([^']+\.lock)': File exists", done.stderr)) and "remote: " not in done.stderr:
+        return ResourceError(
+            f"{name()} is locked: if no git is at work there, one that was killed has left {lock[1]}, to be "
+            "removed"
+        )
     detail = " ".join(done.stderr.split())[:300] or f"it ended with {done.returncode}"
     return ResourceError(f"the record of decisions in {folder} cannot be used: {detail}")
