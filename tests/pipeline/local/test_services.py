@@ -126,6 +126,12 @@ def test_runs_tasks_logs_and_xcoms_are_read(client):
     assert client.xcom("d", "r", "a", "k") == 1
 
 
+def test_who_responded_is_read_for_each_task_of_a_run(client):
+    details = [{"task_instance": {"task_id": task}, "response_received": task == "a"} for task in "ab"]
+    say("GET", "dags/d/dagRuns/r/hitlDetails?limit=100", {"hitl_details": details, "total_entries": 2})
+    assert client.responses("d", "r") == {"a": details[0], "b": details[1]}
+
+
 def test_dags_tasks_and_assets_are_changed(client):
     say("PATCH", "dags/d", {})
     found = [{"id": 4, "name": "openmed_dataset_2"}, {"id": 5, "name": "openmed_dataset"}]
@@ -171,6 +177,9 @@ def test_settings_stay_on_loopback_and_secrets_are_for_the_owner_alone(tmp_path)
     config.read(tmp_path / "airflow" / "airflow.cfg")
     assert config["api"]["host"] == "127.0.0.1" and made.airflow_url.startswith("http://127.0.0.1:")
     assert config["core"]["load_examples"] == "False"
+    users = dict(each.split(":") for each in config["core"]["simple_auth_manager_users"].split(","))
+    assert users == {"admin": "admin", "reviewer": "user", "engineer": "user", "auditor": "viewer"}
+    assert set(made.passwords()) == set(users)
     assert len(config["api_auth"]["jwt_secret"]) >= 64
     for name in ("airflow.cfg", "passwords.json", "secrets.json"):
         assert stat.S_IMODE((tmp_path / "airflow" / name).stat().st_mode) == 0o600
