@@ -19,27 +19,39 @@ Version = Annotated[str, typer.Argument(help="models:/openmed-cxr@champion, mode
 Number = Annotated[str, typer.Argument(metavar="VERSION", help="Number of the version.")]
 By = Annotated[str, typer.Option(help="Who decides.")]
 Reason = Annotated[str, typer.Option(help="Why.")]
+Key = Annotated[
+    Path | None, typer.Option(help="SSH key that signs it, where the champion's change plan lists keys.")
+]
 _COLUMNS = (
     *("version", "architecture", "verdict", "aliases", "auc", "sensitivity", "specificity"),
     *("approved_by", "hold"),
 )
 
 
-def _caller() -> "Caller":
+def _caller(key: Path | None = None) -> "Caller":
     from pipeline.ledger import Caller
     from pipeline.settings.people import logins
 
-    return Caller(logins())
+    return Caller(logins(), key)
+
+
+def _by_role(texts: list[str], problem: str) -> dict[str, str]:
+    """Reads ROLE=SOMETHING, once for each role."""
+    parts = [text.partition("=") for text in texts]
+    given = {role.strip(): something for role, _, something in parts}
+    if any(not equals for _, equals, _ in parts) or len(given) < len(parts):
+        raise BadInput(problem)
+    return given
 
 
 def _add_decision(verb: Literal["reject", "adopt", "hold", "release"], about: str, outcome: str) -> None:
     """Adds the command of a decision on one version; the outcome is said of the entry (`{0}`)."""
 
     @registry.command(verb, help=about)
-    def decide(version: Number, by: By, reason: Reason) -> None:
+    def decide(version: Number, by: By, reason: Reason, key: Key = None) -> None:
         from pipeline import ledger
 
-        decided = getattr(ledger, verb)(version, by=by, reason=reason, caller=_caller())
+        decided = getattr(ledger, verb)(version, by=by, reason=reason, caller=_caller(key))
         print(outcome.format(decided))
 
 
@@ -108,25 +120,42 @@ def promote(
         ),
     ],
     comment: Annotated[str, typer.Option(help="Why.")] = "",
+    sign: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=KEY", help="SSH key that signs the yes of a role; once for each role."),
+    ] = None,
 ) -> None:
     """Makes a version the champion if it passes its gates now."""
     from pipeline.ledger import champion
     from pipeline.promotion.actions import promote as promote_version
 
-    parts = [text.partition("=") for text in by]
-    if any(not equals for _, equals, _ in parts):
-        raise BadInput("--by names a role and a person, such as --by clinical='Dr Adams'")
-    approvals = {role.strip(): name for role, _, name in parts}
-    if len(approvals) < len(parts):
-        raise BadInput("--by names one person for each role")
+    approvals = _by_role(by, "--by names one person for each role, such as --by clinical='Dr Adams'")
+    keys = _by_role(
+        sign or [], "--sign names one key for each role, such as --sign clinical=~/.ssh/id_ed25519"
+    )
     entry = promote_version(
         version,
         approved_by=approvals,
         comment=comment,
         expected_champion=champion(),
         caller=_caller(),
+        keys={role: Path(key).expanduser() for role, key in keys.items()},
     )
     print(f"version {version} is the champion, approved by {entry.by}")
+
+
+@registry.command("sign")
+def sign_(
+    version: Number,
+    role: Annotated[str, typer.Option("--as", metavar="ROLE", help="Role of the change plan.")],
+    by: Annotated[str, typer.Option(help="Who says yes in it.")],
+    key: Annotated[Path, typer.Option(help="SSH key that signs, private or held by the agent.")],
+) -> None:
+    """Signs a yes ahead, for whoever promotes the version, here or in Airflow."""
+    from pipeline.promotion.actions import sign
+
+    entry = sign(version, role=role, by=by, caller=_caller(key.expanduser()))
+    print(f"the yes of {entry.by} as {role} to version {version} is signed with {entry.content['key']}")
 
 
 _add_decision("reject", "Turns a version down for good.", "version {0.version} is rejected by {0.by}")
@@ -161,12 +190,12 @@ _add_decision(
 
 
 @registry.command()
-def rollback(reason: Reason, by: By) -> None:
+def rollback(reason: Reason, by: By, key: Key = None) -> None:
     """Makes the previous champion the champion again."""
     from pipeline import ledger
     from pipeline.registry import check
 
-    entry = ledger.roll_back(by=by, reason=reason, check=check, caller=_caller())
+    entry = ledger.roll_back(by=by, reason=reason, check=check, caller=_caller(key))
     print(f"version {entry.version} is the champion again")
 
 
@@ -181,9 +210,9 @@ _add_decision("release", "Takes a version off hold.", "version {0.version} is of
 
 
 @registry.command()
-def repair(reason: Reason, by: By) -> None:
+def repair(reason: Reason, by: By, key: Key = None) -> None:
     """Puts aliases that were moved by something else back to where the record of decisions says."""
     from pipeline import ledger
 
-    entry = ledger.repair(by=by, reason=reason, caller=_caller())
+    entry = ledger.repair(by=by, reason=reason, caller=_caller(key))
     print(f"version {entry.version} is the champion, as the record says")

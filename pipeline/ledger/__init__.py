@@ -3,7 +3,7 @@
 The one place that knows who may decide what, what each decision demands, and how it is written down.
 """
 
-from pipeline.ledger.approval import GATE, MONITORING, Approval, Basis, Caller, refuse_starter, signed
+from pipeline.ledger.approval import GATE, MONITORING, Approval, Basis, refuse_starter, signed
 from pipeline.ledger.decisions import (
     adopt,
     champion,
@@ -17,7 +17,9 @@ from pipeline.ledger.decisions import (
     release,
     repair,
     roll_back,
+    show,
+    sign,
 )
 from pipeline.ledger.entry import ADOPTED, PROMOTED, REGISTERED, REJECTED, RELEASED, RESTORED, Entry
-from pipeline.ledger.reviews import keep_review
+from pipeline.ledger.signatures import NO_KEY, Caller
 from pipeline.ledger.story import story

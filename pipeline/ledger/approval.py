@@ -3,13 +3,14 @@
 The one place of these rules, for the command line and for the questions that Airflow asks.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import combinations
 from typing import Any
 
 from openmed.errors import BadInput, IntegrityError
-from pipeline.ledger.entry import ADOPTED, HELD, REJECTED, RELEASED, REPAIRED, RESTORED
+from pipeline.ledger.entry import ADOPTED, HELD, REJECTED, RELEASED, REPAIRED, RESTORED, SIGNED, Entry
+from pipeline.ledger.signatures import Caller, Signer, approval_text, check_signed, signer
 from pipeline.settings.people import has_letters, same_person
 from pipeline.settings.plain_text import one_line, plain
 
@@ -26,21 +27,6 @@ _DEMANDS = {
 
 GATE, MONITORING = "gate", "monitoring"
 """What decides without a person. Its sentences name every finding, so they may be long."""
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who has a decision made, beside who is named in it.
-
-    Attributes:
-        logins: What the one who gives the command is logged in as: system or service -> login.
-    """
-
-    logins: Mapping[str, str]
-
-    def content(self) -> dict[str, Any]:
-        """Returns what an entry says of it."""
-        return {"login": dict(self.logins)}
 
 
 def signed(event: str, *, by: str | None, reason: str, caller: Caller | None = None) -> dict[str, Any]:
@@ -113,6 +99,8 @@ class Basis:
         reviewers: Role of its change plan -> what it answers for.
         started_by: Who started its retraining, several joined by a comma; None for no person.
         started_login: The system's login that the starter's name was given under, None where it is not known.
+        plan_sha256: Hash of its change plan.
+        keys: Role -> keys that may sign for it, one of which must; of the roles that sign.
     """
 
     version: str
@@ -122,6 +110,8 @@ class Basis:
     reviewers: Mapping[str, str]
     started_by: str | None
     started_login: str | None = None
+    plan_sha256: str = ""
+    keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, judged: Mapping[str, Any]) -> "Basis":
@@ -142,36 +132,115 @@ class Basis:
                 roles = ", ".join(sorted(self.reviewers))
                 raise BadInput(f"version {self.version} needs another person in each role: {roles}{twins}")
 
-    def _check_login(self, approval: Approval) -> None:
-        """Refuses names that are typed by whoever started the retraining."""
-        starters = [name for name in (*(self.started_by or "").split(","), self.started_login) if name]
+    def check_yes(self, people: Mapping[str, str]) -> None:
+        """Refuses a yes, role -> name, to what does not pass, in no role, or of who may not give it."""
+        from openmed.gates.gate import PASS
+
+        if self.verdict != PASS:
+            raise BadInput(
+                f"version {self.version} cannot be promoted: its gate says {self.verdict}; see its table"
+            )
+        if unknown := sorted(people.keys() - self.reviewers.keys()):
+            raise BadInput(
+                f"the change plan knows no role {' and '.join(unknown)}: "
+                f"choose from {', '.join(sorted(self.reviewers))}"
+            )
+        self.check_people(people)
+
+    def _started(self, login: str) -> bool:
+        starters = [*(self.started_by or "").split(","), self.started_login or ""]
+        return any(name.strip() and same_person(login, name) for name in starters)
+
+    def text(self, entries: Sequence[Entry], role: str, name: str) -> str:
+        """Returns what a person signs who says yes in a role; see `pipeline.ledger.signatures`."""
+        return approval_text(
+            entries,
+            version=self.version,
+            model=self.model_sha256,
+            verdict=self.verdict,
+            plan=self.plan_sha256,
+            role=role,
+            name=name,
+        )
+
+    def check_signer(self, entries: Sequence[Entry], role: str, name: str, signature: str | None) -> Signer:
+        """Returns who signed a yes; BadInput where nobody did who may."""
+        text = self.text(entries, role, name)
+        if role in self.keys:
+            found = check_signed(text, signature, self.keys[role])
+        else:
+            found = signer(text, signature or "", None)
+        if found.name and self._started(found.name.partition("@")[0]):
+            raise BadInput(
+                f"{found.name} started the retraining of version {self.version} and cannot approve it"
+            )
+        return found
+
+    def approved(self, entries: Sequence[Entry], approval: Approval) -> dict[str, Any]:
+        """Returns what an entry says of the promotion, on the record as it is before it.
+
+        Raises:
+            BadInput: A signature that the change plan asks for is missing or does not hold, two are by one
+                key, or the names are typed by who started the retraining.
+        """
+        signatures: dict[str, dict[str, str]] = {}
+        for role, name in approval.people.items():
+            if given := self._signature(entries, role, name):
+                signatures[role] = given
+        for one, other in combinations(signatures.values(), 2):
+            if one["key"] == other["key"] or one.get("signer", 1) == other.get("signer", 2):
+                raise BadInput(f"one key or person signed for two roles of version {self.version}")
+        typed = [name for role, name in approval.people.items() if role not in signatures]
         for login in approval.caller.logins.values() if approval.caller else ():
-            if any(same_person(login, starter) for starter in starters):
+            if typed and self._started(login):
                 raise BadInput(
                     f"the retraining of version {self.version} was started under the login {login}, which "
-                    f"cannot approve it in the name of {approval.by}: let somebody else give the command"
+                    f"cannot approve it in the name of {' and '.join(typed)}: let others give the command"
                 )
+        proven = {
+            "plan_sha256": self.plan_sha256,
+            "signatures": signatures,
+            "keys": {role: list(lines) for role, lines in self.keys.items()},
+        }
+        return {
+            "by": approval.by,
+            "approvals": approval.people,
+            "comment": approval.comment,
+            "verdict": self.verdict,
+            "model_sha256": self.model_sha256,
+            **(approval.caller.content() if approval.caller else {}),
+            **{key: value for key, value in proven.items() if value},
+        }
+
+    def _signature(self, entries: Sequence[Entry], role: str, name: str) -> dict[str, str]:
+        """The latest signature of a person in a role; empty where none is needed and none holds."""
+        given = [
+            each
+            for each in entries
+            if (each.event, each.version, each.content.get("role")) == (SIGNED, self.version, role)
+            and same_person(each.by, name)
+        ]
+        by, signature = (given[-1].by, given[-1].content["signature"]) if given else (name, None)
+        try:
+            found = self.check_signer(entries, role, by, signature)
+        except BadInput as error:
+            if role not in self.keys:
+                return {}
+            raise BadInput(
+                f"version {self.version} lacks the signature of {name} as {role}: {error}; `openmed registry "
+                f"sign {self.version} --as {role} --by '{name}' --key ~/.ssh/id_ed25519`"
+            ) from None
+        assert signature
+        return {"by": by, "signature": signature, **found.content()}
 
     def check(self, approval: Approval, expected_champion: str | None, expected_model: str | None) -> None:
         """Refuses a promotion that this does not carry; see `pipeline.ledger.promote`."""
-        from openmed.gates.gate import PASS
-
         version, roles, people = self.version, self.reviewers.keys(), approval.people
-        if self.verdict != PASS:
-            raise BadInput(
-                f"version {version} cannot be promoted: its gate says {self.verdict}; see its table"
-            )
-        if unknown := sorted(people.keys() - roles):
-            raise BadInput(
-                f"the change plan knows no role {' and '.join(unknown)}: "
-                f"choose from {', '.join(sorted(roles))}"
-            )
+        self.check_yes(people)
         if missing := sorted(roles - people.keys()):
             raise BadInput(
                 f"version {version} needs the yes of every role: {' and '.join(missing)} is missing"
             )
-        self.check_people(people)
-        self._check_login(approval)
         if self.champion != expected_champion:
             raise BadInput(
                 f"version {version} was reviewed against champion {expected_champion}, but the champion is "

@@ -9,15 +9,15 @@ the record was changed or an alias was moved outside of it; then nothing is writ
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import sha256_file
-from pipeline.ledger import mirror, record, repository
-from pipeline.ledger.approval import Approval, Basis, Caller, signed
+from pipeline.ledger import mirror, record, repository, signatures
+from pipeline.ledger.approval import Approval, Basis, signed
 from pipeline.ledger.champion import (
     alias_problem,
     carry_out,
@@ -42,8 +42,10 @@ from pipeline.ledger.entry import (
     REPAIRED,
     RESTORED,
     SHOWN,
+    SIGNED,
     Entry,
 )
+from pipeline.ledger.signatures import Caller
 from pipeline.tracking.store import CHALLENGER, CHAMPION, MODEL_NAME, PREVIOUS, connect
 from pipeline.tracking.versions import aliases, artifact, find
 
@@ -156,15 +158,43 @@ def promote(
         raise BadInput(f"version {version} is the champion already, by {decided.by}")
     basis = judge()
     basis.check(approval, expected_champion, expected_model)
-    content = {
-        "by": approval.by,
-        "approvals": approval.people,
-        "comment": approval.comment,
-        "verdict": basis.verdict,
-        "model_sha256": basis.model_sha256,
-        **(approval.caller.content() if approval.caller else {}),
-    }
-    return _move(version, PROMOTED, content, expected=expected_champion, previous=expected_champion)
+    return _move(
+        version,
+        PROMOTED,
+        lambda entries: basis.approved(entries, approval),
+        expected=expected_champion,
+        previous=expected_champion,
+    )
+
+
+def sign(version: str, *, role: str, by: str, caller: Caller, judge: Callable[[], Basis]) -> Entry:
+    """Signs the yes of a role with the caller's key, so that whoever promotes the version finds it.
+
+    Args:
+        version: The version.
+        role: A role of its change plan.
+        by: Who says yes in it.
+        caller: Who signs; with a key, which may ask for its passphrase.
+        judge: Judges the version as it is now.
+
+    Raises:
+        BadInput: It does not pass its gate, who signs may not say yes, or the key is none of the plan's.
+    """
+    name = Approval.of({role: by}, "").people[role]
+    basis = judge()
+    basis.check_yes({role: name})
+    if caller.key is None:
+        raise BadInput("a signature needs a key: name it with --key")
+    signature = signatures.sign(basis.text(signatures.written(), role, name), caller.key)
+    return _keep_signature(basis, role, name, signature, caller)
+
+
+@_again
+def _keep_signature(basis: Basis, role: str, name: str, signature: str, caller: Caller) -> Entry:
+    with _deciding() as (client, entries):
+        found = basis.check_signer(entries, role, name, signature)
+        content = {"by": name, "role": role, "signature": signature, **found.content(), **caller.content()}
+        return record.append(client, entries, SIGNED, basis.version, content)
 
 
 def roll_back(*, by: str, reason: str, check: Callable[[str], None], caller: Caller | None = None) -> Entry:
@@ -194,7 +224,8 @@ def roll_back(*, by: str, reason: str, check: Callable[[str], None], caller: Cal
     # A second rollback goes one step further back, never forward to the model just taken off.
     further = decided.content["previous"]
     further = None if further == now else further
-    return _move(previous, RESTORED, content, expected=now, previous=further)
+    full = signatures.countersigned(RESTORED, previous, content, caller)
+    return _move(previous, RESTORED, lambda entries: full, expected=now, previous=further)
 
 
 @_again
@@ -221,8 +252,9 @@ def adopt(version: str, *, by: str, reason: str, caller: Caller | None = None) -
 
     content = signed(ADOPTED, by=by, reason=reason, caller=caller)
     content["plan_sha256"] = sha256_file(artifact(version, PLAN_FILE))
+    content = signatures.countersigned(ADOPTED, version, content, caller)
     with _deciding() as (client, entries):
-        return record.append(client, entries, ADOPTED, version, content)
+        return signatures.append(client, entries, ADOPTED, version, content)
 
 
 @_again
@@ -242,17 +274,20 @@ def hold(version: str, *, by: str | None, reason: str, caller: Caller | None = N
 def release(version: str, *, by: str | None, reason: str, caller: Caller | None = None) -> Entry:
     """Takes a version off its hold."""
     content = signed(RELEASED, by=by, reason=reason, caller=caller)
+    content = signatures.countersigned(RELEASED, version, content, caller)
     with _deciding() as (client, entries):
         find(client, version)
-        if standing_hold(entries, version) is None:
+        if not standing_hold(entries, version):
             raise BadInput(f"version {version} is not on hold: there is nothing to release")
-        return record.append(client, entries, RELEASED, version, content)
+        return signatures.append(client, entries, RELEASED, version, content)
 
 
 @_again
 def repair(*, by: str, reason: str, caller: Caller | None = None) -> Entry:
     """Puts aliases back that are not where the record says, and writes down where they were."""
     content = signed(REPAIRED, by=by, reason=reason, caller=caller)
+    if (champion := wanted(signatures.written())[CHAMPION]) is not None:
+        content = signatures.countersigned(REPAIRED, champion, content, caller)
     with repository.exclusive(), connect() as client:
         entries = record.written(mirror.read(client))
         shown_otherwise = bool(entries) and mirror.restore(client, entries)
@@ -265,7 +300,7 @@ def repair(*, by: str, reason: str, caller: Caller | None = None) -> Entry:
                 else "the aliases are where the record says: there is nothing to repair"
             )
         subject = entries[-1] if move is None else move
-        entry = record.append(client, entries, REPAIRED, subject.version, {**content, "found": now})
+        entry = signatures.append(client, entries, REPAIRED, subject.version, {**content, "found": now})
         set_aliases(client, entries)
         if move is not None:
             carry_out(client, [*entries, entry], move)
@@ -274,7 +309,12 @@ def repair(*, by: str, reason: str, caller: Caller | None = None) -> Entry:
 
 @_again
 def _move(
-    version: str, event: str, content: Mapping[str, Any], *, expected: str | None, previous: str | None
+    version: str,
+    event: str,
+    decide: Callable[[Sequence[Entry]], Mapping[str, Any]],
+    *,
+    expected: str | None,
+    previous: str | None,
 ) -> Entry:
     """Makes a version the champion, if the champion is still the one that the decision was about."""
     with _deciding() as (client, entries):
@@ -288,9 +328,8 @@ def _move(
                 f"version {version} is on hold ({standing.reason}): release it first, with "
                 "`openmed registry release`"
             )
-        entry = record.append(
-            client, entries, event, version, {**content, "previous": previous, "replaced": now}
-        )
+        content = {**decide(entries), "previous": previous, "replaced": now}
+        entry = signatures.append(client, entries, event, version, content)
         carry_out(client, [*entries, entry], entry)
     return entry
 

@@ -1,6 +1,7 @@
 """The story of a version in sentences, a line each, as the record of decisions tells it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from pipeline.ledger.decisions import history
 from pipeline.ledger.entry import (
@@ -13,8 +14,10 @@ from pipeline.ledger.entry import (
     REPAIRED,
     RESTORED,
     SHOWN,
+    SIGNED,
     Entry,
 )
+from pipeline.ledger.signatures import Signer
 from pipeline.settings.plain_text import plain
 from pipeline.tracking.versions import get_version
 
@@ -60,16 +63,29 @@ def _shown(entry: Entry) -> str:
     return f"shown for review: {entry.content['verdict']}, against {against}"
 
 
+def _signer(content: Mapping[str, Any]) -> str:
+    return str(Signer(content.get("signer"), content["key"]))
+
+
 def _promoted(entry: Entry) -> str:
     replaced, comment = entry.content["replaced"], entry.content["comment"]
     instead = f"in place of version {replaced}" if replaced else "as the first champion"
-    return f"promoted by {entry.by} {instead}" + (f": {comment}" if comment else "")
+    signed = [
+        f"{role} signed by {_signer(given)}" for role, given in entry.content.get("signatures", {}).items()
+    ]
+    proven = f" ({'; '.join(signed)})" if signed else ""
+    return f"promoted by {entry.by} {instead}{proven}" + (f": {comment}" if comment else "")
+
+
+def _signed(entry: Entry) -> str:
+    return f"signed by {entry.by} as {entry.content['role']} ({_signer(entry.content)})"
 
 
 _SENTENCES: dict[str, Callable[[Entry], str]] = {
     REGISTERED: _registered,
     SHOWN: _shown,
     PROMOTED: _promoted,
+    SIGNED: _signed,
     REJECTED: lambda entry: f"rejected by {entry.by}: {entry.reason}",
     RESTORED: lambda entry: f"made the champion again by {entry.by}: {entry.reason}",
     ADOPTED: lambda entry: f"its change plan was adopted by {entry.by}: {entry.reason}",

@@ -3,14 +3,16 @@
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from openmed.errors import OpenMedError, ResourceError
-from pipeline import registry
+from pipeline import ledger, registry
 from pipeline.local.services import ENGINEER, REVIEWER, Services
+from pipeline.settings.people import logins
 from pipeline.tools.airflow_client import AirflowClient
 from pipeline.tools.git import check_commit, dvc, git, run
 from pipeline.tools.processes import ending_signals
@@ -53,7 +55,7 @@ def run_demo(
         admin, people = services.client(), [services.client(user) for user in (REVIEWER, ENGINEER)]
         say(f"Airflow is at {services.airflow_url}, MLflow at {services.mlflow_url}")
         retrain = _retrain(admin, revision, say)
-        promote, outcome = _decide(admin, people, retrain, say)
+        promote, outcome = _decide(admin, people, retrain, home, say)
         judged = admin.xcom("promote", promote, "gate")
         say("Stopping Airflow and MLflow")
     _conclude(judged, outcome)
@@ -123,7 +125,7 @@ def _retrain(admin: AirflowClient, revision: str, say: Callable[[str], None]) ->
 
 
 def _decide(
-    admin: AirflowClient, people: list[AirflowClient], retrain: str, say: Callable[[str], None]
+    admin: AirflowClient, people: list[AirflowClient], retrain: str, home: Path, say: Callable[[str], None]
 ) -> tuple[str, str]:
     """Waits for the promotion that the candidate starts, approves it, and returns run id and outcome.
 
@@ -136,6 +138,7 @@ def _decide(
     )
     run = _promotion_of(admin, candidate["version"])
     say(f"DAG promote, run {run}")
+    judged = admin.xcom("promote", run, "gate")
     answering: dict[str, AirflowClient] = {}
     while admin.run_state("promote", run) not in ("success", "failed"):
         for review in admin.pending_reviews():
@@ -147,13 +150,36 @@ def _decide(
                     print("", review["subject"], "", *body, "", sep="\n")
                 role = task["task_id"].removeprefix("review.")
                 person = answering.setdefault(role, people[len(answering) % len(people)])
-                say(f"The {role} review waits. THE DEMO APPROVES ON YOUR BEHALF, as {person.username}.")
+                signed = _sign(home, judged, role, person.username)
+                say(f"The {role} review waits.")
+                say(f"THE DEMO APPROVES ON YOUR BEHALF, as {person.username}, {signed}.")
                 person.answer(review, "Approve", "Approved by the demo on the user's behalf.")
         time.sleep(1)
     states = admin.task_states("promote", run)
     if admin.run_state("promote", run) == "failed":
         raise DemoFailed(f"run {run} of DAG promote failed: {states}")
     return run, "promoted" if states["promote"] == "success" else "rejected"
+
+
+def _sign(home: Path, judged: dict[str, Any], role: str, name: str) -> str:
+    """Signs the yes of a role with a key of the moment, and says with which."""
+    if shutil.which("ssh-keygen") is None:
+        return "without a signature: there is no ssh-keygen here"
+    with tempfile.TemporaryDirectory(dir=home) as folder:
+        key = Path(folder) / "key"
+        made = run(
+            home, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "made for the demo", "-f", str(key)
+        )
+        if made.returncode:
+            raise ResourceError(f"ssh-keygen makes no key: {' '.join(made.stderr.split())[:200]}")
+        entry = ledger.sign(
+            judged["version"],
+            role=role,
+            by=name,
+            caller=ledger.Caller(logins(), key),
+            judge=lambda: ledger.Basis.of(judged),
+        )
+    return f"with a key made for the demo ({entry.content['key']})"
 
 
 def _promotion_of(admin: AirflowClient, version: str) -> str:

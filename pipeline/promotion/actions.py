@@ -6,11 +6,12 @@ Everything is read again from the registry, by hash; nothing is taken on the wor
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 from openmed.errors import BadInput
 from openmed.gates.gate import PASS
-from pipeline import ledger
+from pipeline import ledger, registry
 from pipeline.ledger.entry import HELD, MOVES, PROMOTED, REGISTERED
 from pipeline.promotion.gates.verdict import judge_version
 from pipeline.promotion.judgement import Judgement
@@ -42,7 +43,7 @@ def show(version: str, *, workspace: Path, refused: Sequence[Judgement] = ()) ->
     judged, evidence, compared = judge_version(version, workspace)
     review = build_review(judged, refused, evidence, compared, workspace)
     shown = {key: getattr(judged, key) for key in ("verdict", "champion", "model_sha256")}
-    address, pictures = ledger.keep_review(version, review.page, review.pictures, shown)
+    address, pictures = registry.keep_review(version, review.page, review.pictures, shown)
     films = film_tables(review.groups, pictures, maps_trusted=review.maps_trusted)
     judged = replace(judged, review=address, films_markdown=films)
     return replace(judged, table_markdown=gate_tables(judged))
@@ -80,24 +81,36 @@ def promote(
     answered_at: datetime | None = None,
     workspace: Path | None = None,
     caller: ledger.Caller | None = None,
+    keys: Mapping[str, Path] | None = None,
 ) -> ledger.Entry:
     """Makes a version the champion if it passes its gates now; see `pipeline.ledger.promote`.
 
     Approved by says role -> who said yes in it; the expected model is `model_sha256` of the gate that was
     shown, the workspace as for `gate`, the caller who types the names. Answers from before another decision,
-    `answered_at`, carry nothing.
+    `answered_at`, carry nothing. Keys sign the yes of their roles first.
     """
     approval = ledger.Approval.of(approved_by, comment, caller)
     if answered_at is not None:
         _check_fresh(version, approval, answered_at)
     for name in approval.people.values():
         _refuse_starter(version, name, "approve it")
+    judge = cache(lambda: ledger.Basis.of(vars(gate(version, workspace=workspace))))
+    for role, key in (keys or {}).items():
+        signing = ledger.Caller(caller.logins if caller else {}, key)
+        ledger.sign(version, role=role, by=approval.people.get(role, ""), caller=signing, judge=judge)
     return ledger.promote(
         version,
         approval=approval,
         expected_champion=expected_champion,
         expected_model=expected_model,
-        judge=lambda: ledger.Basis.of(vars(gate(version, workspace=workspace))),
+        judge=judge,
+    )
+
+
+def sign(version: str, *, role: str, by: str, caller: ledger.Caller) -> ledger.Entry:
+    """Signs the yes of a role, for whoever promotes the version; see `pipeline.ledger.sign`."""
+    return ledger.sign(
+        version, role=role, by=by, caller=caller, judge=lambda: ledger.Basis.of(vars(gate(version)))
     )
 
 

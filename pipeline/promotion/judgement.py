@@ -1,7 +1,7 @@
 """What the gates say of a version."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from openmed.gates.gate import Gate
@@ -22,9 +22,11 @@ class Judgement:
         films_compared: Test films of the comparison.
         films_left_out: Test films that shaped the champion.
         limits: Sentences on what the test could not have shown.
-        reviewers: Role -> what it answers for.
+        reviewers: Role -> what it answers for, and how it signs.
         started_by: A person or None.
         started_login: The system's login that this name was given under, None where it is not known.
+        plan_sha256: Hash of its change plan.
+        keys: Role -> keys that may sign for it; of the roles that sign.
         films_markdown: Counts the films to look at, with pictures of some where a server has them.
         report: Path or address; None if there is none.
         review: Where the page for reviewers can be opened; None where none was made.
@@ -46,6 +48,8 @@ class Judgement:
     reviewers: Mapping[str, str]
     started_by: str | None
     started_login: str | None = None
+    plan_sha256: str = ""
+    keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
     films_markdown: str = ""
     report: str | None = None
     review: str | None = None

@@ -16,6 +16,7 @@ from pipeline.registry.models import (
 )
 from pipeline.registry.profiles import champion_profile
 from pipeline.registry.retraining import films_of
+from pipeline.registry.reviews import keep_review
 from pipeline.registry.scoring import Scored, Unscored, earlier, score_earlier
 from pipeline.registry.verification import check, verify
 from pipeline.tracking.store import MODEL_NAME

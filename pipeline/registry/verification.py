@@ -17,10 +17,12 @@ from pipeline.ledger import mirror, record, repository
 from pipeline.ledger.champion import alias_problem, tags_of
 from pipeline.ledger.entry import PROMOTED, REGISTERED, REJECTED, RESTORED, SHOWN, Entry
 from pipeline.ledger.mirror import Mirror
-from pipeline.ledger.reviews import REVIEWS
+from pipeline.ledger.signatures import check_entry
 from pipeline.registry.evidence import numbers, settings
 from pipeline.registry.models import check_files, load_predictor
 from pipeline.registry.recomputed import check_external, check_verdict, same
+from pipeline.registry.reviews import REVIEWS
+from pipeline.settings.plan import LOGIN, PLAN_FILE
 from pipeline.settings.yaml_file import read_yaml
 from pipeline.tracking.store import ENTRY_TAG, MODEL_NAME, connect, fetched
 from pipeline.tracking.versions import artifact, find
@@ -205,8 +207,24 @@ def _decisions(chain: _Chain) -> None:
             shown_model = {"model_sha256": entry.content["model_sha256"]}
             own_model = {"model_sha256": sha256_bytes(chain.version.tags["model_files"].encode())}
             same(shown_model, own_model, f"%s in the promotion of {chain.what}")
+        if entry.version == chain.number:
+            _check_signatures(chain, entry)
     shown = {key: chain.version.tags[key] for key in _DECIDED if key in chain.version.tags}
     same(shown, expected, f"tag %s of {chain.what}")
+
+
+def _check_signatures(chain: _Chain, entry: Entry) -> None:
+    """That who decided has signed it, by the keys of the change plan that was registered with the version."""
+    keys = {}
+    if entry.event == PROMOTED:
+        evidence = json.loads(chain.version.tags["evidence"])
+        if PLAN_FILE in evidence:
+            plan = read_yaml(artifact(chain.number, PLAN_FILE))
+            listed = plan["protocol"].get("keys", {})
+            keys = {role: lines for role, lines in listed.items() if lines != LOGIN}
+        if "plan_sha256" in entry.content:
+            same({"plan": entry.content["plan_sha256"]}, {"plan": evidence.get(PLAN_FILE)}, "change %s")
+    check_entry(chain.entries, entry, keys)
 
 
 def _alias(chain: _Chain) -> None:

@@ -11,7 +11,15 @@ from pipeline.settings.params import Section, Share
 from pipeline.settings.yaml_file import first_problem, read_settings
 
 PLAN_FILE = "change_plan.yaml"
+LOGIN = "login"
 Text = Annotated[str, Field(min_length=1)]
+# A line of OpenSSH's allowed_signers, with one plain name: patterns would name anybody.
+AllowedSigner = Annotated[
+    str,
+    Field(
+        pattern=r"^[^\s#*?!,\"]+ ([^\n\r]+ )?(ssh|ecdsa|sk-ssh|sk-ecdsa)-\S+ [A-Za-z0-9+/]+=*( [^\n\r]*)?$"
+    ),
+]
 
 
 class Modifications(Section):
@@ -125,6 +133,19 @@ class Protocol(Section):
     update: Text
     monitoring: Monitoring
     reviewers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z_]*$")], Text] = Field(min_length=1)
+    # Role -> the keys one of which must sign its yes, or that a login is enough, as in plans of before.
+    keys: dict[str, Literal["login"] | tuple[AllowedSigner, ...]] = Field(default_factory=dict)
+
+    @property
+    def signing(self) -> dict[str, list[str]]:
+        """The roles that sign, each with its keys."""
+        return {role: list(lines) for role, lines in self.keys.items() if lines != LOGIN}
+
+    @model_validator(mode="after")
+    def _known_roles(self) -> "Protocol":
+        if unknown := sorted(self.signing.keys() - self.reviewers.keys()):
+            raise ValueError(f"keys.{unknown[0]}: the plan has no such role among its reviewers")
+        return self
 
 
 class ChangePlan(Section):

@@ -315,6 +315,6 @@ def crown(version, expected=None):
     )
 
 
-def roll_back(reason, by):
+def roll_back(reason, by, caller=None):
     """Makes the previous champion the champion again, as the command does."""
-    return ledger.roll_back(by=by, reason=reason, check=registry.check)
+    return ledger.roll_back(by=by, reason=reason, check=registry.check, caller=caller)

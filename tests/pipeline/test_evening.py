@@ -14,6 +14,7 @@ from pipeline import ledger, registry
 from pipeline.promotion import actions as promotion
 from pipeline.registry import candidates
 from tests.pipeline.conftest import crown, make_workspace, register, roll_back
+from tests.pipeline.keys import make_key, needs_openssh
 
 SPLITS = ["train"] * 8 + ["validation"] * 4 + ["calibration"] * 8 + ["test"] * 80
 
@@ -28,9 +29,28 @@ def workspace(folder, number, quality):
     return make_workspace(folder / str(number), ("vit",), seed=number, splits=SPLITS, change=scores)
 
 
-def approve(version, by="Dr Adams"):
+@pytest.fixture
+def signing(store, tmp_path):
+    """The key of a person, and workspaces whose change plan lists it: an approval counts once signed."""
+    key, line = make_key(tmp_path / "keys", "adams")
+
+    def planned(folder, number, quality):
+        made = workspace(folder, number, quality)
+        plan = yaml.safe_load((made / "change_plan.yaml").read_text())
+        plan["protocol"]["keys"] = {"clinical": [line]}
+        (made / "change_plan.yaml").write_text(yaml.safe_dump(plan))
+        return made
+
+    return key, planned
+
+
+def approve(version, key, by="Dr Adams"):
     return promotion.promote(
-        version, approved_by={"clinical": by}, comment="", expected_champion=ledger.champion()
+        version,
+        approved_by={"clinical": by},
+        comment="",
+        expected_champion=ledger.champion(),
+        keys={"clinical": key},
     )
 
 
@@ -40,39 +60,45 @@ def all_is_well():
     return {link.problem for version in versions for link in registry.verify(version)}
 
 
-def test_an_evening(store, tmp_path):
+@needs_openssh
+def test_an_evening(store, tmp_path, signing):
+    key, workspace = signing
     first = register(workspace(tmp_path, 1, 0.4), "a").version
-    approve(first)
+    with pytest.raises(BadInput, match="lacks the signature of Dr Adams as clinical"):
+        promotion.promote(first, approved_by={"clinical": "Dr Adams"}, comment="", expected_champion=None)
+    approve(first, key)
     assert ledger.champion() == first and all_is_well() == {None}
 
     better = register(workspace(tmp_path, 2, 0.6), "b").version
     assert promotion.gate(better).verdict == PASS
-    approve(better)
+    approve(better, key)
     assert ledger.champion() == better and all_is_well() == {None}
 
-    for number, quality, key in ((3, 0.2, "c"), (4, 0.0, "shuffled")):
-        bad = register(workspace(tmp_path, number, quality), key).version
+    for number, quality, run_key in ((3, 0.2, "c"), (4, 0.0, "shuffled")):
+        bad = register(workspace(tmp_path, number, quality), run_key).version
         assert promotion.gate(bad).verdict == FAIL
         with pytest.raises(BadInput, match="cannot be promoted"):
-            approve(bad)
+            approve(bad, key)
         ledger.reject(bad, by="gate", reason="its gates say FAIL")
         assert ledger.champion() == better and all_is_well() == {None}
 
     rivals = [register(workspace(tmp_path, number, 0.7), f"rival-{number}").version for number in (5, 6)]
-    winner = race([(version, f"Dr {number}") for number in range(4) for version in rivals], better)
+    winner = race([(version, f"Dr {number}") for number in range(4) for version in rivals], better, key)
     assert ledger.champion() == winner and all_is_well() == {None}
 
-    roll_back("too many alarms", "Dr Brown")
-    roll_back("still too many", "Dr Brown")
+    with pytest.raises(BadInput, match="champion's change plan lists keys: sign this"):
+        roll_back("too many alarms", "Dr Brown")
+    roll_back("too many alarms", "Dr Brown", ledger.Caller({}, key))
+    roll_back("still too many", "Dr Brown", ledger.Caller({}, key))
     assert ledger.champion() == first and all_is_well() == {None}
-    events = [entry.event for entry in ledger.history() if entry.event != "moved"]
+    events = [entry.event for entry in ledger.history() if entry.event not in ("moved", "signed")]
     assert events == [
         *("registered", "promoted", "registered", "promoted"),
         *("registered", "rejected", "registered", "rejected"),
         *("registered", "registered", "promoted", "restored", "restored"),
     ]
-    told = [what for _, what in ledger.story(better)]
-    assert told[1].startswith("promoted by Dr Adams (clinical) in place of version 1")
+    told = [what for _, what in ledger.story(better) if not what.startswith("signed by")]
+    assert told[1].startswith("promoted by Dr Adams (clinical) in place of version 1 (clinical signed by ")
     assert told[2].startswith(f"version {winner} took its place, by Dr")
     assert told[3:] == [
         "made the champion again by Dr Brown: too many alarms",
@@ -120,7 +146,7 @@ def test_small_losses_do_not_add_up(store, tmp_path, monkeypatch):
     assert f"Compared with the version approved first, {first} on" in judged.note
 
 
-def race(racers, before):
+def race(racers, before, key):
     """Eight people promote at once; returns the version of the one that won."""
     start, outcome = threading.Barrier(len(racers)), []
 
@@ -129,7 +155,11 @@ def race(racers, before):
         try:
             outcome.append(
                 promotion.promote(
-                    version, approved_by={"clinical": person}, comment="", expected_champion=before
+                    version,
+                    approved_by={"clinical": person},
+                    comment="",
+                    expected_champion=before,
+                    keys={"clinical": key},
                 )
             )
         except BadInput:

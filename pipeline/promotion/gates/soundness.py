@@ -55,9 +55,12 @@ def _plan(evidence: Evidence, champion: Evidence | None, history: Sequence["ledg
         lax = lax_limits(own.plan, own.rules.floors, evidence.margins)
         changes += [f"{about}{each}" for each in lax]
     # Asked for one finding, a plan names no others.
-    asked_for = load_plan(evidence.plan_file).protocol.evaluation.findings
-    unasked = asked_for.keys() - set(evidence.spec.findings)
+    protocol = load_plan(evidence.plan_file).protocol
+    unasked = protocol.evaluation.findings.keys() - set(evidence.spec.findings)
     changes += [f"the plan asks for the finding {each}, which was not looked for" for each in sorted(unasked)]
+    changes += [
+        f"of {role}, {ledger.NO_KEY}" for role, lines in sorted(protocol.signing.items()) if not lines
+    ]
     if champion is not None:
         if evidence.plan_sha256 not in _adopted(champion, history):
             changes.append(

@@ -47,13 +47,24 @@ def judge_version(version: str, workspace: Path | None) -> tuple[Judgement, Evid
         films_compared=against.films_compared,
         films_left_out=against.films_left_out,
         limits=_limits(evidence),
-        reviewers=dict(evidence.plan.protocol.reviewers),
+        reviewers={role: _asked(evidence, role) for role in evidence.plan.protocol.reviewers},
         started_by=evidence.tags["started_by"] or None,
         started_login=evidence.tags.get("started_login"),
+        plan_sha256=evidence.plan_sha256,
+        keys=evidence.plan.protocol.signing,
         report=registry.report_address(version),
     )
     judged = replace(judged, table_markdown=gate_tables(judged))
     return judged, evidence, {name: pair[0] for name, pair in compared.items()}
+
+
+def _asked(evidence: Evidence, role: str) -> str:
+    """What a role answers for; and that it signs, where the plan asks for that."""
+    answers_for = evidence.plan.protocol.reviewers[role]
+    if role not in evidence.plan.protocol.signing:
+        return answers_for
+    command = f"openmed registry sign {evidence.version} --as {role} --by NAME --key PATH"
+    return f"{answers_for} Sign before you say yes, in the name that you answer under: `{command}`."
 
 
 def joint_verdict(gates: Sequence[Gate], comparison: Sequence[Gate] | None) -> str:

@@ -4,10 +4,12 @@ import os
 import pwd
 
 import pytest
+import yaml
 
 from pipeline import ledger, registry
 from tests.pipeline.commands.test_app import refused
 from tests.pipeline.conftest import make_workspace, register
+from tests.pipeline.keys import make_key, needs_openssh
 
 LOGIN = pwd.getpwuid(os.getuid()).pw_name
 
@@ -68,3 +70,44 @@ def test_characters_that_show_nothing_are_refused_in_every_text(openmed, version
     ):
         refused(openmed("registry", *command), "cannot be shown")
     assert [entry.event for entry in ledger.history()] == ["registered"]
+
+
+@needs_openssh
+def test_two_people_sign_and_promote_on_the_command_line(openmed, store, tmp_path, monkeypatch):
+    (adams, clinical), (baker, technical) = (make_key(tmp_path / "keys", name) for name in ("adams", "baker"))
+    workspace = make_workspace(tmp_path / "workspace")
+    plan = yaml.safe_load((workspace / "change_plan.yaml").read_text())
+    plan["protocol"]["reviewers"]["technical"] = "Runs the pipeline."
+    plan["protocol"]["keys"] = {"clinical": [clinical], "technical": [technical]}
+    (workspace / "change_plan.yaml").write_text(yaml.safe_dump(plan))
+    version = register(workspace).version
+    people = ("--by", "clinical=Dr Adams", "--by", "technical=Ms Baker")
+    refused(openmed("registry", "promote", version, *people), "lacks the signature of Dr Adams as clinical")
+    signing = ("registry", "sign", version, "--as", "clinical", "--by", "Dr Adams", "--key")
+    refused(openmed(*signing, baker), "by a key that the change plan does not list")
+    code, out, _ = openmed(*signing, adams)
+    assert code == 0 and out.startswith("the yes of Dr Adams as clinical to version 1 is signed with SHA256:")
+    # The other one promotes, and signs at once.
+    promotion = ("registry", "promote", version, *people, "--sign")
+    refused(openmed(*promotion, "technical"), "--sign names one key for each role")
+    refused(openmed(*promotion, f"nobody={baker}"), "nobody")
+    assert openmed(*promotion, f"technical={baker}")[0] == 0
+    assert ledger.champion() == version and registry.verify(version)[-1].problem is None
+    assert openmed("registry", "hold", version, "--by", "Dr Carr", "--reason", "blurred")[0] == 0
+    release = ("registry", "release", version, "--by", "Dr Adams", "--reason", "checked")
+    refused(openmed(*release), "the champion's change plan lists keys: sign this on the command line")
+    assert openmed(*release, "--key", adams)[0] == 0
+    assert [link.problem for link in registry.verify(version)] == [None] * 10
+    told = openmed("registry", "show", version)[1]
+    assert "clinical signed by adams@hospital.example, key SHA256:" in told
+
+    # A signature that is taken out of the record with everything that holds it is missed by the plan.
+    from pipeline.registry import verification
+
+    history = ledger.history()
+    forged = next(each for each in history if each.event == "promoted")
+    del forged.content["signatures"], forged.content["keys"]
+    monkeypatch.setattr(verification.record, "written", lambda shown: [history[0], forged])
+    monkeypatch.setattr(verification.mirror, "check", lambda *entries, **complete: None)
+    broken = registry.verify(version)[-1]
+    assert broken.name == "decisions" and "was not held against the keys of its plan" in broken.problem

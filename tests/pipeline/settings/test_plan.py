@@ -105,3 +105,51 @@ def test_a_plan_of_before_keeps_the_log_of_answers_for_ever_and_none_for_less_th
     del plan["protocol"]["monitoring"]["keep_answers_days"]
     path.write_text(yaml.safe_dump(plan))
     assert load_plan(path).protocol.monitoring.keep_answers_days is None
+
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMDoVRJ4kyFpVZ0DV8EQwEjx1yJHHBtZ4iYgLHdQ1x2q"
+
+
+def with_keys(tmp_path, keys):
+    plan = yaml.safe_load((ROOT / "change_plan.yaml").read_text())
+    plan["protocol"].pop("keys")
+    plan["protocol"] |= {} if keys is None else {"keys": keys}
+    (tmp_path / "change_plan.yaml").write_text(yaml.safe_dump(plan))
+    return load_plan(tmp_path / "change_plan.yaml").protocol.signing
+
+
+def test_a_role_signs_where_the_plan_has_a_list_of_keys_for_it(tmp_path):
+    production = load_plan(ROOT / "change_plan.production.yaml").protocol
+    assert production.signing == {"clinical": [], "technical": []}
+    assert load_plan(ROOT / "change_plan.yaml").protocol.signing == {}
+    assert with_keys(tmp_path, None) == {}
+    lines = [
+        f"ada@site {KEY}",
+        f'ada@site valid-before="20270101",namespaces="openmed-approval" {KEY} her laptop',
+    ]
+    assert with_keys(tmp_path, {"clinical": lines, "technical": "login"}) == {"clinical": lines}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        KEY,
+        f"* {KEY}",
+        f"*@site {KEY}",
+        f"!eve,ada {KEY}",
+        f"# ada@site {KEY}",
+        f"ada@site {KEY}\neve@site {KEY}",
+        f'"ada b" {KEY}',
+        "ada@site",
+        "",
+        "ada@site ssh-ed25519 not/base64!",
+    ],
+)
+def test_a_line_that_names_nobody_or_anybody_is_no_key(tmp_path, line):
+    with pytest.raises(BadInput, match=r"protocol\.keys\.clinical"):
+        with_keys(tmp_path, {"clinical": [line]})
+
+
+def test_keys_of_a_role_that_the_plan_does_not_have_are_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"keys\.chief: the plan has no such role among its reviewers"):
+        with_keys(tmp_path, {"chief": [f"ada@site {KEY}"]})

@@ -9,7 +9,7 @@ import pytest
 
 from openmed.errors import ResourceError
 from openmed.files import sha256_file
-from pipeline import ledger, registry
+from pipeline import registry
 from pipeline.inference import assemble, predict_films
 from pipeline.tracking.relocation import relocate
 from pipeline.tracking.store import connect
@@ -90,7 +90,7 @@ def test_tables_that_came_without_their_files_are_read_and_add_none_to_the_origi
     with pytest.raises(ResourceError, match="came without its files"):
         register(make_workspace(tmp_path / "more"), "another")
     with pytest.raises(ResourceError, match="came without its files"):
-        ledger.keep_review("1", "<p>Page</p>", {}, {})
+        registry.keep_review("1", "<p>Page</p>", {}, {})
     assert contents(shared[0]) == before
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from openmed.files import hashes_below, sha256_bytes, write_bytes, write_text
-from pipeline.ledger.decisions import show
+from pipeline.ledger import show
 from pipeline.tracking.store import connect
 from pipeline.tracking.versions import address_of, file_address, find
 
