@@ -85,6 +85,13 @@ def test_a_run_key_belongs_to_one_revision(registered, tmp_path):
         register(registered[1], run_key="it's")
 
 
+def test_a_run_key_belongs_to_who_started_it(registered, tmp_path):
+    """A run of a scheduler that is deleted and started again under its name registers nothing."""
+    workspace = shutil.copytree(registered[1], tmp_path / "ws")
+    with pytest.raises(BadInput, match="run key run-1 was registered as started by nobody, not ada"):
+        register(workspace, started_by="ada")
+
+
 def test_a_retried_task_registers_nothing_twice(store, tmp_path):
     workspace = make_workspace(tmp_path / "ws")
     first = register(workspace)
