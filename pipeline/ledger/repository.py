@@ -135,17 +135,26 @@ def _folder() -> Path:
 @lru_cache(maxsize=16)
 def _git_folder(state: Path, tracking: str, _here: Path, _project: Path | None) -> Path:
     own = state / "record.git"
-    file = Path(unquote(tracking.partition(":///")[2])) if tracking.startswith("sqlite") else None
+    file = (
+        Path(unquote(tracking.partition(":///")[2].partition("?")[0]))
+        if tracking.startswith("sqlite")
+        else None
+    )
     if file and (file.parent / own.name).exists():
         return file.parent / own.name
     try:
-        project = git_folder(project_root())
-    except (BadInput, ResourceError):
+        root = project_root()
+    except BadInput:
         return own
+    if not any((folder / ".git").exists() for folder in (root, *root.parents)):
+        return own
+    # A git that refuses the project, as one of another owner, must not begin a second record.
+    project = git_folder(root)
     if tracking and not (state / "mlflow.db").exists():
         return project
     try:
-        return project if state.exists() and git_folder(state) == project else own
+        there = next(folder for folder in (state, *state.parents) if folder.exists())
+        return project if git_folder(there) == project else own
     except BadInput:
         return own
 
