@@ -339,6 +339,7 @@ def _deciding() -> Iterator[tuple["MlflowClient", list[Entry]]]:
     """One decision at a time, on a record that is whole and carried out."""
     with repository.exclusive(), connect() as client:
         entries = record.read(client)
+        mirror.show(client, entries)
         if cut_off := pending(entries):
             entries = [*entries, carry_out(client, entries, cut_off)]
         if problem := alias_problem(entries):

@@ -87,10 +87,12 @@ def _named(entry: Entry) -> str:
 
 
 def show(client: "MlflowClient", entries: Sequence[Entry]) -> None:
-    """Shows the last entry, and those before it that a kill has left out."""
+    """Shows the entries that are not shown yet: the last one, and those that a kill has left out."""
     model = registered_model(client)
     head = model.tags.get(HEAD_TAG) if model else None
     shown = next((entry.number for entry in reversed(entries) if entry.digest == head), 0)
+    if shown == len(entries):
+        return
     for entry in entries[shown:]:
         _tag(client, entry)
     client.set_registered_model_tag(MODEL_NAME, HEAD_TAG, entries[-1].digest)
