@@ -120,7 +120,13 @@ def read_log(home: Path, head: str | None = None) -> LogState:
                 passed.add(head)
             yield entry
 
-    state = _summary(watched())
+    try:
+        state = _summary(watched())
+    except (KeyError, TypeError, ValueError):
+        raise IntegrityError(
+            f"{journal.folder} holds a line that is no answer or decision: something else wrote it; restore "
+            "the log from its backup"
+        ) from None
     state.head = journal.head()
     if head is not None and head not in passed | {state.head}:
         raise IntegrityError(

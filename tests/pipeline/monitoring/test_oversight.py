@@ -343,3 +343,20 @@ def test_a_wholly_rewritten_log_is_found_by_a_hash_that_was_noted(log):
     assert live.read_log(log).models[0].answers == 1
     with pytest.raises(IntegrityError, match="it was written anew"):
         live.read_log(log, head)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {},
+        {"event": "answered", "model": [VERSION], "at": "2026-01-01T00:00:00Z", "refer": None},
+        {"event": "decided", "at": "2026-01-01T00:00:00Z"},
+        {"event": "deleted", "at": "yesterday", "days": {}, "keep_days": 1},
+    ],
+)
+def test_a_line_of_something_else_that_goes_on_the_chain_is_named(tmp_path, line):
+    journal = answer_journal(tmp_path)
+    journal.append([line])
+    with pytest.raises(IntegrityError, match="no answer or decision"):
+        live.read_log(tmp_path)
+    assert "no answer or decision" in look_after(tmp_path, 184).problem
