@@ -163,6 +163,8 @@ def watch(as_json: Json = False) -> None:
         print_json(result.to_json())
         return
     print(f"{result.verdict}: {result.sentence}")
+    if result.problem:
+        print(f"The alias answers no films: {result.problem}")
     if result.hold:
         print("It is on hold: `openmed registry rollback` or `release` ends that")
     print(f"The page: {result.page}")

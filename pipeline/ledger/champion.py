@@ -60,6 +60,19 @@ def alias_problem(entries: Sequence[Entry]) -> str | None:
     return None
 
 
+def verdict_problem(entries: Sequence[Entry], version: str) -> str | None:
+    """Says in one sentence that a champion was not promoted for passing its gates; None when it was."""
+    from openmed.gates.gate import PASS
+
+    promoted = last(entries, PROMOTED, version=version)
+    verdict = promoted.content["verdict"] if promoted else "nothing"
+    if verdict == PASS:
+        return None
+    return (
+        f"the gate of version {version}, the champion, said {verdict}: roll back, or promote another version"
+    )
+
+
 def moved_outside(now: str | None, recorded: str | None, alias: str = CHAMPION) -> IntegrityError:
     """Returns the error for an alias that is not where the record says."""
     return IntegrityError(

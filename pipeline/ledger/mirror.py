@@ -32,11 +32,15 @@ class Mirror:
     entries: tuple[tuple[int, str, str], ...]
 
 
+NOTHING = Mirror(None, ())
+"""What an empty store shows."""
+
+
 def read(client: "MlflowClient") -> Mirror:
     """Reads all that the store shows of the record."""
     model = registered_model(client)
     if model is None:
-        return Mirror(None, ())
+        return NOTHING
     shown = [
         (int(match[1]), str(version.version), text)
         for version in search(client, f"name = '{MODEL_NAME}'")

@@ -129,6 +129,7 @@ def _champion() -> str:
     version = ledger.champion()
     if version is None:
         raise BadInput("there is no champion to score films with: promote a version first")
+    ledger.check_verdict(version)
     if (entry := ledger.on_hold().get(version)) is not None:
         reason = entry.reason.rstrip(".")
         raise BadInput(

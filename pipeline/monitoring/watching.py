@@ -71,6 +71,7 @@ class Watch:
         periods: The latest windows, the oldest first.
         oversight: What the log of answers holds, and how often readers overrule.
         hold: The reason that holds the version; None when nothing does.
+        problem: Why it may not answer although it is not on hold, such as a moved alias; None when it may.
     """
 
     version: str
@@ -88,6 +89,7 @@ class Watch:
     periods: list[Period]
     oversight: LogState
     hold: str | None
+    problem: str | None
     page: Path
 
     def to_json(self) -> dict[str, Any]:
@@ -122,7 +124,8 @@ def watch(home: Path) -> Watch:
         BadInput: There is no champion.
         IntegrityError: The champion's evidence or the log was changed.
     """
-    version, reference = registry.champion_profile()
+    # Of an alias that was moved the page is to tell too.
+    version, reference = registry.champion_profile(moved_too=True)
     if version is None:
         raise BadInput("there is no champion to watch: promote a version first")
     evidence, log, known = Evidence.of(version), ScoreLog(home, version), labels(home)
@@ -135,7 +138,8 @@ def watch(home: Path) -> Watch:
         looks.save()
     seen = (len(films), int(films["patient"].nunique()), sum(map(len, labelled.values())))
     sentence = wording.sentence(version, judged.checks, seen, plan)
-    if judged.verdict == FAIL:
+    _, problem = ledger.recorded_champion()
+    if judged.verdict == FAIL and problem is None:
         ledger.hold(version, by=ledger.MONITORING, reason=sentence)
     held, page = ledger.on_hold().get(version), Path(home) / "watch" / "watch.html"
     result = Watch(
@@ -147,6 +151,7 @@ def watch(home: Path) -> Watch:
         periods=list(_periods(subject, log, known, plan.films))[::-1],
         oversight=look_after(home, plan.keep_answers_days, _head_before(page)),
         hold=held.reason if held else None,
+        problem=problem,
         page=page,
     )
     _write(result, reference, films)

@@ -8,16 +8,20 @@ from pipeline.registry.candidates import register_candidates
 from pipeline.registry.models import (
     answering,
     check_model,
+    check_recorded,
     hold_warning,
     load,
     load_predictor,
+    resolve,
     stored,
+    stored_whole,
     version_at,
 )
 from pipeline.registry.profiles import champion_profile
 from pipeline.registry.retraining import films_of
 from pipeline.registry.reviews import keep_review
 from pipeline.registry.scoring import Scored, Unscored, earlier, score_earlier
+from pipeline.registry.serving_format import DATA_FOLDER
 from pipeline.registry.verification import check, verify
 from pipeline.tracking.store import MODEL_NAME
 from pipeline.tracking.versions import (

@@ -22,8 +22,8 @@ from pipeline.registry.models import check_stored
 from pipeline.registry.profiles import profile_digest
 from pipeline.registry.retraining import Candidate, Retraining, check_committed
 from pipeline.registry.scoring import Scored, Unscored, earlier, score_earlier
+from pipeline.registry.serving_format import log_model
 from pipeline.registry.verification import registration
-from pipeline.serving.serving_format import log_model
 from pipeline.settings.people import logins
 from pipeline.settings.plain_text import one_line
 from pipeline.settings.project import locked

@@ -6,15 +6,16 @@ and the addresses of models.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import check_hashes, hashes_below, sha256_file
-from pipeline.ledger import Entry, champion, on_hold
+from openmed.files import check_hashes, hashes_below, sha256_bytes, sha256_file
+from pipeline.ledger import Entry, champion, check_verdict, on_hold, registration_of
 from pipeline.registry.retraining import Candidate
+from pipeline.registry.serving_format import DATA_FOLDER
 from pipeline.settings.yaml_file import read_yaml
 from pipeline.tracking.store import CHAMPION, MODEL_NAME, connect, fetched
 from pipeline.tracking.versions import aliases, find, is_number
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from openmed.inference.predictor import Predictor
     from openmed.models.base import BaseModel
 
-_MODEL_FOLDER = "artifacts/model"
+_EARLIER_DATA_FOLDER = "artifacts/model"
 _META_FILE = "registered_model_meta"
 
 
@@ -67,7 +68,7 @@ def _model_folder(address: str | Path) -> Iterator[Path]:
             )
         yield Path(address)
         return
-    with stored(_resolve(str(address))) as folder:
+    with stored(resolve(str(address))) as folder:
         yield folder
 
 
@@ -81,7 +82,14 @@ def check_model(version: str) -> "ModelSpec":
 
 @contextmanager
 def stored(version: str, *, copied: bool = True) -> Iterator[Path]:
-    """Gives the checked model folder of a version while the block lasts.
+    """Gives the checked model folder of a version while the block lasts; see `stored_whole`."""
+    with stored_whole(version, copied=copied) as folder:
+        yield _data(folder)
+
+
+@contextmanager
+def stored_whole(version: str, *, copied: bool = True) -> Iterator[Path]:
+    """Gives all that is stored of a version's model while the block lasts, held against the record.
 
     Args:
         version: The version.
@@ -89,15 +97,46 @@ def stored(version: str, *, copied: bool = True) -> Iterator[Path]:
 
     Raises:
         BadInput: There is no such version.
-        IntegrityError: Weights or description were changed or are missing.
+        IntegrityError: Any file of it was changed, added or lost, or the record knows no such version.
     """
-    what = f"version {version}"
     with connect() as client:
-        tags = find(client, version).tags
-        uri = f"{_location(client, tags['model_id'])}/{_MODEL_FOLDER}"
-        with _fetched(uri, what, copied=copied) as folder:
-            _check_hashes(folder, tags.get("weights_sha256"), tags.get("spec_sha256"), what)
+        listed = _listed(find(client, version).tags.get("model_files", ""))
+        uri = _location(client, str(registration_of(version).content.get("model_id")))
+        with _fetched(uri, f"version {version}", copied=copied) as folder:
+            check_recorded(folder, version, listed)
             yield folder
+
+
+def check_recorded(folder: Path, version: str, listed: Mapping[str, str]) -> None:
+    """Refuses a stored model of which any file is not what the record of decisions says.
+
+    Args:
+        folder: What is stored.
+        version: The version that it is to be.
+        listed: Path -> SHA-256 as the store has it, only to name a file that differs.
+
+    Raises:
+        IntegrityError: They differ, or the record knows no such version.
+    """
+    files = {path: digest for path, digest in hashes_below(folder).items() if path != _META_FILE}
+    if sha256_bytes(json.dumps(files).encode()) != registration_of(version).content.get("model_files"):
+        changed = {path for path, _ in files.items() ^ listed.items()} if listed else set()
+        raise IntegrityError(
+            f"{min(changed, default='a file')} of version {version} in the store is not what was registered: "
+            "restore it, or retrain"
+        )
+
+
+def _listed(text: str) -> dict[str, str]:
+    try:
+        return dict(json.loads(text))
+    except (TypeError, ValueError):
+        return {}
+
+
+def _data(folder: Path) -> Path:
+    # Versions of before December 2026 were stored with their code, and the data beside it.
+    return next(filter(Path.is_dir, (folder / DATA_FOLDER, folder / _EARLIER_DATA_FOLDER)))
 
 
 def check_stored(client: "MlflowClient", model_id: str, candidate: Candidate) -> dict[str, str]:
@@ -109,7 +148,7 @@ def check_stored(client: "MlflowClient", model_id: str, candidate: Candidate) ->
         )
     with _fetched(_location(client, model_id), candidate.architecture) as folder:
         _check_hashes(
-            folder / _MODEL_FOLDER, candidate.weights_sha256, candidate.spec_sha256, candidate.architecture
+            folder / DATA_FOLDER, candidate.weights_sha256, candidate.spec_sha256, candidate.architecture
         )
         return hashes_below(folder)
 
@@ -196,7 +235,7 @@ def answering(address: str | Path) -> str:
     """
     if not str(address).startswith("models:"):
         return str(address)
-    return f"models:/{MODEL_NAME}/{_resolve(str(address))}"
+    return f"models:/{MODEL_NAME}/{resolve(str(address))}"
 
 
 def hold_warning(address: str | Path) -> str | None:
@@ -212,11 +251,24 @@ def _held(entry: Entry) -> str:
     return f"version {entry.version} is on hold since {entry.at} ({reason})"
 
 
-def _resolve(address: str) -> str:
+def resolve(address: str, *, on_hold_too: bool = False) -> str:
+    """Returns the version at an address that may be loaded; see `version_at`.
+
+    Args:
+        address: As models:/openmed-cxr@champion or models:/openmed-cxr/7.
+        on_hold_too: Whether an alias may lead to a version on hold.
+
+    Raises:
+        BadInput: There is no such alias, or it points to a version on hold.
+        IntegrityError: It is the champion's, and was moved by something else, or leads to a version that was
+            not promoted for passing its gates.
+    """
     # Only the champion's alias stands for a decision; it may have been moved by something else.
     live = champion() if address == f"models:/{MODEL_NAME}@{CHAMPION}" else None
+    if live is not None:
+        check_verdict(live)
     version = live or version_at(address)
-    if "@" in address and (entry := on_hold().get(version)) is not None:
+    if "@" in address and not on_hold_too and (entry := on_hold().get(version)) is not None:
         raise BadInput(
             f"{_held(entry)} and {address} answers no films: roll back, promote another version, release it "
             f"with `openmed registry release`, or name it as models:/{MODEL_NAME}/{version}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from openmed.errors import IntegrityError, ResourceError
 from openmed.files import sha256_file
-from pipeline.ledger import champion
+from pipeline.ledger import champion, recorded_champion
 from pipeline.registry.retraining import Retraining, read_table
 from pipeline.tracking.store import connect
 from pipeline.tracking.versions import find
@@ -46,16 +46,19 @@ def profile_digest(folder: Path) -> dict[str, str]:
     return {_DIGEST_TAG: sha256_file(path)} if path.is_file() else {}
 
 
-def champion_profile() -> "tuple[str | None, pd.DataFrame | None]":
+def champion_profile(*, moved_too: bool = False) -> "tuple[str | None, pd.DataFrame | None]":
     """Returns the champion and the films it learnt from and was judged on; see `openmed.dataset.profile`.
 
     Without a champion both are None, without stored films these.
+
+    Args:
+        moved_too: Whether the champion is the record's, although its alias may have been moved.
 
     Raises:
         IntegrityError: The stored films were changed or lost.
     """
     with connect() as client:
-        version = champion()
+        version = recorded_champion()[0] if moved_too else champion()
         if version is None:
             return None, None
         parent = client.get_run(find(client, version).run_id).data.tags["mlflow.parentRunId"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from openmed.errors import IntegrityError, OpenMedError, ResourceError
 from openmed.files import check_hashes, hashes_below, read_json, sha256_bytes
 from pipeline.ledger import mirror, record, repository
-from pipeline.ledger.champion import alias_problem, tags_of
+from pipeline.ledger.champion import alias_problem, settled, standing_hold, tags_of, verdict_problem
 from pipeline.ledger.entry import PROMOTED, REGISTERED, REJECTED, RESTORED, SHOWN, Entry
 from pipeline.ledger.mirror import Mirror
 from pipeline.ledger.signatures import check_entry
@@ -110,7 +110,7 @@ def check(version: str) -> None:
         IntegrityError: A link is broken; the sentence says which.
     """
     for link in verify(version):
-        if link.problem and link.name not in ("decisions", "aliases"):
+        if link.problem and link.name not in ("decisions", "aliases", "champion"):
             raise IntegrityError(link.problem)
 
 
@@ -232,6 +232,18 @@ def _alias(chain: _Chain) -> None:
         raise IntegrityError(chain.alias_problem)
 
 
+def _champion(chain: _Chain) -> None:
+    """That the version may answer, if it is the champion."""
+    if chain.number != settled(chain.entries):
+        return
+    if problem := verdict_problem(chain.entries, chain.number):
+        raise IntegrityError(problem)
+    if (hold := standing_hold(chain.entries, chain.number)) is not None:
+        raise IntegrityError(
+            f"{chain.what}, the champion, is on hold since {hold.at}, by {hold.by}: {hold.reason}"
+        )
+
+
 _LINKS: dict[str, Callable[[_Chain], None]] = {
     "registration": _registration,
     "data, code, settings and split": _origin,
@@ -242,6 +254,7 @@ _LINKS: dict[str, Callable[[_Chain], None]] = {
     "films from elsewhere": lambda chain: check_external(chain.version),
     "decisions": _decisions,
     "aliases": _alias,
+    "champion": _champion,
 }
 
 

@@ -1,7 +1,6 @@
-"""The model as MLflow serves it. MLflow stores this very file with each version and runs it to load one.
+"""The model as MLflow serves it: a stored version names this module, which MLflow imports to load it.
 
-So that a stored version can be served without this repository, it uses nothing but `openmed`, which is
-stored beside it, MLflow, and what these two need.
+The module has to be installed where a version is served. No code of a stored version is ever run.
 """
 
 import inspect
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import mlflow.models
 import mlflow.pyfunc
 import numpy as np
 import pandas as pd
@@ -29,6 +27,7 @@ from openmed.inference.answers import FilmAnswer, answer, film_answers
 from openmed.inference.ensemble import Ensemble
 from openmed.inference.session import load_predictor
 from openmed.oversight.answer_log import AnswerLog, answer_journal
+from pipeline import registry
 
 _BATCH_FILMS = 32
 _COLUMNS = (
@@ -37,19 +36,23 @@ _COLUMNS = (
 )
 
 
-class FilmClassifier(mlflow.pyfunc.PythonModel):
+def _load_pyfunc(path: str) -> "FilmClassifier":
+    """Loads the model folder of a stored model; MLflow calls it by this name."""
+    return FilmClassifier(Path(path))
+
+
+class FilmClassifier:
     """Classifies film files with a model folder (safetensors, JSON and ONNX, never a pickle)."""
 
-    def load_context(self, context: Any) -> None:
-        """Loads the model folder stored with the version: the exported graph on a CPU, PyTorch on a GPU.
+    def __init__(self, folder: Path) -> None:
+        """Loads the model folder stored with a version: the exported graph on a CPU, PyTorch on a GPU.
 
         Raises:
-            IntegrityError: Weights or graph are not those that were stored.
+            IntegrityError: Any file of the version is not what the record of decisions says.
             BadInput: The model has no operating threshold, it is on hold and not asked for by its number, or
                 it is not known where its answers are logged.
             ResourceError: The log cannot be written.
         """
-        folder = Path(context.artifacts["model"])
         self._address, self._warning = _version_of(folder.parents[1])
         self._log = None if self._address is None else _log_of(self._address)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,13 +62,10 @@ class FilmClassifier(mlflow.pyfunc.PythonModel):
                 "the model has no operating threshold: run the evaluate stage and register it again"
             )
 
-    def predict(
-        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
-    ) -> pd.DataFrame:
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Classifies films.
 
         Args:
-            context: Unused; MLflow passes it.
             model_input: Column image: the bytes of a JPEG, PNG, TIFF or DICOM file, one film a row.
             params: Unused; MLflow passes it.
 
@@ -154,6 +154,7 @@ def _version_of(stored: Path) -> tuple[str | None, str | None]:
 
     Raises:
         BadInput: The version is on hold, and was not asked for by its number.
+        IntegrityError: The folder does not hold what was registered as this version.
     """
     try:
         meta = yaml.safe_load((stored / "registered_model_meta").read_text(encoding="utf-8"))
@@ -161,6 +162,7 @@ def _version_of(stored: Path) -> tuple[str | None, str | None]:
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
         return None, None
     address = f"models:/{name}/{version}"
+    registry.check_recorded(stored, version, {})
     try:
         # Without an address MLflow would make a registry of its own where it runs.
         hold, aliases = _hold(name, version) if mlflow.is_tracking_uri_set() else (None, [])
@@ -229,6 +231,3 @@ def served_address(command: list[str]) -> str | None:
         if name.startswith(("--model-uri=models:/", "-mmodels:/")):
             return name[name.index("models:/") :]
     return None
-
-
-mlflow.models.set_model(FilmClassifier())

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from openmed.errors import BadInput, IntegrityError
 from openmed.files import read_json
 from pipeline import ledger, registry
 from pipeline.monitoring import ScoreLog
 from pipeline.promotion import actions as promotion
+from pipeline.tracking.store import connect
 from tests.pipeline.conftest import make_workspace, register
 
 STATE = Path(__file__).parent / "data/state.tar.xz"
@@ -68,10 +70,22 @@ def test_versions_and_what_was_decided_on_them_are_listed_as_they_were(state, op
             assert what.startswith(sentence)
 
 
+def test_mlflow_runs_no_code_that_was_stored_with_a_version(state):
+    import mlflow
+
+    with connect():
+        with pytest.raises(BadInput, match="version 3 was registered with code of its own, which"):
+            mlflow.pyfunc.load_model("models:/openmed-cxr@champion")
+        for code in (state / "home/mlartifacts/models").glob("*/artifacts/serving.py"):
+            code.write_text(f"raise SystemExit({str(code)!r})")
+        with pytest.raises(IntegrityError, match=r"serving\.py of version 3 in the store is not what"):
+            mlflow.pyfunc.load_model("models:/openmed-cxr@champion")
+
+
 def test_every_link_of_every_version_is_intact(state):
     for version in "123":
         links = registry.verify(version)
-        assert len(links) == 10 and {link.problem for link in links} == {None}
+        assert len(links) == 11 and {link.problem for link in links} == {None}
 
 
 def test_the_champion_answers_as_it_did(state, openmed):

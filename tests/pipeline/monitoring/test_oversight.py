@@ -146,7 +146,7 @@ def test_a_version_that_does_not_know_its_state_folder_is_not_served(home, tmp_p
 
     mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
     try:
-        with pytest.raises(BadInput, match="cannot be logged: set OPENMED_HOME to the state folder"):
+        with pytest.raises(BadInput, match="is known: set OPENMED_HOME to the state folder"):
             mlflow.pyfunc.load_model(VERSION)
         (tmp_path / "dvc.yaml").write_text("stages: {}\n")
         (tmp_path / "below").mkdir()

@@ -177,7 +177,7 @@ def alike(monkeypatch):
         found.append(measurements(image, 8))
     stored = pd.DataFrame(found).assign(label="NORMAL")
     stored["sha256"] = stored["patient"] = [f"{number:064x}" for number in range(len(stored))]
-    monkeypatch.setattr(registry, "champion_profile", lambda: ("1", stored))
+    monkeypatch.setattr(registry, "champion_profile", lambda **_: ("1", stored))
 
 
 @pytest.mark.usefixtures("alike")
@@ -257,6 +257,18 @@ def test_a_few_labels_decide_nothing_and_are_not_passed_over(home):  # noqa: F81
     ]
 
 
+def test_the_page_names_an_alias_that_was_moved_and_judges_the_champion_of_the_record(home):  # noqa: F811
+    from pipeline.tracking.store import CHAMPION, MODEL_NAME, connect
+
+    ScoreLog(home, "1").append(scored(100))
+    with connect() as client:
+        client.delete_registered_model_alias(MODEL_NAME, CHAMPION)
+    found = live.watch(home).to_json()
+    sentence = "the alias champion points to none, but the record of decisions says version 1"
+    assert found["version"] == "1" and found["films"] == 100 and found["problem"].startswith(sentence)
+    assert sentence in (home / "watch/watch.html").read_text()
+
+
 def test_one_missed_film_among_many_healthy_ones_is_not_judged(home):  # noqa: F811
     films = scored(100)
     ScoreLog(home, "1").append(films)
@@ -300,7 +312,7 @@ def test_a_champion_that_scored_nothing_is_not_judged(home):  # noqa: F811
 
 def test_drift_from_films_that_were_not_stored_is_no_pass(home, monkeypatch):  # noqa: F811
     ScoreLog(home, "1").append(scored(100))
-    monkeypatch.setattr(registry, "champion_profile", lambda: ("1", None))
+    monkeypatch.setattr(registry, "champion_profile", lambda **_: ("1", None))
     found = live.watch(home).to_json()
     assert verdicts(found)["drift"] == found["verdict"] == "INSUFFICIENT EVIDENCE"
     assert "evidence is missing for drift." in found["sentence"]

@@ -539,7 +539,7 @@ def test_each_rollback_goes_one_step_back(stage):
 def test_changed_weights_are_neither_gated_promoted_nor_rolled_back_to(stage):
     promote()
     model = registry.get_version(CHAMPION).tags["model_id"]
-    path = stage / f"home/mlartifacts/models/{model}/artifacts/artifacts/model/weights.safetensors"
+    path = stage / f"home/mlartifacts/models/{model}/artifacts/data/model/weights.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     try:

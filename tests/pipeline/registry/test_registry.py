@@ -316,7 +316,7 @@ def test_lost_weights_are_named(registered):
     folder = stored_weights(registered[0])[0].parent
     folder.rename(folder.with_name("elsewhere"))
     try:
-        with pytest.raises(IntegrityError, match="the stored model of version 1 cannot be fetched"):
+        with pytest.raises(IntegrityError, match="of version 1 in the store is not what was registered"):
             registry.check_model("1")
     finally:
         folder.with_name("elsewhere").rename(folder)

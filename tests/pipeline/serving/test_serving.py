@@ -11,12 +11,12 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from openmed.errors import BadInput
 from openmed.files import sha256_bytes
@@ -44,15 +44,13 @@ def served(registered):
 
 @pytest.fixture
 def classifier(registered):
-    """The class itself; MLflow runs a copy of its file."""
+    return loaded(registered[1] / "artifacts/evaluate/resnet50/model")
+
+
+def loaded(folder):
     from pipeline.serving.serving import FilmClassifier
 
-    return loaded(FilmClassifier(), registered[1] / "artifacts/evaluate/resnet50/model")
-
-
-def loaded(classifier, folder):
-    classifier.load_context(SimpleNamespace(artifacts={"model": str(folder)}))
-    return classifier
+    return FilmClassifier(folder)
 
 
 @pytest.fixture
@@ -72,7 +70,7 @@ def test_a_served_model_answers_what_the_model_folder_answers(registered, served
     assert len(films) == 40 and list(answer.columns) == COLUMNS
     np.testing.assert_allclose(answer["probability"], expected(registered, films), atol=1e-6)
     assert set(answer.pop("model")) == {"models:/openmed-cxr/1"}
-    own = classifier.predict(None, pd.DataFrame({"image": films}))
+    own = classifier.predict(pd.DataFrame({"image": films}))
     assert set(own.pop("model")) == {None}, "no registry gave that folder"
     pd.testing.assert_frame_equal(own, answer)
     assert set(answer["threshold"]) == {0.5}
@@ -86,13 +84,13 @@ def test_an_exported_model_is_served_by_onnx_runtime_with_the_same_answers(
     folder = shutil.copytree(registered[1] / "artifacts/evaluate/resnet50/model", tmp_path / "model")
     squares = np.stack([resize_film(decode_film(film), 32) for film in films])
     assert finish_export(folder, squares).startswith("exported to model.onnx")
-    exported = loaded(type(classifier)(), folder)
+    exported = loaded(folder)
     assert tuple(runtime(each._model.members[0]) for each in (classifier, exported)) == (
         "pytorch cpu",
         "onnxruntime",
     )
     table = pd.DataFrame({"image": films})
-    answer, expected = exported.predict(None, table), classifier.predict(None, table)
+    answer, expected = exported.predict(table), classifier.predict(table)
     np.testing.assert_allclose(answer["probability"], expected["probability"], atol=1e-4)
     assert (answer["label"] == expected["label"]).all()
 
@@ -103,7 +101,7 @@ def test_a_served_model_refers_as_the_command_does(toy, classifier, films):
     folder, paths = toy / "artifacts/evaluate/vit/model", sorted((toy / "data/films").rglob("*.*"))[:12]
     inverted = cv2.imencode(".png", 255 - decode_film(paths[0].read_bytes()))[1].tobytes()
     images = [*(path.read_bytes() for path in paths), inverted]
-    answer = loaded(type(classifier)(), folder).predict(None, pd.DataFrame({"image": images}))
+    answer = loaded(folder).predict(pd.DataFrame({"image": images}))
     rows = [vars(each) for each in predict_films(assemble([str(folder)]), paths)]
     assert {*rows[0]} | {"model", "warning"} == {*answer.columns}
     for name in set(COLUMNS) - {"model", "warning", "refer", "reason"}:
@@ -113,7 +111,7 @@ def test_a_served_model_refers_as_the_command_does(toy, classifier, films):
 
 
 def test_no_films_give_no_rows(classifier):
-    answer = classifier.predict(None, pd.DataFrame({"image": []}, dtype=object))
+    answer = classifier.predict(pd.DataFrame({"image": []}, dtype=object))
     assert len(answer) == 0 and list(answer.columns) == COLUMNS
 
 
@@ -133,7 +131,7 @@ def test_a_bad_image_is_named_by_its_row(classifier, films, image, message):
     from mlflow.exceptions import MlflowException
 
     with pytest.raises(MlflowException, match=message) as refused:
-        classifier.predict(None, pd.DataFrame({"image": [films[0], image]}))
+        classifier.predict(pd.DataFrame({"image": [films[0], image]}))
     assert refused.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
@@ -141,9 +139,9 @@ def test_input_without_images_is_refused(classifier):
     from mlflow.exceptions import MlflowException
 
     with pytest.raises(MlflowException, match="needs a column 'image'"):
-        classifier.predict(None, pd.DataFrame({"film": [b""]}))
+        classifier.predict(pd.DataFrame({"film": [b""]}))
     with pytest.raises(MlflowException, match="the image in row 0 is str, not the bytes"):
-        classifier.predict(None, pd.DataFrame({"image": ["film.png"]}))
+        classifier.predict(pd.DataFrame({"image": ["film.png"]}))
 
 
 def test_a_model_without_a_threshold_is_not_served(classifier, registered, tmp_path):
@@ -154,17 +152,18 @@ def test_a_model_without_a_threshold_is_not_served(classifier, registered, tmp_p
     (folder / "model.json").write_text(json.dumps(content))
 
     with pytest.raises(BadInput, match="no operating threshold"):
-        loaded(type(classifier)(), folder)
+        loaded(folder)
 
 
-def test_the_stored_version_carries_the_code_and_the_versions_it_needs(registered):
+def test_a_stored_version_carries_no_code_but_names_the_versions_it_needs(registered):
     (folder,) = registered[0].glob("mlartifacts/models/*/artifacts")
-    assert (folder / "code/openmed/inference/checkpoint.py").is_file()
+    assert not list(folder.rglob("*.py")) and (folder / "data/model/model.json").is_file()
     requirements = (folder / "requirements.txt").read_text().split()
     assert len(requirements) == 14 and all("==" in line and "+" not in line for line in requirements)
-    assert (
-        "type: binary" in (folder / "MLmodel").read_text() or '"binary"' in (folder / "MLmodel").read_text()
-    )
+    described = yaml.safe_load((folder / "MLmodel").read_text())
+    flavor = described["flavors"]["python_function"]
+    assert (flavor["loader_module"], flavor["code"]) == ("pipeline.serving.serving", None)
+    assert json.loads(described["signature"]["inputs"])[0]["type"] == "binary"
 
 
 def _post(url, content):
