@@ -1,5 +1,6 @@
 """The MLflow server of `openmed up`: who gets in, and what an account may do, with the real server."""
 
+import base64
 import configparser
 import os
 import stat
@@ -9,18 +10,20 @@ import time
 from pathlib import Path
 from statistics import median
 
+import cv2
 import httpx
+import numpy as np
 import pytest
 
 from openmed.errors import ResourceError
-from openmed.files import hashes_below, read_json
+from openmed.files import hashes_below, read_json, write_json
 from pipeline import registry
 from pipeline.settings import project
 from pipeline.tracking import doors, server
 from pipeline.tracking.store import EXPERIMENT, MODEL_NAME, connect
 from pipeline.tracking.versions import aliases
 from tests.mlflow_server import free_port, running
-from tests.pipeline.conftest import make_workspace, register
+from tests.pipeline.conftest import crown, make_workspace, register
 
 EXPERIMENT_BY_NAME = f"api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
 
@@ -180,9 +183,7 @@ def test_the_services_write_over_the_server_and_people_are_refused_in_one_senten
     with pytest.raises(ResourceError, match=sentence):
         registry.list_versions()
     for user in ("reader", "admin"):
-        name, password = account(home, user)
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+        sign_in(monkeypatch, home, user)
         assert [each.version for each in registry.list_versions()] == ["1"]
         if user == "reader":
             with pytest.raises(ResourceError, match=sentence), connect() as client:
@@ -213,3 +214,58 @@ def test_a_password_that_was_checked_is_known_until_it_is_changed(page):
     own = {"username": "reader", "password": account(page[1], "reader")[1]}
     assert ask(page, "PATCH", "api/2.0/mlflow/users/update-password", "admin", json=own).status_code == 200
     assert ask(page, "GET", EXPERIMENT_BY_NAME, "reader").status_code == 200
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_model_is_served_over_the_server_by_people_and_no_more_once_code_was_put_beside_it(
+    tmp_path, monkeypatch
+):
+    home, port = tmp_path / "home", free_port()
+    monkeypatch.setenv("OPENMED_HOME", str(home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with running(["pipeline.tracking.server", str(port)], tmp_path, port) as address:
+        register(make_workspace(tmp_path / "ws"))
+        crown("1")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        sign_in(monkeypatch, home, "reader")
+        film = cv2.imencode(".png", np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1)))[1].tobytes()
+        serving, place = free_port(), tmp_path / "served"
+        place.mkdir()
+        command = ["mlflow", "models", "serve", "-m", f"models:/{MODEL_NAME}@champion"]
+        command += ["--env-manager", "local", "--port", str(serving)]
+        monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        with running(command, place, serving) as served:
+            rows = {"columns": ["image"], "data": [[base64.b64encode(film).decode()]]}
+            answer = httpx.post(f"{served}/invocations", json={"dataframe_split": rows}, trust_env=False)
+            (row,) = answer.json()["predictions"]
+            assert row["model"] == f"models:/{MODEL_NAME}/1" and row["label"] in ("NORMAL", "PNEUMONIA")
+        # Now as somebody who stole the password of the services.
+        sign_in(monkeypatch, home, "admin")
+        mark = tmp_path / "it ran"
+        with connect() as client:
+            (tmp_path / "serving.py").write_text(f"open({str(mark)!r}, 'w')")
+            model = registry.get_version("1").tags["model_id"]
+            client.log_model_artifact(model, str(tmp_path / "serving.py"))
+            client.set_model_version_tag(MODEL_NAME, "1", "model_files", "{}")
+        done = subprocess.run([sys.executable, "-m", *command], cwd=place, capture_output=True, text=True)
+        assert done.returncode and "of version 1 in the store is not what was registered" in done.stderr
+        assert not mark.exists()
+    # A password that was changed in the file counts from the next start, and the other stays.
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    passwords = read_json(doors.password_file(home))
+    write_json(doors.password_file(home), passwords | {"reader": "another password"})
+    with running(["pipeline.tracking.server", str(port)], tmp_path, port) as address:
+        path = f"{address}/{EXPERIMENT_BY_NAME}"
+        for who, status in (
+            (("reader", passwords["reader"]), 401),
+            (("reader", "another password"), 200),
+            (("admin", passwords["admin"]), 200),
+        ):
+            assert httpx.get(path, auth=who, trust_env=False, timeout=60).status_code == status, who
+
+
+def sign_in(monkeypatch, home, user):
+    name, password = account(home, user)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
