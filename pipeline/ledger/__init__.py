@@ -4,18 +4,20 @@ The one place that knows who may decide what, what each decision demands, and ho
 """
 
 from pipeline.ledger.approval import GATE, MONITORING, Approval, Basis, refuse_starter, signed
-from pipeline.ledger.decisions import (
-    adopt,
+from pipeline.ledger.champion import (
     champion,
     check_verdict,
     first_champion,
     history,
-    hold,
     on_hold,
-    promote,
     recorded_champion,
-    register,
     registration_of,
+)
+from pipeline.ledger.decisions import (
+    adopt,
+    hold,
+    promote,
+    register,
     reject,
     release,
     repair,

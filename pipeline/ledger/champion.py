@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from openmed.errors import IntegrityError
-from pipeline.ledger import record
-from pipeline.ledger.entry import HELD, MOVED, MOVES, PROMOTED, REJECTED, RELEASED, Entry
-from pipeline.tracking.store import CHAMPION, MODEL_NAME, PREVIOUS
+from pipeline.ledger import mirror, record
+from pipeline.ledger.entry import HELD, MOVED, MOVES, PROMOTED, REGISTERED, REJECTED, RELEASED, Entry
+from pipeline.tracking.store import CHAMPION, MODEL_NAME, PREVIOUS, connect
 from pipeline.tracking.versions import aliases
 
 if TYPE_CHECKING:
@@ -133,3 +133,71 @@ def tags_of(entry: Entry) -> dict[str, dict[str, str]]:
     if (replaced := entry.content["replaced"]) is not None:
         shown[replaced] = {"decision": "rolled back", "replaced_by": entry.version, **why}
     return shown
+
+
+def history(version: str | None = None) -> list[Entry]:
+    """Returns the record, of one version or the whole; IntegrityError when it was changed."""
+    with connect() as client:
+        entries = record.read(client)
+    return [entry for entry in entries if version in (None, entry.version)]
+
+
+def registration_of(version: str) -> Entry:
+    """Returns the entry that says what was registered as a version.
+
+    It is taken from the record alone, whatever the tracking store shows of it.
+
+    Raises:
+        IntegrityError: The record was changed, or knows no such version.
+    """
+    entries = record.written(mirror.NOTHING)
+    if not entries:
+        with connect() as client:
+            entries = record.written(mirror.read(client))
+    entry = last(entries, REGISTERED, version=version)
+    if entry is None:
+        raise IntegrityError(f"the record knows no registration of version {version}: register it again")
+    return entry
+
+
+def champion() -> str | None:
+    """Returns the version that is live, None when there is none."""
+    with connect() as client:
+        entries = record.read(client)
+        while True:
+            now, recorded, cut_off = aliases().get(CHAMPION), settled(entries), pending(entries)
+            if now == recorded or (cut_off and now == cut_off.version):
+                return now
+            # Another one may have decided between the two readings.
+            before, entries = entries, record.read(client)
+            if entries == before:
+                raise moved_outside(now, recorded)
+
+
+def recorded_champion() -> tuple[str | None, str | None]:
+    """Returns what the record says is live, wherever aliases point, and why it may not answer but for a hold.
+
+    Either is None: there is no champion, or nothing is wrong with it.
+    """
+    entries = history()
+    version = settled(entries)
+    problem = alias_problem(entries)
+    return version, problem or (version and verdict_problem(entries, version))
+
+
+def check_verdict(version: str) -> None:
+    """Refuses, by IntegrityError, a champion that was not promoted for passing its gates."""
+    if problem := verdict_problem(history(), version):
+        raise IntegrityError(problem)
+
+
+def first_champion() -> str | None:
+    """Returns the version that was promoted first, None before any was."""
+    return next((entry.version for entry in history() if entry.event == PROMOTED), None)
+
+
+def on_hold() -> dict[str, Entry]:
+    """Returns the versions on hold, each with the entry that put it there."""
+    entries = history()
+    holds = {entry.version: standing_hold(entries, entry.version) for entry in entries}
+    return {version: entry for version, entry in holds.items() if entry is not None}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.ledger.decisions import history
+from pipeline.ledger.champion import history
 from pipeline.ledger.entry import (
     ADOPTED,
     HELD,
