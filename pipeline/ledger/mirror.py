@@ -103,8 +103,18 @@ def show(client: "MlflowClient", entries: Sequence[Entry]) -> None:
 
 
 def restore(client: "MlflowClient", entries: Sequence[Entry]) -> bool:
-    """Makes the store show the record and nothing else; tells whether it did not."""
+    """Makes the store show the record and nothing else; tells whether it did not.
+
+    Raises:
+        IntegrityError: The store goes on where the record ends: then it is the record that was set back.
+    """
     mirror = read(client)
+    for number, _, text in mirror.entries:
+        if number == len(entries) + 1 and f'"previous":"{entries[-1].digest}"' in text:
+            raise IntegrityError(
+                f"the record ends with entry {len(entries)}, but the tracking store goes on with {number}: "
+                "the branch was set back; restore it from its remote or `git reflog openmed-record`"
+            )
     right = {(entry.number, entry.version, entry.to_text()) for entry in entries}
     for number, version, _ in set(mirror.entries) - right:
         client.delete_model_version_tag(MODEL_NAME, version, f"audit.{number:06d}")

@@ -56,6 +56,7 @@ def texts() -> tuple[str | None, list[str]]:
     _fetch(folder)
     log = ("log", "--reverse", "--no-show-signature", "--no-color", "-z", "--format=%H %P%n%B", _REF, "--")
     if (tip := _tip(folder)) is None:
+        _refuse_unfetched(folder)
         return None, []
     found, previous = [], ""
     for commit in _git(folder, *log).rstrip("\0").split("\0"):
@@ -176,6 +177,16 @@ def _tip(folder: Path) -> str | None:
     if (folder / _REF).exists():
         raise IntegrityError(f"{name()} is damaged: restore it from its remote or backup")
     return None
+
+
+def _refuse_unfetched(folder: Path) -> None:
+    """A clone knows the branches of its remote, but has not made them its own."""
+    pattern = f"refs/remotes/*/{BRANCH}"
+    if known := _git(folder, "for-each-ref", "--count=1", "--format=%(refname:lstrip=2)", pattern):
+        raise ResourceError(
+            f"the record of decisions is at {known} and not in this clone: `git branch {BRANCH} {known}`, "
+            "and set OPENMED_RECORD_REMOTE"
+        )
 
 
 def _contains(folder: Path, commit: str, tip: str = _REF) -> bool:

@@ -60,6 +60,8 @@ def test_eight_writers_of_two_state_folders_lose_and_double_nothing_in_ten_kills
     done = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, check=True)
     assert "FAILED" not in done.stdout, done.stdout
     at(hosts[0], monkeypatch)
+    # Whatever a kill left half done is finished by the next decision.
+    decisions.show("1", SHOWN)
     champion = ledger.champion()
     crown("1" if champion == "2" else "2", champion)
     entries = complete()
@@ -179,6 +181,27 @@ def test_repair_shows_the_record_anew_where_the_store_was_rewritten(three):
         ledger.history()
     ledger.repair(by="Dr Adams", reason="an account of the machine wrote into MLflow")
     assert [entry.event for entry in complete()][-2:] == ["repaired", "moved"]
+
+
+def test_repair_takes_nothing_from_the_store_that_a_branch_set_back_has_lost(three):
+    crown("1")
+    crown("2", "1")
+    git(three / "record.git", "update-ref", f"refs/heads/{repository.BRANCH}", f"{repository.BRANCH}~2")
+    with pytest.raises(IntegrityError, match="entry 2, but the tracking store goes on with 3"):
+        ledger.repair(by="Dr Adams", reason="it looks odd")
+    git(three / "record.git", "update-ref", f"refs/heads/{repository.BRANCH}", f"{repository.BRANCH}@{{1}}")
+    assert len(complete()) == 4
+
+
+def test_a_fresh_clone_does_not_believe_the_store_where_its_remote_has_a_record(hosts, monkeypatch, tmp_path):
+    at(hosts[0], monkeypatch)
+    decisions.show("1", SHOWN)
+    shutil.rmtree(hosts[1] / "project")
+    git(tmp_path, "clone", "--quiet", hosts[0] / "project", hosts[1] / "project")
+    (hosts[1] / "project/dvc.yaml").write_text("stages: {}\n")
+    at(hosts[1], monkeypatch)
+    with pytest.raises(ResourceError, match="at origin/openmed-record and not in this clone"):
+        ledger.history()
 
 
 def test_commits_are_signed_where_git_signs(three, tmp_path):
