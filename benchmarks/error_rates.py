@@ -27,6 +27,7 @@ from scipy.stats import norm
 
 from openmed.gates.gate import PASS, judge
 from openmed.metrics.intervals import judged_intervals, paired_difference
+from pipeline import registry
 from pipeline.evaluation.judgement import operating_threshold
 from pipeline.evaluation.metrics_file import Metrics
 from pipeline.evaluation.rules import Rules
@@ -249,6 +250,7 @@ class Judges:
         spec = SimpleNamespace(positive=finding, findings=(finding,), positive_index=1, operating_point=0.5)
         made = Evidence(
             version="simulated",
+            files=registry.Files("simulated", {}, ""),
             tags={},
             spec=spec,
             params=self.params,

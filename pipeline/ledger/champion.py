@@ -4,12 +4,14 @@ Hides the aliases and tags that show it in MLflow. Aliases that were moved by an
 because they differ from the record.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from openmed.errors import IntegrityError
 from pipeline.ledger import mirror, record
 from pipeline.ledger.entry import HELD, MOVED, MOVES, PROMOTED, REGISTERED, REJECTED, RELEASED, Entry
+from pipeline.settings.variables import variables
 from pipeline.tracking.store import CHAMPION, MODEL_NAME, PREVIOUS, connect
 from pipeline.tracking.versions import aliases
 
@@ -60,6 +62,16 @@ def alias_problem(entries: Sequence[Entry]) -> str | None:
     return None
 
 
+def steady(read: Callable[[], list[Entry]]) -> tuple[list[Entry], str | None]:
+    """Returns the record and what is wrong with the aliases, nobody having decided between both readings."""
+    entries = read()
+    while (problem := alias_problem(entries)) is not None:
+        before, entries = entries, read()
+        if entries == before:
+            return entries, problem
+    return entries, None
+
+
 def verdict_problem(entries: Sequence[Entry], version: str) -> str | None:
     """Says in one sentence that a champion was not promoted for passing its gates; None when it was."""
     from openmed.gates.gate import PASS
@@ -88,18 +100,19 @@ def spoken(version: str | None) -> str:
 
 def carry_out(client: "MlflowClient", entries: Sequence[Entry], move: Entry) -> Entry:
     """Sets aliases and tags as a move says and writes down that it was done."""
+    known = len(entries)
     set_tags(client, move)
     while True:
-        set_aliases(client, entries)
-        try:
-            return record.append(client, entries, MOVED, move.version, {"by_entry": move.number})
-        except record.RecordMoved:
+        if variables().record_remote:
             # Another host may have finished this move and made others: the aliases follow the last one.
             entries = record.read(client)
-        for entry in entries:
+        set_aliases(client, entries)
+        for entry in entries[known:]:
             if entry.event == MOVED and entry.content["by_entry"] == move.number:
-                set_aliases(client, entries)
                 return entry
+        with suppress(record.RecordMoved):
+            return record.append(client, entries, MOVED, move.version, {"by_entry": move.number})
+        entries = record.read(client)
 
 
 def set_aliases(client: "MlflowClient", entries: Sequence[Entry]) -> None:
@@ -179,9 +192,8 @@ def recorded_champion() -> tuple[str | None, str | None]:
 
     Either is None: there is no champion, or nothing is wrong with it.
     """
-    entries = history()
+    entries, problem = steady(history)
     version = settled(entries)
-    problem = alias_problem(entries)
     return version, problem or (version and verdict_problem(entries, version))
 
 

@@ -45,6 +45,7 @@ from pipeline.ledger.entry import (
     Entry,
 )
 from pipeline.ledger.signatures import Caller
+from pipeline.settings.variables import variables
 from pipeline.tracking.store import CHALLENGER, CHAMPION, MODEL_NAME, PREVIOUS, connect
 from pipeline.tracking.versions import aliases, artifact, find
 
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _DECISIONS = (*MOVES, REJECTED)
-_ATTEMPTS, _PAUSE_S = 50, 0.2
+_ATTEMPTS, _PAUSE_S, _GRACE_S = 50, 0.2, 5.0
 _Asked = ParamSpec("_Asked")
 _Answer = TypeVar("_Answer")
 
@@ -303,11 +304,20 @@ def _move(
 @contextmanager
 def _deciding() -> Iterator[tuple["MlflowClient", list[Entry]]]:
     """One decision at a time, on a record that is whole and carried out."""
+    first_seen: dict[int, float] = {}
     with repository.exclusive(), connect() as client:
-        entries = record.read(client)
-        mirror.show(client, entries)
-        if cut_off := pending(entries):
-            entries = [*entries, carry_out(client, entries, cut_off)]
-        if problem := alias_problem(entries):
-            raise IntegrityError(problem)
+        while True:
+            entries = record.read(client)
+            mirror.show(client, entries)
+            if cut_off := pending(entries):
+                now = time.monotonic()
+                # On this machine nobody is at it, as the lock says; another host has some time to finish.
+                if variables().record_remote and now < first_seen.setdefault(cut_off.number, now) + _GRACE_S:
+                    time.sleep(_PAUSE_S)
+                else:
+                    carry_out(client, entries, cut_off)
+            elif (problem := alias_problem(entries)) is None:
+                break
+            elif record.read(client) == entries:
+                raise IntegrityError(problem)
         yield client, entries

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from openmed.errors import IntegrityError, OpenMedError, ResourceError
 from openmed.files import check_hashes, hashes_below, read_json, sha256_bytes
 from pipeline.ledger import mirror, record, repository
-from pipeline.ledger.champion import alias_problem, settled, standing_hold, tags_of, verdict_problem
+from pipeline.ledger.champion import settled, standing_hold, steady, tags_of, verdict_problem
 from pipeline.ledger.entry import PROMOTED, REGISTERED, REJECTED, RESTORED, SHOWN, Entry
 from pipeline.ledger.mirror import Mirror
 from pipeline.ledger.signatures import check_entry
@@ -88,13 +88,20 @@ def verify(version: str) -> list[Link]:
         # lock: whoever asks for the champion would wait for it.
         with repository.exclusive():
             registered = find(client, version)
-            try:
+            shown = mirror.NOTHING
+
+            def read() -> list[Entry]:
+                nonlocal shown
                 shown = mirror.read(client)
                 entries = record.written(shown)
                 mirror.check(shown, entries)
+                return entries
+
+            try:
+                entries, problem = steady(read)
             except IntegrityError as error:
                 return [Link("record of decisions", str(error))]
-            chain = _Chain(client, entries, shown, registered, alias_problem(entries))
+            chain = _Chain(client, entries, shown, registered, problem)
         links = [Link("record of decisions", None)]
         for name, check in _LINKS.items():
             links.append(Link(name, _problem(check, chain)))

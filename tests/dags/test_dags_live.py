@@ -104,7 +104,10 @@ def test_watching_tells_the_verdict_and_no_films(monkeypatch, untouched):
     found = {"version": "1", "verdict": "WARNING", "news": True, "sentence": "s", "films": 9}
     found |= {"hold": None, "page": "p"}
     rest = dict.fromkeys(
-        ("patients", "labelled", "share", "flagged", "referred", "checks", "shifts", "periods", "oversight")
+        (
+            *("patients", "labelled", "share", "flagged", "referred", "checks", "shifts", "periods"),
+            *("oversight", "problem"),
+        )
     )
     monkeypatch.setattr(live, "watch", lambda home: Watch(**found | rest))
     assert score.watch.function() == found
