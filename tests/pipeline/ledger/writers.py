@@ -16,7 +16,7 @@ from pipeline import ledger
 from pipeline.ledger import decisions
 from pipeline.ledger.approval import Approval, Basis
 
-WRITERS, KILLS, BETWEEN_KILLS = 8, 10, 4
+WRITERS, KILLS, BETWEEN_KILLS = 8, 10, 2
 
 
 def write(number: int, folder: Path, acknowledged: int) -> None:
