@@ -183,6 +183,17 @@ def test_repair_shows_the_record_anew_where_the_store_was_rewritten(three):
     assert [entry.event for entry in complete()][-2:] == ["repaired", "moved"]
 
 
+def test_a_store_that_is_gone_is_named_with_both_ways_out(three, migrated):
+    crown("1")
+    shutil.copy(migrated, three / "mlflow.db")
+    with pytest.raises(
+        IntegrityError, match=r"has 2 entries and the tracking store shows none.*git branch -m"
+    ):
+        ledger.history()
+    git(three / "record.git", "branch", "-m", repository.BRANCH, "openmed-record-old")
+    assert ledger.history() == [] and ledger.champion() is None
+
+
 def test_repair_takes_nothing_from_the_store_that_a_branch_set_back_has_lost(three):
     crown("1")
     crown("2", "1")
