@@ -64,8 +64,8 @@ def check(mirror: Mirror, entries: Sequence[Entry], *, complete: bool = False) -
     """
     if len(entries) > 1 and mirror == NOTHING:
         raise IntegrityError(
-            f"the record has {len(entries)} entries and the tracking store shows none: restore the store from "
-            "its backup, or begin a new record: `git branch -m openmed-record openmed-record-old`"
+            f"the record has {len(entries)} entries and the tracking store shows none: restore the store "
+            "from its backup, or begin a new record: `git branch -m openmed-record openmed-record-old`"
         )
     for position, (number, version, text) in enumerate(mirror.entries, start=1):
         if number > position:
