@@ -25,6 +25,7 @@ STUBS = {
         from types import SimpleNamespace
         from pipeline import ledger
         from pipeline.ledger import history
+        from pipeline.registry.reviews import keep_review
         from pipeline.tracking.store import EXPERIMENT, MODEL_NAME, connect
 
         def register_candidates(workspace, *, run_key, revision, started_by):
@@ -74,7 +75,8 @@ def project(toy) -> Path:  # noqa: F811
     for name, text in STUBS.items():
         (toy / name).parent.mkdir(parents=True, exist_ok=True)
         (toy / name).write_text(textwrap.dedent(text))
-    shutil.copy(ROOT / "pipeline/promotion/actions.py", toy / "pipeline/promotion/actions.py")
+    for name in ("pipeline/promotion/actions.py", "pipeline/registry/reviews.py"):
+        shutil.copy(ROOT / name, toy / name)
     git(toy, "add", "--all")
     git(toy, "-c", "user.name=Test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "R")
     return toy
