@@ -2,20 +2,8 @@ import pytest
 
 from openmed.errors import BadInput
 from pipeline import ledger
-from pipeline.tracking.store import MODEL_NAME, connect
 from pipeline.tracking.versions import aliases
 from tests.pipeline.conftest import crown
-
-
-@pytest.fixture
-def three(store):
-    """Three versions without a model: whoever decides here has it checked by nobody."""
-    with connect() as client:
-        client.create_registered_model(MODEL_NAME)
-        for _ in range(3):
-            run = client.create_run("1")
-            client.create_model_version(MODEL_NAME, run.info.artifact_uri, run.info.run_id)
-    return store
 
 
 def roll_back():
