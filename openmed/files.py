@@ -33,9 +33,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -149,7 +149,8 @@ def check_hashes(found: Mapping[str, str], recorded: Mapping[str, str], what: st
             raise IntegrityError(f"{path} of {what} {problem}: restore it from the backup")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Sees a file, or the names in a folder, onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

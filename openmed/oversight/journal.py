@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from openmed.errors import IntegrityError, ResourceError
-from openmed.files import sha256_bytes
+from openmed.files import sha256_bytes, sync
 from openmed.oversight.chain import DELETED, START, checked, end_of, lines_of, parsed
 
 _DAY_FILE = re.compile(r"\d{4}-\d\d-\d\d\.jsonl")
@@ -215,15 +215,7 @@ def _write(path: Path, data: bytes) -> int:
             left = left[os.write(descriptor, left) :]
         os.fdatasync(descriptor)
         if not size:
-            _sync_folder(path.parent)
+            sync(path.parent)
         return size + len(data)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
