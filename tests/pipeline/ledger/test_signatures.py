@@ -13,7 +13,6 @@ from pipeline.ledger import record, signatures
 from pipeline.ledger.entry import PROMOTED, SIGNED
 from pipeline.tracking.store import connect
 from tests.pipeline.keys import make_key, needs_openssh
-from tests.pipeline.ledger.test_decisions import three  # noqa: F401
 
 pytestmark = needs_openssh
 ROLES = {"clinical": "Reads films.", "technical": "Runs the pipeline."}
@@ -27,7 +26,7 @@ def keys(tmp_path_factory):
 
 
 @pytest.fixture
-def basis(keys, three):  # noqa: F811
+def basis(keys, three):
     """What the gates say of version 2, after whose plan both roles sign."""
     listed = {"clinical": [keys["adams"][1]], "technical": [keys["baker"][1], keys["adams"][1]]}
     options = {"plan_sha256": "1" * 64, "keys": listed}
