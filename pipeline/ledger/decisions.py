@@ -53,22 +53,25 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _DECISIONS = (*MOVES, REJECTED)
-_ATTEMPTS, _PAUSE_S, _GRACE_S = 50, 0.2, 5.0
+_PATIENCE_S, _PAUSE_S, _GRACE_S = 60.0, 0.2, 5.0
 _Asked = ParamSpec("_Asked")
 _Answer = TypeVar("_Answer")
 
 
 def _again(decide: Callable[_Asked, _Answer]) -> Callable[_Asked, _Answer]:
-    """Decides anew when another host has added to the record meanwhile."""
+    """Decides anew when another host has added to the record meanwhile, for a minute at most."""
 
     @wraps(decide)
     def retried(*args: _Asked.args, **options: _Asked.kwargs) -> _Answer:
-        for _ in range(_ATTEMPTS - 1):
+        until: float | None = None
+        while True:
             try:
                 return decide(*args, **options)
             except record.RecordMoved:
-                time.sleep(random.uniform(0, _PAUSE_S))
-        return decide(*args, **options)
+                until = until or time.monotonic() + _PATIENCE_S
+                if time.monotonic() > until:
+                    raise
+            time.sleep(random.uniform(0, _PAUSE_S))
 
     return retried
 

@@ -6,8 +6,10 @@ takes no push that is not on top of what it has.
 """
 
 import os
+import random
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,9 +20,12 @@ from openmed.errors import BadInput, IntegrityError, ResourceError
 from pipeline.settings.project import home, project_root, state_folder
 from pipeline.settings.variables import variables
 from pipeline.tools.git import environment, git, git_folder
+from pipeline.tools.processes import descendants, kill
 
 BRANCH = "openmed-record"
 _REF = f"refs/heads/{BRANCH}"
+# The last entry that the remote was seen to have, so that one which lacks it later is noticed.
+_SEEN = "refs/openmed/record-at-remote"
 # Of the same entries every host makes the same commits.
 _NOBODY = {
     f"GIT_{role}_{key}": value
@@ -34,6 +39,9 @@ _SETTINGS = (
     *("-c", "i18n.commitEncoding=UTF-8", "-c", "i18n.logOutputEncoding=UTF-8"),
     *("-c", "core.fsync=all", "-c", "core.filesRefLockTimeout=10000"),
 )
+_ASK_REMOTE = ("ls-remote", "fetch", "push")
+# A decision asks the remote some times, so whoever waits for one that hangs outlasts it.
+_REMOTE_ANSWERS_WITHIN_S, _REMOTE_LOCKED_S, _DECIDED_WITHIN_S = 60.0, 10.0, 300.0
 
 
 class RecordMoved(ResourceError):
@@ -105,12 +113,21 @@ def add(text: str, subject: str, at: str, parent: str | None) -> str:
 
 @contextmanager
 def exclusive() -> Iterator[None]:
-    """Lets one process of this machine decide at a time; a killed holder lets go."""
-    from filelock import FileLock
+    """Lets one process of this machine decide at a time; a killed holder lets go.
+
+    Raises:
+        ResourceError: Another one is at it for minutes, or the file cannot be written.
+    """
+    from filelock import FileLock, Timeout
 
     folder = _made()
     try:
-        lock = FileLock(folder / f"{BRANCH}.lock").acquire()
+        lock = FileLock(folder / f"{BRANCH}.lock").acquire(timeout=_DECIDED_WITHIN_S)
+    except Timeout as error:
+        raise ResourceError(
+            f"another process of this machine has held {error.lock_file} for {_DECIDED_WITHIN_S:g} s: end it "
+            "(`fuser` names it) and try again"
+        ) from None
     except OSError as error:
         raise ResourceError(
             f"the record of decisions in {folder} cannot be written: {error.strerror or error}"
@@ -169,14 +186,16 @@ def _made() -> Path:
 
 
 def _tip(folder: Path) -> str | None:
-    done = _run(folder, "rev-parse", "--verify", "--quiet", f"{_REF}^{{commit}}")
-    if done.returncode == 0:
-        return done.stdout.strip()
-    if done.returncode != 1 or done.stderr:
-        raise _refused(folder, done)
-    if (folder / _REF).exists():
+    if (tip := _commit(folder, _REF)) is None and (folder / _REF).exists():
         raise IntegrityError(f"{name()} is damaged: restore it from its remote or backup")
-    return None
+    return tip
+
+
+def _commit(folder: Path, reference: str) -> str | None:
+    done = _run(folder, "rev-parse", "--verify", "--quiet", reference)
+    if done.returncode not in (0, 1):
+        raise _refused(folder, done)
+    return done.stdout.strip() or None
 
 
 def _refuse_unfetched(folder: Path) -> None:
@@ -207,24 +226,32 @@ def _setting(folder: Path, key: str) -> str:
 
 def _fetch(folder: Path) -> None:
     """Moves the branch to that of the remote, where that one goes on from it."""
-    if not (remote := variables().record_remote) or not (theirs := _remote_tip(folder, remote)):
+    if not (remote := variables().record_remote):
         return
+    seen, theirs, ours = _commit(folder, _SEEN), _remote_tip(folder, remote), _tip(folder)
     # Entries that were written before the remote was set are pushed with the next one.
-    if (ours := _tip(folder)) and _contains(folder, theirs, ours):
-        return
-    # Not into the branch: git refuses that where somebody has checked it out.
-    _git(folder, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--refmap=", remote, _REF)
-    if ours and not _contains(folder, ours, theirs):
+    if theirs and not (ours and _contains(folder, theirs, ours)):
+        # Not into the branch: git refuses that where somebody has checked it out.
+        _git(folder, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--refmap=", remote, _REF)
+        if ours and not _contains(folder, ours, theirs):
+            raise IntegrityError(
+                f"{name()} and that of the remote say different things: one of them was rewritten; restore it"
+            )
+        try:
+            _move(folder, "fetched", theirs, ours)
+        except ResourceError:
+            if _tip(folder) == ours:
+                raise
+            # Another process of this machine has brought entries at the same time.
+            return _fetch(folder)
+    if ours and seen and seen != theirs and not (theirs and _contains(folder, seen, theirs)):
         raise IntegrityError(
-            f"{name()} and that of the remote say different things: one of them was rewritten; restore it"
+            f"the remote has lost entries of {name()}: its branch was deleted or set back; restore it there, "
+            f"or, also at a new remote, push the entries that are here: `git --git-dir={folder} push "
+            f"$OPENMED_RECORD_REMOTE {BRANCH}`"
         )
-    try:
-        _move(folder, "fetched", theirs, ours)
-    except ResourceError:
-        if _tip(folder) == ours:
-            raise
-        # Another process of this machine has brought entries at the same time.
-        _fetch(folder)
+    if theirs and theirs != seen:
+        _git(folder, "update-ref", _SEEN, theirs)
 
 
 def _remote_tip(folder: Path, remote: str) -> str:
@@ -234,21 +261,23 @@ def _remote_tip(folder: Path, remote: str) -> str:
 def _push(folder: Path, commit: str) -> None:
     if not (remote := variables().record_remote):
         return
-    try:
-        # A hook of the project is about its code: that of DVC pushes films.
-        _git(folder, "push", "--quiet", "--no-verify", remote, f"{commit}:{_REF}")
-    except ResourceError as error:
+    until = time.monotonic() + _REMOTE_LOCKED_S
+    # A hook of the project is about its code: that of DVC pushes films.
+    while (done := _run(folder, "push", "--quiet", "--no-verify", remote, f"{commit}:{_REF}")).returncode:
         if (theirs := _remote_tip(folder, remote)) == commit:
-            return  # it has taken it, and its answer got lost
+            break  # it has taken it, and its answer got lost
         if theirs and not _contains(folder, theirs, commit):
-            raise RecordMoved("the record was added to by another host: try again") from None
+            raise RecordMoved("the record was added to by another host: try again")
+        if not (lock := re.search(r"cannot lock .*?'([^']+\.lock)'", done.stderr)):
+            raise _refused(folder, done)
         # Whoever pushes at the same time has the branch locked, before it moves.
-        if "cannot lock" in str(error):
-            raise RecordMoved(
-                "the record is locked at the remote: try again; if nobody else decides, a git that was "
-                f"killed has left {_REF}.lock there, to be removed"
-            ) from None
-        raise
+        if time.monotonic() > until:
+            raise ResourceError(
+                f"the record is locked at the remote for {_REMOTE_LOCKED_S:g} s: a git that was killed has "
+                f"left {lock[1]} there, to be removed"
+            )
+        time.sleep(random.uniform(0, 0.2))
+    _git(folder, "update-ref", _SEEN, commit)
 
 
 def _git(folder: Path, *arguments: str, text: str | None = None, **variables: str) -> str:
@@ -261,16 +290,35 @@ def _git(folder: Path, *arguments: str, text: str | None = None, **variables: st
 def _run(
     folder: Path, *arguments: str, text: str | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["git", f"--git-dir={folder}", *_SETTINGS, *arguments],
-        env=environment() | _NOBODY | _UNATTENDED | variables,
-        input=text,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="surrogateescape",
-        check=False,
-    )
+    command = ["git", f"--git-dir={folder}", *_SETTINGS, *arguments]
+    within_s = _REMOTE_ANSWERS_WITHIN_S if arguments[0] in _ASK_REMOTE else None
+    try:
+        process = subprocess.Popen(
+            command,
+            env=environment() | _NOBODY | _UNATTENDED | variables,
+            stdin=None if text is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+    except FileNotFoundError:
+        raise ResourceError("git was not found on this machine; install it") from None
+    with process:
+        try:
+            output, said = process.communicate(text, within_s)
+        except BaseException as error:
+            # What git has started, such as ssh, would wait on.
+            kill(descendants([process.pid]))
+            process.kill()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise ResourceError(
+                    "the remote of the record of decisions (OPENMED_RECORD_REMOTE) has not answered within "
+                    f"{within_s:g} s: try again when it does"
+                ) from None
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, said)
 
 
 def _refused(folder: Path, done: subprocess.CompletedProcess[str]) -> ResourceError:

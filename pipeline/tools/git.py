@@ -21,8 +21,12 @@ _OF_A_HOOK = frozenset(
 
 
 def environment() -> dict[str, str]:
-    """Returns the environment without what a git hook tells of another repository: GIT_DIR and its like."""
-    own = {key: value for key, value in os.environ.items() if key not in _OF_A_HOOK}
+    """Returns the environment without what would have git talk of itself, or leads to another repository.
+
+    GIT_TRACE and its like do the first, GIT_DIR and its like, which a hook has, the second.
+    """
+    kept = (key for key in os.environ if key not in _OF_A_HOOK and not key.startswith("GIT_TRACE"))
+    own = {key: os.environ[key] for key in kept}
     return own | {"DVC_NO_ANALYTICS": "1"}
 
 

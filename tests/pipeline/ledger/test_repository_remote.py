@@ -1,9 +1,13 @@
 """What is usual between gits: clones that are behind or ahead, hooks, locks, checkouts, other languages."""
 
+import re
 import shutil
+import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from filelock import FileLock
 
 from openmed.errors import IntegrityError, ResourceError
 from pipeline import ledger
@@ -134,3 +138,70 @@ def test_a_repository_of_sha256_keeps_the_record_too(three, monkeypatch):
     monkeypatch.setenv("GIT_DEFAULT_HASH", "sha256")
     assert [decisions.show("1", SHOWN).number for _ in range(2)] == [1, 2]
     assert {len(commit) for commit in log(three / "record.git", "%H")} == {64}
+
+
+def test_a_remote_that_hangs_is_an_outage_and_leaves_no_process(hosts, remote, monkeypatch, tmp_path):
+    show(hosts[0], monkeypatch)
+    executable(remote / "hooks/pre-receive", f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    monkeypatch.setattr(repository, "_REMOTE_ANSWERS_WITHIN_S", 1.0)
+    began = time.monotonic()
+    with pytest.raises(ResourceError, match="has not answered within 1 s"):
+        show(hosts[0], monkeypatch)
+    assert time.monotonic() - began < 20
+    pid = (tmp_path / "pid").read_text().strip()
+    assert subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout[:1] in "Z"
+    executable(remote / "hooks/pre-receive", "exit 0")
+    assert show(hosts[0], monkeypatch).number == 2
+
+
+def test_a_decision_that_another_process_holds_up_ends_with_its_lock(hosts, monkeypatch):
+    show(hosts[0], monkeypatch)
+    lock = hosts[0] / f"project/.git/{repository.BRANCH}.lock"
+    monkeypatch.setattr(repository, "_DECIDED_WITHIN_S", 0.2)
+    with FileLock(lock), pytest.raises(ResourceError, match=f"has held {lock} for 0.2 s: end it"):
+        show(hosts[0], monkeypatch)
+    assert show(hosts[0], monkeypatch).number == 2
+
+
+def test_a_lock_that_a_killed_git_has_left_at_the_remote_is_named(hosts, remote, monkeypatch):
+    show(hosts[0], monkeypatch)
+    lock = remote / f"refs/heads/{repository.BRANCH}.lock"
+    lock.touch()
+    monkeypatch.setattr(repository, "_REMOTE_LOCKED_S", 0.5)
+    with pytest.raises(ResourceError, match=r"at the remote for 0.5 s: .* to be removed") as caught:
+        show(hosts[0], monkeypatch)
+    assert re.search(r"/remote\.git/\S*openmed-record\.lock there", str(caught.value))
+    lock.unlink()
+    assert show(hosts[0], monkeypatch).number == 2
+
+
+@pytest.mark.parametrize("way", ["deleted", "set back"])
+def test_entries_that_are_gone_at_the_remote_are_named(hosts, remote, monkeypatch, way):
+    for _ in range(2):
+        show(hosts[0], monkeypatch)
+    reference = f"refs/heads/{repository.BRANCH}"
+    git(remote, "update-ref", *(["-d", reference] if way == "deleted" else [reference, f"{reference}~1"]))
+    with pytest.raises(IntegrityError, match=r"remote has lost entries.*deleted or set back"):
+        show(hosts[0], monkeypatch)
+    with pytest.raises(IntegrityError, match=r"lost entries") as caught:
+        ledger.history()
+    command = re.search("`(.*)`", str(caught.value))[1]
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    assert show(hosts[0], monkeypatch).number == 3 and len(log(remote)) == 3
+
+
+def test_a_new_record_begins_where_the_old_one_was_put_away_at_both_sides(hosts, remote, monkeypatch):
+    show(hosts[0], monkeypatch)
+    for folder in (remote, hosts[0] / "project"):
+        git(folder, "branch", "-m", repository.BRANCH, "openmed-record-2026")
+    assert repository.texts() == (None, [])
+
+
+def test_git_that_tells_of_its_own_work_changes_nothing(hosts, remote, monkeypatch, tmp_path):
+    for name in ("GIT_TRACE", "GIT_TRACE2", "GIT_TRACE_SETUP", "GIT_TRACE_PACKET"):
+        monkeypatch.setenv(name, "1")
+    settings = tmp_path / "gitconfig"
+    settings.write_text("[trace2]\n\tnormalTarget = 2\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", str(settings))
+    assert show(hosts[0], monkeypatch).number == 1 and len(ledger.history()) == 1
