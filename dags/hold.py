@@ -33,7 +33,7 @@ BODY = """\
 
 The page with pictures: {page}
 
-A release needs a reason in the comment.
+A release needs a reason in the comment. {signing}
 """
 
 
@@ -43,7 +43,8 @@ class HoldOperator(QuestionOperator):
     def question(self, ti: Any) -> tuple[str, str]:
         """Shows what was announced."""
         announced = needed(ti, "tell")
-        return f"Version {announced['version']} is on hold: what shall follow?", BODY.format(**announced)
+        body = BODY.format(**announced, signing=signing(announced["version"]))
+        return f"Version {announced['version']} is on hold: what shall follow?", body
 
     def check(self, answer: Answer, ti: Any) -> None:
         """Refuses a release that the ledger would not take."""
@@ -51,6 +52,21 @@ class HoldOperator(QuestionOperator):
 
         if answer.option == RELEASE:
             ledger.signed(ledger.RELEASED, by=answer.by, reason=answer.comment)
+            if first := signing(needed(ti, "tell")["version"]):
+                raise BadInput(first)
+
+
+def signing(version: str) -> str:
+    """Says how a release is signed, which Airflow cannot; empty where it need not be, or is given already."""
+    from pipeline import ledger
+
+    enter_project()
+    if version not in ledger.on_hold() or not ledger.keys_in_force(ledger.history()):
+        return ""
+    return (
+        "The champion's change plan lists keys: first sign with `openmed registry release "
+        f"{version} --by NAME --reason TEXT --key PATH`, then answer Release"
+    )
 
 
 def answered(ti: Any, *options: str) -> Answer:
@@ -59,7 +75,7 @@ def answered(ti: Any, *options: str) -> Answer:
     Raises:
         AirflowFailException: Airflow's record has none, or another one.
     """
-    answer = answers(ti, {"hold": "ask"}).get("hold")
+    answer = answers(ti, {"hold": "ask"}, needed(ti, "tell")["accounts"]).get("hold")
     if answer is None or answer.option not in options:
         said = "no answer" if answer is None else f"the answer {answer.option!r}"
         raise AirflowFailException(
@@ -69,14 +85,19 @@ def answered(ti: Any, *options: str) -> Answer:
 
 
 @task(execution_timeout=timedelta(minutes=5), doc_md="Says what was announced.")
-def tell(*, triggering_asset_events: Any, ti: Any) -> dict[str, str]:
-    """Returns what the newest announcement says."""
+def tell(*, triggering_asset_events: Any, ti: Any) -> dict[str, Any]:
+    """Returns what the newest announcement says, and who may answer by the change plan of its version."""
+    from pipeline.promotion.actions import accounts
+
     announced = [event for events in dict(triggering_asset_events or {}).values() for event in events]
     if not announced:
         raise AirflowFailException("no hold was announced: this DAG is started by the DAG `score`")
     announcement = max(announced, key=lambda event: event.timestamp).extra
     logging.getLogger("airflow.task").warning(announcement["sentence"])
-    return hand_on(ti, {key: announcement[key] for key in ("version", "sentence", "page")})
+    enter_project()
+    with one_sentence():
+        named = {"accounts": accounts(announcement["version"])}
+    return hand_on(ti, named | {key: announcement[key] for key in ("version", "sentence", "page")})
 
 
 @task(
@@ -99,7 +120,7 @@ def keep(*, ti: Any) -> str:
     """Says that nothing changes."""
     with one_sentence():
         by = answered(ti, KEEP).by or "nobody: no answer came"
-    return f"Version {needed(ti, 'tell')['version']} stays on hold, by {by}."
+    return f"The hold of version {needed(ti, 'tell')['version']} is left as it is, by {by}."
 
 
 @task(pool="registry", execution_timeout=timedelta(minutes=30), doc_md="Takes the version off hold.")
@@ -112,7 +133,10 @@ def release(*, ti: Any) -> dict[str, Any]:
     with one_sentence():
         answer = answered(ti, RELEASE)
         standing = ledger.on_hold().get(version)
-        if standing is not None and datetime.fromisoformat(standing.at) > answer.at:
+        if standing is None:
+            # Signed on the command line, or released by a try of this task that was cut off.
+            return [each for each in ledger.history(version) if each.event == ledger.RELEASED][-1].to_json()
+        if datetime.fromisoformat(standing.at) > answer.at:
             raise BadInput(f"version {version} was put on hold again after this answer: answer the newer one")
         return ledger.release(version, by=answer.by, reason=answer.comment).to_json()
 
@@ -139,6 +163,7 @@ with DAG(
     question = HoldOperator(
         task_id="ask",
         role="hold",
+        about="tell",
         options=[KEEP, RELEASE, RETRAIN],
         options_mapping={KEEP: "keep", RELEASE: "release", RETRAIN: "retrain"},
         defaults=KEEP,

@@ -5,7 +5,7 @@ Airflow writes down of a response (who, when, who was asked) nobody can write th
 server, by an account that may read alone.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +19,9 @@ from openmed.files import read_json
 from pipeline.settings.variables import variables
 from pipeline.tools.airflow_client import AUDITOR, AirflowClient
 
+Accounts = Mapping[str, Sequence[str]]
+"""Role, or `hold` -> the accounts that may answer for it; for one that is not there anyone may."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -30,18 +33,17 @@ class Answer:
     at: datetime
 
     @classmethod
-    def of(cls, response: Mapping[str, Any], role: str) -> "Answer":
+    def of(cls, response: Mapping[str, Any], role: str, accounts: Accounts) -> "Answer":
         """Takes it from what Airflow says of a response.
 
         Raises:
             BadInput: It was given by somebody who is not named for the role.
         """
         user, at = response["responded_by_user"], response["responded_at"]
-        named = [each["id"] for each in named_people(role) or []]
-        if user and named and user["id"] not in named:
+        if user and user["id"] not in accounts.get(role, [user["id"]]):
             raise BadInput(
                 f"{user['name'] or user['id']} answered as {role} and is not named for it: see "
-                f"OPENMED_REVIEWERS_{role.upper()}"
+                f"protocol.accounts.{role} of the version's change plan"
             )
         return cls(
             option=response["chosen_options"][0],
@@ -51,13 +53,7 @@ class Answer:
         )
 
 
-def named_people(role: str) -> list[dict[str, str]] | None:
-    """Returns who may answer in a role: the users in OPENMED_REVIEWERS_<ROLE>, or None for anyone."""
-    names = [name.strip() for name in variables().reviewers.get(role.upper(), "").split(",")]
-    return [{"id": name, "name": name} for name in names if name] or None
-
-
-def answers(ti: Any, roles: Mapping[str, str]) -> dict[str, Answer]:
+def answers(ti: Any, roles: Mapping[str, str], accounts: Accounts) -> dict[str, Answer]:
     """Returns the answers to this run's questions: role -> answer, of those that were given.
 
     The roles are role -> task that asks. Nothing is taken from an XCom or from the state of a task.
@@ -68,7 +64,7 @@ def answers(ti: Any, roles: Mapping[str, str]) -> dict[str, Answer]:
     """
     responses = _airflow().responses(ti.dag_id, ti.run_id) if roles else {}
     return {
-        role: Answer.of(responses[task], role)
+        role: Answer.of(responses[task], role, accounts)
         for role, task in roles.items()
         if task in responses and responses[task]["response_received"]
     }

@@ -79,16 +79,19 @@ class ReviewOperator(QuestionOperator):
         return f"Shall version {judged['version']} become the champion?", body(judged, self.role)
 
     def check(self, answer: Answer, ti: Any) -> None:
-        """Refuses an answer that the ledger would not take."""
+        """Refuses an answer that the ledger would not take, such as a yes whose signature is missing."""
         from pipeline import ledger
 
         if answer.by is not None and answer.option == REJECT:
             ledger.signed(ledger.REJECTED, by=answer.by, reason=answer.comment)
         elif answer.by is not None:
             given = {role: REVIEWS[role] for role in self.earlier}
-            said = {**answers(ti, given), self.role: answer}
-            people = ledger.Approval.of(*approval(said)).people
-            ledger.Basis.of(needed(ti, "gate")).check_people(people)
+            said = {**answers(ti, given, self.accounts(ti)), self.role: answer}
+            approved, basis = ledger.Approval.of(*approval(said)), ledger.Basis.of(needed(ti, "gate"))
+            basis.check_people(approved.people)
+            if basis.keys:
+                enter_project()
+                basis.approved(ledger.history(), approved)
 
     def record(self, answer: Answer, ti: Any) -> None:
         """Writes a no into the record: nobody who marks or clears a task takes it back."""
@@ -128,7 +131,7 @@ def approvals(ti: Any) -> dict[str, Answer]:
     Raises:
         AirflowFailException: Airflow's record lacks one, or has a no.
     """
-    given = answers(ti, REVIEWS)
+    given = answers(ti, REVIEWS, needed(ti, "gate")["accounts"])
     for role in REVIEWS:
         if role not in given:
             raise AirflowFailException(
@@ -220,7 +223,7 @@ def reject(*, ti: Any) -> dict[str, Any]:
     judged = needed(ti, "gate")
     enter_project()
     with one_sentence():
-        by, reason = refusal(judged, answers(ti, REVIEWS))
+        by, reason = refusal(judged, answers(ti, REVIEWS, judged["accounts"]))
         return hand_on(ti, ledger.reject(judged["version"], by=by, reason=reason).to_json())
 
 
@@ -272,6 +275,7 @@ def review_tasks() -> list[ReviewOperator]:
             ReviewOperator(
                 task_id=role,
                 role=role,
+                about="gate",
                 earlier=list(REVIEWS)[:number],
                 options=[APPROVE, REJECT],
                 options_mapping={APPROVE: following[number], REJECT: "reject"},

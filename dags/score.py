@@ -7,6 +7,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, CronTriggerTimetable, Metadata, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
+from handing import hand_on, needed
 from stage_operator import HOME, TIMEZONE, enter_project, one_sentence
 
 from pipeline.settings.variables import variables
@@ -55,7 +56,7 @@ def score(*, params: dict[str, Any]) -> dict[str, Any]:
     doc_md="Judges the champion on the films that it scored last. The page is `watch/watch.html` of the "
     "state folder.",
 )
-def watch() -> dict[str, Any]:
+def watch(*, ti: Any) -> dict[str, Any]:
     """Returns the verdict and its sentence, which name no film and no patient."""
     from pipeline.monitoring import watch as judge
 
@@ -65,13 +66,13 @@ def watch() -> dict[str, Any]:
     if result.verdict == "WARNING":
         logging.getLogger("airflow.task").warning(result.sentence)
     keys = ("version", "verdict", "news", "sentence", "films", "hold")
-    return {**{key: getattr(result, key) for key in keys}, "page": str(result.page)}
+    return hand_on(ti, {**{key: getattr(result, key) for key in keys}, "page": str(result.page)})
 
 
 @task.short_circuit(doc_md="Goes on only when the champion did not stay within its plan.")
 def outside(*, ti: Any) -> bool:
     """Tells whether people have to look."""
-    return ti.xcom_pull(task_ids="watch")["verdict"] == "FAIL"
+    return needed(ti, "watch")["verdict"] == "FAIL"
 
 
 @task(
@@ -81,14 +82,14 @@ def outside(*, ti: Any) -> bool:
 )
 def announce(*, ti: Any) -> Any:
     """Emits the asset of the hold."""
-    result = ti.xcom_pull(task_ids="watch")
+    result = needed(ti, "watch")
     yield Metadata(HOLD, {key: result[key] for key in ("version", "sentence", "page")})
 
 
 @task.short_circuit(doc_md="Goes on only when labels are needed, and the last watch did not say so.")
 def doubtful(*, ti: Any) -> bool:
     """Tells whether labels are newly needed."""
-    result = ti.xcom_pull(task_ids="watch")
+    result = needed(ti, "watch")
     return result["verdict"] == "WARNING" and result["news"]
 
 
@@ -100,7 +101,7 @@ def ask_for_labels(*, ti: Any) -> bool:
     """Returns whether there was somewhere to post it."""
     from pipeline.tools.alert import send_alert
 
-    result = ti.xcom_pull(task_ids="watch")
+    result = needed(ti, "watch")
     with one_sentence():
         return send_alert(f"OpenMed: {result['sentence']}")
 

@@ -79,6 +79,7 @@ def write_plan(folder: Path, roles: tuple[str, ...] = ("clinical", "technical"))
     no_floors = dict.fromkeys(evaluation["stress"]["site_floors"], 0.0)
     evaluation["stress"] = dict.fromkeys(evaluation["stress"], 1.0) | {"site_floors": no_floors}
     plan["protocol"]["reviewers"] = dict.fromkeys(roles, "Decides.")
+    plan["protocol"].pop("accounts")
     (folder / "change_plan.yaml").write_text(yaml.safe_dump(plan))
 
 

@@ -13,10 +13,10 @@ def table() -> str:
     """Returns the table in Markdown, in the order of the class."""
     lines = ["| Variable | Default | What it says |", "|---|---|---|"]
     for field in Variables.model_fields.values():
-        name = f"{field.validation_alias}_<ROLE>" if field.default == {} else str(field.validation_alias)
         default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
         lines.append(
-            f"| `{name}` | {f'`{default}`' if default else ''} | {' '.join(str(field.description).split())} |"
+            f"| `{field.validation_alias}` | {f'`{default}`' if default else ''} | "
+            f"{' '.join(str(field.description).split())} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -26,5 +26,5 @@ from pipeline.ledger.decisions import (
     sign,
 )
 from pipeline.ledger.entry import ADOPTED, PROMOTED, REGISTERED, REJECTED, RELEASED, RESTORED, Entry
-from pipeline.ledger.signatures import NO_KEY, Caller
+from pipeline.ledger.signatures import NO_KEY, Caller, keys_in_force
 from pipeline.ledger.story import story

@@ -220,6 +220,8 @@ class Basis:
             if (each.event, each.version, each.content.get("role")) == (SIGNED, self.version, role)
             and same_person(each.by, name)
         ]
+        if not given and role not in self.keys:
+            return {}
         by, signature = (given[-1].by, given[-1].content["signature"]) if given else (name, None)
         try:
             found = self.check_signer(entries, role, by, signature)

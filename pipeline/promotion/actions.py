@@ -17,6 +17,7 @@ from pipeline.promotion.gates.verdict import judge_version
 from pipeline.promotion.judgement import Judgement
 from pipeline.promotion.markdown import film_tables, gate_tables
 from pipeline.promotion.review import build_review
+from pipeline.settings.plan import PLAN_FILE, load_plan
 
 
 def gate(version: str, *, workspace: Path | None = None) -> Judgement:
@@ -112,6 +113,14 @@ def sign(version: str, *, role: str, by: str, caller: ledger.Caller) -> ledger.E
     return ledger.sign(
         version, role=role, by=by, caller=caller, judge=lambda: ledger.Basis.of(vars(gate(version)))
     )
+
+
+def accounts(version: str) -> dict[str, list[str]]:
+    """Returns the accounts of Airflow that may answer by the change plan of a version.
+
+    Role, or `hold` -> accounts; of those that not anyone may answer for.
+    """
+    return load_plan(registry.logged_files(version).get(PLAN_FILE)).protocol.answering
 
 
 def check_starter(versions: Sequence[str], by: str | None) -> None:

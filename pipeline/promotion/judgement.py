@@ -27,6 +27,7 @@ class Judgement:
         started_login: The system's login that this name was given under, None where it is not known.
         plan_sha256: Hash of its change plan.
         keys: Role -> keys that may sign for it; of the roles that sign.
+        accounts: Role, or `hold` -> accounts of Airflow that may answer; where it is missing anyone may.
         films_markdown: Counts the films to look at, with pictures of some where a server has them.
         report: Path or address; None if there is none.
         review: Where the page for reviewers can be opened; None where none was made.
@@ -50,6 +51,7 @@ class Judgement:
     started_login: str | None = None
     plan_sha256: str = ""
     keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    accounts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     films_markdown: str = ""
     report: str | None = None
     review: str | None = None

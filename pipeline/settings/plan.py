@@ -11,7 +11,7 @@ from pipeline.settings.params import Section, Share
 from pipeline.settings.yaml_file import first_problem, read_settings
 
 PLAN_FILE = "change_plan.yaml"
-LOGIN = "login"
+LOGIN, ANYONE, HOLD = "login", "anyone", "hold"
 Text = Annotated[str, Field(min_length=1)]
 # A line of OpenSSH's allowed_signers, with one plain name: patterns would name anybody.
 AllowedSigner = Annotated[
@@ -20,6 +20,8 @@ AllowedSigner = Annotated[
         pattern=r"^[^\s#*?!,\"]+ ([^\n\r]+ )?(ssh|ecdsa|sk-ssh|sk-ecdsa)-\S+ [A-Za-z0-9+/]+=*( [^\n\r]*)?$"
     ),
 ]
+# The name of an account, as whoever logs in gives it.
+Account = Annotated[str, Field(pattern=r"^[^\s,]+$")]
 
 
 class Modifications(Section):
@@ -135,16 +137,35 @@ class Protocol(Section):
     reviewers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z_]*$")], Text] = Field(min_length=1)
     # Role -> the keys one of which must sign its yes, or that a login is enough, as in plans of before.
     keys: dict[str, Literal["login"] | tuple[AllowedSigner, ...]] = Field(default_factory=dict)
+    # Role, or `hold` -> the accounts of Airflow that may answer; in plans of before anyone may.
+    accounts: dict[str, Literal["anyone"] | Annotated[tuple[Account, ...], Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
 
     @property
     def signing(self) -> dict[str, list[str]]:
         """The roles that sign, each with its keys."""
         return {role: list(lines) for role, lines in self.keys.items() if lines != LOGIN}
 
+    @property
+    def answering(self) -> dict[str, list[str]]:
+        """The accounts of each role, and of `hold`, that not anyone may answer for."""
+        return {role: list(names) for role, names in self.accounts.items() if names != ANYONE}
+
     @model_validator(mode="after")
     def _known_roles(self) -> "Protocol":
-        if unknown := sorted(self.signing.keys() - self.reviewers.keys()):
-            raise ValueError(f"keys.{unknown[0]}: the plan has no such role among its reviewers")
+        asked = {*self.reviewers, HOLD}
+        for name, unknown in (
+            ("keys", self.signing.keys() - self.reviewers),
+            ("accounts", self.accounts.keys() - asked),
+        ):
+            if unknown:
+                raise ValueError(f"{name}.{min(unknown)}: the plan has no such role among its reviewers")
+        if self.accounts and (missing := asked - self.accounts.keys()):
+            raise ValueError(f"accounts.{min(missing)}: say who may answer, a list of accounts or `{ANYONE}`")
+        for role, names in self.answering.items():
+            if ANYONE in names:
+                raise ValueError(f"accounts.{role}: `{ANYONE}` stands alone and not in a list")
         return self
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from openmed.errors import BadInput
 from pipeline.settings.yaml_file import first_problem
@@ -23,8 +23,6 @@ class Variables(BaseSettings):
         alias_generator=lambda name: f"OPENMED_{name.upper()}",
         case_sensitive=True,
         env_ignore_empty=True,
-        env_nested_delimiter="_",
-        env_nested_max_split=1,
         frozen=True,
         use_attribute_docstrings=True,
     )
@@ -63,9 +61,6 @@ class Variables(BaseSettings):
     """Folder of the films to score; default: `incoming` of the state folder."""
     keep_workspaces_days: Annotated[float, Field(ge=0)] = 14
     """Days that the workspace of a failed retraining is kept."""
-    reviewers: Annotated[dict[str, str], NoDecode] = {}
-    """One for each role of the change plan and for `HOLD`: the users of Airflow who may answer, separated by
-    commas; default: anyone."""
 
 
 SECRETS = tuple(
@@ -74,14 +69,22 @@ SECRETS = tuple(
     if SecretStr in (field.annotation, *get_args(field.annotation))
 )
 """The variables whose values are secrets."""
+_NOW_IN_THE_PLAN = "OPENMED_REVIEWERS_"
 
 
 def variables() -> Variables:
     """Reads the environment.
 
     Raises:
-        BadInput: A variable has an impossible value, or names a file that holds no secret.
+        BadInput: A variable has an impossible value, names a file that holds no secret, or is of before.
     """
+    for name, value in os.environ.items():
+        if name.startswith(_NOW_IN_THE_PLAN) and value:
+            role = name.removeprefix(_NOW_IN_THE_PLAN).lower() or "ROLE"
+            raise BadInput(
+                f"{name} is set, which counts no longer: name the accounts in protocol.accounts.{role} of "
+                "change_plan.yaml, commit it, and take the variable away"
+            )
     try:
         return _read(
             frozenset(item for item in os.environ.items() if item[0].startswith("OPENMED_")),

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from openmed.errors import BadInput, ResourceError
@@ -145,14 +146,19 @@ def test_silence_is_a_no_and_nobody_is_promoted_without_the_yes_of_every_role(da
     assert promote.get_task("reject").upstream_task_ids == asked
 
 
-def test_reviewers_may_be_named_for_each_role(monkeypatch):
-    from people import named_people
+def test_airflow_asks_the_accounts_that_the_plan_of_the_version_names(dags, monkeypatch):
+    asked = []
 
-    assert named_people("clinical") is None
-    monkeypatch.setenv("OPENMED_REVIEWERS_CLINICAL", "ada, ben")
-    found = named_people("clinical")
-    assert found == [{"id": "ada", "name": "ada"}, {"id": "ben", "name": "ben"}]
-    assert named_people("technical") is None
+    def ask(self, context):
+        asked.append(self.assigned_users)
+
+    monkeypatch.setattr(HITLOperator, "execute", ask)
+    for named in ({}, {"clinical": ["ada", "ben"]}):
+        handed = Handed(gate=GATE | {"accounts": named})
+        for role in ("clinical", "technical"):
+            dags["promote"].get_task(f"review.{role}").execute({"ti": handed})
+    ada, ben = ({"id": name, "name": name} for name in ("ada", "ben"))
+    assert asked == [[], [], [ada, ben], []]
 
 
 @pytest.mark.parametrize(
@@ -177,10 +183,10 @@ def test_an_answer_that_cannot_count_is_asked_for_again(dags, monkeypatch, answe
     keep(monkeypatch, clinical=response(name="ben"))
     handed = Handed(gate=GATE)
     if problem is None:
-        review.check(Answer.of(answer, "technical"), handed)
+        review.check(Answer.of(answer, "technical", {}), handed)
         return
     with pytest.raises(BadInput, match=problem):
-        review.check(Answer.of(answer, "technical"), handed)
+        review.check(Answer.of(answer, "technical", {}), handed)
 
 
 def test_the_newest_candidate_is_judged_unless_one_is_named():
@@ -275,7 +281,7 @@ GATE = {
         "started_login": None,
     },
     "reviewers": {"clinical": "Reads films.", "technical": "Runs the pipeline."},
-    **{"refused": [], "table_markdown": "| gate |", "films_markdown": ""},
+    **{"accounts": {}, "refused": [], "table_markdown": "| gate |", "films_markdown": ""},
 }
 
 

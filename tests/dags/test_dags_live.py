@@ -11,6 +11,8 @@ from pipeline.monitoring.watching import Watch
 from tests.dags.runs import Handed, keep, response
 from tests.dags.test_dags import dags  # noqa: F401
 
+TOLD = {"version": "3", "sentence": "Version 3 drifts.", "page": "watch.html", "accounts": {}}
+
 
 @pytest.fixture
 def untouched(monkeypatch):
@@ -110,20 +112,26 @@ def test_watching_tells_the_verdict_and_no_films(monkeypatch, untouched):
         )
     )
     monkeypatch.setattr(live, "watch", lambda home: Watch(**found | rest))
-    assert score.watch.function() == found
-    told = list(score.announce.function(ti=Handed(watch=found)))
+    ti = Handed()
+    ti.task_id = "watch"
+    ti.written["watch"] = score.watch.function(ti=ti)
+    assert ti.written["watch"] == found
+    told = list(score.announce.function(ti=ti))
     assert told[0].extra == {"version": "1", "sentence": "s", "page": "p"}
 
 
-def test_a_release_needs_a_reason(dags):  # noqa: F811
+def test_a_release_needs_a_reason(dags, monkeypatch, untouched):  # noqa: F811
     import hold
     from people import Answer
 
-    ask = dags["hold"].get_task("ask")
+    from pipeline import ledger
+
+    monkeypatch.setattr(ledger, "on_hold", dict)
+    ask, handed = dags["hold"].get_task("ask"), Handed(tell=TOLD)
     with pytest.raises(BadInput, match="a release needs a reason: say why"):
-        ask.check(Answer.of(response(hold.RELEASE, comment=" "), "hold"), None)
-    ask.check(Answer.of(response(hold.RELEASE, comment="checked"), "hold"), None)
-    ask.check(Answer.of(response(hold.KEEP), "hold"), None)
+        ask.check(Answer.of(response(hold.RELEASE, comment=" "), "hold", {}), handed)
+    ask.check(Answer.of(response(hold.RELEASE, comment="checked"), "hold", {}), handed)
+    ask.check(Answer.of(response(hold.KEEP), "hold", {}), handed)
 
 
 def test_the_message_is_sent_beside_the_question_not_before_it(dags, monkeypatch):  # noqa: F811
@@ -139,8 +147,10 @@ def test_the_message_is_sent_beside_the_question_not_before_it(dags, monkeypatch
     assert dags["hold"].get_task("alert").downstream_task_ids == set()
 
 
-def test_people_are_told_of_the_newest_hold():
+def test_people_are_told_of_the_newest_hold(monkeypatch, untouched):
     import hold
+
+    from pipeline.promotion import actions
 
     def event(version, day):
         extra = {"version": version, "sentence": f"Version {version} drifts.", "page": "watch.html"}
@@ -148,8 +158,9 @@ def test_people_are_told_of_the_newest_hold():
 
     ti = SimpleNamespace(dag_id="hold", run_id="r", task_id="tell")
     events = {"openmed_hold": [event("3", 2), event("2", 1)]}
+    monkeypatch.setattr(actions, "accounts", lambda version: {"hold": [f"ward of {version}"]})
     told = hold.tell.function(triggering_asset_events=events, ti=ti)
-    assert told == {"version": "3", "sentence": "Version 3 drifts.", "page": "watch.html"}
+    assert told == TOLD | {"accounts": {"hold": ["ward of 3"]}}
     with pytest.raises(AirflowFailException, match="no hold was announced"):
         hold.tell.function(triggering_asset_events={}, ti=ti)
 
@@ -165,12 +176,14 @@ def test_the_answer_is_carried_out_in_the_name_of_who_gave_it(monkeypatch, untou
     monkeypatch.setattr(ledger, "release", release)
     held = ledger.Entry(8, "2026-01-01T00:00:00Z", "held", "3", {"by": "monitoring", "reason": "drift"}, "")
     monkeypatch.setattr(ledger, "on_hold", lambda: {"3": held})
-    handed = Handed(tell={"version": "3"})
+    handed = Handed(tell=TOLD)
     keep(monkeypatch, ask=response(hold.RELEASE, comment="checked"))
     done = hold.release.function(ti=handed)
     assert (done["version"], done["content"]) == ("3", {"by": "ada", "reason": "checked"})
     keep(monkeypatch, ask=response(hold.KEEP, name=None))
-    assert hold.keep.function(ti=handed) == "Version 3 stays on hold, by nobody: no answer came."
+    assert (
+        hold.keep.function(ti=handed) == "The hold of version 3 is left as it is, by nobody: no answer came."
+    )
     keep(monkeypatch, ask=response(hold.RETRAIN))
     event = next(hold.retrain.function(ti=handed))
     assert event.extra == {"reason": "version 3 is on hold", "started_by": ["ada"]}
@@ -179,7 +192,7 @@ def test_the_answer_is_carried_out_in_the_name_of_who_gave_it(monkeypatch, untou
 def test_what_nobody_answered_is_not_done_whatever_the_states_say(monkeypatch):
     import hold
 
-    handed = Handed(tell={"version": "3"})
+    handed = Handed(tell=TOLD)
     keep(monkeypatch)
     for function in (
         hold.keep.function,
@@ -204,4 +217,4 @@ def test_an_answer_releases_no_later_hold(monkeypatch, untouched):
     monkeypatch.setattr(ledger, "on_hold", lambda: {"3": held})
     keep(monkeypatch, ask=response(hold.RELEASE, comment="checked"))
     with pytest.raises(AirflowFailException, match="version 3 was put on hold again after this answer"):
-        hold.release.function(ti=Handed(tell={"version": "3"}))
+        hold.release.function(ti=Handed(tell=TOLD))

@@ -50,6 +50,7 @@ STUBS = {
                 verdict="PASS", grounds="", gates=[], comparison=[], note="", films_compared=0,
                 films_left_out=0, limits=[], reviewers={"clinical": "Films.", "technical": "Code."},
                 started_by=ledger.history(version)[0].content["started_by"] or None,
+                accounts={"clinical": ["reviewer"], "technical": ["engineer"]},
             )
             return judged, None, None
         """,
@@ -142,8 +143,6 @@ def newest(client, dag: str, known: int) -> str:
 @pytest.mark.timeout(900)
 def test_no_account_of_role_user_moves_the_champion(project, tmp_path, monkeypatch):
     home = tmp_path / "home"
-    monkeypatch.setenv("OPENMED_REVIEWERS_CLINICAL", "reviewer")
-    monkeypatch.setenv("OPENMED_REVIEWERS_TECHNICAL", "engineer")
     with Services(project, home, mlflow_port=None, schedule="off") as running:
         running.wait_healthy(180)
         for dag in ("retrain", "promote"):

@@ -52,6 +52,7 @@ def judge_version(version: str, workspace: Path | None) -> tuple[Judgement, Evid
         started_login=evidence.tags.get("started_login"),
         plan_sha256=evidence.plan_sha256,
         keys=evidence.plan.protocol.signing,
+        accounts=evidence.plan.protocol.answering,
         report=registry.report_address(version),
     )
     judged = replace(judged, table_markdown=gate_tables(judged))

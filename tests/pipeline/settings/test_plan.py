@@ -153,3 +153,43 @@ def test_a_line_that_names_nobody_or_anybody_is_no_key(tmp_path, line):
 def test_keys_of_a_role_that_the_plan_does_not_have_are_refused(tmp_path):
     with pytest.raises(BadInput, match=r"keys\.chief: the plan has no such role among its reviewers"):
         with_keys(tmp_path, {"chief": [f"ada@site {KEY}"]})
+
+
+def with_accounts(tmp_path, accounts):
+    plan = yaml.safe_load((ROOT / "change_plan.yaml").read_text())
+    plan["protocol"].pop("accounts")
+    plan["protocol"] |= {} if accounts is None else {"accounts": accounts}
+    (tmp_path / "change_plan.yaml").write_text(yaml.safe_dump(plan))
+    return load_plan(tmp_path / "change_plan.yaml").protocol.answering
+
+
+def test_the_plan_says_which_accounts_may_answer(tmp_path):
+    assert load_plan(ROOT / "change_plan.yaml").protocol.answering == {}
+    production = {"clinical": ["reviewer"], "technical": ["engineer"], "hold": ["reviewer", "engineer"]}
+    assert load_plan(ROOT / "change_plan.production.yaml").protocol.answering == production
+    # A plan of before.
+    assert with_accounts(tmp_path, None) == {}
+    accounts = {"clinical": ["ada", "ben@site"], "technical": "anyone", "hold": "anyone"}
+    assert with_accounts(tmp_path, accounts) == {"clinical": ["ada", "ben@site"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"chief": ["ada"]}, r"accounts\.chief: the plan has no such role among its reviewers"),
+        ({"chief": "anyone"}, r"accounts\.chief: the plan has no such role among its reviewers"),
+        ({"clinical": None}, r"accounts\.clinical: say who may answer, a list of accounts or `anyone`"),
+        ({"hold": None}, r"accounts\.hold: say who may answer"),
+        ({"clinical": ["ada", "anyone"]}, r"accounts\.clinical: `anyone` stands alone and not in a list"),
+        ({"clinical": []}, r"protocol\.accounts\.clinical"),
+        ({"clinical": "ada"}, r"protocol\.accounts\.clinical\..*'anyone'"),
+        ({"clinical": "Anyone"}, r"protocol\.accounts\.clinical"),
+        ({"clinical": [""]}, r"protocol\.accounts\.clinical"),
+        ({"clinical": ["ada, ben"]}, r"protocol\.accounts\.clinical"),
+        ({"clinical": [7]}, r"protocol\.accounts\.clinical"),
+    ],
+)
+def test_a_mistyped_role_or_account_lets_nobody_answer(tmp_path, change, said):
+    accounts = {"clinical": ["ada"], "technical": "anyone", "hold": "anyone"} | change
+    with pytest.raises(BadInput, match=said):
+        with_accounts(tmp_path, {role: names for role, names in accounts.items() if names is not None})
