@@ -158,7 +158,7 @@ def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champio
     assert champion["approved_by"] == f"{REVIEWER} (clinical), {ENGINEER} (technical)"
     assert "started by admin" in told(home, "registry", "show", champion["version"])
     verified = json.loads(told(home, "registry", "verify", champion["version"], "--json"))
-    assert len(verified) == 11 and {link["problem"] for link in verified} == {None}
+    assert len(verified) == 12 and {link["problem"] for link in verified} == {None}
     films = unseen_films(tmp_path)
     result = json.loads(told(home, "evaluate", "models:/openmed-cxr@champion", films, "--json"))
     assert result["n"] == 40

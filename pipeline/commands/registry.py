@@ -102,10 +102,10 @@ def verify(version: Version, as_json: Json = False) -> None:
     number = version_at(version)
     links = check(number)
     if as_json:
-        print_json([{"link": link.name, "problem": link.problem} for link in links])
+        print_json([{"link": name, "problem": broken, "unchecked": why} for name, broken, why in links])
     else:
-        for link in links:
-            print(f"{'broken' if link.problem else 'intact'}  {link.name}")
+        for name, broken, why in links:
+            print(f"unknown  {name}: {why}" if why else f"{'broken' if broken else 'intact'}  {name}")
     if problem := links[-1].problem:
         raise IntegrityError(f"version {number}, {links[-1].name}: {problem}")
 

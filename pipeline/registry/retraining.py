@@ -160,19 +160,25 @@ def check_committed(workspace: Path, revision: str) -> None:
     commit = git(workspace, "rev-parse", "--verify", "HEAD")
     if commit != revision:
         raise BadInput(f"{workspace} stands on commit {commit}, not on {revision}: retrain from that commit")
-    if committed(workspace, commit, PLAN_FILE) != (workspace / PLAN_FILE).read_text("utf-8").strip():
-        raise BadInput(
-            f"{PLAN_FILE} in {workspace} is not that of commit {commit[:12]}: commit the plan, then retrain"
-        )
-    text = committed(workspace, commit, "params.yaml")
+    files = (workspace / PLAN_FILE, workspace / "params.yaml")
+    if edited := edited_since(workspace, commit, *files, what=str(workspace)):
+        raise BadInput(f"{edited}: commit plan and settings, then retrain")
+
+
+def edited_since(root: Path, commit: str, plan: Path | None, params: Path, *, what: str) -> str | None:
+    """Says what of a change plan, if there is one, and of settings is not as a commit has it."""
+    if plan is not None and committed(root, commit, PLAN_FILE) != plan.read_text("utf-8").strip():
+        return f"{PLAN_FILE} of {what} is not that of commit {commit[:12]}"
+    text = committed(root, commit, "params.yaml")
     before = dict(flat(parse_yaml(text, f"params.yaml of commit {commit[:12]}")))
-    after = dict(flat(read_mapping(workspace / "params.yaml")))
-    keys = sorted((before.keys() | after.keys()) - _CHOSEN)
-    if edited := [key for key in keys if before.get(key) != after.get(key)]:
-        raise BadInput(
-            f"{edited[0]} in params.yaml of {workspace} is {after.get(edited[0], 'not set')}, but "
-            f"{before.get(edited[0], 'not set')} in commit {commit[:12]}: commit the settings, then retrain"
-        )
+    after = dict(flat(read_mapping(params)))
+    for key in sorted((before.keys() | after.keys()) - _CHOSEN):
+        if before.get(key) != after.get(key):
+            return (
+                f"{key} in params.yaml of {what} is {after.get(key, 'not set')}, but "
+                f"{before.get(key, 'not set')} in commit {commit[:12]}"
+            )
+    return None
 
 
 def _numbered(films: "pd.DataFrame", letter: str) -> dict[str, str]:

@@ -5,13 +5,14 @@ of decisions, never against another thing that could have been changed along wit
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from openmed.errors import IntegrityError, OpenMedError, ResourceError
+from openmed.errors import BadInput, IntegrityError, OpenMedError, ResourceError
 from openmed.files import check_hashes, hashes_below, read_json, sha256_bytes
 from pipeline.ledger import mirror, record, repository
 from pipeline.ledger.champion import settled, standing_hold, steady, tags_of, verdict_problem
@@ -21,11 +22,14 @@ from pipeline.ledger.signatures import check_entry
 from pipeline.registry.evidence import numbers, settings
 from pipeline.registry.models import check_files, load_predictor
 from pipeline.registry.recomputed import check_external, check_verdict, same
+from pipeline.registry.retraining import edited_since
 from pipeline.registry.reviews import REVIEWS
 from pipeline.settings.plan import LOGIN, PLAN_FILE
+from pipeline.settings.project import project_root
 from pipeline.settings.yaml_file import read_yaml
+from pipeline.tools.git import git
 from pipeline.tracking.store import ENTRY_TAG, MODEL_NAME, connect, fetched
-from pipeline.tracking.versions import artifact, find
+from pipeline.tracking.versions import artifact, find, logged_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,12 +45,12 @@ _DECIDED = (
 _ORIGIN = ("run_key", "revision", "data_md5", "started_by")
 
 
-@dataclass(frozen=True)
-class Link:
-    """One link of the chain: what it covers, and what is wrong with it or None."""
+class Link(NamedTuple):
+    """One link of the chain: what it covers, what is wrong with it or None, and why it was not checked."""
 
     name: str
     problem: str | None
+    unchecked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def verify(version: str) -> list[Link]:
             chain = _Chain(client, entries, shown, registered, problem)
         links = [Link("record of decisions", None)]
         for name, check in _LINKS.items():
-            links.append(Link(name, _problem(check, chain)))
+            links.append(_checked(name, check, chain))
             if links[-1].problem:
                 break
     return links
@@ -121,16 +125,15 @@ def check(version: str) -> None:
             raise IntegrityError(link.problem)
 
 
-def _problem(check: Callable[[_Chain], None], chain: _Chain) -> str | None:
+def _checked(name: str, check: Callable[[_Chain], str | None], chain: _Chain) -> Link:
     try:
-        check(chain)
+        return Link(name, None, check(chain))
     except ResourceError:
         raise
     except OpenMedError as error:
-        return str(error)
+        return Link(name, str(error))
     except (KeyError, TypeError, ValueError) as error:
-        return f"it cannot be read ({type(error).__name__}): restore the registry from its backup"
-    return None
+        return Link(name, f"it cannot be read ({type(error).__name__}): restore the registry from its backup")
 
 
 def _registration(chain: _Chain) -> None:
@@ -188,6 +191,23 @@ def _evidence(chain: _Chain) -> None:
             f"metric {key} at step {step} in MLflow is not what was recorded: restore the registry from its "
             "backup"
         )
+
+
+def _commit(chain: _Chain) -> str | None:
+    """Change plan and settings, as the commit that the version names has them."""
+    commit, files = chain.version.tags["revision"], logged_files(chain.number)
+    try:
+        # By its whole hash: a name may lead to another commit by now.
+        if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", commit):
+            raise BadInput(f"{commit} is no commit's hash")
+        root = project_root()
+        git(root, "--no-replace-objects", "cat-file", "commit", commit)
+    except BadInput:
+        return f"the project here has no commit {commit}: ask where it is, or fetch it"
+    plan, params = files.find(PLAN_FILE), files.get("params.yaml")
+    if edited := edited_since(root, commit, plan, params, what=chain.what):
+        raise IntegrityError(f"{edited}: it was registered otherwise than it was committed; retrain")
+    return None
 
 
 def _control(chain: _Chain) -> None:
@@ -251,10 +271,11 @@ def _champion(chain: _Chain) -> None:
         )
 
 
-_LINKS: dict[str, Callable[[_Chain], None]] = {
+_LINKS: dict[str, Callable[[_Chain], str | None]] = {
     "registration": _registration,
     "data, code, settings and split": _origin,
     "evidence": _evidence,
+    "plan and settings of the commit": _commit,
     "model": lambda chain: check_files(chain.client, chain.version),
     "control set": _control,
     "verdict": _verdict,

@@ -384,7 +384,7 @@ def test_a_promotion_that_was_killed_is_finished_by_its_retry(stage, monkeypatch
     assert record.content["replaced"] == CHAMPION and record.content["comment"] == "looks right"
     assert aliases() == {"champion": BETTER, "previous": CHAMPION}
     assert [entry.event for entry in ledger.history(BETTER)] == ["registered", "promoted", "moved"]
-    assert [link.problem for link in registry.verify(BETTER)] == [None] * 11
+    assert [link.problem for link in registry.verify(BETTER)] == [None] * 12
 
 
 @pytest.mark.parametrize("write", range(1, WRITES))

@@ -31,8 +31,8 @@ def wider_margin(params):
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        ("change_plan.yaml", lower_floor, "change_plan.yaml in .* is not that of commit .*: commit the plan"),
-        ("change_plan.yaml", fewer_reviewers, "change_plan.yaml in .* is not that of commit"),
+        ("change_plan.yaml", lower_floor, "change_plan.yaml of .* is not that of commit .*: commit plan and"),
+        ("change_plan.yaml", fewer_reviewers, "change_plan.yaml of .* is not that of commit"),
         (
             "params.yaml",
             wider_margin,

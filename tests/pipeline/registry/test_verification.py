@@ -15,16 +15,18 @@ from pipeline.commands import app as cli
 from pipeline.ledger import record
 from pipeline.ledger.entry import HELD
 from pipeline.promotion import actions as promotion
-from pipeline.registry import verification
+from pipeline.registry import candidates, verification
+from pipeline.tools.git import git
 from pipeline.tracking.store import connect, fetch
 from pipeline.tracking.versions import aliases
-from tests.pipeline.conftest import make_workspace, register, roll_back
+from tests.pipeline.conftest import commit_settings, make_workspace, register, roll_back, write_lock
 
 LINKS = [
     "record of decisions",
     "registration",
     "data, code, settings and split",
     "evidence",
+    "plan and settings of the commit",
     "model",
     "control set",
     "verdict",
@@ -106,6 +108,55 @@ def test_an_untouched_version_is_intact_in_every_link(home):
     for version in ("1", "2"):
         links = registry.verify(version)
         assert [link.name for link in links] == LINKS and {link.problem for link in links} == {None}
+
+
+@pytest.fixture
+def retrained(store, tmp_path, monkeypatch):
+    """A project whose commit a retraining, in the same folder, is made of."""
+    workspace = make_workspace(tmp_path / "ws", ("vit",))
+    (workspace / "dvc.yaml").write_text("stages: {}\n")
+    monkeypatch.setenv("OPENMED_PROJECT", str(workspace))
+    return workspace
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("change_plan.yaml", "change_plan.yaml of version 1 is not that of commit "),
+        ("params.yaml", "promotion.margins.auc in params.yaml of version 1 is 0.5, but 0.02 in commit "),
+    ],
+)
+def test_a_forged_plan_or_setting_is_named_although_all_hashes_agree(retrained, monkeypatch, name, said):
+    commit_settings(write_lock(retrained))
+    text = (retrained / name).read_text()
+    assert "auc: 0.02" in text
+    (retrained / name).write_text(text.replace("auc: 0.02", "auc: 0.5"))
+    # As if who forged it had registered it with code of their own.
+    monkeypatch.setattr(candidates, "check_committed", lambda workspace, revision: None)
+    revision = git(retrained, "rev-parse", "HEAD")
+    registry.register_candidates(retrained, run_key="run-1", revision=revision)
+    git(retrained, "checkout", "--quiet", name)
+    found = broken("1")
+    assert found.name == "plan and settings of the commit" and said in found.problem
+    with pytest.raises(IntegrityError, match="it was registered otherwise than it was committed; retrain"):
+        promotion.gate("1")
+
+
+def test_a_commit_that_is_not_in_the_project_is_said_and_breaks_nothing(
+    retrained, monkeypatch, tmp_path, openmed
+):
+    register(retrained)
+    where = LINKS.index("plan and settings of the commit")
+    assert registry.verify("1")[where] == (LINKS[where], None, None)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "dvc.yaml").write_text("stages: {}\n")
+    monkeypatch.setenv("OPENMED_PROJECT", str(other))
+    revision = git(retrained, "rev-parse", "HEAD")
+    said = f"the project here has no commit {revision}: ask where it is, or fetch it"
+    assert registry.verify("1")[where] == (LINKS[where], None, said)
+    code, out, _ = openmed("registry", "verify", "1")
+    assert code == 0 and f"unknown  {LINKS[where]}: {said}" in out.splitlines()
 
 
 def test_one_flipped_byte_in_any_stored_file_is_found_and_the_file_is_named(home):
