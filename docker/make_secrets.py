@@ -56,7 +56,8 @@ def contents(known: Mapping[str, str]) -> dict[str, str]:
 
 def pgpass(user: str, password: str) -> str:
     """Returns the line in which PostgreSQL's drivers find the password for a user's database."""
-    return f"postgres:5432:{user}:{user}:{password}"
+    escaped = password.replace("\\", r"\\").replace(":", r"\:")
+    return f"postgres:5432:{user}:{user}:{escaped}"
 
 
 def of_before(file: Path) -> dict[str, str]:
@@ -78,17 +79,19 @@ def make(folder: Path, known: Mapping[str, str]) -> list[str]:
         raise FileExistsError(
             f"{folder} lacks {' and '.join(missing)}: restore it from a backup, or remove all and begin anew"
         )
+    if not missing:
+        return []
     unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     unfinished.mkdir(mode=0o700)
     for name in missing:
         descriptor = os.open(unfinished / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(wanted[name])
-    if missing:
-        folder.rmdir()
-        unfinished.rename(folder)
-    else:
-        unfinished.rmdir()
+    # Secrets of somebody's own, such as the address of a chat.
+    for other in folder.iterdir():
+        other.rename(unfinished / other.name)
+    folder.rmdir()
+    unfinished.rename(folder)
     return missing
 
 

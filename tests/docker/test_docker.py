@@ -60,6 +60,7 @@ SERVICE = closed(
         retries={"type": "integer"},
         start_period=TEXT,
     ),
+    hostname=TEXT,
     image=TEXT,
     init={"type": "boolean"},
     mem_limit=SIZE,

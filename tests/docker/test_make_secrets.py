@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 DOCKER = Path(__file__).parents[2] / "docker"
 
@@ -94,6 +95,43 @@ def test_passwords_of_an_env_file_of_before_are_taken_over(docker):
     assert made["airflow_pgpass"] == "postgres:5432:airflow:airflow:db"
     assert made["mlflow_pgpass"] == "postgres:5432:mlflow:mlflow:store"
     assert json.loads(made["airflow_passwords.json"])["admin"] == "a=b"
+
+
+@pytest.mark.parametrize("password", ["a:b", "a\\b", "a\\:b:", "\\"])
+def test_postgres_has_the_password_that_its_drivers_find(docker, password):
+    """What the init command gives the role of MLflow is what the line of pgpass says by libpq's rules."""
+    (docker / ".env").write_text(f"MLFLOW_DATABASE_PASSWORD={password}\n")
+    run(docker)
+    line = (docker / "secrets/mlflow_pgpass").read_text()
+    # libpq: fields end at a colon without a backslash before it, which escapes one character.
+    fields, escaped = [""], False
+    for char in line:
+        if escaped or char not in "\\:":
+            fields[-1] += char
+        elif char == ":":
+            fields.append("")
+        escaped = char == "\\" and not escaped
+    assert fields == ["postgres", "5432", "mlflow", "mlflow", password]
+    init = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["airflow-init"]["command"][2]
+    lines = [
+        each
+        for each in init.splitlines()
+        if each.startswith(("import ", "secrets = ", "escaped = ", "password = "))
+    ]
+    script = "\n".join(lines).replace("/run/secrets", str(docker / "secrets")).replace(", psycopg2", "")
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}\nprint(password)"], capture_output=True, text=True
+    )
+    assert done.stdout == f"{password}\n", done.stderr
+
+
+def test_secrets_of_ones_own_stay_beside_those_that_are_made(docker):
+    (docker / "secrets").mkdir()
+    (docker / "secrets/alert_url").write_text("https://chat.example/1")
+    assert run(docker).returncode == 0
+    assert read(docker)["alert_url"] == "https://chat.example/1" and len(read(docker)) == 11
+    assert stat.S_IMODE((docker / "secrets").stat().st_mode) == 0o700
+    assert {path.name for path in docker.iterdir()} == {"make_secrets.py", "secrets"}
 
 
 def test_mlflow_reads_the_same_password_on_both_sides(docker, monkeypatch):
