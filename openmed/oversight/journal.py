@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from openmed.oversight.chain import DELETED, START, checked, end_of, lines_of, p
 
 _DAY_FILE = re.compile(r"\d{4}-\d\d-\d\d\.jsonl")
 _WAIT_S = 10.0
+# A clock that runs ahead writes days of its own, but seldom on so many.
+_WITNESSES = 7
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ class Journal:
     def delete_older(self, keep_days: int) -> list[str]:
         """Deletes the files of days that are more than so many days ago; a line tells of it first.
 
+        Not the clock alone says how long ago that is: the seventh-last day of the journal does too.
+
         Returns:
             The days that were deleted, such as 2026-01-31.
 
@@ -112,8 +116,11 @@ class Journal:
             ResourceError: It could not be done.
         """
         with self._written(), self._locked() as (descriptor, head):
-            kept_from = (datetime.now(UTC).date() - timedelta(days=keep_days)).isoformat()
-            old = [path for path in self.days()[:-1] if path.stem < kept_from]
+            days = self.days()
+            witness = [date.fromisoformat(path.stem) for path in days[-_WITNESSES:][:1]]
+            today = min([datetime.now(UTC).date(), *witness])
+            kept_from = (today - timedelta(days=keep_days)).isoformat()
+            old = [path for path in days if path.stem < kept_from]
             if old:
                 ends = {path.stem: end_of(path) for path in old}
                 self._add(descriptor, head, [{"event": DELETED, "days": ends, "keep_days": keep_days}])

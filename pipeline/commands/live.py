@@ -128,6 +128,8 @@ def log(
         for use in state.models:
             answers = f"{use.answers} answers, {use.referred} referred{_overruled(use)}"
             print(f"{use.model}, since {use.since}: {answers}")
+        for at in state.breaks:
+            print(f"It did not go on at {at} from what the record of decisions knew of it")
         print(f"The log is whole; its last hash is {state.head}")
 
 

@@ -9,6 +9,7 @@ from pipeline.ledger.champion import (
     check_verdict,
     first_champion,
     history,
+    noted_answers,
     on_hold,
     recorded_champion,
     registration_of,
@@ -16,6 +17,7 @@ from pipeline.ledger.champion import (
 from pipeline.ledger.decisions import (
     adopt,
     hold,
+    note_answers,
     promote,
     register,
     reject,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from openmed.errors import IntegrityError
 from pipeline.ledger import mirror, record
-from pipeline.ledger.entry import HELD, MOVED, MOVES, PROMOTED, REGISTERED, REJECTED, RELEASED, Entry
+from pipeline.ledger.entry import HELD, LOGGED, MOVED, MOVES, PROMOTED, REGISTERED, REJECTED, RELEASED, Entry
 from pipeline.settings.variables import variables
 from pipeline.tracking.store import CHAMPION, MODEL_NAME, PREVIOUS, connect
 from pipeline.tracking.versions import aliases
@@ -171,6 +171,12 @@ def registration_of(version: str) -> Entry:
     if entry is None:
         raise IntegrityError(f"the record knows no registration of version {version}: register it again")
     return entry
+
+
+def noted_answers(log: str, entries: Sequence[Entry] | None = None) -> list[Entry]:
+    """Returns the entries that hold a last hash of a log of answers, the oldest first."""
+    known = record.written(mirror.NOTHING) if entries is None else entries
+    return [entry for entry in known if entry.event == LOGGED and entry.content["log"] == log]
 
 
 def champion() -> str | None:

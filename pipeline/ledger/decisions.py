@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -22,6 +23,7 @@ from pipeline.ledger.champion import (
     alias_problem,
     carry_out,
     last,
+    noted_answers,
     pending,
     set_aliases,
     set_tags,
@@ -33,6 +35,7 @@ from pipeline.ledger.champion import (
 from pipeline.ledger.entry import (
     ADOPTED,
     HELD,
+    LOGGED,
     MOVES,
     PROMOTED,
     REGISTERED,
@@ -250,6 +253,25 @@ def release(version: str, *, by: str | None, reason: str, caller: Caller | None 
         if not standing_hold(entries, version):
             raise BadInput(f"version {version} is not on hold: there is nothing to release")
         return signatures.append(client, entries, RELEASED, version, content)
+
+
+@_again
+def note_answers(version: str, *, log: str, head: str, goes_on: bool) -> None:
+    """Writes down the last hash of a log of answers, so that one that is cut off later is found; once a day.
+
+    Args:
+        version: The champion.
+        log: What tells the log from others.
+        head: The hash, 64 hex digits.
+        goes_on: Whether the log still holds the hash that was written down before.
+    """
+    with repository.exclusive(), connect() as client:
+        entries = record.read(client)
+        noted = noted_answers(log, entries)[-1:]
+        today = datetime.now(UTC).date().isoformat()
+        if not (goes_on and noted and (noted[0].content["head"] == head or noted[0].at[:10] == today)):
+            content = {"log": log, "head": head, "goes_on": goes_on}
+            record.append(client, entries, LOGGED, version, content)
 
 
 @_again

@@ -8,7 +8,7 @@ from openmed.files import sha256_bytes
 
 REGISTERED, SHOWN, REJECTED, ADOPTED = "registered", "shown", "rejected", "adopted"
 PROMOTED, RESTORED, MOVED, REPAIRED = "promoted", "restored", "moved", "repaired"
-HELD, RELEASED, SIGNED = "held", "released", "signed"
+HELD, RELEASED, SIGNED, LOGGED = "held", "released", "signed", "logged"
 MOVES = (PROMOTED, RESTORED)
 """What makes a version the champion."""
 

@@ -3,6 +3,7 @@
 Reads and writes the log of answers of a state folder (`openmed.oversight`).
 """
 
+import platform
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -13,7 +14,8 @@ from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import sha256_bytes
 from openmed.oversight.answer_log import ANSWERED, DECIDED, Decision, answer_journal, decide
 from openmed.oversight.chain import DELETED
-from pipeline.settings.plain_text import one_line
+from pipeline import ledger
+from pipeline.settings.plain_text import one_line, plain
 
 if TYPE_CHECKING:
     from openmed.metrics.score_intervals import Interval
@@ -91,13 +93,16 @@ class LogState:
         decisions: How many lines hold a reader's decision.
         deleted: The days that were deleted when their time was over.
         head: The hash of the last line.
-        problem: What is wrong with the log, and nothing else is known then; None where it is whole.
+        breaks: When the record of decisions was told that the log does not go on from what it knew.
+        problem: What is wrong with the log, and nothing else but the head may be known then; None where it
+            is whole.
     """
 
     models: list[ModelUse] = field(default_factory=list)
     decisions: int = 0
     deleted: list[str] = field(default_factory=list)
     head: str = ""
+    breaks: list[str] = field(default_factory=list)
     problem: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -106,29 +111,21 @@ class LogState:
 
 
 def read_log(home: Path, head: str | None = None) -> LogState:
-    """Reads the whole log and checks it, also that its chain went through `head`, a hash noted before.
+    """Reads the whole log, and checks that its chain went through hashes noted before.
+
+    These are `head`, where it is given, and the last one in the record of decisions.
 
     Raises:
-        IntegrityError: A line was changed, added or removed, or the chain never was at `head`.
+        BadInput: `head` is no hash.
+        IntegrityError: A line was changed, added or removed, or the chain never was at a hash.
         ResourceError: It cannot be read.
     """
-    journal, passed = answer_journal(home), set()
-
-    def watched() -> Iterator[dict[str, Any]]:
-        for entry in journal.entries():
-            if entry["previous"] == head:
-                passed.add(head)
-            yield entry
-
-    try:
-        state = _summary(watched())
-    except (KeyError, TypeError, ValueError):
-        raise IntegrityError(
-            f"{journal.folder} holds a line that is no answer or decision: something else wrote it; restore "
-            "the log from its backup"
-        ) from None
-    state.head = journal.head()
-    if head is not None and head not in passed | {state.head}:
+    if head is not None and not re.fullmatch("[0-9a-f]{64}", head.casefold()):
+        raise BadInput(f"`{plain(head[:80])}` is no hash of the log: it has 64 hex digits")
+    state, passed = _read(home, head and head.casefold())
+    if state.problem:
+        raise IntegrityError(state.problem)
+    if head is not None and head.casefold() not in passed:
         raise IntegrityError(
             f"the log of answers never ended with {head[:16]}: it was written anew, or the hash is of another"
         )
@@ -141,19 +138,63 @@ def film_story(home: Path, film: str) -> list[dict[str, Any]]:
     return [entry for entry in answer_journal(home).entries() if entry.get("film") == digest]
 
 
-def look_after(home: Path, keep_days: int | None, head: str | None = None) -> LogState:
+def look_after(home: Path, keep_days: int | None) -> LogState:
     """Reads the log, and deletes the days that are older than the change plan keeps them, None for never.
 
-    A log that is not whole, or does not go through `head`, its last hash of the look before, is left as it is
+    A log that is not whole, or does not go through its last hash in the record of decisions, is left as it is
     and said to be so.
     """
     try:
-        state = read_log(home, head)
-        if keep_days is not None and answer_journal(home).delete_older(keep_days):
-            state = read_log(home)
+        state, _ = _read(home)
+        if not state.problem and keep_days is not None and answer_journal(home).delete_older(keep_days):
+            state, _ = _read(home)
+            # The hash of before may lie in a day that is gone now.
+            state.problem = None
     except (IntegrityError, ResourceError) as error:
         return LogState(problem=str(error))
     return state
+
+
+def note_head(home: Path, version: str, state: LogState) -> None:
+    """Has the record of decisions keep the last hash of a log that was just looked after, once a day."""
+    if state.models:
+        goes_on = state.problem is None
+        ledger.note_answers(version, log=_name(home), head=state.head, goes_on=goes_on)
+
+
+def _name(home: Path) -> str:
+    """What tells the log from those of other machines and folders; nobody is to read a path from it."""
+    return sha256_bytes(f"{platform.node()}:{Path(home).resolve()}".encode())[:16]
+
+
+def _read(home: Path, *heads: str | None) -> tuple[LogState, set[str]]:
+    """What the log holds, and through which of some hashes its chain went."""
+    journal, noted = answer_journal(home), ledger.noted_answers(_name(home))
+    wanted = {*heads, *(entry.content["head"] for entry in noted[-1:])}
+    # Answers go on while it is read: what is the last line by now is among those read.
+    last = journal.head()
+    passed = {last}
+
+    def watched() -> Iterator[dict[str, Any]]:
+        for entry in journal.entries():
+            if entry["previous"] in wanted:
+                passed.add(entry["previous"])
+            yield entry
+
+    try:
+        state = _summary(watched())
+    except (KeyError, TypeError, ValueError):
+        raise IntegrityError(
+            f"{journal.folder} holds a line that is no answer or decision: something else wrote it; restore "
+            "the log from its backup"
+        ) from None
+    state.head, state.breaks = last, [entry.at for entry in noted if not entry.content["goes_on"]]
+    if noted and (known := noted[-1].content["head"]) not in passed:
+        state.problem = (
+            f"the log of answers does not go on from {known[:16]}, its last hash at {noted[-1].at} by entry "
+            f"{noted[-1].number} of the record of decisions: its end was cut off, or it was written anew"
+        )
+    return state, passed
 
 
 def _summary(entries: Iterable[dict[str, Any]]) -> LogState:

@@ -21,7 +21,7 @@ from pipeline.monitoring.judging.judge import judge
 from pipeline.monitoring.judging.looks import Looks
 from pipeline.monitoring.judging.subject import Subject
 from pipeline.monitoring.log import ScoreLog, labels, read_asks
-from pipeline.monitoring.oversight import LogState, look_after
+from pipeline.monitoring.oversight import LogState, look_after, note_head
 from pipeline.monitoring.windows import Eligible, by_content, latest, released, windows
 from pipeline.promotion.gates.evidence import Evidence
 from pipeline.settings.project import locked
@@ -149,12 +149,13 @@ def watch(home: Path) -> Watch:
         checks=judged.checks,
         shifts=judged.shifts,
         periods=list(_periods(subject, log, known, plan.films))[::-1],
-        oversight=look_after(home, plan.keep_answers_days, _head_before(page)),
+        oversight=look_after(home, plan.keep_answers_days),
         hold=held.reason if held else None,
         problem=problem,
         page=page,
     )
     _write(result, reference, films)
+    note_head(home, version, result.oversight)
     return result
 
 
@@ -163,13 +164,6 @@ def _before(page: Path) -> tuple[str, str] | None:
     with suppress(BadInput, KeyError):
         last = read_json(page.with_suffix(".json"))
         return last["version"], last["verdict"]
-    return None
-
-
-def _head_before(page: Path) -> str | None:
-    """The last hash of the log of answers at the last watch; None where there was none."""
-    with suppress(BadInput, KeyError):
-        return read_json(page.with_suffix(".json"))["oversight"]["head"] or None
     return None
 
 

@@ -229,40 +229,65 @@ def test_an_old_day_is_deleted_only_past_its_time_and_a_line_tells_of_it(journal
     for day in ("2026-01-01", "2026-01-02", "2026-01-03"):
         clock(day)
         write(journal, int(day[-2:]))
+    for day in range(1, 7):
+        clock(f"2026-07-{day + 4:02d}")
+        write(journal, 10 + day)
     clock("2026-07-05")
-    write(journal, 5)
+    assert journal.delete_older(184) == []
+    clock("2026-07-11")
+    write(journal, 17)
     assert journal.delete_older(184) == ["2026-01-01"]
-    assert numbers(journal) == [2, 3, 5]
+    assert numbers(journal) == [2, 3, *range(11, 18)]
     assert journal.delete_older(184) == []
     told = [entry for entry in journal.entries() if entry["event"] == "deleted"]
     assert [(list(entry["days"]), entry["keep_days"]) for entry in told] == [(["2026-01-01"], 184)]
-    clock("2026-07-06")
+    clock("2026-07-12")
+    write(journal, 18)
     assert journal.delete_older(184) == ["2026-01-02"]
-    assert numbers(journal) == [3, 5]
+    assert numbers(journal) == [3, *range(11, 19)]
     # The day after next is not yet told of: taking it away is found.
     journal.days()[0].unlink()
     with pytest.raises(IntegrityError, match="or a day before it, was changed or removed"):
         list(journal.entries())
 
 
+@pytest.mark.parametrize("days", [1, 6])
+def test_a_clock_that_runs_ahead_deletes_nothing(journal, clock, days):
+    for day in range(1, 10):
+        clock(f"2026-01-{day:02d}")
+        write(journal, day)
+    for day in range(days):
+        clock(f"2038-01-{19 + day}")
+        write(journal, 100 + day)
+        assert journal.delete_older(184) == []
+    assert len(journal.days()) == 9 + days and len(numbers(journal)) == 9 + days
+
+
+def later_answers(journal, clock, month="2026-12"):
+    """Answers on as many later days as bear out that time has gone by."""
+    for day in range(1, 8):
+        clock(f"{month}-{day:02d}")
+        write(journal, 100)
+
+
 def test_days_that_are_deleted_while_somebody_reads_are_no_damage(journal, clock):
     for day in ("2026-01-01", "2026-01-02", "2026-01-03"):
         clock(day)
         write(journal, 1, 2)
-    clock("2026-12-01")
+    later_answers(journal, clock)
     reading = journal.entries()
     next(reading)
     journal.delete_older(200)
     with pytest.raises(ResourceError, match="were deleted while it was read: read it again"):
         list(reading)
-    assert numbers(journal) == [1, 2]
+    assert set(numbers(journal)) == {100}
 
 
 def test_who_is_killed_while_old_days_are_deleted_leaves_a_whole_journal(journal, clock, monkeypatch):
     for day in ("2026-01-01", "2026-01-02", "2026-01-03", "2026-01-04"):
         clock(day)
         write(journal, int(day[-2:]))
-    clock("2026-12-01")
+    later_answers(journal, clock)
     deleted, unlink = [], Path.unlink
 
     def killed(path):
@@ -275,7 +300,7 @@ def test_who_is_killed_while_old_days_are_deleted_leaves_a_whole_journal(journal
     with pytest.raises(KeyboardInterrupt):
         journal.delete_older(200)
     monkeypatch.undo()
-    assert numbers(journal) == [2, 3, 4]
+    assert numbers(journal) == [2, 3, 4, *[100] * 7]
 
 
 def test_a_day_deleted_before_its_time_is_found_although_a_line_tells_of_it(journal, clock):

@@ -16,10 +16,10 @@ from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import sha256_bytes
 from openmed.inference.answers import FilmAnswer
 from openmed.oversight.answer_log import AnswerLog, answer_journal, login
+from pipeline import ledger, registry
 from pipeline import monitoring as live
-from pipeline import registry
 from pipeline.monitoring import ScoreLog
-from pipeline.monitoring.oversight import look_after
+from pipeline.monitoring.oversight import look_after, note_head
 from pipeline.tracking.store import connect
 from tests.openmed.films.stored import dicom
 from tests.pipeline.conftest import crown
@@ -293,17 +293,81 @@ def test_days_are_deleted_when_the_plan_says_so_but_never_of_a_broken_log(log):
     live.note(log, digest(0), "NORMAL", "Dr Adams")
     (today,) = journal.days()
     assert look_after(log, 184).deleted == [] and today.exists()
-    old = journal.folder / f"{datetime.now(UTC).date() - timedelta(days=185):%Y-%m-%d}.jsonl"
+    day = datetime.now(UTC).date()
+    ago = (195, 6, 5, 4, 3, 2, 1)
+    old, sixth, *later = (journal.folder / f"{day - timedelta(days=back):%Y-%m-%d}.jsonl" for back in ago)
     lines = today.read_bytes().splitlines(keepends=True)
     old.write_bytes(b"".join(lines[:10]))
-    today.write_bytes(b"".join(lines[10:]))
+    for path, line in zip(later, lines[10:], strict=False):
+        path.write_bytes(line)
+    today.write_bytes(b"".join(lines[15:]))
     assert look_after(log, None).deleted == [] and old.exists()
-    old.write_bytes(b"".join(lines[:9]))
+    # The seventh-last day of the log is the old one itself: nothing but the clock says that it is old.
+    assert look_after(log, 184).deleted == [] and old.exists()
+    sixth.write_bytes(lines[9])
+    old.write_bytes(b"".join(lines[:8]))
     assert "was changed, added or removed" in look_after(log, 184).problem and old.exists()
-    old.write_bytes(b"".join(lines[:10]))
+    old.write_bytes(b"".join(lines[:9]))
     state = look_after(log, 184)
     assert state.deleted == [old.stem] and state.problem is None and not old.exists()
-    assert state.models[0].answers == 20 and live.read_log(log).deleted == [old.stem]
+    assert state.models[0].answers == 21 and live.read_log(log).deleted == [old.stem]
+
+
+def keep_one(log, number):
+    AnswerLog(answer_journal(log), VERSION, "score", "openmed").keep([digest(number)], [said()])
+
+
+def test_a_log_whose_end_was_cut_off_is_held_against_the_record(home, openmed):
+    for number in range(3):
+        keep_one(home, number)
+    cut = home.with_name("cut")
+    shutil.copytree(home / "answers", cut)
+    keep_one(home, 3)
+    note_head(home, "1", state := look_after(home, None))
+    keep_one(home, 4)
+    note_head(home, "1", look_after(home, None))  # once a day
+    (noted,) = ledger.history("1")[-1:]
+    assert (noted.event, noted.content["head"]) == ("logged", state.head) and noted.content["goes_on"]
+    assert sum(entry.event == "logged" for entry in ledger.history()) == 1
+    assert live.read_log(home).breaks == []
+    # Lines and head are as they were: nothing in the folder tells.
+    shutil.rmtree(home / "answers")
+    shutil.copytree(cut, home / "answers")
+    code, _, error = openmed("live", "log")
+    assert code == 3 and f"go on from {state.head[:16]}" in error and "its end was cut off" in error
+    seen = look_after(home, 184)
+    assert "its end was cut off" in seen.problem
+    # The record keeps it for good, and goes on with what there is.
+    note_head(home, "1", seen)
+    after = live.read_log(home)
+    assert after.breaks == [ledger.history()[-1].at] and after.problem is None
+    assert "It did not go on at" in openmed("live", "log")[1]
+    registry.verify("1")
+
+
+def test_another_log_of_the_same_record_is_not_mistaken_for_it(home, tmp_path):
+    keep_one(home, 1)
+    note_head(home, "1", look_after(home, None))
+    keep_one(tmp_path / "other", 2)
+    assert live.read_log(tmp_path / "other").models[0].answers == 1
+
+
+def test_an_answer_that_is_kept_while_the_log_is_read_breaks_nothing(log, monkeypatch):
+    head, journal = live.read_log(log).head, answer_journal(log)
+    read = type(journal).entries
+
+    def meanwhile(self):
+        yield from read(self)
+        keep_one(log, 99)
+
+    monkeypatch.setattr(type(journal), "entries", meanwhile)
+    assert live.read_log(log, head).head == head
+
+
+@pytest.mark.parametrize("head", ["junk", "f" * 63, "", "g" * 64, "f" * 64 + "\n"])
+def test_what_is_no_hash_is_refused_as_such(log, head):
+    with pytest.raises(BadInput, match="no hash of the log: it has 64 hex digits"):
+        live.read_log(log, head)
 
 
 def test_whatever_answers_a_film_keeps_the_answer():
