@@ -9,6 +9,7 @@ from pipeline.ledger.champion import (
     check_verdict,
     first_champion,
     history,
+    hold_of,
     noted_answers,
     on_hold,
     recorded_champion,

@@ -163,14 +163,22 @@ def registration_of(version: str) -> Entry:
     Raises:
         IntegrityError: The record was changed, or knows no such version.
     """
-    entries = record.written(mirror.NOTHING)
-    if not entries:
-        with connect() as client:
-            entries = record.written(mirror.read(client))
-    entry = last(entries, REGISTERED, version=version)
+    entry = last(_recorded(), REGISTERED, version=version)
     if entry is None:
         raise IntegrityError(f"the record knows no registration of version {version}: register it again")
     return entry
+
+
+def hold_of(version: str) -> Entry | None:
+    """Returns the entry that has a version on hold, None where none has; from the record alone too."""
+    return standing_hold(_recorded(), version)
+
+
+def _recorded() -> list[Entry]:
+    if entries := record.written(mirror.NOTHING):
+        return entries
+    with connect() as client:
+        return record.written(mirror.read(client))
 
 
 def noted_answers(log: str, entries: Sequence[Entry] | None = None) -> list[Entry]:

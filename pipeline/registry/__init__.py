@@ -12,6 +12,7 @@ from pipeline.registry.models import (
     hold_warning,
     load,
     load_predictor,
+    recorded_hold,
     resolve,
     stored,
     stored_whole,

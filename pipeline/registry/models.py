@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import check_hashes, hashes_below, sha256_bytes, sha256_file
-from pipeline.ledger import Entry, champion, check_verdict, on_hold, registration_of
+from pipeline.ledger import Entry, champion, check_verdict, hold_of, on_hold, registration_of
 from pipeline.registry.retraining import Candidate
 from pipeline.registry.serving_format import DATA_FOLDER
 from pipeline.settings.yaml_file import read_yaml
@@ -244,6 +244,12 @@ def hold_warning(address: str | Path) -> str | None:
     if match is None or (entry := on_hold().get(match[1])) is None:
         return None
     return f"{_held(entry)}: its answers are for finding out why, not for deciding on films"
+
+
+def recorded_hold(version: str) -> str | None:
+    """Says that a version is on hold, None where it is not; by the record alone, whatever the store shows."""
+    entry = hold_of(version)
+    return None if entry is None else _held(entry)
 
 
 def _held(entry: Entry) -> str:

@@ -4,9 +4,7 @@ The module has to be installed where a version is served. No code of a stored ve
 """
 
 import inspect
-import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +73,7 @@ class FilmClassifier:
             (of every class, by its name), thresholds (of every finding), refer (whether a radiologist should
             decide instead, None for a model that refers none), reason (why, in words, None where it is not
             referred), model (models:/NAME/VERSION, None where MLflow does not say which version it is),
-            warning (that the version is on hold, or that the registry did not say; else None).
+            warning (that the version is on hold, else None).
 
         Raises:
             MlflowException: A row is not a usable film, or the answers cannot be logged (HTTP status 400
@@ -163,38 +161,29 @@ def _version_of(stored: Path) -> tuple[str | None, str | None]:
         return None, None
     address = f"models:/{name}/{version}"
     registry.check_recorded(stored, version, {})
-    try:
-        # Without an address MLflow would make a registry of its own where it runs.
-        hold, aliases = _hold(name, version) if mlflow.is_tracking_uri_set() else (None, [])
-    except MlflowException:
-        return address, f"the registry does not say whether version {version} is on hold"
-    if hold is None:
+    if (hold := registry.recorded_hold(version)) is None:
         return address, None
-    requested = _requested()
+    requested, aliases = _requested(), _aliases(name, version)
     by_alias = "@" in requested if requested.startswith("models:/") else bool(aliases)
     if by_alias and os.environ.get("OPENMED_SERVE_ON_HOLD") != "yes":
         raise BadInput(
-            f"{hold} and answers no films as {' or '.join(aliases)}: roll back, promote another version or "
-            f"release it; with OPENMED_SERVE_ON_HOLD=yes, or in Python as {address}, it answers and warns"
+            f"{hold} and answers no films as {' or '.join(aliases) or requested}: roll back, promote another "
+            f"version or release it; with OPENMED_SERVE_ON_HOLD=yes, or in Python as {address}, it answers "
+            "and warns"
         )
     return address, f"{hold}: its answers are for finding out why, not for deciding on films"
 
 
-def _hold(name: str, version: str) -> tuple[str | None, list[str]]:
-    """Says that the registry has a version on hold, None where it has not; and the aliases of the version.
-
-    The entries of the record of decisions lie in tags of the version that they are about.
-    """
-    client = mlflow.MlflowClient()
-    tags = client.get_model_version(name, version).tags
-    entries = [json.loads(tags[key]) for key in sorted(tags) if re.fullmatch(r"audit\.\d{6}", key)]
-    last = next((each for each in reversed(entries) if each["event"] in ("held", "released")), None)
-    if last is None or last["event"] == "released":
-        return None, []
-    pointing = client.get_registered_model(name).aliases.items()
-    aliases = sorted(alias for alias, target in pointing if str(target) == version)
-    reason = str(last["content"]["reason"]).rstrip(".")
-    return f"version {version} is on hold since {last['at']} ({reason})", aliases
+def _aliases(name: str, version: str) -> list[str]:
+    """The aliases of a version; none where the registry cannot be asked."""
+    # Without an address MLflow would make a registry of its own where it runs.
+    if not mlflow.is_tracking_uri_set():
+        return []
+    try:
+        pointing = mlflow.MlflowClient().get_registered_model(name).aliases.items()
+    except MlflowException:
+        return []
+    return sorted(alias for alias, target in pointing if str(target) == version)
 
 
 def _requested() -> str:

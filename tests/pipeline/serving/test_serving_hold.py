@@ -15,7 +15,7 @@ from openmed.errors import BadInput, IntegrityError
 from openmed.files import hashes_below
 from pipeline import ledger, registry
 from pipeline.registry.models import check_files
-from pipeline.tracking.store import connect
+from pipeline.tracking.store import MODEL_NAME, connect
 from pipeline.tracking.versions import find
 from tests.pipeline.conftest import crown, make_workspace, register
 
@@ -91,7 +91,16 @@ def test_a_version_on_hold_is_refused_by_its_alias_and_warns_by_its_number(
     assert openmed("predict", ALIAS, tmp_path / "film.png")[0] == 0
 
 
-def test_a_registry_that_does_not_know_the_version_is_told_of_in_the_answer(champion, migrated, monkeypatch):
+def test_a_hold_that_the_store_no_longer_shows_is_still_one(champion):
+    entry = ledger.hold("1", by="Dr Adams", reason="misses everything")
+    with connect() as client:
+        client.delete_model_version_tag(MODEL_NAME, "1", f"audit.{entry.number:06d}")
+    assert served(NUMBER)["warning"].startswith(f"version 1 is on hold since {entry.at}")
+    with pytest.raises(BadInput, match="and answers no films as chall"):
+        served(fetched())
+
+
+def test_a_hold_is_told_of_where_the_registry_does_not_know_the_version(champion, migrated):
     import mlflow
 
     folder = fetched()
@@ -105,7 +114,7 @@ def test_a_registry_that_does_not_know_the_version_is_told_of_in_the_answer(cham
         mlflow.set_tracking_uri(before)
         mlflow.set_registry_uri(before)
     answer = model.predict(pd.DataFrame({"image": [FILM]})).iloc[0]
-    assert answer["warning"] == "the registry does not say whether version 1 is on hold"
+    assert answer["warning"].startswith("version 1 is on hold since ")
     assert answer["model"] == NUMBER
 
 
