@@ -125,24 +125,25 @@ def approval(given: dict[str, Answer]) -> tuple[dict[str, str | None], str]:
     return {role: answer.by for role, answer in given.items()}, "; ".join(comments)
 
 
-def approvals(ti: Any) -> dict[str, Answer]:
+def approvals(judged: dict[str, Any], ti: Any) -> dict[str, Answer]:
     """Returns the yes of every role.
 
     Raises:
-        AirflowFailException: Airflow's record lacks one, or has a no.
+        AirflowFailException: Airflow's record lacks one, or has a no, which then is in the record.
     """
-    given = answers(ti, REVIEWS, needed(ti, "gate")["accounts"])
-    for role in REVIEWS:
-        if role not in given:
-            raise AirflowFailException(
-                f"Airflow has no record of an answer as {role}: a state or an XCom was set by hand, and "
-                "nothing is promoted"
-            )
-        if given[role].option != APPROVE:
-            raise AirflowFailException(
-                f"{given[role].by or 'nobody'} said no as {role}: a state was set by hand, and nothing is "
-                "promoted"
-            )
+    from pipeline import ledger
+
+    given = answers(ti, REVIEWS, judged["accounts"])
+    if any(answer.option != APPROVE for answer in given.values()):
+        by, reason = refusal(judged, given)
+        # A review that is marked as done before its answer arrives records nothing.
+        ledger.reject(judged["version"], by=by, reason=reason)
+        raise AirflowFailException(f"{by} said no: a state was set by hand, and nothing is promoted")
+    if missing := [role for role in REVIEWS if role not in given]:
+        raise AirflowFailException(
+            f"Airflow has no record of an answer as {missing[0]}: a state or an XCom was set by hand, and "
+            "nothing is promoted"
+        )
     return given
 
 
@@ -197,7 +198,7 @@ def promote(*, ti: Any) -> dict[str, Any]:
     judged = needed(ti, "gate")
     enter_project()
     with one_sentence():
-        given = approvals(ti)
+        given = approvals(judged, ti)
         approved_by, comment = approval(given)
         entry = promotion.promote(
             judged["version"],

@@ -1,5 +1,6 @@
 """What counts as a decision: Airflow's own record of answers, and no XCom or state that others can write."""
 
+import re
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -58,12 +59,24 @@ def test_answers_written_as_xcoms_promote_nothing(promoted, monkeypatch):
     assert promoted == []
 
 
-@pytest.mark.parametrize(("name", "who"), [("ben", "ben"), (None, "nobody")])
-def test_a_no_promotes_nothing_when_the_rejection_is_skipped_by_hand(promoted, monkeypatch, name, who):
-    keep(monkeypatch, **{**YES, "technical": response("Reject", name, "edges")})
-    with pytest.raises(AirflowFailException, match=f"{who} said no as technical: a state was set by hand"):
-        run_promote(Handed(gate=GATE))
-    assert promoted == []
+@pytest.mark.parametrize(
+    ("name", "by", "reason"),
+    [("ben", "ben (technical)", "edges"), (None, "nobody", "no answer as technical within 7 days")],
+)
+def test_a_no_to_a_review_that_was_marked_as_done_is_recorded_and_promotes_nothing(
+    promoted, monkeypatch, name, by, reason
+):
+    from pipeline import ledger
+
+    said = []
+    monkeypatch.setattr(ledger, "reject", lambda version, *, by, reason: said.append((version, by, reason)))
+    # Airflow keeps an answer to a task that is no longer waiting, and does not go on with it.
+    no = response("Reject", name, "edges")
+    for given in ({**YES, "technical": no}, {"technical": no}):
+        keep(monkeypatch, **given)
+        with pytest.raises(AirflowFailException, match=rf"{re.escape(by)} said no: a state was set by hand"):
+            run_promote(Handed(gate=GATE))
+    assert promoted == [] and said == [("7", by, reason)] * 2
 
 
 def test_an_approval_without_a_name_promotes_nothing(monkeypatch):

@@ -232,9 +232,22 @@ def test_no_account_of_role_user_moves_the_champion(project, tmp_path, monkeypat
         run.mark("review.technical", "success")
         run.clear("promote")
         assert run.outcome("promote") == "failed"
-        assert "reviewer said no as clinical: a state was set by hand" in run.said("promote")
+        assert "reviewer (clinical) said no: a state was set by hand" in run.said("promote")
         assert ledger.history("2")[-1].by == "reviewer (clinical)"
         assert ledger.champion() is None
+
+        # A review is marked as done before its no arrives: nothing goes on with that, and it is found.
+        admin.trigger("retrain", {"seed": 8})
+        fifth = newest(engineer, "promote", 5)
+        run = Run(engineer, fifth)
+        run.wait_for("review.clinical")
+        run.mark("review.clinical", "success")
+        Run(reviewer, fifth).say("Reject", "blurred", "clinical")
+        run.wait_for("review.technical")
+        run.say("Approve", None, "technical")
+        assert run.end() == "failed"
+        assert "reviewer (clinical) said no: a state was set by hand" in run.said("promote")
+        assert ledger.history("3")[-1].content == {"by": "reviewer (clinical)", "reason": "blurred"}
 
         # What two people say in their roles counts.
         sixth = reviewer.trigger("promote", {"version": "1"})
