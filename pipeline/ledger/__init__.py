@@ -14,6 +14,7 @@ from pipeline.ledger.champion import (
     on_hold,
     recorded_champion,
     registration_of,
+    version_of,
 )
 from pipeline.ledger.decisions import (
     adopt,

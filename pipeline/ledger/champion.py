@@ -169,6 +169,12 @@ def registration_of(version: str) -> Entry:
     return entry
 
 
+def version_of(model: str) -> str | None:
+    """Returns the version that was registered with a stored model, by MLflow's id of it; None for none."""
+    registered = (entry for entry in _recorded() if entry.event == REGISTERED)
+    return next((entry.version for entry in registered if entry.content.get("model_id") == model), None)
+
+
 def hold_of(version: str) -> Entry | None:
     """Returns the entry that has a version on hold, None where none has; from the record alone too."""
     return standing_hold(_recorded(), version)

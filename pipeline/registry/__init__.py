@@ -4,6 +4,7 @@ Hides how a retraining is stored and found. What is logged describes films by th
 patients by a number that means nothing outside one retraining; nothing is pickled.
 """
 
+from pipeline.ledger import version_of
 from pipeline.registry.candidates import register_candidates
 from pipeline.registry.models import (
     answering,

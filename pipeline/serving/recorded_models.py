@@ -20,6 +20,9 @@ atexit.register(_COPIES.close)
 class RecordedModels(ModelsArtifactRepository):
     """What MLflow fetches at a models:/ address; of other models than ours just that."""
 
+    model_name: str | None
+    model_version: str | None
+
     def download_artifacts(
         self, artifact_path: str, dst_path: str | None = None, lineage_header_info: Any = None
     ) -> str:
@@ -36,7 +39,9 @@ class RecordedModels(ModelsArtifactRepository):
         from pipeline.settings.project import home
         from pipeline.settings.variables import variables
 
-        if self.model_name != registry.MODEL_NAME:
+        # MLflow also gives the model of a version at models:/m-..., a name of its own for what is stored.
+        stored = self.artifact_uri.partition(":/")[2].strip("/") if self.is_logged_model_uri else None
+        if stored is None and self.model_name != registry.MODEL_NAME:
             return super().download_artifacts(artifact_path, dst_path, lineage_header_info)
         try:
             home()
@@ -45,21 +50,26 @@ class RecordedModels(ModelsArtifactRepository):
                 f"{self.artifact_uri} answers no films where neither the record of decisions nor a place for "
                 "its answers is known: set OPENMED_HOME to the state folder"
             ) from None
-        version = registry.resolve(self.artifact_uri, on_hold_too=variables().serve_on_hold == "yes")
+        if stored is None:
+            version = registry.resolve(self.artifact_uri, on_hold_too=variables().serve_on_hold == "yes")
+        elif (found := registry.version_of(stored)) is not None:
+            version = found
+        else:
+            return super().download_artifacts(artifact_path, dst_path, lineage_header_info)
         folder = _COPIES.enter_context(registry.stored_whole(version))
         if not (folder / registry.DATA_FOLDER).is_dir():
             raise BadInput(
                 f"version {version} was registered with code of its own, which MLflow would run: use it with "
                 "`openmed predict` or `openmed live score`, or retrain to serve it"
             )
-        self.model_version = version
+        self.model_name, self.model_version = registry.MODEL_NAME, version
         self._add_registered_model_meta_file(folder)
-        found = folder / artifact_path
+        asked = folder / artifact_path
         if dst_path is None:
-            return str(found)
-        target = Path(dst_path, found.name) if artifact_path else Path(dst_path)
-        if found.is_dir():
-            shutil.copytree(found, target, dirs_exist_ok=True)
+            return str(asked)
+        target = Path(dst_path, asked.name) if artifact_path else Path(dst_path)
+        if asked.is_dir():
+            shutil.copytree(asked, target, dirs_exist_ok=True)
         else:
-            shutil.copyfile(found, target)
+            shutil.copyfile(asked, target)
         return str(target)

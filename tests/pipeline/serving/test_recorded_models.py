@@ -101,6 +101,21 @@ def test_uploaded_code_is_neither_run_nor_does_the_model_load(home, tmp_path, to
     assert not mark.exists()
 
 
+def test_the_name_that_mlflow_has_for_a_stored_model_leads_around_nothing(home, tmp_path):
+    name = f"models:/{registry.get_version('1').tags['model_id']}"
+    answer = served(name)
+    assert answer["model"] == NUMBER and answer["label"] in ("NORMAL", "PNEUMONIA")
+    folder, mark = stored(home), tmp_path / "it ran"
+    (folder / "serving.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    described = yaml.safe_load((folder / "MLmodel").read_text())
+    described["flavors"]["python_function"] |= {"loader_module": "serving", "code": "."}
+    (folder / "MLmodel").write_text(yaml.safe_dump(described))
+    for address in (name, f"{name}/"):
+        with pytest.raises(IntegrityError, match=CHANGED):
+            served(address)
+    assert not mark.exists()
+
+
 def test_other_weights_are_refused_although_every_tag_agrees_with_them(home):
     assert served(ALIAS)["label"] in ("NORMAL", "PNEUMONIA")
     weights = stored(home) / "data/model" / WEIGHTS_FILE
