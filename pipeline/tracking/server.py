@@ -1,5 +1,7 @@
 """The web page of the store: an MLflow server on loopback over the store that `connect` uses, with passwords.
 
+MLFLOW_TRACKING_URI may name a database server, and MLFLOW_ARTIFACTS_DESTINATION object storage.
+
 Hides MLflow's command line. Run as `python -m pipeline.tracking.server PORT`.
 """
 
@@ -17,7 +19,8 @@ LOOPBACK = "127.0.0.1"
 def command(port: int) -> list[str]:
     """Returns the command of the server; the address of the store is in its environment."""
     # Artifacts logged past the server lie in this folder too, and the server reads them there.
-    artifacts = ["--artifacts-destination", (project.home() / ARTIFACTS).as_uri()]
+    folder = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION") or (project.home() / ARTIFACTS).as_uri()
+    artifacts = ["--artifacts-destination", folder]
     address = ["--host", LOOPBACK, "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", *artifacts, *address]
 
@@ -32,9 +35,11 @@ def main(port: int) -> None:
     for name in ("MLFLOW_AUTH_ADMIN_USERNAME", "MLFLOW_AUTH_ADMIN_PASSWORD"):
         environment.pop(name, None)
     # The server builds a fresh store too, and breaks it when a task does so at the same moment: `connect`
-    # builds it under a lock.
-    with connect():
-        pass
+    # builds it under a lock. A database server keeps order itself, and what is made past this server would
+    # have its artifacts in the current folder.
+    if project.tracking_uri().startswith("sqlite"):
+        with connect():
+            pass
     os.execve(sys.executable, command(port), environment)
 
 
