@@ -4,26 +4,33 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 READY := $(VENV)/.ready
+DISTRIBUTED := $(VENV)/.distributed
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 # Scripts and packages in an environment name its folder: one that was moved or copied would run the code there.
 MOVED := $(shell test ! -e $(BIN)/openmed -o -L $(VENV) || head -n 3 $(BIN)/openmed | grep -qF "$(CURDIR)/$(BIN)/" || echo moved)
 
-.PHONY: $(MOVED) demo test test-long test-fast fuzz chaos lint format deps docs up down lock clean help
+.PHONY: $(MOVED) distributed demo test test-long test-fast fuzz chaos lint format deps docs up down lock clean help
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
-$(READY): requirements.lock pyproject.toml $(MOVED)
+$(READY): requirements.lock distributed-packages.txt pyproject.toml $(MOVED)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "OpenMed needs Python 3.11 to 3.13; choose one with make PYTHON=python3.12 ..."; exit 2; }
 	@$(if $(MOVED),rm -rf $(VENV))
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@echo "Installing the locked environment"
-	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes \
+		--excludes distributed-packages.txt -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DISTRIBUTED): $(READY)
+	@echo "Installing what several hosts need beyond it"
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	@touch $@
 
 data/films.csv: | $(READY)
@@ -72,8 +79,18 @@ up: $(READY) data/films.csv  ## Start Airflow and MLflow for daily use
 down: $(READY)  ## Stop them, from any terminal
 	@$(BIN)/openmed down
 
-lock:  ## Write requirements.lock anew
-	@uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras --no-emit-index-url pyproject.toml -o requirements.lock
+distributed: $(DISTRIBUTED)  ## Install what several hosts need: docs/deployment.md
+
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url
+NAMES := grep -oE '^[a-z0-9][a-z0-9._-]*'
+lock: export LC_ALL := C
+lock:  ## Write requirements.lock anew, and which of its packages only several hosts need
+	@$(COMPILE) --generate-hashes --all-extras pyproject.toml -o requirements.lock
+	@$(COMPILE) --extra pipeline --extra dev -c requirements.lock pyproject.toml -o .default.lock
+	@{ echo "# What requirements.lock has for the extra \`distributed\` alone; \`make\` leaves it out. Made by \`make lock\`."; \
+		$(NAMES) .default.lock | sort -u >.default.names; \
+		$(NAMES) requirements.lock | sort -u | grep -vxFf .default.names; } >distributed-packages.txt
+	@rm .default.lock .default.names
 
 clean:  ## Remove what stages and tests wrote; the environment and the registry stay
 	@rm -rf artifacts site .pytest_cache .ruff_cache .mypy_cache .coverage.json

@@ -21,6 +21,7 @@ from airflow.sdk import (
 )
 from airflow.sdk.exceptions import AirflowFailException
 from people import starter
+from places import place
 from stage_operator import (
     HOME,
     PROJECT,
@@ -111,6 +112,7 @@ def stage_tasks() -> dict[str, DvcStageOperator]:
             pool="gpu" if kind in GPU_STAGES else "default_pool",
             execution_timeout=timedelta(hours=12 if kind in GPU_STAGES else 4),
             doc_md=f"{stage_doc(name)}\n\n`{stage.cmd}`",
+            **place(kind in GPU_STAGES),
         )
     for name, stage in STAGES.items():
         for other in stage.upstream:

@@ -1,9 +1,11 @@
 """The Makefile notices that an environment belongs to another folder."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ def checkout(tmp_path):
         folder = tmp_path / name
         (folder / ".venv/bin").mkdir(parents=True)
         (folder / "data").mkdir()
-        for file in ("Makefile", "pyproject.toml", "requirements.lock"):
+        for file in ("Makefile", "pyproject.toml", "requirements.lock", "distributed-packages.txt"):
             shutil.copy(ROOT / file, folder)
         (folder / ".venv/bin/python").symlink_to(sys.executable)
         script = f"#!/bin/sh\n'''exec' \"{at or folder}/.venv/bin/python\" \"$0\" \"$@\"\n' '''\n"
@@ -71,3 +73,44 @@ def test_why_the_sample_cannot_be_pulled_is_shown(checkout):
     command = ["make", "data/films.csv"]
     done = subprocess.run(command, cwd=folder, env=OUTSIDE, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "ERROR: no such remote" in done.stdout
+
+
+def test_what_only_several_hosts_need_is_left_out_unless_it_is_asked_for(checkout):
+    folder = checkout("project")
+    (folder / ".venv/.ready").unlink()
+    (installs,) = (line for line in steps_of(folder, "up") if "-r requirements.lock" in line)
+    assert "--excludes distributed-packages.txt" in installs
+    (folder / ".venv/.ready").touch()
+    (adds,) = (line for line in steps_of(folder, "distributed") if "requirements.lock" in line)
+    assert "--excludes" not in adds and "--require-hashes" in adds
+
+
+def steps_of(folder: Path, target: str) -> list[str]:
+    command = ["make", "-n", target]
+    done = subprocess.run(command, cwd=folder, env=OUTSIDE, capture_output=True, text=True, check=True)
+    # A command may go on in the next line.
+    return done.stdout.replace("\\\n", "").splitlines()
+
+
+def test_the_list_of_what_is_left_out_is_what_the_extra_alone_brings():
+    """Held against the reasons that the lock itself gives for each package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    default = {
+        re.match(r"[\w.-]+", each)[0].lower()
+        for each in (*project["dependencies"], *extras["pipeline"], *extras["dev"])
+    }
+    blocks = re.split(r"^(?=[a-z0-9])", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)[1:]
+    reasons: dict[str, set[str]] = {}
+    for block in blocks:
+        about = block.partition("# via")[2]
+        name = re.match(r"[\w.-]+", block)[0]
+        reasons.setdefault(name, set()).update(re.findall(r"[a-z0-9][\w.-]*", about.replace("#", "")))
+    # An extra of theirs asks for it, which the reasons do not tell: celery[redis].
+    reasons["redis"] -= {"celery", "kombu"}
+    kept, before = default & reasons.keys(), set()
+    while kept != before:
+        before = kept
+        kept = kept | {name for name, via in reasons.items() if via & kept}
+    listed = (ROOT / "distributed-packages.txt").read_text().splitlines()[1:]
+    assert listed == sorted(listed) and set(listed) == reasons.keys() - kept

@@ -9,7 +9,7 @@ import os
 import secrets
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from openmed.errors import BadInput, ResourceError
 from openmed.files import read_json, write_bytes, write_json
+from pipeline.local import airflow_variables
+from pipeline.local.airflow_variables import Sections
 from pipeline.settings.project import sqlite_address, without_proxy
 from pipeline.settings.variables import SECRETS, variables
 from pipeline.tools.airflow_client import AUDITOR
@@ -45,6 +47,8 @@ class AirflowSettings:
     schedule: str | None
     """Cron expression of the retraining, `off` for none, None for the default."""
     parallelism: int
+    given: Sections = field(default_factory=dict)
+    """Airflow's own settings that stand in the place of ours; see `airflow_variables.given`."""
 
     @property
     def folder(self) -> Path:
@@ -63,7 +67,7 @@ class AirflowSettings:
 
     def environment(self) -> dict[str, str]:
         """Returns the whole environment of a component; no secret is in it, see `write`."""
-        # A setting of another Airflow in the caller's environment would win over our file.
+        # A setting in the caller's environment would win over our file, and reach every task.
         inherited = {
             key: value
             for key, value in os.environ.items()
@@ -114,7 +118,8 @@ class AirflowSettings:
         secret_file.chmod(0o600)
         text = io.StringIO()
         config = configparser.RawConfigParser()
-        config.read_dict(self._sections(read_json(secret_file)))
+        sections = self._sections(read_json(secret_file))
+        config.read_dict(airflow_variables.merged(sections, self.given))
         config.write(text)
         target = self.folder / "airflow.cfg"
         # Airflow reads % as the start of a template in its own file.
@@ -122,14 +127,15 @@ class AirflowSettings:
         target.chmod(0o600)
 
     def migrate(self, log: Path) -> None:
-        """Brings the database to the installed version of Airflow, which takes 7 s, once.
+        """Brings the database to the installed version of Airflow, which takes 7 s; our own one once.
 
         Raises:
             ResourceError: It could not be made; the message names `log`.
         """
         marker, wanted = self.folder / "migrated.json", version("apache-airflow")
         done = read_json(marker) if marker.exists() else None
-        if done == wanted and (self.folder / "airflow.db").exists():
+        shared = airflow_variables.has(self.given, "database", "sql_alchemy_conn")
+        if not shared and done == wanted and (self.folder / "airflow.db").exists():
             return
         command = [sys.executable, "-m", "airflow", "db", "migrate"]
         with log.open("ab") as output:
@@ -138,7 +144,8 @@ class AirflowSettings:
             )
         if ended.returncode != 0:
             raise ResourceError(f"Airflow's database could not be made (exit {ended.returncode}); see {log}")
-        write_json(marker, wanted)
+        if not shared:
+            write_json(marker, wanted)
 
     def _secret_file(self, name: str) -> Path:
         return self.folder / name.lower()

@@ -19,7 +19,9 @@ import httpx
 
 from openmed.errors import ResourceError
 from openmed.files import read_json
+from pipeline.local import airflow_variables
 from pipeline.local.airflow_settings import ADMIN, ENGINEER, LOOPBACK, REVIEWER, AirflowSettings
+from pipeline.local.airflow_variables import Sections
 from pipeline.settings.project import state_folder
 from pipeline.tools.airflow_client import AirflowClient
 from pipeline.tools.processes import descendants, ending_signals, kill, record, signal_group, take_lock
@@ -39,6 +41,7 @@ class Services:
         gpu_slots: How many trainings may run at once.
         schedule: As `AirflowSettings`.
         parallelism: How many tasks may run at once.
+        given: As `AirflowSettings`.
     """
 
     def __init__(
@@ -51,11 +54,12 @@ class Services:
         gpu_slots: int = 1,
         schedule: str | None = None,
         parallelism: int = 4,
+        given: Sections | None = None,
     ) -> None:
         self.project, self.home = Path(project).resolve(), Path(home).resolve()
         self.logs = self.home / "logs"
         self._settings = AirflowSettings(
-            self.project, self.home, airflow_port or free_port(), schedule, parallelism
+            self.project, self.home, airflow_port or free_port(), schedule, parallelism, given or {}
         )
         if os.environ.get("MLFLOW_TRACKING_URI", "").startswith(("http:", "https:")):
             mlflow_port = None
@@ -217,11 +221,17 @@ class Services:
 
 
 def up(project: Path, home: Path, **options: Any) -> None:
-    """Starts `Services`, says where they are, and stops them on Ctrl-C, SIGTERM or a closed terminal."""
+    """Starts `Services`, says where they are, and stops them on Ctrl-C, SIGTERM or a closed terminal.
+
+    Airflow runs with what its own variables say, as far as `airflow_variables` takes them.
+    """
+    given = airflow_variables.given(os.environ)
+    if given:
+        print(f"Taken from the environment: {', '.join(airflow_variables.names(given))}.", flush=True)
     stopped = threading.Event()
     before = {number: signal.signal(number, lambda *_: stopped.set()) for number in ending_signals()}
     try:
-        with Services(project, home, **options) as services:
+        with Services(project, home, given=given, **options) as services:
             waited_s = services.wait_healthy(180, stopped)
             if waited_s is not None:
                 print(f"Airflow  {services.airflow_url}   users {ADMIN}, {REVIEWER} and {ENGINEER}")

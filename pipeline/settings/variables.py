@@ -57,6 +57,11 @@ class Variables(BaseSettings):
     """Cron expression of scoring and watching; default: by hand."""
     timezone: str = "UTC"
     """Time zone of both, such as Europe/Vienna."""
+    gpu_queue: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "default"
+    """Queue of the trainings, where Airflow's executor has queues; all else goes to `default`."""
+    gpu_pod: Path | None = None
+    """YAML of a Kubernetes pod, whose fields stand in the place of those of the pods of trainings; default:
+    none."""
     incoming: str | None = None
     """Folder of the films to score; default: `incoming` of the state folder."""
     keep_workspaces_days: Annotated[float, Field(ge=0)] = 14

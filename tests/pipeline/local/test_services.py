@@ -246,6 +246,30 @@ def test_another_airflow_in_the_environment_does_not_reach_ours(tmp_path, monkey
     assert environment["AIRFLOW_HOME"] == str(tmp_path / "airflow")
 
 
+def test_what_airflow_is_given_stands_in_its_file_for_the_owner_alone_and_in_no_environment(
+    tmp_path, monkeypatch
+):
+    conn = "postgresql+psycopg2://airflow:p%40ssword@db.hospital/airflow"
+    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", conn)
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET_CMD", "printf sh%%red-by-all")
+    asked = {"database": {"sql_alchemy_conn": conn}, "api_auth": {"jwt_secret_cmd": "printf sh%%red-by-all"}}
+    settings = Services(ROOT, tmp_path, given=asked)._settings
+    settings.write()
+    environment = settings.environment()
+    assert not [value for value in environment.values() if "p%40ssword" in value]
+    file = tmp_path / "airflow" / "airflow.cfg"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    code = (
+        "from airflow.configuration import conf\n"
+        "print(conf.get('database', 'sql_alchemy_conn'), conf.get('api_auth', 'jwt_secret'))\n"
+        "print(conf.get('core', 'executor'), conf.getint('workers', 'max_failed_heartbeats'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [f"{conn} sh%red-by-all", "LocalExecutor 300"]
+
+
 def test_no_mlflow_is_started_where_another_one_keeps_the_models(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.hospital:5000")
     assert Services(ROOT, tmp_path, mlflow_port=5000).mlflow_url is None
@@ -308,6 +332,10 @@ def test_a_database_that_cannot_be_made_is_one_sentence(tmp_path):
 
 def test_up_stops_when_it_is_told_to(tmp_path, monkeypatch, capsys):
     calls = []
+    # Those of the tests of the DAGs, which may run in this process too.
+    for name in [name for name in os.environ if name.startswith("AIRFLOW__")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AIRFLOW__CORE__PARALLELISM", "9")
     monkeypatch.setattr(Services, "start", lambda self: calls.append("start") or self)
     monkeypatch.setattr(Services, "stop", lambda self: calls.append("stop"))
     monkeypatch.setattr(Services, "wait_healthy", lambda self, timeout_s, stopped: 1.0)
@@ -317,6 +345,7 @@ def test_up_stops_when_it_is_told_to(tmp_path, monkeypatch, capsys):
     assert calls == ["start", "stop"] and signal.getsignal(signal.SIGTERM) is before
     said = capsys.readouterr().out
     assert "http://127.0.0.1:" in said and "passwords.json" in said
+    assert said.startswith("Taken from the environment: AIRFLOW__CORE__PARALLELISM.\n")
 
 
 REGISTRY = """
