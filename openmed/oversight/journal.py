@@ -132,7 +132,7 @@ class Journal:
         """Returns the files, the oldest first."""
         if not self.folder.is_dir():
             return []
-        return sorted(path for path in self.folder.iterdir() if _DAY_FILE.fullmatch(path.name))
+        return sorted(path for path in self.folder.iterdir() if _is_day_file(path))
 
     def _add(self, descriptor: int, head: _Head | None, entries: Sequence[Mapping[str, Any]]) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -207,6 +207,14 @@ class Journal:
                 f"{self.folder} cannot be read or written ({error.strerror or error}): "
                 "make room there, or give it to the account that runs this"
             ) from None
+
+
+def _is_day_file(path: Path) -> bool:
+    if not _DAY_FILE.fullmatch(path.name):
+        return False
+    with suppress(ValueError):
+        return bool(date.fromisoformat(path.stem))
+    return False
 
 
 def _write(path: Path, data: bytes) -> int:

@@ -263,6 +263,15 @@ def test_a_clock_that_runs_ahead_deletes_nothing(journal, clock, days):
     assert len(journal.days()) == 9 + days and len(numbers(journal)) == 9 + days
 
 
+def test_a_file_of_no_day_is_none_of_the_journal(journal, clock):
+    clock("2026-01-01")
+    write(journal, 1)
+    for name in ("2026-02-30.jsonl", "2026-99-99.jsonl", "20260101.jsonl", "notes.txt"):
+        (journal.folder / name).write_text("{}\n")
+    assert [path.name for path in journal.days()] == ["2026-01-01.jsonl"]
+    assert journal.delete_older(184) == [] and numbers(journal) == [1]
+
+
 def later_answers(journal, clock, month="2026-12"):
     """Answers on as many later days as bear out that time has gone by."""
     for day in range(1, 8):
