@@ -118,9 +118,14 @@ def keys_in_force(entries: Sequence[Entry]) -> list[str]:
     move = _last_move(entries)
     if move is None:
         return []
-    approved = (each for each in reversed(entries) if each.event == PROMOTED and each.version == move.version)
-    listed = next(approved, move).content.get("keys", {})
+    listed = _approval_of(entries, move).content.get("keys", {})
     return [line for lines in listed.values() for line in lines]
+
+
+def _approval_of(entries: Sequence[Entry], move: Entry) -> Entry:
+    """Returns the promotion by which the champion of a move was approved."""
+    approved = (each for each in reversed(entries) if each.event == PROMOTED and each.version == move.version)
+    return next(approved, move)
 
 
 def sign(text: str, key: Path) -> str:
@@ -252,7 +257,7 @@ def check_entry(entries: Sequence[Entry], entry: Entry, keys: Mapping[str, Seque
         keys: What the change plan of its version lists, role -> keys.
 
     Raises:
-        BadInput: A signature is missing or does not hold.
+        BadInput: A signature is missing or does not hold, or a plan that needed one was never adopted.
     """
     before, content = entries[: entry.number - 1], entry.content
     if entry.event in SIGNED_TOO and (lines := keys_in_force(before)):
@@ -260,6 +265,7 @@ def check_entry(entries: Sequence[Entry], entry: Entry, keys: Mapping[str, Seque
         check_signed(text, content.get("signature"), lines, entry.at)
     if entry.event != PROMOTED:
         return
+    _check_plan(entries, entry)
     if content.get("keys", {}) != {role: list(lines) for role, lines in keys.items()}:
         raise BadInput(f"the promotion of version {entry.version} was not held against the keys of its plan")
     signatures = content.get("signatures", {})
@@ -278,3 +284,21 @@ def check_entry(entries: Sequence[Entry], entry: Entry, keys: Mapping[str, Seque
             check_signed(text, given.get("signature"), keys[role], entry.at)
         else:
             signer(text, given["signature"], None)
+
+
+def _check_plan(entries: Sequence[Entry], entry: Entry) -> None:
+    """Checks that a promotion came with the plan of the champion, or with one adopted since by signature.
+
+    Otherwise a version with a plan that lists no keys would need none.
+    """
+    before, plan = entries[: entry.number - 1], entry.content.get("plan_sha256")
+    move = _last_move(before)
+    if move is None or not keys_in_force(before):
+        return
+    if plan == _approval_of(before, move).content.get("plan_sha256"):
+        return
+    since = before[move.number :]
+    adopted = [each for each in since if each.event == ADOPTED and each.content["plan_sha256"] == plan]
+    if not adopted:
+        raise BadInput(f"the change plan of version {entry.version} was not adopted before it was promoted")
+    check_entry(entries, adopted[-1], {})

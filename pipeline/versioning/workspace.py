@@ -67,9 +67,9 @@ def create(repo: Path, revision: str, run_id: str, home: Path) -> Path:
 def path_of(run_id: str, home: Path) -> Path:
     """Returns the folder a run works in, whether or not it exists."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", run_id)
-    if safe != run_id or safe.startswith("."):
-        # Two ids that differ in replaced characters alone must not share a folder.
-        safe = f"{safe.lstrip('.')}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}"
+    if safe != run_id or safe.startswith(".") or re.search("-[0-9a-f]{16}$", safe):
+        # No id, which whoever starts a run may choose, leads to the folder of another.
+        safe = f"{safe.lstrip('.')[:200]}-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}"
     if not run_id:
         raise BadInput("a run needs an id that is not empty")
     return Path(home).resolve() / "runs" / safe

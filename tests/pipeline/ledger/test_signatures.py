@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from openmed.errors import BadInput, ResourceError
+from openmed.files import sha256_file
 from pipeline import ledger
 from pipeline.ledger import record, signatures
 from pipeline.ledger.entry import PROMOTED, SIGNED
@@ -255,6 +256,32 @@ def test_an_entry_that_was_forged_is_found_by_its_signatures(basis, keys):
     old = replace(entry, content={"verdict": "PASS", "model_sha256": "0" * 64})
     signatures.check_entry(history, old, {})
     assert old.event == PROMOTED
+
+
+def test_a_plan_that_lists_no_keys_carries_a_promotion_only_once_its_adoption_is_signed(
+    basis, keys, monkeypatch, tmp_path
+):
+    from pipeline.ledger import decisions
+
+    sign_both(basis, keys)
+    promote(basis)
+    (tmp_path / "plan").write_text("a plan without keys")
+    monkeypatch.setattr(decisions, "artifact", lambda version, name: tmp_path / "plan")
+    plan = sha256_file(tmp_path / "plan")
+    # As if whoever can write the record had judged it.
+    keyless = replace(basis, version="3", champion="2", keys={}, plan_sha256=plan)
+    promoted = promote(keyless)
+    with pytest.raises(BadInput, match="the change plan of version 3 was not adopted before it was promoted"):
+        signatures.check_entry(ledger.history(), promoted, {})
+    ledger.roll_back(by="Dr Adams", reason="no plan", check=lambda version: None)
+    adoption = ledger.adopt("3", by="Dr Adams", reason="ok", caller=ledger.Caller({}, keys["adams"][0]))
+    promoted = promote(keyless)
+    history = ledger.history()
+    signatures.check_entry(history, promoted, {})
+    content = {key: value for key, value in adoption.content.items() if key != "signature"}
+    history[adoption.number - 1] = replace(adoption, content=content)
+    with pytest.raises(BadInput, match="needs a signature"):
+        signatures.check_entry(history, promoted, {})
 
 
 def test_a_key_holds_as_long_as_the_plan_says_and_what_it_signed_for_good(keys):
