@@ -6,7 +6,6 @@ is computed again. Everything that comes out of it was checked against a hash.
 
 import hashlib
 import mmap
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -18,14 +17,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from openmed.archives import FilmState, state_of
 from openmed.cache.shards import SHARD_FILMS
 from openmed.errors import ResourceError
 from openmed.files import atomic_path, sha256_bytes, sha256_file
 
 _DATABASE = "films.db"
 _TABLES = """
-CREATE TABLE IF NOT EXISTS seen (device INT, inode INT, modified_ns INT, bytes INT, sha256 TEXT,
-    PRIMARY KEY (device, inode)) WITHOUT ROWID;
+DROP TABLE IF EXISTS seen;
+CREATE TABLE IF NOT EXISTS hashed (device INT, inode INT, place INT, modified_ns INT, bytes INT, sha256 TEXT,
+    PRIMARY KEY (device, inode, place)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS measurements (film TEXT, code TEXT, block INT,
     PRIMARY KEY (film, code)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS blocks (block INTEGER PRIMARY KEY, code TEXT, content BLOB, digest TEXT);
@@ -75,30 +76,26 @@ class FilmStore(AbstractContextManager):
         self._database.close()
 
     def hashes_of(self, paths: Sequence[str]) -> list[str | None]:
-        """Returns the SHA-256 of files that were hashed before and have not been written to since, else None.
+        """Returns the SHA-256 of films that were hashed before and have not been written to since, else None.
 
-        A file counts as unwritten while its place on the disk, its size and its time of change are the same.
+        A film counts as unwritten while the place of its file on the disk, its place in there, and the size
+        and time of change of the file are the same.
         """
-        states = [_state(path) for path in paths]
-        known: dict[object, str] = {}
-        for device in {state.st_dev for state in states if state}:
-            inodes = [state.st_ino for state in states if state and state.st_dev == device]
-            query = "SELECT inode, modified_ns, bytes, sha256 FROM seen WHERE inode IN ({}) AND device = ?"
-            for inode, modified_ns, size, sha256 in self._in_parts(query, inodes, (device,)):
-                known[device, inode, modified_ns, size] = sha256
-        keys = [state and (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size) for state in states]
-        return [known.get(key) for key in keys]
+        states = [state_of(path) for path in paths]
+        known: dict[FilmState, str] = {}
+        for device in {state.device for state in states if state}:
+            inodes = sorted({state.inode for state in states if state and state.device == device})
+            query = "SELECT * FROM hashed WHERE inode IN ({}) AND device = ?"
+            for *state, sha256 in self._in_parts(query, inodes, (device,)):
+                known[FilmState(*state)] = sha256
+        return [known.get(state) if state else None for state in states]
 
-    def remember_hashes(self, hashed: Sequence[tuple[os.stat_result, str]]) -> None:
-        """Keeps the hashes of files, each with the state it had before it was read."""
+    def remember_hashes(self, hashed: Sequence[tuple[FilmState, str]]) -> None:
+        """Keeps the hashes of films, each with the state it had before it was read."""
         now = time_ns()
-        rows = [
-            (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size, digest)
-            for state, digest in hashed
-            if now - state.st_mtime_ns > _CLOCK_TICK_NS
-        ]
+        rows = [(*state, digest) for state, digest in hashed if now - state.modified_ns > _CLOCK_TICK_NS]
         with self._changes() as database:
-            database.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?)", rows)
+            database.executemany("INSERT OR REPLACE INTO hashed VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def measurements(self, films: Sequence[str]) -> list[pa.Table]:
         """Returns what is known of films, by SHA-256, in tables as remembered; unknown films are absent."""
@@ -235,13 +232,6 @@ def _connect(path: Path) -> sqlite3.Connection:
     database.execute("PRAGMA journal_mode = WAL")
     database.executescript(_TABLES)
     return database
-
-
-def _state(path: str) -> os.stat_result | None:
-    try:
-        return os.stat(path)  # noqa: PTH116  many thousands at once: a Path for each costs more than the call
-    except OSError:
-        return None
 
 
 def _opened(path: Path, size_px: int) -> np.ndarray | None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from openmed.archives import film_bytes
 from openmed.cache.film_cache import HASHES_FILE, INDEX_FILE
 from openmed.cache.film_store import FilmStore
 from openmed.cache.shards import SHARD_FILMS
 from openmed.concurrency import ordered_map
 from openmed.files import atomic_path, sha256_file, write_json
-from openmed.films.images import decode_squares, film_bytes
+from openmed.films.images import decode_squares
 
 
 def write_cache(

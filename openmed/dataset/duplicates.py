@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from openmed.archives import film_bytes
 from openmed.concurrency import ordered_map
-from openmed.films.images import decode_film, film_bytes
+from openmed.films.images import decode_film
 from openmed.measurement.perceptual import HASH_BITS, LEAST_LIKENESS, likeness
 
 _ALL_COMPARED = 8192  # hashes up to which all pairs are compared

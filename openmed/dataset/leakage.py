@@ -18,6 +18,8 @@ from openmed.dataset.splits import LEAST_VALIDATION_SHARE, LEFT_OUT, families
 from openmed.errors import BadInput
 
 _NAMED_FILMS = 5  # in an error's sentence
+# Films in an archive have their place in it before that (see openmed.archives, which training needs not).
+_VALIDATION_FOLDER = r"films/(?:\d{5,}\.tar/\d+/)?validation/"
 Outcome = Literal["clean", "repaired", "recorded"]
 
 
@@ -128,7 +130,7 @@ def usable_validation(films: pd.DataFrame) -> tuple[pd.Series, Finding]:
     if small.sum() >= LEAST_VALIDATION_SHARE * len(films):
         small = small & False
     # The import has repaired what it could; where the films lie still tells what they were meant for.
-    merged = films["path"].str.startswith("films/validation/") & (declared != "validation")
+    merged = films["path"].str.match(_VALIDATION_FOLDER) & (declared != "validation")
     count = int(small.sum() + merged.sum())
     least = f"{LEAST_VALIDATION_SHARE:.0%} of the films"
     detail = (

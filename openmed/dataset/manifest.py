@@ -1,6 +1,5 @@
 """The manifest: one row a film, with what was measured on it and whether it is usable."""
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from openmed.archives import FilmState
 from openmed.cache.film_store import FilmStore
 from openmed.concurrency import ordered_map
 from openmed.errors import BadInput, IntegrityError
@@ -117,7 +117,8 @@ def judge_films(
         (accepted or quarantined). Quarantined films have missing measurements.
 
     Raises:
-        IntegrityError: A file has another content than the list of films recorded.
+        IntegrityError: A film has another content than the list of films recorded, or its archive is missing
+            or damaged.
     """
     parts = []
     for start in range(0, len(films), _CHUNK_FILMS):
@@ -152,7 +153,7 @@ def _measure_part(paths: list[str], store: FilmStore, tick: Callable[[], None]) 
     new = [position for position, place in enumerate(places) if place is None]
     for _ in range(len(paths) - len(new)):
         tick()
-    measured: list[tuple[os.stat_result | None, dict[str, Any]]] = []
+    measured: list[tuple[FilmState | None, dict[str, Any]]] = []
     for position, film in zip(new, ordered_map(measure_film, [paths[i] for i in new]), strict=True):
         places[position] = len(known) + len(measured)
         measured.append(film)

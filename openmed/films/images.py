@@ -13,8 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from openmed.errors import BadInput, IntegrityError
-from openmed.files import sha256_bytes
+from openmed.errors import BadInput
 from openmed.films.budgets import (
     MAX_FILE_BYTES,
     MAX_PNG_CHUNKS,
@@ -57,20 +56,6 @@ def _content(path: Path) -> bytes:
         return read_film_file(path)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-def film_bytes(data: Path, path: str, sha256: str) -> bytes:
-    """Reads the file of a film in the manifest; IntegrityError where it is gone or has another hash."""
-    file = Path(data) / path
-    try:
-        content = read_film_file(file)
-    except OSError as error:
-        raise IntegrityError(f"{file} cannot be read any more: {error.strerror or error}") from None
-    if sha256_bytes(content) != sha256:
-        raise IntegrityError(
-            f"{file} was changed after it was validated: get it back or run the pipeline again"
-        )
-    return content
 
 
 def decode_film(data: bytes, name: str = "the image") -> NDArray[np.uint8]:

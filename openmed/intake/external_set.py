@@ -13,7 +13,8 @@ from openmed.dataset.manifest import ABOUT_COLUMNS, FILMS_FILE, SOURCE_NAME, rea
 from openmed.dataset.profile import AGE_BANDS, age_band
 from openmed.errors import BadInput
 from openmed.intake.identity import Recognised
-from openmed.intake.importing import cleaned_films, new_folder, write_list
+from openmed.intake.importing import LOOSE, cleaned_films, new_folder, write_list
+from openmed.intake.packing import pack_rows
 from openmed.intake.sources import LabelledFilm, Listing, list_source
 from openmed.privacy.cleaning import VIEWS, Pseudonyms
 
@@ -68,7 +69,7 @@ def import_set(
     second_label: str | None = None,
     patients_from: str = "auto",
 ) -> SetSummary:
-    """Lays an external set out as a data folder: patients by pseudonym, files named after their content.
+    """Lays an external set out as a data folder: patients by pseudonym, films in archives by their content.
 
     A source is one that `openmed.intake.importing.import_films` takes; it may lack films of some class, and
     its splits are passed over. A .csv may also have the columns view, sex (F, M, O), age_band (such as 40-64
@@ -92,11 +93,12 @@ def import_set(
     films = [film._replace(label=names[film.label], split="") for film in listing.films]
     about = _about(Path(source), listing, names, second_label)
     with new_folder(Path(target).absolute()) as folder:
-        rows, withheld = cleaned_films(films, [film.label for film in films], folder, pseudonyms)
+        loose = folder / LOOSE
+        rows, withheld = cleaned_films(films, [film.label for film in films], loose, pseudonyms)
         # What the list says goes before what the header of a film says.
         rows = [row | listed for row, listed in zip(rows, about, strict=True)]
         columns = (*ABOUT_COLUMNS, *_MORE_COLUMNS)
-        write_list(folder / FILMS_FILE, sorted(rows, key=lambda row: row["path"]), columns)
+        write_list(folder / FILMS_FILE, pack_rows(rows, loose, folder), columns)
     return _summary(films, rows, listing, class_names, withheld)
 
 

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from openmed.archives import place_of
 from openmed.dataset.manifest import DECLARED_SPLITS, FILMS_COLUMNS
 from openmed.errors import BadInput
 from openmed.films.dicom.header import START_BYTES, is_dicom
@@ -81,7 +82,7 @@ def _problem(cells: dict[str, str], root: Path, classes: Mapping[str, str]) -> s
         return "an absolute path that leads out of the folder of the list, below which all films must lie,"
     if not path or not is_plain(path) or not (root / path).resolve().is_relative_to(root):
         return "a path that leads out of the folder of the list"
-    if not (root / path).is_file():
+    if not Path(place_of(str(root / path)).file).is_file():
         return "a file that is not there"
     start = file_reader(root / path, "a film of the list").start(START_BYTES)
     if Path(path).suffix.lower() not in SUFFIXES and not is_dicom(start):

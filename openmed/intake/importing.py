@@ -10,16 +10,22 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 
+from openmed.archives import place_of
 from openmed.concurrency import ordered_map
 from openmed.dataset.manifest import ABOUT_COLUMNS, FILMS_COLUMNS, FILMS_FILE, SOURCE_NAME
 from openmed.dataset.splits import LEAST_VALIDATION_SHARE
 from openmed.errors import BadInput, ResourceError
-from openmed.files import sha256_bytes, write_bytes, write_text
+from openmed.files import sha256_bytes, write_text
 from openmed.intake.identity import Recognised, own_patient
+from openmed.intake.packing import pack_rows
 from openmed.intake.sources import LabelledFilm, Listing, list_source
 from openmed.privacy.cleaning import Pseudonyms, clean_film
+
+LOOSE = ".loose"
+"""Folder of a new data folder where films lie until they are packed."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +73,16 @@ def import_films(
     source_name: str = "",
     patients_from: str = "auto",
 ) -> ImportSummary:
-    """Lays out a data folder: films.csv and films/<split as found>/<CLASS>/<file name>.
+    """Lays out a data folder: films.csv and, in archives, films/<split as found>/<CLASS>/<file name>.
 
     Args:
         source: A folder or .zip of class folders, with or without train, val and test folders above them, or
             a .csv with the columns path, label, patient and perhaps split.
         target: The data folder; must not exist or be empty. It appears whole or not at all.
         class_names: The known classes; folders and labels may differ in case.
-        pseudonyms: Of the site: patients get pseudonyms, files are named after their content and cleaned of
-            all that could name somebody. None leaves them, which suits published films only.
+        pseudonyms: Of the site: patients get pseudonyms, films are named after their content, cleaned of all
+            that could name somebody and packed into archives. None leaves them as they are, each a file,
+            which suits published films only.
         limit: About how many films: whole patients, drawn at random, in the proportions of the classes.
         seed: Of the draw.
         every_class: Refuse a source that lacks films of some class.
@@ -98,12 +105,10 @@ def import_films(
     with new_folder(target) as folder:
         if pseudonyms is None:
             rows = [_copied(declared[index], stored[index], folder) for index in chosen]
+            rows.sort(key=itemgetter("path"))
         else:
-            found = ((listing.films[index].split, listing.films[index].label) for index in chosen)
-            folders = ["/".join(filter(None, parts)) for parts in found]
-            rows, withheld = cleaned_films(films, folders, folder, pseudonyms)
-        listed = [row | {"source": source_name} for row in sorted(rows, key=lambda row: row["path"])]
-        write_list(folder / FILMS_FILE, listed)
+            rows, withheld = _packed(films, [listing.films[index] for index in chosen], folder, pseudonyms)
+        write_list(folder / FILMS_FILE, [row | {"source": source_name} for row in rows])
     return _summary(films, rows, class_names, listing, merged, withheld)
 
 
@@ -156,10 +161,19 @@ def _copied(film: LabelledFilm, path: str, folder: Path) -> dict[str, str]:
     return _row(film, path, film.patient, digest.hexdigest())
 
 
+def _packed(
+    films: Sequence[LabelledFilm], found: Sequence[LabelledFilm], folder: Path, pseudonyms: Pseudonyms
+) -> tuple[list[dict[str, str]], Counter[str]]:
+    """Cleans films into archives; their folders there say in which split they were found."""
+    folders = ["/".join(filter(None, [film.split, film.label])) for film in found]
+    rows, withheld = cleaned_films(films, folders, folder / LOOSE, pseudonyms)
+    return pack_rows(rows, folder / LOOSE, folder), withheld
+
+
 def cleaned_films(
     films: Sequence[LabelledFilm], folders: Sequence[str], target: Path, pseudonyms: Pseudonyms
 ) -> tuple[list[dict[str, str]], Counter[str]]:
-    """Writes films without identifiers, named after their content, each into its folder below films/.
+    """Writes films without identifiers as files named after their content, each into its folder below films/.
 
     Returns a row of films.csv for each film, in order, with what its header tells; and why nothing of some
     films was kept, with their number.
@@ -172,7 +186,8 @@ def cleaned_films(
         taken[stem] += 1
         copy = f"-{taken[stem]}" if taken[stem] > 1 else ""
         path = f"{stem}{copy}{cleaned.suffix}"
-        write_bytes(target / path, cleaned.content)
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        (target / path).write_bytes(cleaned.content)
         patient = film.patient if film.is_named else own_patient(digest)
         rows.append(_row(film, path, pseudonyms.patient(patient), digest, cleaned.about))
         if cleaned.reason:
@@ -193,7 +208,9 @@ def _stored_paths(listing: Listing, source: Path) -> list[str]:
     stored = []
     for film in listing.films:
         parts = [film.split, film.label, PurePosixPath(film.name).name]
-        stored.append("/".join(["films", *filter(None, parts if listing.rows is None else [film.name])]))
+        stored.append(
+            "/".join(["films", *filter(None, parts if listing.rows is None else [place_of(film.name).name])])
+        )
         # Case is ignored, because a data folder must also fit on a disk that does so.
         other = taken.setdefault(stored[-1].casefold(), film.reader.place)
         if other != film.reader.place:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from openmed.archives import place_of, read_stored
 from openmed.dataset.manifest import is_inside
 from openmed.errors import BadInput
 from openmed.files import open_regular
@@ -81,7 +82,12 @@ def reason_of(error: Exception) -> str:
 
 
 def file_reader(path: Path, place: str) -> FilmReader:
-    """Returns the reader of one file. Its name is not used in errors: it may hold a patient's."""
+    """Returns the reader of one file, or of a film in an archive of another data folder.
+
+    Its name is not used in errors: it may hold a patient's.
+    """
+    if place_of(str(path)).offset is not None:
+        return FilmReader(place, lambda: io.BytesIO(read_stored(str(path))))
     return FilmReader(place, partial(open_regular, path))
 
 

@@ -1,7 +1,5 @@
 """What is measured on one film."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -9,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from openmed.archives import FilmState, read_stored, state_of
 from openmed.errors import BadInput
 from openmed.files import sha256_bytes
-from openmed.films.budgets import read_film_file, room_for
+from openmed.films.budgets import room_for
 from openmed.films.images import blank_reason, decode_with_depth
 from openmed.measurement.embedding import embed_film
 from openmed.measurement.perceptual import perceptual_hash
@@ -38,14 +37,15 @@ FACTS = pa.schema(
 MEASURED = pa.schema([*FACTS, *DETAILS])
 
 
-def measure_film(path: str) -> tuple[os.stat_result | None, dict[str, Any]]:
-    """Reads a film's file and measures it: its state before that, None when it cannot be read, and a row.
+def measure_film(path: str) -> tuple[FilmState | None, dict[str, Any]]:
+    """Reads a film and measures it: its state before that, None when its file cannot be read, and a row.
 
     The row is one of `MEASURED`, whose reason is empty when the film could be decoded and is not blank.
+    IntegrityError where the film should lie in an archive that is missing or damaged.
     """
     row = dict.fromkeys(MEASURED.names) | {"sha256": "", "perceptual_hash": "", "reason": ""}
     try:
-        state, data = Path(path).stat(), read_film_file(Path(path))
+        state, data = state_of(path), read_stored(path)
     except OSError as error:
         return None, row | {"reason": f"cannot be read: {error.strerror or error}"}
     row["sha256"] = sha256_bytes(data)

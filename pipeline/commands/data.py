@@ -31,6 +31,7 @@ def import_(
     """Lays films out as a data folder, and says what names their patients."""
     from openmed.intake.importing import import_films
     from pipeline.settings.params import load_params
+    from pipeline.versioning.data_versions import POINTER, write_counts
     from pipeline.versioning.dataset import new_folder, own_remote
     from pipeline.versioning.site import pseudonyms
 
@@ -49,8 +50,9 @@ def import_(
             patients_from=patients_from,
         )
     own = target.resolve() == (root / "data").resolve()
-    if own:
+    if own and (root / POINTER).is_file():
         own_remote(root)
+        write_counts(root, params)  # `dvc add` keeps them, and could not tell films from archives
     if as_json:
         print_json(summary.to_json())
         return

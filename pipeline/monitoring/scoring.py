@@ -14,11 +14,10 @@ from pipeline.monitoring.log import SCORED, UNUSABLE, ScoreLog, chunks
 from pipeline.settings.project import locked
 
 if TYPE_CHECKING:
-    import os
-
     import numpy as np
     import pandas as pd
 
+    from openmed.archives import FilmState
     from openmed.cache.film_store import FilmStore
     from openmed.inference.ensemble import Ensemble
     from openmed.intake.sources import Film
@@ -184,11 +183,12 @@ def _answers(
 
 def _read(
     film: "Film", size_px: int, secret: "Pseudonyms"
-) -> "tuple[os.stat_result | None, dict[str, Any], np.ndarray | None]":
+) -> "tuple[FilmState | None, dict[str, Any], np.ndarray | None]":
     """State of its file before it was read, what is known without a model, and the film's square.
 
     No state of a film in a zip or of one that cannot be read; no square of one that cannot be decoded.
     """
+    from openmed.archives import state_of
     from openmed.dataset.profile import OPTIONAL_COLUMNS, age_band
     from openmed.films.images import decode_with_depth, resize_film
     from openmed.intake.identity import patient_of_one
@@ -197,7 +197,7 @@ def _read(
 
     row = dict.fromkeys((*_MEASURED, *OPTIONAL_COLUMNS, "score", "label", "threshold", "refer", "status"))
     try:
-        state, content = film.path.stat() if film.path else None, film.reader()
+        state, content = state_of(str(film.path)) if film.path else None, film.reader()
     except (BadInput, OSError):
         return None, row | {"status": _UNREADABLE}, None
     about, sha256 = about_film(content), sha256_bytes(content)

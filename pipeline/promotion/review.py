@@ -256,7 +256,8 @@ def _pictures(
 
 
 def _decoded(film: str, source: "pd.Series", workspace: Path) -> "np.ndarray":
-    from openmed.films.images import decode_film, film_bytes
+    from openmed.archives import film_bytes
+    from openmed.films.images import decode_film
 
     return decode_film(film_bytes(workspace / "data", source["path"], source["sha256"]), f"film {film}")
 

@@ -8,12 +8,13 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from openmed.archives import film_bytes
 from openmed.cache.film_cache import FilmCache
 from openmed.explain.checks import LIMITS, check_maps
 from openmed.explain.heatmap import explain, methods
 from openmed.explain.overlay import encode_jpeg, fitted, overlay
 from openmed.files import read_table, write_bytes, write_json, write_text
-from openmed.films.images import decode_film, film_bytes
+from openmed.films.images import decode_film
 from openmed.fitted.spec import ModelSpec
 from openmed.inference.checkpoint import load_model
 from openmed.models.base import BaseModel

@@ -114,8 +114,9 @@ def _squares(films: "pd.DataFrame", size_px: int) -> "Iterator[np.ndarray]":
     """Decodes films, uint8 (n, S, S) a batch."""
     import numpy as np
 
+    from openmed.archives import film_bytes
     from openmed.concurrency import ordered_map
-    from openmed.films.images import decode_squares, film_bytes
+    from openmed.films.images import decode_squares
 
     def square(film: tuple[str, str]) -> np.ndarray:
         path, sha256 = film

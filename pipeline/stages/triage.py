@@ -4,12 +4,13 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from openmed.archives import film_bytes
 from openmed.cache.film_cache import FilmCache
 from openmed.dataset.decisions import COLUMNS, read_decisions
 from openmed.dataset.label_errors import cross_fitted_probabilities, label_errors, pixel_features
 from openmed.explain.overlay import encode_jpeg, fitted
 from openmed.files import atomic_path, read_table, write_json, write_text
-from openmed.films.images import decode_film, film_bytes
+from openmed.films.images import decode_film
 from openmed.measurement.quality import REASONS, suspicion
 from pipeline.report.render import picture, render
 from pipeline.settings.artifacts import CACHE, DATA, DECISIONS, MANIFEST, MANIFEST_COLUMNS, folder

@@ -132,7 +132,7 @@ def _record(
     say("Making the data version")
     dvc(root, "add", "data")
     own_remote(root)
-    _describe(root, params)
+    write_counts(root, params)
     if not git(root, "status", "--porcelain", "--", POINTER):
         say("Nothing is new: the data stay as they are")
         return done
@@ -160,8 +160,8 @@ def _unusable(folder: Path, home: Path, params: Params) -> int:
     return count_unusable(folder, read_films(folder, params.task.classes), home, params)
 
 
-def _describe(root: Path, params: Params) -> None:
-    """Writes the counts into data.dvc."""
+def write_counts(root: Path, params: Params) -> None:
+    """Writes the counts of the films in data/ into data.dvc, which must be there."""
     films = pd.read_csv(root / "data" / FILMS_FILE, dtype=str, keep_default_na=False)
     counts = films["label"].value_counts()
     classes = {name: int(counts.get(name, 0)) for name in params.task.classes}

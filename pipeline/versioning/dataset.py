@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from openmed.archives import place_of
 from openmed.dataset.manifest import FILMS_FILE
 from openmed.errors import BadInput
 from openmed.files import write_text
@@ -76,7 +77,7 @@ def _listed(folder: Path) -> set[str] | None:
             rows = csv.DictReader(stream)
             if not {"path", "label"} <= set(rows.fieldnames or ()):
                 return None
-            return {FILMS_FILE, *(row["path"] for row in rows)}
+            return {FILMS_FILE, *(place_of(row["path"]).file for row in rows)}
     except (OSError, ValueError, csv.Error):
         return None
 

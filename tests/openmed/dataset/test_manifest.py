@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from openmed.archives import film_bytes
 from openmed.cache.film_store import FilmStore
 from openmed.concurrency import ordered_map
 from openmed.dataset import manifest as manifest_module
 from openmed.dataset.manifest import is_inside, judge_films, read_films, write_manifest
 from openmed.errors import BadInput, IntegrityError
-from openmed.films.images import film_bytes
 from openmed.measurement import measure as measure_module
 
 CLASSES = ("NORMAL", "PNEUMONIA")

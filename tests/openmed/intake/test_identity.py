@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from openmed.archives import read_stored
 from openmed.errors import BadInput
-from openmed.files import sha256_file
+from openmed.files import sha256_bytes
 from openmed.intake.external_set import import_set
 from openmed.intake.identity import Clues, identify, is_nobody, own_patient, patient_of_one
 from openmed.intake.importing import import_films
@@ -314,7 +315,8 @@ def test_an_external_list_with_a_row_a_box_keeps_what_it_says_of_each_film(tmp_p
     )
     films = pd.read_csv(tmp_path / "set/films.csv").set_index("label")
     assert films["view"].to_dict() == {"NORMAL": "PA", "PNEUMONIA": "AP"}
-    assert sha256_file(tmp_path / "set" / films.loc["NORMAL", "path"]) == films.loc["NORMAL", "sha256"]
+    stored = read_stored(f"{tmp_path}/set/{films.loc['NORMAL', 'path']}")
+    assert sha256_bytes(stored) == films.loc["NORMAL", "sha256"]
     (tmp_path / "s/films.csv").write_text("\n".join([header, *rows, "2.png,PNEUMONIA,q,PA,9"]))
     with pytest.raises(BadInput, match="two things of one film in the column view, on lines 3 and 5"):
         import_set(tmp_path / "s/films.csv", tmp_path / "other", class_names=CLASSES, pseudonyms=SECRET)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 import yaml
 from sklearn.metrics import roc_auc_score
 
+from openmed.archives import film_bytes, place_of
 from openmed.errors import BadInput, IntegrityError
-from openmed.films.images import read_squares
+from openmed.films.images import decode_squares
 from openmed.inference.checkpoint import load_model
 from pipeline.promotion import actions as promotion
 from pipeline.tools.dvc_graph import load_graph
@@ -42,10 +44,12 @@ def test_without_a_set_the_stage_says_so_and_loads_no_model(workspace, capsys):
 def test_every_usable_film_of_every_set_is_scored_by_the_finished_model(workspace, tmp_path):
     put_set(workspace, "nih", write_list(tmp_path / "nih"))
     covid = put_set(workspace, "covid", write_list(tmp_path / "covid", 6, labels=(1,), first=6000))
-    broken = next(iter(sorted((covid / "films").rglob("*.png"))))
-    broken.write_bytes(b"no film")
     listed = pd.read_csv(covid / "films.csv", dtype=str, keep_default_na=False)
-    listed.loc[listed["path"] == broken.relative_to(covid).as_posix(), "sha256"] = ""
+    broken = place_of(str(covid / listed.at[0, "path"]))
+    with Path(broken.file).open("r+b") as archive:
+        archive.seek(broken.offset + 512)
+        archive.write(b"no film")
+    listed.loc[0, "sha256"] = ""
     listed.to_csv(covid / "films.csv", index=False)
     pin(covid)
     run_stages(workspace, ["external@vit"])
@@ -54,7 +58,8 @@ def test_every_usable_film_of_every_set_is_scored_by_the_finished_model(workspac
     assert (metrics["sets"]["covid"]["unusable"], metrics["sets"]["nih"]["unusable"]) == (1, 0)
     model = load_model(workspace / "artifacts/evaluate/vit/model")
     film = films.iloc[20]
-    (square,) = read_squares(workspace / "external" / film["path"], [model.spec.image_size_px])
+    content = film_bytes(workspace / "external", film["path"], film["sha256"])
+    (square,) = decode_squares(content, [model.spec.image_size_px])
     assert film["score"] == pytest.approx(model.predict(square[None])[0, 1], abs=1e-5)
     own = films[films["set"] == "nih"]
     whole = metrics["sets"]["nih"]["groups"][0]

@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from openmed.archives import place_of
 from openmed.dataset.manifest import read_films
 from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.phantoms.phantom import write_sample
@@ -92,7 +94,7 @@ def test_films_are_appended_and_the_pointer_alone_is_committed(project, tmp_path
 def test_new_films_carry_no_name_of_the_source(project, tmp_path):
     add(project, new_films(tmp_path / "new", 0, 3))
     added = read_films(project / "data", CLASSES).iloc[40:]
-    assert added["path"].str.fullmatch(r"films/PNEUMONIA/[0-9a-f]{16}\.png").all()
+    assert added["path"].str.fullmatch(r"films/00000\.tar/\d+/PNEUMONIA/[0-9a-f]{16}\.png").all()
     assert added["patient"].str.fullmatch("p[0-9a-f]{16}").all() and added["patient"].is_unique
 
 
@@ -125,7 +127,7 @@ def test_a_kill_before_the_commit_is_made_good_by_the_same_call(project, tmp_pat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.versioning.data_versions._describe", killed)
+        patch.setattr("pipeline.versioning.data_versions.write_counts", killed)
         with pytest.raises(KeyboardInterrupt):
             add(project, source)
     done, _ = add(project, source)
@@ -154,12 +156,13 @@ def test_too_many_unusable_films_are_refused_and_nothing_is_added(project, tmp_p
 
 def test_a_film_that_changed_since_its_import_never_becomes_a_version(project, tmp_path):
     add(project, new_films(tmp_path / "new", 0, 3))
-    path = project / "data" / read_films(project / "data", CLASSES)["path"].iloc[41]
-    content = bytearray(path.read_bytes())
-    content[60] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(content)
-    with pytest.raises(IntegrityError, match=path.name):
+    path = read_films(project / "data", CLASSES)["path"].iloc[41]
+    archive, offset, _ = place_of(str(project / "data" / path))
+    content = bytearray(Path(archive).read_bytes())
+    content[offset + 512 + 60] ^= 1
+    Path(archive).chmod(0o644)
+    Path(archive).write_bytes(content)
+    with pytest.raises(IntegrityError, match=rf"1 film\(s\) were changed .*/{path}: get"):
         add(project, new_films(tmp_path / "more", 50, 1))
 
 
@@ -208,6 +211,22 @@ def test_the_log_lists_versions_with_counts_and_an_old_one_comes_back(project, t
     run(project, "git", "checkout", "--quiet", middle.revision)
     run(project, sys.executable, "-m", "dvc", "checkout", "--quiet", "--force")
     assert len(read_films(project / "data", CLASSES)) == 43
+
+
+def test_films_that_are_imported_and_given_to_dvc_by_hand_are_counted_and_not_their_archives(
+    project, tmp_path, monkeypatch
+):
+    from pipeline.commands.app import app
+
+    add(project, new_films(tmp_path / "new", 0, 3))
+    source = new_films(new_films(tmp_path / "other", 20, 4), 30, 2, "NORMAL")
+    monkeypatch.chdir(project)
+    assert CliRunner().invoke(app, ["data", "import", str(source), "--replace"]).exit_code == 0
+    run(project, sys.executable, "-m", "dvc", "add", "--quiet", "data")
+    run(project, "git", "commit", "--quiet", "--message", "Others", "--", "data.dvc")
+    newest = log_versions(project)[0]
+    assert (newest.films, newest.patients, newest.classes) == (6, 6, {"NORMAL": 2, "PNEUMONIA": 4})
+    assert [path.name for path in (project / "data/films").iterdir()] == ["00000.tar"]
 
 
 def test_a_checkout_without_films_is_refused_with_the_remedy(project, tmp_path):

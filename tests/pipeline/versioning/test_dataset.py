@@ -55,6 +55,22 @@ def test_a_replaced_folder_leaves_nothing_behind(occupied, tmp_path):
     assert content(tmp_path) == {"data", "data/film", "data/films.csv"}
 
 
+def test_a_folder_of_archives_is_replaced_and_one_with_an_archive_that_no_row_names_is_not(occupied):
+    (occupied / "film").unlink()
+    (occupied / "films").mkdir()
+    (occupied / "films/00000.tar").write_text("old")
+    rows = ("films/00000.tar/512/NORMAL/a.png", "films/00000.tar/1536/NORMAL/b.png")
+    text = "path,label,patient\n" + "".join(f"{path},NORMAL,p1\n" for path in rows)
+    (occupied / "films.csv").write_text(text)
+    (occupied / "films/00001.tar").write_text("mine")
+    with pytest.raises(BadInput, match=r"1 file\(s\) that its"), new_folder(occupied, replace=True):
+        pytest.fail("the block must not begin")
+    (occupied / "films/00001.tar").unlink()
+    with new_folder(occupied, replace=True) as folder:
+        fill(folder)
+    assert (occupied / "film").read_text() == "new"
+
+
 @pytest.mark.parametrize("text", [None, "", "a,b\n1,2\n", "path,label\nother,NORMAL\n", b"\xff\xfe"])
 def test_a_folder_that_is_no_data_folder_is_never_replaced(occupied, text):
     (occupied / "films.csv").unlink()
