@@ -220,6 +220,7 @@ def test_films_that_are_imported_and_given_to_dvc_by_hand_are_counted_and_not_th
 
     add(project, new_films(tmp_path / "new", 0, 3))
     source = new_films(new_films(tmp_path / "other", 20, 4), 30, 2, "NORMAL")
+    (project / "dvc.yaml").write_text("stages: {}\n")
     monkeypatch.chdir(project)
     assert CliRunner().invoke(app, ["data", "import", str(source), "--replace"]).exit_code == 0
     run(project, sys.executable, "-m", "dvc", "add", "--quiet", "data")
