@@ -234,6 +234,9 @@ def test_a_log_that_was_written_anew_since_the_last_watch_is_named(home, incomin
     (incoming / "new.png").write_bytes(film(77))
     assert live.score_films(home, incoming).scored == 1
     assert f"not go on from {before['head'][:16]}" in live.watch(home).oversight.problem
+    # The next one goes on from there, and its page keeps it.
+    assert live.watch(home).oversight.problem is None
+    assert "the log did not go on from what" in (home / "watch/watch.html").read_text()
 
 
 def test_answers_from_before_reasons_are_counted_as_unclear(home):
