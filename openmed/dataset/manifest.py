@@ -1,12 +1,14 @@
 """The manifest: one row a film, with what was measured on it and whether it is usable."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from openmed.archives import FilmState
@@ -104,7 +106,7 @@ def judge_films(
     min_side_px: int = MIN_SIDE_PX,
     tick: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
-    """Measures every film; those that the store knows and nobody touched are not read again.
+    """Measures every film; those that nobody touched are not read again, those that are known not decoded.
 
     Memory holds the rows that are returned, the details of one part of the films, and the few films
     that are being decoded.
@@ -122,8 +124,9 @@ def judge_films(
     """
     parts = []
     for start in range(0, len(films), _CHUNK_FILMS):
-        paths = films["path"].iloc[start : start + _CHUNK_FILMS]
-        measured = _measure_part([f"{data}/{path}" for path in paths], store, tick)
+        part = films.iloc[start : start + _CHUNK_FILMS]
+        recorded = part["sha256"].tolist() if "sha256" in part else [""] * len(part)
+        measured = _measure_part([f"{data}/{path}" for path in part["path"]], recorded, store, tick)
         keep(measured.select(DETAILS.names))
         parts.append(judge_facts(measured.select(FACTS.names), min_side_px=min_side_px))
     facts = pd.concat(parts, ignore_index=True).set_axis(films.index)
@@ -144,24 +147,36 @@ def write_manifest(path: Path, films: pd.DataFrame, details: Iterable[pa.Table |
             raise ValueError(f"there are {len(films)} films and details of {start}")
 
 
-def _measure_part(paths: list[str], store: FilmStore, tick: Callable[[], None]) -> pa.Table:
-    """Measures some films; reads those whose hash or measurements are not known."""
+def _measure_part(
+    paths: list[str], recorded: list[str], store: FilmStore, tick: Callable[[], None]
+) -> pa.Table:
+    """Measures some films; reads those whose hash is not known, decodes those whose measurements are not.
+
+    The hashes that were recorded for the films tell what may be known of files that were not read yet.
+    """
     hashes = store.hashes_of(paths)
-    known = pa.concat_tables([MEASURED.empty_table(), *store.measurements([d for d in hashes if d])])
+    wanted = [found or listed for found, listed in zip(hashes, recorded, strict=True)]
+    known = pa.concat_tables([MEASURED.empty_table(), *store.measurements([d for d in wanted if d])])
     place_of = {digest: place for place, digest in enumerate(known["sha256"].to_pylist())}
     places = [place_of.get(digest) for digest in hashes]
     new = [position for position, place in enumerate(places) if place is None]
     for _ in range(len(paths) - len(new)):
         tick()
-    measured: list[tuple[FilmState | None, dict[str, Any]]] = []
-    for position, film in zip(new, ordered_map(measure_film, [paths[i] for i in new]), strict=True):
-        places[position] = len(known) + len(measured)
-        measured.append(film)
+    measured: list[dict[str, Any]] = []
+    hashed: list[tuple[FilmState, str]] = []
+    measure = partial(measure_film, known=place_of)
+    for position, (state, row) in zip(new, ordered_map(measure, [paths[i] for i in new]), strict=True):
+        if state is not None:
+            hashed.append((state, row["sha256"]))
+        if row["reason"] is None:
+            places[position] = place_of[row["sha256"]]
+        else:
+            places[position] = len(known) + len(measured)
+            measured.append(row)
         tick()
-    read = pa.Table.from_pylist([row for _, row in measured], MEASURED)
-    was_read = [state is not None for state, _ in measured]
-    store.remember_hashes([(state, row["sha256"]) for state, row in measured if state])
-    store.remember_measurements(read.filter(pa.array(was_read, pa.bool_())))
+    read = pa.Table.from_pylist(measured, MEASURED)
+    store.remember_hashes(hashed)
+    store.remember_measurements(read.filter(pc.not_equal(read["sha256"], "")))
     return pa.concat_tables([known, read]).take(places).combine_chunks()
 
 

@@ -1,5 +1,6 @@
 """What is measured on one film."""
 
+from collections.abc import Container
 from typing import Any
 
 import cv2
@@ -37,10 +38,11 @@ FACTS = pa.schema(
 MEASURED = pa.schema([*FACTS, *DETAILS])
 
 
-def measure_film(path: str) -> tuple[FilmState | None, dict[str, Any]]:
+def measure_film(path: str, known: Container[str] = ()) -> tuple[FilmState | None, dict[str, Any]]:
     """Reads a film and measures it: its state before that, None when its file cannot be read, and a row.
 
-    The row is one of `MEASURED`, whose reason is empty when the film could be decoded and is not blank.
+    The row is one of `MEASURED`, whose reason is empty when the film could be decoded and is not blank. Films
+    whose SHA-256 is in `known` are not decoded: their reason is None and they have no measurements.
     IntegrityError where the film should lie in an archive that is missing or damaged.
     """
     row = dict.fromkeys(MEASURED.names) | {"sha256": "", "perceptual_hash": "", "reason": ""}
@@ -49,6 +51,8 @@ def measure_film(path: str) -> tuple[FilmState | None, dict[str, Any]]:
     except OSError as error:
         return None, row | {"reason": f"cannot be read: {error.strerror or error}"}
     row["sha256"] = sha256_bytes(data)
+    if row["sha256"] in known:
+        return state, row | {"reason": None}
     try:
         film, bits = decode_with_depth(data, "the film")
     except BadInput as error:

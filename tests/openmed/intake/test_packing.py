@@ -165,6 +165,22 @@ def test_films_in_archives_that_nobody_touched_are_not_read_again(tmp_path, monk
         pd.testing.assert_frame_equal(measured(tmp_path, data), first)
 
 
+def test_films_that_moved_into_another_archive_are_hashed_and_not_decoded_again(tmp_path, monkeypatch):
+    new = imported(tmp_path, "new", range(4, 9))
+    first = measured(tmp_path, new)
+    data = imported(tmp_path, "data", range(4))
+    measured(tmp_path, data)
+    append_films(new, data, CLASSES)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "openmed.measurement.measure.decode_with_depth", lambda *_: pytest.fail("decoded again")
+        )
+        again = measured(tmp_path, data)
+    pd.testing.assert_frame_equal(
+        again.iloc[4:].drop(columns="path").reset_index(drop=True), first.drop(columns="path")
+    )
+
+
 def test_damaged_archives_stop_the_measuring(tmp_path):
     data = imported(tmp_path, "data", range(10))
     film = rows(data).iloc[5]
