@@ -23,11 +23,13 @@ _OF_A_HOOK = frozenset(
 def environment() -> dict[str, str]:
     """Returns the environment without what would have git talk of itself, or leads to another repository.
 
-    GIT_TRACE and its like do the first, GIT_DIR and its like, which a hook has, the second.
+    GIT_TRACE and its like do the first, GIT_DIR and its like, which a hook has, the second. The `python` of
+    dvc.yaml is the interpreter that runs this.
     """
     kept = (key for key in os.environ if key not in _OF_A_HOOK and not key.startswith("GIT_TRACE"))
     own = {key: os.environ[key] for key in kept}
-    return own | {"DVC_NO_ANALYTICS": "1"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", os.defpath)])
+    return own | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
 
 
 def run(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -1,12 +1,14 @@
 """git and DVC as commands: their own sentence reaches the user, and no commit gets lost."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from openmed.errors import BadInput, ResourceError
-from pipeline.tools.git import check_branch, check_commit, dvc, git
+from pipeline.tools.git import check_branch, check_commit, dvc, git, run
 
 
 @pytest.fixture
@@ -54,3 +56,9 @@ def test_variables_of_a_hook_lead_nowhere_else(repo, tmp_path, monkeypatch):
     git(repo, "commit", "--quiet", "--message", "second")
     assert git(repo, "log", "--format=%an %s", "--max-count=1") == "kept second"
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_stages_run_on_the_interpreter_that_runs_this_whatever_the_path_says(repo, monkeypatch):
+    monkeypatch.setenv("PATH", os.pathsep.join(["/usr/bin", "/bin"]))
+    done = run(repo, "sh", "-c", "command -v python")
+    assert Path(done.stdout.strip()).parent == Path(sys.executable).parent
