@@ -22,18 +22,11 @@ from openmed.models.base import BaseModel, evaluation_mode
 from openmed.training.learner import Learner, nearly_equal
 from openmed.training.parallel import ALONE, Workers
 from openmed.training.phases import frozen, learning_rate_share
+from openmed.training.position import BEST_PREFIX, STATE_FILE, Position, is_whole
 from openmed.training.settings import Phase, TrainSettings
 from openmed.training.source import FeatureSource, Films, FilmSource, Source
-from openmed.training.state import (
-    STATE_FILE,
-    Position,
-    is_whole,
-    load_state,
-    restore_network,
-    save_state,
-)
+from openmed.training.state import load_state, restore_network, save_state
 
-BEST_FILE = "best.safetensors"
 # An epoch can be shorter than the writing of a state, to which at most this share of the time shall go.
 _LEAST_BETWEEN_SAVES_S, _MOST_SAVING = 60.0, 0.02
 
@@ -122,8 +115,10 @@ class Trainer:
         for index in range(self.position.phase, len(self.settings.phases)):
             if self.position.phase != index:
                 # A later phase begins from the best weights so far.
-                best, history = self.position.best, self.position.history
-                self.position = Position(phase=index, best=best, history=history)
+                before = self.position
+                self.position = Position(
+                    phase=index, best=before.best, best_after=before.best_after, history=before.history
+                )
                 self._load_best()
             self._run_phase(self.settings.phases[index], tensors)
             tensors = None
@@ -133,7 +128,7 @@ class Trainer:
     def _resume(self) -> dict[str, Tensor] | None:
         """Takes up the saved state, if any; returns its tensors."""
         saved = load_state(self.folder, self.fingerprint)
-        if saved and saved[0].best and not is_whole(self.folder / BEST_FILE):
+        if saved and saved[0].best and not is_whole(self.folder / saved[0].best_file):
             saved = None
         self.workers.agree(json.dumps(asdict(saved[0])) if saved else "nothing")
         if saved is None:
@@ -150,7 +145,7 @@ class Trainer:
     def _load_best(self) -> None:
         if self.position.best:
             self.workers.wait()
-            self.model.network.load_state_dict(load_file(self.folder / BEST_FILE))
+            self.model.network.load_state_dict(load_file(self.folder / self.position.best_file))
 
     def _run_phase(self, phase: Phase, tensors: dict | None) -> None:
         if self._is_over(phase):
@@ -229,7 +224,7 @@ class Trainer:
         best = position.best
         if best is None or (auc, -loss) > (best["validation_auc"], -best["validation_loss"]):
             position.best = {key: row[key] for key in ("phase", "epoch", "validation_auc", "validation_loss")}
-            position.stale_epochs = 0
+            position.stale_epochs, position.best_after = 0, len(position.history)
             state = self.learner.judged.network.state_dict()
             # As weights and buffers lie in files.
             self._unsaved_best = {
@@ -304,11 +299,14 @@ class Trainer:
         if self.workers.leads:
             # In this order: what the state calls the best has to be there.
             if self._unsaved_best is not None:
-                with atomic_path(self.folder / BEST_FILE) as temporary:
+                with atomic_path(self.folder / position.best_file) as temporary:
                     save_file(self._unsaved_best, temporary)
             average = None if learner.average is None else learner.average.module.network
             learning = (None, None, None) if over else (self.model.network, learner.optimizer, average)
             save_state(self.folder, self.fingerprint, position, *learning)
+            for file in self.folder.glob(f"{BEST_PREFIX}*"):
+                if file.name != position.best_file:
+                    file.unlink()
         self._unsaved_best = None
         self._saved_at = time.monotonic()
         self._saving_took = self._saved_at - started

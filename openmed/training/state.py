@@ -1,14 +1,13 @@
 """The state of a training on disk, from which it continues bit for bit.
 
 One safetensors file holds weights, optimiser state and, as JSON metadata, the place in the
-schedule. Random numbers need no state: each step's generator is seeded from the run's seed and
-the step's number.
+schedule; a second one the best weights so far. Random numbers need no state: each step's generator
+is seeded from the run's seed and the step's number.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,40 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from openmed.files import atomic_path
-
-STATE_FILE = "state.safetensors"
-
-
-@dataclass
-class Position:
-    """Where a training stands.
-
-    Attributes:
-        phase: Index of the phase.
-        epoch: Completed epochs of the phase.
-        batch: Completed batches of the epoch.
-        step: Completed optimiser steps of the phase.
-        loss_sum: Sum over this epoch's films of their loss.
-        seconds: Seconds spent on this epoch so far.
-        stale_epochs: Epochs of the phase since the best result.
-        best: The best epoch so far: phase, epoch, validation_auc, validation_loss.
-        history: One row a completed epoch.
-        scaler: State of the float16 loss scaler.
-        micro_batch_films: Films on the device at once, smaller than the setting after the memory was not
-            enough; 0 before the first step.
-    """
-
-    phase: int = 0
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    stale_epochs: int = 0
-    best: dict[str, Any] | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
-    scaler: dict[str, Any] = field(default_factory=dict)
-    micro_batch_films: int = 0
+from openmed.training.position import STATE_FILE, Position
 
 
 def save_state(
@@ -90,15 +56,6 @@ def load_state(folder: Path, fingerprint: str) -> tuple[Position, dict[str, Tens
     except (OSError, SafetensorError):
         return None
     return Position(**json.loads(metadata["position"])), tensors
-
-
-def is_whole(path: Path) -> bool:
-    """Tells whether a safetensors file is there and not cut short."""
-    try:
-        with safe_open(path, framework="pt"):
-            return True
-    except (OSError, SafetensorError):
-        return False
 
 
 def restore_network(network: nn.Module, tensors: dict[str, Tensor], prefix: str = "network.") -> None:

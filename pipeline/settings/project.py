@@ -86,9 +86,12 @@ def state_folder(folder: Path | None = None) -> Path:
 def checkpoint_folder(state: Path, workspace: Path, architecture: str) -> Path:
     """Returns where a training keeps its state, given the state folder; apart for every workspace.
 
-    It lies outside the outputs, which DVC deletes before a stage runs. With "*" it is a pattern for all.
+    The workspace of a run has the same on every host, wherever the state folder lies there. It is outside the
+    outputs, which DVC deletes before a stage runs. With "*" it is a pattern for all.
     """
-    mark = hashlib.sha256(str((workspace / "artifacts").resolve()).encode()).hexdigest()[:12]
+    outputs, state_path = (workspace / "artifacts").resolve(), state.resolve()
+    place = outputs.relative_to(state_path) if outputs.is_relative_to(state_path) else outputs
+    mark = hashlib.sha256(str(place).encode()).hexdigest()[:12]
     return state / "checkpoints" / f"{mark}-{architecture}"
 
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 _FOLDER = "openmed"
 # No name leads out of the folder, and none is that of a file which is still being written.
 _PART = re.compile(r"[A-Za-z0-9_@+=-][A-Za-z0-9._@+=-]*")
-# Storage that hangs is told from storage that is slow; the drivers' own defaults wait for minutes.
+# By its own defaults the driver of S3 tries 25 times for a minute each before storage that hangs is out.
 _WAITS_S = {"connect_timeout": 10, "read_timeout": 60}
+_S3_TRIES = 2
 
 
 def store(project: Path) -> "Store | None":
@@ -32,6 +33,7 @@ def store(project: Path) -> "Store | None":
 
     Raises:
         BadInput: The remote is not one that this installation can use.
+        ResourceError: It does not answer.
     """
     from dvc.config import Config, ConfigError
     from dvc.fs import ConfigError as DriverError
@@ -43,9 +45,13 @@ def store(project: Path) -> "Store | None":
         if not name:
             return None
         kind, settings, path = get_cloud_fs(config, name=name)
-        if kind.protocol == "s3":
-            settings = _WAITS_S | settings
-        return Store(kind(**settings), path, name)
+        if kind.protocol != "s3":
+            return Store(kind(**settings), path, name)
+        files = kind(**(_WAITS_S | settings))
+        files.fs_args.setdefault("config_kwargs", {})["retries"] = {"total_max_attempts": 1}
+        with _answering(f"the DVC remote {name}"):
+            files.fs.retries = _S3_TRIES
+        return Store(files, path, name)
     except (ConfigError, DriverError, RemoteMissingDepsError, ImportError) as error:
         raise BadInput(f"the default DVC remote cannot be used: {error}") from None
 
@@ -111,11 +117,22 @@ class Store:
         with _answering(self.remote):
             self._files.fs.invalidate_cache()  # another host may have written since
             try:
+                if self._files.protocol == "local":
+                    next(Path(path).iterdir(), None)  # the walk would pass over a folder that cannot be read
                 found = list(self._files.find(path))
             except FileNotFoundError:
                 return []
         parts = ("/".join(self._files.relparts(file, self._root)) for file in found)
         return sorted(name for name in parts if _is_name(name))
+
+    def written_at(self, name: str) -> float:
+        """Returns when an object was written, in s since 1970 by the storage's clock; 0 if it is gone."""
+        path = self._path(name)
+        with _answering(self.remote):
+            try:
+                return self._files.modified(path).timestamp()
+            except FileNotFoundError:
+                return 0.0
 
     def delete(self, name: str) -> None:
         """Deletes an object, or all below a folder; one that is gone is no error."""

@@ -1,10 +1,14 @@
-"""The secret of a site, from which the pseudonyms of its patients are made."""
+"""The secret of a site, from which the pseudonyms of its patients and the seals of its tasks are made."""
 
+import hashlib
+import os
 import secrets
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from openmed.errors import BadInput
-from openmed.files import atomic_path
+from openmed.files import sync
 from openmed.privacy.cleaning import Pseudonyms
 from pipeline.settings.variables import variables
 
@@ -19,14 +23,48 @@ def pseudonyms(home: Path) -> Pseudonyms:
     Raises:
         BadInput: The secret is shorter than 16 bytes.
     """
+    return Pseudonyms(_secret(home))
+
+
+def seal_key(home: Path) -> bytes:
+    """Returns the key of the seals on what tasks hand on, 32 bytes made from the secret of this site.
+
+    Raises:
+        BadInput: The secret is shorter than 16 bytes.
+    """
+    secret = _secret(home)
+    Pseudonyms(secret)  # refuses a short one
+    return _stretched(secret)
+
+
+@lru_cache(maxsize=4)
+def _stretched(secret: bytes) -> bytes:
+    # Seals are shown to many: a secret that a person made up must not be found by trying.
+    return hashlib.scrypt(secret, salt=b"openmed seal 1", n=2**14, r=8, p=1, dklen=32)
+
+
+def _secret(home: Path) -> bytes:
     if named := variables().site_secret:
-        return Pseudonyms(named.get_secret_value().encode())
+        return named.get_secret_value().encode()
     path = home / "site_secret"
     if not path.exists():
-        with atomic_path(path) as temporary:
-            temporary.touch(mode=0o600)
-            temporary.write_text(secrets.token_hex(32))
+        _make(path)
     secret = path.read_text(encoding="ascii").strip()
     if not secret:
         raise BadInput(f"{path} is empty: restore it, or name the secret in OPENMED_SITE_SECRET")
-    return Pseudonyms(secret.encode())
+    return secret.encode()
+
+
+def _make(path: Path) -> None:
+    """Makes the secret; of two that do so at once, one file stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.touch(mode=0o600)
+        temporary.write_text(secrets.token_hex(32))
+        sync(temporary)
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)

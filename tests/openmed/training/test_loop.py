@@ -19,11 +19,11 @@ from torch.nn.functional import cross_entropy
 
 from openmed.training import loop
 from openmed.training.learner import Learner, amp_type
-from openmed.training.loop import BEST_FILE, TrainingDiverged, TrainingStopped
+from openmed.training.loop import TrainingDiverged, TrainingStopped
 from openmed.training.phases import learning_rate_share
+from openmed.training.position import STATE_FILE, read_position
 from openmed.training.settings import Augmentation, Phase
 from openmed.training.source import Films
-from openmed.training.state import STATE_FILE
 
 STILL = Augmentation(rotate_degrees=0, shift=0, scale=0, brightness=0, contrast=0)
 # SHORT of conftest.py reports 5 batches and an epoch, four times.
@@ -207,12 +207,12 @@ def test_the_state_of_another_training_is_ignored(trainer, films, make_model, we
         assert_same(weights(alone.model), weights(second.model))
 
 
-@pytest.mark.parametrize("name", [STATE_FILE, BEST_FILE])
+@pytest.mark.parametrize("name", [STATE_FILE, "best-*.safetensors"])
 @pytest.mark.parametrize("left", [0, 5000, None])
 def test_a_truncated_or_missing_file_only_costs_time(trainer, tmp_path, assert_as_uninterrupted, name, left):
     with pytest.raises(Killed):
         trainer(checkpoint_every_s=0, report=Reports(9)).run()
-    path = tmp_path / "state" / name
+    [path] = (tmp_path / "state").glob(name)
     content = path.read_bytes()
     path.unlink()
     if left is not None:
@@ -240,6 +240,27 @@ def test_another_training_killed_in_the_same_folder_leaves_none_of_its_weights(
     assert_as_uninterrupted("vit", again.model, again.run())
 
 
+def test_a_kill_between_the_best_weights_and_their_state_leaves_the_state_its_own(
+    trainer, monkeypatch, assert_as_uninterrupted, tmp_path
+):
+    save, calls = loop.save_state, []
+
+    def kill_at_the_end_of_the_second_phase(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise Killed
+        save(*arguments)
+
+    monkeypatch.setattr(loop, "save_state", kill_at_the_end_of_the_second_phase)
+    with pytest.raises(Killed):
+        trainer().run()
+    monkeypatch.undo()
+    assert len(list((tmp_path / "state").glob("best-*"))) == 2
+    again = trainer()
+    assert_as_uninterrupted("vit", again.model, again.run())
+    assert len(list((tmp_path / "state").glob("best-*"))) == 1
+
+
 def test_how_often_checkpoints_are_written_does_not_make_another_training(trainer):
     trainer().run()
     reports = Reports()
@@ -252,14 +273,14 @@ def test_what_is_kept_of_a_finished_training_is_its_place_and_its_best_weights(t
     with safe_open(tmp_path / "state" / STATE_FILE, "pt") as state:
         assert list(state.keys()) == []
         assert json.loads(state.metadata()["position"])["history"] == position.history
-    assert load_file(tmp_path / "state" / BEST_FILE)
+    assert load_file(tmp_path / "state" / position.best_file)
 
 
 def test_the_folder_holds_safetensors_and_nothing_else(trainer, tmp_path):
     with pytest.raises(Killed):
         trainer(checkpoint_every_s=0, report=Reports(REPORTS - 1)).run()
     files = sorted((tmp_path / "state").iterdir())
-    assert [path.name for path in files] == [BEST_FILE, STATE_FILE]
+    assert [path.name for path in files] == [read_position(tmp_path / "state")[1].best_file, STATE_FILE]
     for path in files:
         assert load_file(path)
         with pytest.raises((pickle.UnpicklingError, KeyError, ValueError, EOFError)):
@@ -439,7 +460,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_a_sentence(trainer, tm
     assert TrainingDiverged.exit_code == 5
     with pytest.raises(TrainingDiverged, match="not finite in epoch 1 of all: lower its learning rate"):
         trainer(phases=(Phase("all", 2, 1e25, None),)).run()
-    assert not (tmp_path / "state" / BEST_FILE).exists()
+    assert not list((tmp_path / "state").glob("best*"))
 
 
 def test_predictions_that_are_not_finite_end_the_training_with_a_sentence(trainer, films, tmp_path):

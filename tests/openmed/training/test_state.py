@@ -7,10 +7,8 @@ import torch
 from torch import nn
 
 from openmed.training import state
+from openmed.training.position import STATE_FILE, Position, is_whole
 from openmed.training.state import (
-    STATE_FILE,
-    Position,
-    is_whole,
     load_state,
     restore_network,
     restore_optimizer,
