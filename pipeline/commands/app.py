@@ -223,6 +223,17 @@ def down() -> None:
 
 
 @app.command()
+def worker(
+    queues: Annotated[str, typer.Option(help="Queues to take tasks from, separated by commas.")] = "default",
+    slots: Annotated[int, typer.Option(min=1, help="Tasks that may run at once.")] = 4,
+) -> None:
+    """Runs tasks of an Airflow on another host, until Ctrl-C: docs/deployment.md."""
+    from pipeline.local.worker import run_worker
+
+    run_worker(project_root(), home(), queues, slots)
+
+
+@app.command()
 def demo(
     films: Annotated[Path | None, typer.Option("--data", help="Your films instead of the sample.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take about this many films.")] = None,

@@ -22,6 +22,7 @@ from pipeline.local.airflow_variables import Sections
 from pipeline.settings.project import sqlite_address, without_proxy
 from pipeline.settings.variables import SECRETS, variables
 from pipeline.tools.airflow_client import AUDITOR
+from pipeline.tracking import server
 
 LOOPBACK = "127.0.0.1"
 ADMIN, REVIEWER, ENGINEER = "admin", "reviewer", "engineer"
@@ -49,11 +50,13 @@ class AirflowSettings:
     parallelism: int
     given: Sections = field(default_factory=dict)
     """Airflow's own settings that stand in the place of ours; see `airflow_variables.given`."""
+    name: str = "airflow"
+    """Of AIRFLOW_HOME in the state folder."""
 
     @property
     def folder(self) -> Path:
         """AIRFLOW_HOME."""
-        return self.home / "airflow"
+        return self.home / self.name
 
     @property
     def password_file(self) -> Path:
@@ -71,7 +74,7 @@ class AirflowSettings:
         inherited = {
             key: value
             for key, value in os.environ.items()
-            if not key.startswith("AIRFLOW_") and key not in SECRETS
+            if not key.startswith("AIRFLOW_") and key not in (*SECRETS, server.STORE, server.FILES)
         }
         path = os.pathsep.join(filter(None, [str(self.project), os.environ.get("PYTHONPATH")]))
         own = {
@@ -94,20 +97,18 @@ class AirflowSettings:
         Raises:
             BadInput: OPENMED_TIMEZONE is no time zone.
         """
-        name = variables().timezone
-        try:
-            ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise BadInput(
-                f"OPENMED_TIMEZONE is {name}, which is no time zone: name one as Europe/Vienna"
-            ) from None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
+        self.write_configuration()
         known = read_json(self.password_file) if self.password_file.exists() else {}
         missing = _ROLES.keys() - set(known)
         if missing:
             write_json(self.password_file, known | {user: secrets.token_urlsafe(18) for user in missing})
         self.password_file.chmod(0o600)
+
+    def write_configuration(self) -> None:
+        """As `write`, without the passwords: what a worker needs."""
+        _check_time_zone()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
         for name in SECRETS:
             if value := os.environ.get(name):
                 write_bytes(self._secret_file(name), value.encode())
@@ -184,3 +185,13 @@ class AirflowSettings:
                 "parsing_processes": 1,
             },
         }
+
+
+def _check_time_zone() -> None:
+    name = variables().timezone
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise BadInput(
+            f"OPENMED_TIMEZONE is {name}, which is no time zone: name one as Europe/Vienna"
+        ) from None

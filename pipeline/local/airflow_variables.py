@@ -62,10 +62,15 @@ _TAKEN: dict[str, frozenset[str] | None] = {
 _CELERY, _KUBERNETES = "apache-airflow-providers-celery", "apache-airflow-providers-cncf-kubernetes"
 _PROVIDERS = {"CeleryExecutor": _CELERY, "KubernetesExecutor": _KUBERNETES}
 _LOCAL = "LocalExecutor"
+_OF_A_WORKER = (("core", "execution_api_server_url"), ("celery", "broker_url"), ("celery", "result_backend"))
 
 
-def given(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
+def given(environment: Mapping[str, str], *, worker: bool = False) -> dict[str, dict[str, str]]:
     """Returns what an environment asks of Airflow, by section and option; one that is empty asks nothing.
+
+    Args:
+        environment: Name -> value.
+        worker: It is for a worker, which takes tasks from a broker and asks Airflow's API for all else.
 
     Raises:
         BadInput: A variable is not taken, or what is asked for does not fit together or lacks packages.
@@ -80,7 +85,10 @@ def given(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
                 f"{name} would be in the environment of every task: make it in Airflow, or name a secrets "
                 f"backend with AIRFLOW__SECRETS__BACKEND ({_PAGE})"
             )
-    _check(sections)
+    if worker:
+        _check_worker(sections)
+    else:
+        _check(sections)
     return sections
 
 
@@ -136,6 +144,15 @@ def _check(sections: Sections) -> None:
             f"AIRFLOW__CORE__EXECUTOR is {elsewhere[0]}, which needs a database server: set "
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN or AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_CMD"
         )
+
+
+def _check_worker(sections: Sections) -> None:
+    if not _installed(_CELERY):
+        raise BadInput(f"a worker needs {_CELERY}: `make distributed`")
+    for section, option in _OF_A_WORKER:
+        if not has(sections, section, option):
+            name = f"{_PREFIX}{section}__{option}".upper()
+            raise BadInput(f"a worker needs {name}, the same as Airflow's other hosts have ({_PAGE})")
 
 
 def _installed(package: str) -> bool:

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
-from openmed.errors import ResourceError
+from openmed.errors import BadInput, ResourceError
 from openmed.files import read_json
 from pipeline.local import airflow_variables
 from pipeline.local.airflow_settings import ADMIN, ENGINEER, LOOPBACK, REVIEWER, AirflowSettings
@@ -26,7 +27,7 @@ from pipeline.settings.project import state_folder
 from pipeline.tools.airflow_client import AirflowClient
 from pipeline.tools.processes import descendants, ending_signals, kill, record, signal_group, take_lock
 from pipeline.tools.torchrun import free_port
-from pipeline.tracking import doors
+from pipeline.tracking import doors, server
 
 
 class Services:
@@ -42,6 +43,11 @@ class Services:
         schedule: As `AirflowSettings`.
         parallelism: How many tasks may run at once.
         given: As `AirflowSettings`.
+        store: MLflow's own variables that say where the server keeps tables and files; tasks reach them
+            through the server then. Empty for the state folder.
+
+    Raises:
+        BadInput: A store is named, and a server elsewhere too.
     """
 
     def __init__(
@@ -55,13 +61,20 @@ class Services:
         schedule: str | None = None,
         parallelism: int = 4,
         given: Sections | None = None,
+        store: Mapping[str, str] | None = None,
     ) -> None:
         self.project, self.home = Path(project).resolve(), Path(home).resolve()
         self.logs = self.home / "logs"
         self._settings = AirflowSettings(
             self.project, self.home, airflow_port or free_port(), schedule, parallelism, given or {}
         )
+        self._store = dict(store or {})
         if os.environ.get("MLFLOW_TRACKING_URI", "").startswith(("http:", "https:")):
+            if self._store:
+                raise BadInput(
+                    f"{' and '.join(self._store)} name a store, and MLFLOW_TRACKING_URI a server elsewhere: "
+                    "keep one of them"
+                )
             mlflow_port = None
         self._mlflow_port = free_port() if mlflow_port == 0 else mlflow_port
         self.airflow_url = self._settings.url
@@ -92,6 +105,8 @@ class Services:
                 _check_port(port)
             self._settings.write()
             if self._mlflow_port:
+                if self._store:
+                    doors.write_settings(self.home)
                 self._spawn("mlflow", "pipeline.tracking.server", str(self._mlflow_port))
             self._settings.migrate(self.logs / "migrate.log")
             api = ["-H", LOOPBACK, "-p", str(self._settings.port), "-w", "1"]
@@ -179,6 +194,11 @@ class Services:
     def _spawn(self, name: str, module: str, *arguments: str) -> None:
         # A review links to the report in MLflow, as a browser on this machine reaches it.
         shown = {"OPENMED_MLFLOW_URL": self.mlflow_url} if self.mlflow_url else {}
+        if name == "mlflow":
+            shown |= self._store
+        elif self._store and self.mlflow_url:
+            shown["MLFLOW_TRACKING_URI"] = self.mlflow_url
+            shown["OPENMED_MLFLOW_PASSWORD_FILE"] = str(doors.admin_file(self.home))
         if self._gpu_slots > 1:
             # Trainings side by side: a thread that waits must not spin on a core that another could use.
             shown["OMP_WAIT_POLICY"] = "passive"
@@ -226,12 +246,13 @@ def up(project: Path, home: Path, **options: Any) -> None:
     Airflow runs with what its own variables say, as far as `airflow_variables` takes them.
     """
     given = airflow_variables.given(os.environ)
-    if given:
-        print(f"Taken from the environment: {', '.join(airflow_variables.names(given))}.", flush=True)
+    store = server.given(os.environ)
+    if taken := [*airflow_variables.names(given), *store]:
+        print(f"Taken from the environment: {', '.join(taken)}.", flush=True)
     stopped = threading.Event()
     before = {number: signal.signal(number, lambda *_: stopped.set()) for number in ending_signals()}
     try:
-        with Services(project, home, given=given, **options) as services:
+        with Services(project, home, given=given, store=store, **options) as services:
             waited_s = services.wait_healthy(180, stopped)
             if waited_s is not None:
                 print(f"Airflow  {services.airflow_url}   users {ADMIN}, {REVIEWER} and {ENGINEER}")

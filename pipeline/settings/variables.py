@@ -47,6 +47,9 @@ class Variables(BaseSettings):
     """Its user."""
     airflow_password: SecretStr = SecretStr("")
     """The user's password."""
+    mlflow_password: SecretStr = SecretStr("")
+    """Password of `admin` of the tracking server; default: what MLFLOW_TRACKING_USERNAME and
+    MLFLOW_TRACKING_PASSWORD or MLflow's file `~/.mlflow/credentials` say."""
     mlflow_url: str | None = None
     """MLflow as reviewers' browsers reach it; default: the tracking server."""
     serve_on_hold: str = ""

@@ -37,6 +37,11 @@ def password_file(home: Path) -> Path:
     return home / "mlflow" / "passwords.json"
 
 
+def admin_file(home: Path) -> Path:
+    """Returns the file of the password of `admin` alone, as OPENMED_MLFLOW_PASSWORD_FILE names one."""
+    return home / "mlflow" / "admin_password"
+
+
 def write_settings(home: Path) -> dict[str, str]:
     """Writes passwords and MLflow's file of settings, for the owner's eyes alone; passwords that exist stay.
 
@@ -51,6 +56,8 @@ def write_settings(home: Path) -> dict[str, str]:
         known |= {user: secrets.token_urlsafe(18) for user in missing}
         write_json(passwords, known)
     passwords.chmod(0o600)
+    write_bytes(admin_file(home), known[ADMIN].encode())
+    admin_file(home).chmod(0o600)
     settings, text = configparser.RawConfigParser(), io.StringIO()
     settings["mlflow"] = {
         "default_permission": "READ",

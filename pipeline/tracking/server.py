@@ -7,13 +7,28 @@ Hides MLflow's command line. Run as `python -m pipeline.tracking.server PORT`.
 
 import os
 import sys
+from collections.abc import Mapping
 
+from openmed.errors import BadInput
 from pipeline.settings import project
 from pipeline.tracking import doors
 from pipeline.tracking.relocation import ARTIFACTS
 from pipeline.tracking.store import connect
 
 LOOPBACK = "127.0.0.1"
+STORE, FILES = "MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION"
+
+
+def given(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns MLflow's own variables that say where tables and files are; none where both are our own.
+
+    Raises:
+        BadInput: Files are to be elsewhere, and the tables are not.
+    """
+    named = {name: environment[name] for name in (STORE, FILES) if environment.get(name)}
+    if named and STORE not in named:
+        raise BadInput(f"{FILES} needs a database server for MLflow's tables: set {STORE}")
+    return named
 
 
 def command(port: int) -> list[str]:
@@ -28,8 +43,9 @@ def command(port: int) -> list[str]:
 def main(port: int) -> None:
     """Makes the store, if it is not there, and becomes the server."""
     project.environment()
+    shared = given(os.environ).get(STORE)
     # An address may hold a password, which a command line would show to everybody.
-    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": project.tracking_uri()}
+    environment = os.environ | {STORE: shared or project.tracking_uri()}
     environment |= {"OPENMED_HOME": str(project.home()), **doors.write_settings(project.home())}
     # Whose password it is to ask for, the server must not be told by the caller.
     for name in ("MLFLOW_AUTH_ADMIN_USERNAME", "MLFLOW_AUTH_ADMIN_PASSWORD"):

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from openmed.errors import IntegrityError, ResourceError
 from pipeline.settings import project
 from pipeline.settings.project import locked
+from pipeline.settings.variables import variables
 from pipeline.tracking.relocation import ARTIFACTS, check_own_files, relocate
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def connect(*, adds_files: bool = False) -> Iterator["MlflowClient"]:
         if re.search(r"error code 40[13]\b", first):
             raise ResourceError(
                 f"the model registry at {without_password(uri)} refuses this account: set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to one that may do that"
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or OPENMED_MLFLOW_PASSWORD_FILE, to "
+                "one that may do that"
             ) from error
         raise ResourceError(
             f"the model registry at {without_password(uri)} cannot be used ({first}): "
@@ -79,6 +81,8 @@ def _is_of_database(error: Exception) -> bool:
 
 def _client(mlflow: Any, uri: str) -> "MlflowClient":
     named = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri.startswith("http"):
+        _log_in()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     # MLflow writes the address into the environment, where it would outlive a change of the state folder.
@@ -94,9 +98,27 @@ def _client(mlflow: Any, uri: str) -> "MlflowClient":
             relocate(project.home(), EXPERIMENT)
         client = mlflow.MlflowClient(uri, uri)
         if client.get_experiment_by_name(EXPERIMENT) is None:
-            client.create_experiment(EXPERIMENT, (project.home() / ARTIFACTS).as_uri() if local else None)
+            _create_experiment(client, (project.home() / ARTIFACTS).as_uri() if local else None)
     _READY.add(uri)
     return client
+
+
+def _create_experiment(client: "MlflowClient", place: str | None) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_experiment(EXPERIMENT, place)
+    except MlflowException:
+        # Another host, which shares no lock with this one, was first.
+        if client.get_experiment_by_name(EXPERIMENT) is None:
+            raise
+
+
+def _log_in() -> None:
+    """Puts the password of a file where MLflow looks for it, in this process alone."""
+    password = variables().mlflow_password.get_secret_value()
+    if password and "MLFLOW_TRACKING_USERNAME" not in os.environ:
+        os.environ |= {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
 
 
 def search(client: "MlflowClient", query: str) -> Iterator["ModelVersion"]:
