@@ -191,22 +191,26 @@ class Services:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _spawn(self, name: str, module: str, *arguments: str) -> None:
+    def environment(self, name: str) -> dict[str, str]:
+        """Returns the whole environment of a component; only that of `mlflow` has the address of a store."""
         # A review links to the report in MLflow, as a browser on this machine reaches it.
         shown = {"OPENMED_MLFLOW_URL": self.mlflow_url} if self.mlflow_url else {}
         if name == "mlflow":
             shown |= self._store
         elif self._store and self.mlflow_url:
             shown["MLFLOW_TRACKING_URI"] = self.mlflow_url
-            shown["OPENMED_MLFLOW_PASSWORD_FILE"] = str(doors.admin_file(self.home))
+            shown[f"{doors.PASSWORD}_FILE"] = str(doors.admin_file(self.home))
         if self._gpu_slots > 1:
             # Trainings side by side: a thread that waits must not spin on a core that another could use.
             shown["OMP_WAIT_POLICY"] = "passive"
+        return self._settings.environment() | shown
+
+    def _spawn(self, name: str, module: str, *arguments: str) -> None:
         with (self.logs / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 cwd=self.home,
-                env=self._settings.environment() | shown,
+                env=self.environment(name),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from werkzeug.datastructures import Authorization
 
 ADMIN, READER = "admin", "reader"
+PASSWORD = "OPENMED_MLFLOW_PASSWORD"
 _READING = ("GET", "HEAD", "OPTIONS")
 # What is read by POST.
 _SEARCHES = re.compile(
@@ -38,7 +39,7 @@ def password_file(home: Path) -> Path:
 
 
 def admin_file(home: Path) -> Path:
-    """Returns the file of the password of `admin` alone, as OPENMED_MLFLOW_PASSWORD_FILE names one."""
+    """Returns the file of the password of `admin` alone, for `PASSWORD` with `_FILE`."""
     return home / "mlflow" / "admin_password"
 
 

@@ -34,7 +34,7 @@ def given(environment: Mapping[str, str]) -> dict[str, str]:
 def command(port: int) -> list[str]:
     """Returns the command of the server; the address of the store is in its environment."""
     # Artifacts logged past the server lie in this folder too, and the server reads them there.
-    folder = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION") or (project.home() / ARTIFACTS).as_uri()
+    folder = os.environ.get(FILES) or (project.home() / ARTIFACTS).as_uri()
     artifacts = ["--artifacts-destination", folder]
     address = ["--host", LOOPBACK, "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", *artifacts, *address]
@@ -43,7 +43,7 @@ def command(port: int) -> list[str]:
 def main(port: int) -> None:
     """Makes the store, if it is not there, and becomes the server."""
     project.environment()
-    shared = given(os.environ).get(STORE)
+    shared = os.environ.get(STORE)
     # An address may hold a password, which a command line would show to everybody.
     environment = os.environ | {STORE: shared or project.tracking_uri()}
     environment |= {"OPENMED_HOME": str(project.home()), **doors.write_settings(project.home())}
@@ -53,7 +53,7 @@ def main(port: int) -> None:
     # The server builds a fresh store too, and breaks it when a task does so at the same moment: `connect`
     # builds it under a lock. A database server keeps order itself, and what is made past this server would
     # have its artifacts in the current folder.
-    if project.tracking_uri().startswith("sqlite"):
+    if not shared and project.tracking_uri().startswith("sqlite"):
         with connect():
             pass
     os.execve(sys.executable, command(port), environment)

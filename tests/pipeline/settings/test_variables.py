@@ -108,7 +108,12 @@ def test_a_secret_may_stand_in_a_file_that_changes(monkeypatch, tmp_path, name):
 
 
 def test_the_secrets_are_the_variables_that_are_shown_nowhere():
-    assert set(SECRETS) == {"OPENMED_SITE_SECRET", "OPENMED_ALERT_URL", "OPENMED_AIRFLOW_PASSWORD"}
+    assert set(SECRETS) == {
+        "OPENMED_SITE_SECRET",
+        "OPENMED_ALERT_URL",
+        "OPENMED_AIRFLOW_PASSWORD",
+        "OPENMED_MLFLOW_PASSWORD",
+    }
     page = PAGE.read_text(encoding="utf-8")
     assert all(page.index(name) < page.index("| Variable |") for name in SECRETS)
 
