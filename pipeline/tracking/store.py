@@ -55,8 +55,8 @@ def connect(*, adds_files: bool = False) -> Iterator["MlflowClient"]:
         if re.search(r"error code 40[13]\b", first):
             raise ResourceError(
                 f"the model registry at {without_password(uri)} refuses this account: set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or OPENMED_MLFLOW_PASSWORD, to one that "
-                "may do that"
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or OPENMED_MLFLOW_PASSWORD, to one "
+                "that may do that"
             ) from error
         raise ResourceError(
             f"the model registry at {without_password(uri)} cannot be used ({first}): "
