@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from openmed.errors import ResourceError
+from openmed.errors import BadInput, ResourceError
 from openmed.models.base import BaseModel
 from openmed.models.networks import timm
-from openmed.training.parallel import ALONE, Workers, gradients_kept_apart
+from openmed.training.parallel import ALONE, Workers, at_least_float32, gradients_kept_apart
 from openmed.training.phases import parameter_groups, unfreeze
 from openmed.training.settings import Phase, TrainSettings
 from openmed.training.source import Source
@@ -102,6 +102,10 @@ class Learner:
     def _accumulate(self, source: Source, batch: Tensor, labels: Tensor, seed: int) -> Tensor:
         """Gives the parameters the batch's gradients, added up over micro-batches."""
         films, share = len(labels), self._sharing.share(len(labels))
+        if films < self._sharing.count:
+            raise BadInput(
+                f"{self._sharing.count} processes cannot share a batch of {films} films: raise batch_films"
+            )
         torch.manual_seed(seed)
         self.optimizer.zero_grad(set_to_none=True)
         batch, labels = source.changed(batch, share), labels[share]
@@ -109,6 +113,9 @@ class Learner:
         parts = nearly_equal(np.arange(len(labels)), self.micro_batch_films)
         for part in parts:
             here = slice(int(part[0]), int(part[-1]) + 1)
+            if place := share.start + here.start:
+                # A film's dropout hangs on its part of the batch, not on the process that works on it.
+                torch.manual_seed(seed + place)
             with gradients_kept_apart(self._network, part is not parts[-1]):
                 loss, _ = self.loss(forward, batch[here], labels[here], self._settings.label_smoothing)
                 # The processes' gradients are averaged, not added.
@@ -119,10 +126,10 @@ class Learner:
     def loss(
         self, forward: Callable[[Tensor], Tensor], films: Tensor, labels: Tensor, smoothing: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """Sum of the films' cross entropies, and their logits float32 (n, classes)."""
+        """Sum of the films' cross entropies, and their logits (n, classes), float32 or wider."""
         with torch.autocast(films.device.type, self._amp_type, enabled=self._amp_type is not None):
             logits = forward(films)
-        logits = logits.float()
+        logits = at_least_float32(logits)
         return cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing), logits
 
     def within_memory(self, action: Callable[[], _Result]) -> _Result:

@@ -254,8 +254,9 @@ class Trainer:
     def _validate(self, validation: Source) -> tuple[float, float]:
         """AUC of the validation films (macro one-versus-rest beyond two classes) and mean loss."""
         learner, model, labels = self.learner, self.learner.judged, validation.labels
-        share = np.arange(len(labels))[self.workers.share(len(labels))]
-        parts = nearly_equal(share, learner.micro_batch_films)
+        # Whole parts are shared: what a film gets depends, in its last bit, on how many go with it.
+        parts = nearly_equal(np.arange(len(labels)), learner.micro_batch_films)
+        parts = parts[self.workers.share(len(parts))]
         scores = torch.zeros((len(labels), len(model.spec.class_names)), dtype=torch.float64)
         forward, loss = validation.forward(model), torch.zeros((), dtype=torch.float64)
         with evaluation_mode(model):

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -36,9 +35,10 @@ class Workers:
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """This process's share of the positions 0..count-1; shares are nearly equal."""
-        bounds = np.linspace(0, count, self.count + 1).round().astype(int)
-        return slice(int(bounds[self.rank]), int(bounds[self.rank + 1]))
+        """This process's share of the positions 0..count-1, cut as micro-batches are: nearly equal."""
+        least, more = divmod(count, self.count)
+        start = self.rank * least + min(self.rank, more)
+        return slice(start, start + least + (self.rank < more))
 
     def sum(self, values: Tensor) -> Tensor:
         """Adds up a tensor over the processes, in place."""
@@ -103,6 +103,11 @@ def gradients_kept_apart(model: nn.Module, apart: bool) -> AbstractContextManage
     return model.no_sync() if apart and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Widens half precision; what is wider stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _joint_batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
     """Batch norm with the statistics of all processes' films (torch's own does so on CUDA alone)."""
     if not norm.training:
@@ -112,8 +117,9 @@ def _joint_batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
     across = [axis for axis in range(x.ndim) if axis != 1]
     shape = [1, -1, *[1] * (x.ndim - 2)]
     n = all_reduce(torch.tensor(float(x.numel() / x.shape[1]), device=x.device))
-    mean = all_reduce(x.float().sum(across)) / n
-    centred = x.float() - mean.view(shape)
+    wide = at_least_float32(x)
+    mean = all_reduce(wide.sum(across)) / n
+    centred = wide - mean.view(shape)
     variance = all_reduce(centred.square().sum(across)) / n
     with torch.no_grad():
         norm.num_batches_tracked += 1

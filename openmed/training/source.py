@@ -107,7 +107,8 @@ class FeatureSource:
             shape = (len(unique), model.classifier().in_features)
             features = np.memmap(file, np.float32, "w+", shape=shape)
         source = FilmSource(model, Films(films.pixels, unique, unique), Augmentation())
-        parts = _parts(np.arange(len(unique))[workers.share(len(unique))], batch_films)
+        parts = _parts(np.arange(len(unique)), batch_films)
+        parts = parts[workers.share(len(parts))]
         with evaluation_mode(model), torch.inference_mode():
             for part, batch in zip(parts, source.stream(parts), strict=True):
                 features[part] = model.pooled(model.features(model.prepare(batch))).float().cpu().numpy()
