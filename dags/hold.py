@@ -43,8 +43,7 @@ class HoldOperator(QuestionOperator):
     def question(self, ti: Any) -> tuple[str, str]:
         """Shows what was announced."""
         announced = needed(ti, "tell")
-        body = BODY.format(**announced, signing=signing(announced["version"]))
-        return f"Version {announced['version']} is on hold: what shall follow?", body
+        return subject(announced), BODY.format(**announced, signing=signing(announced["version"]))
 
     def check(self, answer: Answer, ti: Any) -> None:
         """Refuses a release that the ledger would not take."""
@@ -54,6 +53,11 @@ class HoldOperator(QuestionOperator):
             ledger.signed(ledger.RELEASED, by=answer.by, reason=answer.comment)
             if first := signing(needed(ti, "tell")["version"]):
                 raise BadInput(first)
+
+
+def subject(announced: dict[str, Any]) -> str:
+    """Returns what is asked."""
+    return f"Version {announced['version']} is on hold: what shall follow?"
 
 
 def signing(version: str) -> str:
@@ -75,7 +79,8 @@ def answered(ti: Any, *options: str) -> Answer:
     Raises:
         AirflowFailException: Airflow's record has none, or another one.
     """
-    answer = answers(ti, {"hold": "ask"}, needed(ti, "tell")["accounts"]).get("hold")
+    announced = needed(ti, "tell")
+    answer = answers(ti, {"hold": "ask"}, announced["accounts"], subject(announced)).get("hold")
     if answer is None or answer.option not in options:
         said = "no answer" if answer is None else f"the answer {answer.option!r}"
         raise AirflowFailException(

@@ -53,20 +53,22 @@ class Answer:
         )
 
 
-def answers(ti: Any, roles: Mapping[str, str], accounts: Accounts) -> dict[str, Answer]:
-    """Returns the answers to this run's questions: role -> answer, of those that were given.
+def answers(ti: Any, roles: Mapping[str, str], accounts: Accounts, subject: str) -> dict[str, Answer]:
+    """Returns the answers to a question of this run: role -> answer, of those that were given.
 
-    The roles are role -> task that asks. Nothing is taken from an XCom or from the state of a task.
+    The roles are role -> task that asks. Nothing is taken from an XCom or from the state of a task. What was
+    asked under another subject, before the task that it is about was cleared, is another question.
 
     Raises:
         BadInput: Somebody answered who is not named for the role.
         ResourceError: Airflow does not answer, or no account is named that may read.
     """
     responses = _airflow().responses(ti.dag_id, ti.run_id) if roles else {}
+    given = {role: responses[task] for role, task in roles.items() if task in responses}
     return {
-        role: Answer.of(responses[task], role, accounts)
-        for role, task in roles.items()
-        if task in responses and responses[task]["response_received"]
+        role: Answer.of(response, role, accounts)
+        for role, response in given.items()
+        if response["response_received"] and response["subject"] == subject
     }
 
 

@@ -5,6 +5,7 @@ retraining. Nothing is promoted by silence.
 """
 
 import logging
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class ReviewOperator(QuestionOperator):
     def question(self, ti: Any) -> tuple[str, str]:
         """Shows what the gates said."""
         judged = needed(ti, "gate")
-        return f"Shall version {judged['version']} become the champion?", body(judged, self.role)
+        return subject(judged), body(judged, self.role)
 
     def check(self, answer: Answer, ti: Any) -> None:
         """Refuses an answer that the ledger would not take, such as a yes whose signature is missing."""
@@ -85,9 +86,9 @@ class ReviewOperator(QuestionOperator):
         if answer.by is not None and answer.option == REJECT:
             ledger.signed(ledger.REJECTED, by=answer.by, reason=answer.comment)
         elif answer.by is not None:
-            given = {role: REVIEWS[role] for role in self.earlier}
-            said = {**answers(ti, given, self.accounts(ti)), self.role: answer}
-            approved, basis = ledger.Approval.of(*approval(said)), ledger.Basis.of(needed(ti, "gate"))
+            judged = needed(ti, "gate")
+            said = {**given(judged, ti, self.earlier), self.role: answer}
+            approved, basis = ledger.Approval.of(*approval(said)), ledger.Basis.of(judged)
             basis.check_people(approved.people)
             if basis.keys:
                 enter_project()
@@ -102,6 +103,17 @@ class ReviewOperator(QuestionOperator):
             by, reason = refusal(judged, {self.role: answer})
             enter_project()
             ledger.reject(judged["version"], by=by, reason=reason)
+
+
+def subject(judged: dict[str, Any]) -> str:
+    """Returns what a reviewer is asked."""
+    return f"Shall version {judged['version']} become the champion?"
+
+
+def given(judged: dict[str, Any], ti: Any, roles: Iterable[str]) -> dict[str, Answer]:
+    """Returns what was answered in these roles on the gate's result: role -> answer."""
+    asked = {role: REVIEWS[role] for role in roles}
+    return answers(ti, asked, judged["accounts"], subject(judged))
 
 
 def body(judged: dict[str, Any], role: str) -> str:
@@ -133,18 +145,18 @@ def approvals(judged: dict[str, Any], ti: Any) -> dict[str, Answer]:
     """
     from pipeline import ledger
 
-    given = answers(ti, REVIEWS, judged["accounts"])
-    if any(answer.option != APPROVE for answer in given.values()):
-        by, reason = refusal(judged, given)
+    said = given(judged, ti, REVIEWS)
+    if any(answer.option != APPROVE for answer in said.values()):
+        by, reason = refusal(judged, said)
         # A review that is marked as done before its answer arrives records nothing.
         ledger.reject(judged["version"], by=by, reason=reason)
         raise AirflowFailException(f"{by} said no: a state was set by hand, and nothing is promoted")
-    if missing := [role for role in REVIEWS if role not in given]:
+    if missing := [role for role in REVIEWS if role not in said]:
         raise AirflowFailException(
             f"Airflow has no record of an answer as {missing[0]}: a state or an XCom was set by hand, and "
             "nothing is promoted"
         )
-    return given
+    return said
 
 
 def asked_candidate(params: dict[str, Any], events: dict[Any, list[Any]]) -> dict[str, str]:
@@ -198,13 +210,13 @@ def promote(*, ti: Any) -> dict[str, Any]:
     judged = needed(ti, "gate")
     enter_project()
     with one_sentence():
-        given = approvals(judged, ti)
-        approved_by, comment = approval(given)
+        said = approvals(judged, ti)
+        approved_by, comment = approval(said)
         entry = promotion.promote(
             judged["version"],
             approved_by=approved_by,
             comment=comment,
-            answered_at=min(answer.at for answer in given.values()),
+            answered_at=min(answer.at for answer in said.values()),
             expected_champion=judged["champion"],
             expected_model=judged["model_sha256"],
         )
@@ -224,7 +236,7 @@ def reject(*, ti: Any) -> dict[str, Any]:
     judged = needed(ti, "gate")
     enter_project()
     with one_sentence():
-        by, reason = refusal(judged, answers(ti, REVIEWS, judged["accounts"]))
+        by, reason = refusal(judged, given(judged, ti, REVIEWS))
         return hand_on(ti, ledger.reject(judged["version"], by=by, reason=reason).to_json())
 
 

@@ -49,7 +49,8 @@ class QuestionOperator(HITLBranchOperator):
     def execute(self, context: Any) -> Any:
         """Asks; what is shown comes from where nobody can rewrite it, and not from a template."""
         ti = context["ti"]
-        self.subject, self.body = self.question(ti)
+        with one_sentence():
+            self.subject, self.body = self.question(ti)
         named = self.accounts(ti).get(self.role, [])
         self.assigned_users = [{"id": name, "name": name} for name in named]
         return super().execute(context)

@@ -35,10 +35,15 @@ def response(option: str = "Approve", name: str | None = "ada", comment: str | N
     }
 
 
-def keep(monkeypatch: Any, **responses: dict[str, Any]) -> None:
-    """Lets Airflow's record hold these: role of a review, or `ask`, -> response."""
+def keep(monkeypatch: Any, version: str = "", **responses: dict[str, Any]) -> None:
+    """Lets Airflow's record hold these: review (of version 7) or `ask` (of version 3) -> response."""
     import people
 
-    table = {name if name == "ask" else f"review.{name}": each for name, each in responses.items()}
+    table = {}
+    for name, each in responses.items():
+        task, subject = f"review.{name}", f"Shall version {version or 7} become the champion?"
+        if name == "ask":
+            task, subject = name, f"Version {version or 3} is on hold: what shall follow?"
+        table[task] = {"subject": subject, **each}
     record = SimpleNamespace(responses=lambda dag_id, run_id: table)
     monkeypatch.setattr(people, "_airflow", lambda: record)

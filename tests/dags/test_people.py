@@ -79,6 +79,19 @@ def test_a_no_to_a_review_that_was_marked_as_done_is_recorded_and_promotes_nothi
     assert promoted == [] and said == [("7", by, reason)] * 2
 
 
+def test_answers_to_another_question_promote_and_reject_nothing(promoted, monkeypatch):
+    """The gate was cleared after them, without the reviews, and passes another version now."""
+    import promote
+
+    for option in ("Approve", "Reject"):
+        keep(monkeypatch, "6", clinical=response(option, comment="edges"), technical=response(name="ben"))
+        with pytest.raises(AirflowFailException, match="Airflow has no record of an answer as clinical"):
+            run_promote(Handed(gate=GATE))
+        with pytest.raises(AirflowFailException, match="nobody has rejected version 7"):
+            promote.reject.function(ti=Handed(gate=GATE))
+    assert promoted == []
+
+
 def test_an_approval_without_a_name_promotes_nothing(monkeypatch):
     from pipeline.promotion import actions
 

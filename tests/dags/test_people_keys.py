@@ -63,7 +63,7 @@ def test_a_yes_counts_in_airflow_when_it_was_signed_in_the_name_of_the_account(k
         review.check(yes, handed)
     sign("clinical", "ada", keys["ada"])
     review.check(yes, handed)
-    keep(monkeypatch, clinical=response(name="ada"), technical=response(name="ben"))
+    keep(monkeypatch, "1", clinical=response(name="ada"), technical=response(name="ben"))
     with pytest.raises(AirflowFailException, match="lacks the signature of ben as technical"):
         promote.promote.function(ti=handed)
     assert ledger.champion() is None
@@ -95,6 +95,6 @@ def test_a_hold_asks_for_a_signed_release_and_takes_it_once_it_is_given(keys, da
     ask.check(Answer.of(response(hold.KEEP, "ada"), "hold", told["accounts"]), handed)
     ledger.release("1", by="ada", reason="by hand", caller=Caller({"system": "ward"}, keys["ada"]))
     ask.check(Answer.of(released, "hold", told["accounts"]), handed)
-    keep(monkeypatch, ask=released)
+    keep(monkeypatch, "1", ask=released)
     assert hold.release.function(ti=handed)["content"]["reason"] == "by hand"
     assert ledger.on_hold() == {} and registry.verify("1")[-1].problem is None
