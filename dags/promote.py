@@ -191,6 +191,11 @@ def gate(*, params: dict[str, Any], triggering_asset_events: Any, dag_run: Any, 
         promotion.check_starter(versions, dag_run.triggering_user_name)
         # The films may be on another host or gone: the reviewers have the table and the report.
         judged, refused = promotion.judge_in_turn(versions, workspace=folder if folder.is_dir() else None)
+        if judged.verdict == "PASS" and judged.reviewers.keys() != REVIEWS.keys():
+            raise BadInput(
+                f"the plan of version {judged.version} asks {' and '.join(judged.reviewers)}, the project's "
+                f"committed plan {' and '.join(REVIEWS)}: commit the version's plan, or retrain"
+            )
     result = judged.to_json() | {"first": versions[0], "refused": [each.to_json() for each in refused]}
     return hand_on(ti, result)
 

@@ -258,6 +258,21 @@ def test_who_retrained_cannot_start_the_promotion(promoted, monkeypatch):
         )
 
 
+def test_a_plan_with_other_roles_than_are_asked_stops_at_the_gate(promoted, monkeypatch):
+    import promote
+
+    from pipeline.promotion import actions
+
+    judged = SimpleNamespace(version="7", verdict="PASS", reviewers={"clinical": "Reads films."})
+    monkeypatch.setattr(actions, "check_starter", lambda versions, by: None)
+    monkeypatch.setattr(actions, "judge_in_turn", lambda versions, *, workspace: (judged, []))
+    said = "plan of version 7 asks clinical, the project's committed plan clinical and technical: commit"
+    with pytest.raises(AirflowFailException, match=said):
+        promote.gate.function(
+            params={"version": "7"}, triggering_asset_events=None, dag_run=by("ada", "manual"), ti=Handed()
+        )
+
+
 def test_old_answers_carry_no_second_promotion(monkeypatch):
     from pipeline import ledger
     from pipeline.promotion import actions
