@@ -212,7 +212,8 @@ def test_the_gate_hands_on_whom_it_judged_first_and_whom_it_refused(monkeypatch)
         monkeypatch.setenv(name, "")
 
     def judgement(version, verdict):
-        return SimpleNamespace(to_json=lambda: {"version": version, "verdict": verdict})
+        said = {"version": version, "verdict": verdict}
+        return SimpleNamespace(**said, reviewers=GATE["reviewers"], to_json=lambda: said)
 
     def judge_in_turn(versions, *, workspace):
         assert (versions, workspace) == (["6", "7"], None)
