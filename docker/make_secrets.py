@@ -54,6 +54,20 @@ def contents(known: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def of_workers() -> dict[str, str]:
+    """Returns what compose.celery.yaml needs beyond it: the broker's password, on both of its sides."""
+    password = secrets.token_urlsafe(64)
+    return {
+        "broker_conf": f"requirepass {password}\n",
+        "broker_url": f"redis://:{password}@broker:6379/0",
+    }
+
+
+def of_site() -> dict[str, str]:
+    """Returns the secret of the site, which its workers have in common: docs/deployment.md."""
+    return {"site_secret": secrets.token_urlsafe(64)}
+
+
 def pgpass(user: str, password: str) -> str:
     """Returns the line in which PostgreSQL's drivers find the password for a user's database."""
     escaped = password.replace("\\", r"\\").replace(":", r"\:")
@@ -72,13 +86,17 @@ def make(folder: Path, known: Mapping[str, str]) -> list[str]:
 
     The same password stands in several files, so a part of them could not be made to fit the rest.
     """
-    wanted = contents(known)
     folder.mkdir(mode=0o700, exist_ok=True)
-    missing = [name for name in wanted if not (folder / name).exists()]
-    if missing and len(missing) < len(wanted):
-        raise FileExistsError(
-            f"{folder} lacks {' and '.join(missing)}: restore it from a backup, or remove all and begin anew"
-        )
+    wanted: dict[str, str] = {}
+    for group in (contents(known), of_workers(), of_site()):
+        lacking = [name for name in group if not (folder / name).exists()]
+        if lacking and len(lacking) < len(group):
+            names = " and ".join(lacking)
+            raise FileExistsError(
+                f"{folder} lacks {names}: restore it from a backup, or remove all and begin anew"
+            )
+        wanted |= {name: group[name] for name in lacking}
+    missing = list(wanted)
     if not missing:
         return []
     unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")

@@ -18,12 +18,12 @@ import yaml
 
 from pipeline.local.airflow_settings import AirflowSettings
 from pipeline.tracking import doors
+from tests.docker.compose_files import VARIABLE
 from tests.docker.test_make_secrets import DOCKER, contents
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (DOCKER / "compose.yaml").read_text()
 CUDA = (DOCKER / "compose.cuda.yaml").read_text()
-VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?:(:[-?])([^}]*))?\}")
 SECRET = re.compile(r"PASSWORD|SECRET|_KEY|TOKEN")
 SERVICES = yaml.safe_load(COMPOSE)["services"]
 ONE_SHOT = {"airflow-init"}

@@ -22,7 +22,8 @@ def load(name, path):
     return module
 
 
-contents = load("make_secrets", DOCKER / "make_secrets.py").contents
+make_secrets = load("make_secrets", DOCKER / "make_secrets.py")
+contents, of_workers, of_site = make_secrets.contents, make_secrets.of_workers, make_secrets.of_site
 
 
 @pytest.fixture
@@ -44,16 +45,18 @@ def read(docker):
 
 def test_one_command_makes_them_for_their_owner_alone_and_keeps_what_is_there(docker):
     done = run(docker)
-    assert done.returncode == 0 and done.stdout.startswith("10 secrets made")
+    assert done.returncode == 0 and done.stdout.startswith("13 secrets made")
     folder, first = docker / "secrets", read(docker)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
-    assert set(first) == set(contents({})) and {path.name for path in docker.iterdir()} == {
+    assert set(first) == {*contents({}), *of_workers(), *of_site()} and {
+        path.name for path in docker.iterdir()
+    } == {
         "make_secrets.py",
         "secrets",
     }
     # A line break at the end would be part of what Airflow takes from `cat`.
-    assert not [name for name, text in first.items() if text.endswith("\n")]
+    assert [name for name, text in first.items() if text.endswith("\n")] == ["broker_conf"]
     assert run(docker).stdout.startswith("0 secrets made") and read(docker) == first
     shutil.rmtree(folder)
     assert run(docker).returncode == 0
@@ -82,6 +85,22 @@ def test_a_missing_part_is_refused_because_it_could_not_fit_the_rest(docker):
     assert done.returncode == 2 and read(docker) == before
     assert done.stderr.startswith("make_secrets: ") and "lacks mlflow_pgpass: restore it" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_workers_need_is_added_to_secrets_from_before_there_were_workers(docker):
+    run(docker)
+    for name in (*of_workers(), *of_site()):
+        (docker / "secrets" / name).unlink()
+    before = read(docker)
+    # The secret of a site that has been running on one host is kept.
+    (docker / "secrets" / "site_secret").write_text("of the state folder")
+    assert run(docker).stdout.startswith("2 secrets made")
+    now = read(docker)
+    assert now["site_secret"] == "of the state folder"
+    assert before.items() <= now.items() and set(now) - set(before) == {*of_workers(), "site_secret"}
+    (docker / "secrets" / "broker_conf").unlink()
+    done = run(docker)
+    assert done.returncode == 2 and "lacks broker_conf: restore it" in done.stderr
 
 
 def test_passwords_of_an_env_file_of_before_are_taken_over(docker):
@@ -129,7 +148,7 @@ def test_secrets_of_ones_own_stay_beside_those_that_are_made(docker):
     (docker / "secrets").mkdir()
     (docker / "secrets/alert_url").write_text("https://chat.example/1")
     assert run(docker).returncode == 0
-    assert read(docker)["alert_url"] == "https://chat.example/1" and len(read(docker)) == 11
+    assert read(docker)["alert_url"] == "https://chat.example/1" and len(read(docker)) == 14
     assert stat.S_IMODE((docker / "secrets").stat().st_mode) == 0o700
     assert {path.name for path in docker.iterdir()} == {"make_secrets.py", "secrets"}
 
