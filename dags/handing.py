@@ -1,40 +1,55 @@
-"""What a task hands to those after it where nobody may rewrite it: a file beside the XCom.
+"""What a task hands to those after it, on whatever host they run: an XCom under the site's seal.
 
-Whoever may answer a question may write every XCom over REST; the state folder is out of that reach.
+Whoever may answer a question may write every XCom over REST, but has not the site's secret, which makes the
+seal. It is bound to DAG, run and task, so that no XCom counts in the place of another.
 """
 
+import hashlib
+import hmac
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk.exceptions import AirflowFailException
-from stage_operator import HOME
+import host
+from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 
-from openmed.files import read_json, write_json
+from openmed.files import finite
+from pipeline.settings.variables import variables
+
+SEAL = "seal"
+KEEP_WORKSPACES_DAYS = variables().keep_workspaces_days
 
 
 def hand_on(ti: Any, content: dict[str, Any]) -> dict[str, Any]:
-    """Keeps what this task hands on, and returns it as its XCom."""
-    file = _file(ti, ti.task_id)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, content)
-    return read_json(file)
+    """Returns what this task hands on with its seal, to be its XCom."""
+    plain = json.loads(json.dumps(finite(content), default=str))
+    return {**plain, SEAL: {"key": _mark(), "hmac": _hmac(ti, ti.task_id, plain)}}
 
 
 def handed(ti: Any, task_id: str) -> dict[str, Any] | None:
     """Returns what an earlier task of this run handed on, None where it did not run.
 
     Raises:
-        AirflowFailException: Its XCom says something else: it was written by hand.
+        AirflowFailException: Its seal is not this site's or not that of its content: it was written by hand.
     """
-    file = _file(ti, task_id)
-    kept, shown = read_json(file) if file.is_file() else None, ti.xcom_pull(task_ids=task_id)
-    if json.dumps(kept, sort_keys=True) != json.dumps(shown, sort_keys=True):
+    shown = ti.xcom_pull(task_ids=task_id)
+    if shown is None:
+        return None
+    content = dict(shown) if isinstance(shown, dict) else {}
+    seal = content.pop(SEAL, None)
+    seal = seal if isinstance(seal, dict) else {}
+    if seal.get("key") not in (None, _mark()):
+        raise AirflowFailException(
+            f"the XCom of task '{task_id}' was sealed with another site secret than the one of this host: "
+            "give every host the same, in the file that OPENMED_SITE_SECRET_FILE names"
+        )
+    if not hmac.compare_digest(str(seal.get("hmac")).encode(), _hmac(ti, task_id, content).encode()):
         raise AirflowFailException(
             f"the XCom of task '{task_id}' is not what the task handed on: it was written by hand, and "
             "nothing is decided on it; clear that task"
         )
-    return kept
+    return content
 
 
 def needed(ti: Any, task_id: str) -> dict[str, Any]:
@@ -47,7 +62,65 @@ def needed(ti: Any, task_id: str) -> dict[str, Any]:
     return content
 
 
-def _file(ti: Any, task_id: str) -> Path:
-    from pipeline.versioning.workspace import path_of
+def task_of(stage: str) -> str:
+    """Returns the task that runs a stage: `train@vit` is task `vit` of group `train`."""
+    return stage.replace("@", ".")
 
-    return HOME / "handed" / ti.dag_id / path_of(ti.run_id, HOME).name / f"{task_id}.json"
+
+def entries(ti: Any, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Returns what DVC wrote down of some stages, of those that have run: stage -> entry of dvc.lock."""
+    said = {stage: handed(ti, task_of(stage)) for stage in stages}
+    return {stage: each["lock"] for stage, each in said.items() if each is not None}
+
+
+def workspace_of(ti: Any) -> Path:
+    """Returns the workspace of this run on this host, at the commit and seed that `prepare` handed on.
+
+    The first task of a run on a host makes it, and takes away those that no run needs any more.
+    """
+    from pipeline.versioning import workspace
+
+    begun = needed(ti, "prepare")
+    with host.one_sentence():
+        if not workspace.path_of(ti.run_id, host.HOME).exists():
+            tidy(ti)
+        return workspace.find(host.PROJECT, begun["revision"], ti.run_id, host.HOME, seed=begun["seed"])
+
+
+def tidy(ti: Any) -> None:
+    """Removes the workspaces of this host that no run needs any more, wherever those runs ended."""
+    from pipeline.versioning import workspace
+
+    def is_complete(run_id: str) -> bool:
+        try:
+            return ti.get_dagrun_state(ti.dag_id, run_id) == "success"
+        except AirflowRuntimeError:
+            return False  # no run of this DAG, or deleted since: its age decides
+
+    workspace.tidy(host.PROJECT, host.HOME, KEEP_WORKSPACES_DAYS, is_complete)
+
+
+def _hmac(ti: Any, task_id: str, content: dict[str, Any]) -> str:
+    bound = json.dumps([ti.dag_id, ti.run_id, task_id, _as_stored(content)], sort_keys=True)
+    return hmac.new(_key(), bound.encode(), hashlib.sha256).hexdigest()
+
+
+def _as_stored(value: Any) -> Any:
+    """Returns a value as every database gives it back: Postgres takes 1e22 for a whole number, -0.0 for 0."""
+    if isinstance(value, dict):
+        return {key: _as_stored(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_stored(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _mark() -> str:
+    """Tells keys apart, and nothing else of them."""
+    return hashlib.sha256(_key()).hexdigest()[:12]
+
+
+def _key() -> bytes:
+    from pipeline.versioning.site import seal_key
+
+    with host.one_sentence():
+        return seal_key(host.HOME)

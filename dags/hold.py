@@ -10,9 +10,9 @@ from typing import Any
 from airflow.sdk import DAG, Asset, Metadata, task
 from airflow.sdk.exceptions import AirflowFailException
 from handing import hand_on, needed
+from host import enter_project, one_sentence
 from people import Answer, answers
 from question_operator import QuestionOperator
-from stage_operator import enter_project, one_sentence
 
 from openmed.errors import BadInput
 

@@ -7,15 +7,14 @@ retraining. Nothing is promoted by silence.
 import logging
 from collections.abc import Iterable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG, Asset, Param, TaskGroup, task
 from airflow.sdk.exceptions import AirflowFailException
 from handing import hand_on, handed, needed
+from host import HOME, PROJECT, enter_project, one_sentence
 from people import Answer, answers
 from question_operator import QuestionOperator
-from stage_operator import HOME, PROJECT, enter_project, one_sentence
 
 from openmed.errors import BadInput
 from pipeline.settings.yaml_file import parse_yaml
@@ -181,10 +180,10 @@ def asked_candidate(params: dict[str, Any], events: dict[Any, list[Any]]) -> dic
 def gate(*, params: dict[str, Any], triggering_asset_events: Any, dag_run: Any, ti: Any) -> dict[str, Any]:
     """Returns the verdict with its evidence."""
     from pipeline.promotion import actions as promotion
+    from pipeline.versioning.workspace import path_of
 
     candidate = asked_candidate(params, dict(triggering_asset_events or {}))
-    # In a copy of a state folder that of the original stays alone.
-    folder = HOME / "runs" / Path(candidate.get("workspace") or "absent").name
+    folder = path_of(candidate.get("retrain_run") or "absent", HOME)
     enter_project()
     versions = [str(version) for version in candidate.get("order") or [candidate["version"]]]
     with one_sentence():

@@ -7,8 +7,8 @@ from airflow.providers.standard.operators.hitl import HITLBranchOperator, HITLOp
 from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowException
 from handing import needed
+from host import one_sentence
 from people import Accounts, Answer
-from stage_operator import one_sentence
 
 from openmed.errors import BadInput
 

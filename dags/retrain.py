@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import host
 from airflow.sdk import (
     DAG,
     Asset,
@@ -20,18 +21,13 @@ from airflow.sdk import (
     task,
 )
 from airflow.sdk.exceptions import AirflowFailException
+from handing import KEEP_WORKSPACES_DAYS, entries, hand_on, handed, needed, tidy, workspace_of
+from host import TIMEZONE, SpreadTries, enter_project, one_sentence
 from people import starter
 from places import place
-from stage_operator import (
-    HOME,
-    PROJECT,
-    TIMEZONE,
-    DvcStageOperator,
-    enter_project,
-    one_sentence,
-    own_workspace,
-)
+from stage_operator import DvcStageOperator
 
+from pipeline.settings.artifacts import MANIFEST
 from pipeline.settings.variables import variables
 from pipeline.tools.dvc_graph import load_graph
 
@@ -40,7 +36,6 @@ SOURCE = Path(__file__).resolve().parents[1]
 STAGES = load_graph(SOURCE / "dvc.yaml")
 DATASET = Asset("openmed_dataset")  # pipeline.tools.airflow_client.DATASET names it too
 CANDIDATE = Asset("openmed_candidate")
-KEEP_WORKSPACES_DAYS = variables().keep_workspaces_days
 GPU_STAGES = {"train"}
 
 ABOUT = """
@@ -107,7 +102,6 @@ def stage_tasks() -> dict[str, DvcStageOperator]:
             task_id=item or kind,
             task_group=groups.get(kind) if item else None,
             stage=name,
-            workspace="{{ ti.xcom_pull(task_ids='prepare')['path'] }}",
             force="{{ params.force }}",
             pool="gpu" if kind in GPU_STAGES else "default_pool",
             execution_timeout=timedelta(hours=12 if kind in GPU_STAGES else 4),
@@ -127,26 +121,24 @@ def events_of(triggering_asset_events: Any) -> list[Any]:
 
 @task(
     execution_timeout=timedelta(hours=2),
-    doc_md="Makes the workspace of this run at the asked revision, with the data of that revision.",
+    doc_md="Fixes the commit and the seed of this run, and makes its workspace on this host.",
 )
-def prepare(
-    *, run_id: str, params: dict[str, Any], dag_run: Any, triggering_asset_events: Any
-) -> dict[str, str]:
-    """Returns the folder of the workspace and its commit; fails where it is unknown who started the run."""
+def prepare(*, params: dict[str, Any], dag_run: Any, triggering_asset_events: Any, ti: Any) -> dict[str, Any]:
+    """Returns the commit and the seed; fails where it is unknown who started the run."""
     from pipeline.versioning import workspace
 
     starter(dag_run, events_of(triggering_asset_events))
+    seed = params["seed"]
     with one_sentence():
-        workspace.prune(PROJECT, HOME, KEEP_WORKSPACES_DAYS)
-        path = workspace.create(PROJECT, params["revision"], run_id, HOME)
+        tidy(ti)
+        path = workspace.create(host.PROJECT, params["revision"], ti.run_id, host.HOME, seed=seed)
         if load_graph(path / "dvc.yaml") != STAGES:
             raise AirflowFailException(
                 f"revision {params['revision']} has other stages in dvc.yaml than this DAG shows; "
                 "check that revision out in the main checkout, or commit dvc.yaml and params.yaml"
             )
-        if params["seed"] is not None:
-            workspace.set_params(path, {"run.seed": params["seed"]})
-        return {"path": str(path), "revision": workspace.commit_of(path), "note": params["note"] or ""}
+        begun = {"revision": workspace.commit_of(path), "seed": seed, "note": params["note"] or ""}
+    return hand_on(ti, begun)
 
 
 @task(
@@ -155,15 +147,17 @@ def prepare(
     "differ too much and `accept_drift` is not set. The page is artifacts/drift/drift.html in the workspace, "
     "and in MLflow once the run has registered its candidates.",
 )
-def drift(*, run_id: str, params: dict[str, Any], ti: Any) -> dict[str, Any]:
-    """Returns the verdict and its sentence, which name no film and no patient."""
+def drift(*, params: dict[str, Any], ti: Any) -> dict[str, Any]:
+    """Returns the comparison with its verdict and sentence, which name no film and no patient."""
     from pipeline.monitoring.drift import check_drift
+    from pipeline.versioning import handover
 
-    path = own_workspace(ti.xcom_pull(task_ids="prepare")["path"], run_id)
+    path = workspace_of(ti)
     enter_project()
     with one_sentence():
+        handover.receive(path, entries(ti, ["validate"]), MANIFEST.as_posix().__eq__)
         result = check_drift(path, accept=params["accept_drift"])
-    return {key: getattr(result, key) for key in ("verdict", "sentence", "judged", "champion", "accepted")}
+    return hand_on(ti, result.to_json())
 
 
 @task(
@@ -176,13 +170,15 @@ def drift(*, run_id: str, params: dict[str, Any], ti: Any) -> dict[str, Any]:
 def register(*, run_id: str, dag_run: Any, triggering_asset_events: Any, ti: Any) -> Any:
     """Emits the candidate asset, whose event starts the DAG `promote`."""
     from pipeline import registry
-    from pipeline.versioning import workspace
+    from pipeline.monitoring.drift import restore_drift
+    from pipeline.versioning import handover
 
-    path = own_workspace(ti.xcom_pull(task_ids="prepare")["path"], run_id)
+    path, revision, compared = workspace_of(ti), needed(ti, "prepare")["revision"], handed(ti, "drift")
     enter_project()
     with one_sentence():
-        # The commit that it stands on, whatever the XCom says.
-        revision = workspace.commit_of(path)
+        handover.receive(path, entries(ti, STAGES), registry.is_read)
+        if compared is not None:
+            restore_drift(path, compared)
         result = registry.register_candidates(
             path,
             run_key=run_id,
@@ -190,28 +186,25 @@ def register(*, run_id: str, dag_run: Any, triggering_asset_events: Any, ti: Any
             started_by=starter(dag_run, events_of(triggering_asset_events)),
         )
     chosen = {key: getattr(result, key) for key in ("version", "architecture", "verdict", "run_id", "order")}
-    yield Metadata(
-        CANDIDATE,
-        {**chosen, "revision": revision, "workspace": str(path), "retrain_run": run_id},
-    )
+    yield Metadata(CANDIDATE, {**chosen, "revision": revision, "retrain_run": run_id})
     ti.xcom_push(key="candidate", value=chosen)
 
 
 @task(
     execution_timeout=timedelta(minutes=30),
-    doc_md="Removes the workspaces of earlier complete runs. The one of this run stays: complete, until "
-    f"the next one is; failed, {KEEP_WORKSPACES_DAYS:g} days, so that its tasks can be cleared and go on.",
+    doc_md="Removes the workspaces of earlier complete runs from this host; another host does so when a run "
+    "next comes to it. The one of this run stays: complete, until the next one is; failed, "
+    f"{KEEP_WORKSPACES_DAYS:g} days, so that its tasks can be cleared and go on.",
 )
 def cleanup(*, run_id: str, ti: Any) -> str:
     """Says in one sentence what became of the workspace."""
     from pipeline.versioning import workspace
 
-    path = ti.xcom_pull(task_ids="prepare")["path"]
     if not ti.xcom_pull(task_ids="register", key="candidate"):
-        return f"The run is not complete: {path} is kept for {KEEP_WORKSPACES_DAYS:g} days."
+        return f"The run is not complete: its workspaces are kept for {KEEP_WORKSPACES_DAYS:g} days."
     with one_sentence():
-        removed = workspace.retire(PROJECT, own_workspace(path, run_id))
-    return f"{path} is kept for the gate; {len(removed)} earlier ones are removed."
+        removed = workspace.retire(host.PROJECT, workspace.path_of(run_id, host.HOME))
+    return f"The workspace of this run is kept for the gate; {len(removed)} earlier ones are removed."
 
 
 with DAG(
@@ -229,12 +222,13 @@ with DAG(
         "retry_delay": timedelta(minutes=1),
         "retry_exponential_backoff": True,
         "max_retry_delay": timedelta(minutes=15),
+        "retry_policy": SpreadTries(),
     },
 ) as dag:
     ready, compared, registered, cleaned = prepare(), drift(), register(), cleanup()
     stages = stage_tasks()
     ready >> [stages[name] for name, stage in STAGES.items() if not stage.upstream]
     stages["validate"] >> compared >> [stages[n] for n in STAGES if n.partition("@")[0] in GPU_STAGES]
-    needed = {other for stage in STAGES.values() for other in stage.upstream}
-    [stages[name] for name in STAGES if name not in needed] >> registered
+    read = {other for stage in STAGES.values() for other in stage.upstream}
+    [stages[name] for name in STAGES if name not in read] >> registered
     registered >> cleaned.as_teardown(setups=ready.as_setup())

@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import DAG, Asset, CronTriggerTimetable, Metadata, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
 from handing import hand_on, needed
-from stage_operator import HOME, TIMEZONE, enter_project, one_sentence
+from host import HOME, TIMEZONE, enter_project, one_sentence
 
 from pipeline.settings.variables import variables
 

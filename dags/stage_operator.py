@@ -10,25 +10,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import host
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from handing import entries, hand_on, workspace_of
+from host import DISK_FULL, Outage, one_sentence
 
-from openmed.errors import BadInput, IntegrityError, OpenMedError, ResourceError
+from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import read_json
-from pipeline.settings.variables import variables
-from pipeline.settings.yaml_file import read_mapping
-from pipeline.tools.dvc_graph import load_graph
+from pipeline.tools.dvc_graph import Stage, load_graph, overlap
+from pipeline.tools.git import disk_is_full
 from pipeline.tools.processes import signal_group
-
-_VARIABLES = variables()
-PROJECT = (_VARIABLES.project or Path(__file__).resolve().parents[1]).resolve()
-HOME = (_VARIABLES.home or PROJECT / ".openmed").resolve()
-TIMEZONE = _VARIABLES.timezone
 
 # DVC ends with 255 whatever the stage ended with; only its text has the stage's own exit code.
 _STAGE_EXIT = re.compile(r"exited with (-?\d+)")
@@ -43,47 +39,15 @@ _GRACE_ON_KILL_S = 3.0
 _GRACE_S = 10.0
 
 
-@contextmanager
-def one_sentence() -> Iterator[None]:
-    """Turns the project's errors into Airflow's: bad input fails at once, the rest is retried."""
-    try:
-        yield
-    except ResourceError as error:
-        raise AirflowException(str(error)) from None
-    except OpenMedError as error:
-        raise AirflowFailException(str(error)) from None
-
-
-def own_workspace(path: str, run_id: str) -> Path:
-    """Returns the workspace of a run, which stands in an XCom that others may write.
-
-    Raises:
-        AirflowFailException: It is another one: this state folder was copied or moved since, or it was
-            written by hand.
-    """
-    from pipeline.versioning.workspace import path_of
-
-    if (workspace := path_of(run_id, HOME)) != Path(path):
-        raise AirflowFailException(
-            f"workspace {path} is not that of this run in the state folder {HOME}, which was copied or moved "
-            "since: start the run again from 'prepare'"
-        )
-    return workspace
-
-
-def enter_project() -> None:
-    """Tells code that runs inside this task where the project and its state are."""
-    os.environ["OPENMED_PROJECT"] = str(PROJECT)
-    os.environ["OPENMED_HOME"] = str(HOME)
-
-
 class DvcStageOperator(BaseOperator):
-    """Runs `dvc repro --single-item` of one stage in the workspace of the run.
+    """Runs `dvc repro --single-item` of one stage in the workspace of the run on this host.
 
-    The output is streamed to the task log. The stage has a session of its own, and whatever ends
-    the task (mark failed, timeout, shutdown) ends every process of it.
+    What the stage reads and this host lacks is fetched from the default DVC remote before, what it wrote is
+    pushed there after it; without a default remote there is one host. The output is streamed to the task
+    log. DVC has a session of its own, and whatever ends the task (mark failed, timeout, shutdown) ends every
+    process of it.
 
-    Its XCom is `{"stage", "seconds", "lock", "metrics"}`: the stage's entry of dvc.lock and the
+    Its XCom is `{"stage", "seconds", "lock", "metrics"}`, sealed: the stage's entry of dvc.lock and the
     content of its metrics files by path.
 
     `force`, a template that may render to "True", runs the stage although nothing changed; `grace_s` are the
@@ -92,61 +56,68 @@ class DvcStageOperator(BaseOperator):
     Raises:
         AirflowFailException: The stage refused its input, found damaged content or diverged (exit 2, 3 or
             5); trying again would not help.
+        Outage: The disk or the memory is full, or a remote does not answer.
         AirflowException: Anything else, so that Airflow tries again.
     """
 
-    template_fields: Sequence[str] = ("stage", "workspace", "force")
+    template_fields: Sequence[str] = ("stage", "force")
     ui_color = "#d7ecf5"
 
     def __init__(
         self,
         *,
         stage: str,
-        workspace: str,
         force: bool | str = False,
         grace_s: float = _GRACE_S,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.stage = stage
-        self.workspace = workspace
         self.force = force
         self.grace_s = grace_s
         self._process: subprocess.Popen[str] | None = None
 
     def execute(self, context: Any) -> dict[str, Any]:
-        """Runs the stage and returns what it wrote down."""
-        workspace = own_workspace(self.workspace, context["run_id"])
+        """Runs the stage and hands on what it wrote down."""
+        from pipeline.versioning import handover
+
+        ti = context["ti"]
+        workspace = workspace_of(ti)
+        with one_sentence():
+            stage = load_graph(workspace / "dvc.yaml")[self.stage]
+            read = entries(ti, stage.upstream)
+            handover.receive(workspace, read, lambda out: _reads(stage, out), dvc=self._dvc)
+            handover.begin(workspace, stage.outs)
         started = time.monotonic()
-        code, output = self._run(workspace)
+        code, output = self._dvc(workspace, *self._repro())
         seconds = round(time.monotonic() - started, 3)
         if code != 0:
             raise self._failure(code, output)
-        return {"stage": self.stage, "seconds": seconds, **_evidence(workspace, self.stage)}
+        with one_sentence():
+            lock = handover.hand_on(workspace, self.stage, read, dvc=self._dvc)
+            metrics = _metrics(workspace, stage)
+            return hand_on(ti, {"stage": self.stage, "seconds": seconds, "lock": lock, "metrics": metrics})
 
     def on_kill(self) -> None:
         """Ends the stage and all its processes."""
         self._end(min(self.grace_s, _GRACE_ON_KILL_S))
 
-    def _command(self) -> list[str]:
-        # Without --wait-for-lock a stage can fail after it has done its work, and without
-        # --single-item parallel trainings fail on each other's locks.
+    def _repro(self) -> list[str]:
+        # Without --single-item parallel trainings fail on each other's locks.
         forced = ["--force"] if str(self.force).lower() == "true" else []
-        repro = ["repro", "--single-item", *forced, self.stage]
-        return [sys.executable, "-m", "dvc", "--wait-for-lock", *repro]
+        return ["repro", "--single-item", *forced, self.stage]
 
     def _environment(self, workspace: Path) -> dict[str, str]:
         # dvc.yaml says `python`: it has to be the interpreter that Airflow runs on.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        folders = {"OPENMED_HOME": str(HOME), "OPENMED_PROJECT": str(workspace)}
+        folders = {"OPENMED_HOME": str(host.HOME), "OPENMED_PROJECT": str(workspace)}
         return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"} | folders
 
-    def _run(self, workspace: Path) -> tuple[int, str]:
-        """Returns DVC's exit code and the end of what was printed."""
-        if not workspace.is_dir():
-            raise AirflowFailException(f"workspace {workspace} is gone; start the run again from 'prepare'")
+    def _dvc(self, workspace: Path, *arguments: str) -> tuple[int, str]:
+        """Runs DVC in a session of its own; returns its exit code and the end of what was printed."""
         self._process = subprocess.Popen(
-            self._command(),
+            # Without --wait-for-lock a stage can fail after it has done its work.
+            [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments],
             cwd=workspace,
             env=self._environment(workspace),
             stdin=subprocess.DEVNULL,
@@ -175,6 +146,10 @@ class DvcStageOperator(BaseOperator):
             return AirflowFailException(
                 f"stage {self.stage} refused: {kind} (exit {stage_code}), see its log"
             )
+        if disk_is_full(output):
+            return Outage(DISK_FULL)
+        if stage_code == ResourceError.exit_code:
+            return Outage(f"stage {self.stage} lacked a resource (exit {stage_code}), see its log")
         if "is busy" in output:
             return AirflowException(f"stage {self.stage} waits for files another stage is using")
         return AirflowException(f"stage {self.stage} failed with exit {stage_code}, see its log")
@@ -192,13 +167,14 @@ class DvcStageOperator(BaseOperator):
         process.poll()
 
 
-def _evidence(workspace: Path, stage: str) -> dict[str, Any]:
-    lock_file = workspace / "dvc.lock"
-    lock = read_mapping(lock_file) if lock_file.exists() else {}
-    known = load_graph(workspace / "dvc.yaml").get(stage)
-    metrics = {}
-    for name in known.metrics if known else ():
-        path = workspace / name
-        if path.suffix == ".json" and path.is_file() and path.stat().st_size <= 64 * 1024:
-            metrics[name] = read_json(path)
-    return {"lock": lock.get("stages", {}).get(stage), "metrics": metrics}
+def _reads(stage: Stage, out: str) -> bool:
+    return any(overlap(dep, out) for dep in stage.deps)
+
+
+def _metrics(workspace: Path, stage: Stage) -> dict[str, Any]:
+    paths = {name: workspace / name for name in stage.metrics}
+    return {
+        name: read_json(path)
+        for name, path in paths.items()
+        if path.suffix == ".json" and path.is_file() and path.stat().st_size <= 64 * 1024
+    }

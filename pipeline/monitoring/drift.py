@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput
-from openmed.files import read_table, sha256_file, write_json, write_text
+from openmed.files import read_json, read_table, sha256_file, write_json, write_text
 from pipeline.settings.artifacts import MANIFEST, folder
 from pipeline.settings.params import Params, load_params
 
@@ -83,9 +83,8 @@ def check_drift(workspace: Path, *, accept: bool = False) -> DriftResult:
         IntegrityError: The films stored with the champion were changed.
         ResourceError: The registry does not answer.
     """
-    from openmed.dataset.profile import added_films, profile_films
+    from openmed.dataset.profile import profile_films
     from pipeline.registry import champion_profile
-    from pipeline.report.drift_page import build_drift_page
 
     params = load_params(workspace / "params.yaml")
     manifest = read_table(workspace / MANIFEST, needed=("label", "patient", "sha256", "status"))
@@ -102,18 +101,47 @@ def check_drift(workspace: Path, *, accept: bool = False) -> DriftResult:
         sentence = f"There is nothing to compare these {len(new)} films with yet: {missing}."
     digest = sha256_file(workspace / MANIFEST)
     result = DriftResult(version, accept, digest, judged, sentence, comparisons)
-    shown = {} if reference is None else {f"champion {version}": reference, "new version": new}
-    if reference is not None and "added" in comparisons:
-        shown["added films"] = added_films(reference, new)
-    target = workspace / folder("drift")
-    write_text(target / "drift.html", build_drift_page(result.to_json(), shown))
-    write_json(target / "drift.json", result.to_json())
+    _write(workspace, result.to_json(), reference, new)
     if result.verdict == "large" and not accept:
         raise BadInput(
             f"{sentence.rstrip('.')}; see artifacts/drift/drift.html in {workspace} and, if these "
             "films are meant, run again with accept_drift (`openmed data drift --accept`)"
         )
     return result
+
+
+def restore_drift(workspace: Path, content: dict[str, Any]) -> None:
+    """Writes what `check_drift` found on another host into a workspace, page and all; what is there stays.
+
+    Raises:
+        BadInput: validate has not run.
+        IntegrityError: The films stored with the champion were changed.
+        ResourceError: The registry does not answer.
+    """
+    from openmed.dataset.profile import profile_films
+    from pipeline.registry import profile_of
+
+    file = workspace / folder("drift") / "drift.json"
+    if file.is_file() and read_json(file) == content:
+        return
+    params = load_params(workspace / "params.yaml")
+    manifest = read_table(workspace / MANIFEST, needed=("label", "patient", "sha256", "status"))
+    reference = profile_of(content["champion"]) if content["comparisons"] else None
+    _write(workspace, content, reference, profile_films(manifest, params.task.classes))
+
+
+def _write(
+    workspace: Path, content: dict[str, Any], reference: "pd.DataFrame | None", new: "pd.DataFrame"
+) -> None:
+    from openmed.dataset.profile import added_films
+    from pipeline.report.drift_page import build_drift_page
+
+    shown = {} if reference is None else {f"champion {content['champion']}": reference, "new version": new}
+    if reference is not None and "added" in content["comparisons"]:
+        shown["added films"] = added_films(reference, new)
+    target = workspace / folder("drift")
+    write_text(target / "drift.html", build_drift_page(content, shown))
+    write_json(target / "drift.json", content)
 
 
 def _compared(

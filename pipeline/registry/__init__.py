@@ -19,8 +19,8 @@ from pipeline.registry.models import (
     stored_whole,
     version_at,
 )
-from pipeline.registry.profiles import champion_profile
-from pipeline.registry.retraining import films_of
+from pipeline.registry.profiles import champion_profile, profile_of
+from pipeline.registry.retraining import films_of, is_read
 from pipeline.registry.reviews import keep_review
 from pipeline.registry.scoring import Scored, Unscored, earlier, score_earlier
 from pipeline.registry.serving_format import DATA_FOLDER

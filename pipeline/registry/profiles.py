@@ -57,13 +57,21 @@ def champion_profile(*, moved_too: bool = False) -> "tuple[str | None, pd.DataFr
     Raises:
         IntegrityError: The stored films were changed or lost.
     """
-    with connect() as client:
+    with connect():
         version = recorded_champion()[0] if moved_too else champion()
-        if version is None:
-            return None, None
+        return version, None if version is None else profile_of(version)
+
+
+def profile_of(version: str) -> "pd.DataFrame | None":
+    """Returns the films that a version learnt from and was judged on; None where they were not stored.
+
+    Raises:
+        IntegrityError: The stored films were changed or lost.
+    """
+    with connect() as client:
         parent = client.get_run(find(client, version).run_id).data.tags["mlflow.parentRunId"]
         expected = client.get_run(parent).data.tags.get(_DIGEST_TAG)
-        return version, None if expected is None else _fetch(client, parent, expected, version)
+        return None if expected is None else _fetch(client, parent, expected, version)
 
 
 def _fetch(client: "MlflowClient", run_id: str, expected: str, version: str) -> "pd.DataFrame":

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 _SHORTEST_IDENTIFIER = 5
 EXTERNAL_METRICS, EXTERNAL_PREDICTIONS = "external.json", "external_predictions.parquet"
 _FIRST = "run the pipeline in this workspace first"
+# Of the outputs of stages.
+_READ = (
+    *(f"artifacts/{stage}/*" for stage in ("validate", "split", "evaluate", "external", "explain")),
+    *(f"artifacts/train/*/{name}" for name in ("history.csv", "summary.json")),
+)
 # Whoever starts a retraining may choose its seed.
 _CHOSEN = {"run.seed"}
 
@@ -149,6 +155,11 @@ class Retraining:
             for name in known
             if len(name) >= _SHORTEST_IDENTIFIER and name in text
         )
+
+
+def is_read(out: str) -> bool:
+    """Tells whether the output of a stage, a path in the workspace, is read to register a retraining."""
+    return any(fnmatchcase(out, pattern) for pattern in _READ)
 
 
 def check_committed(workspace: Path, revision: str) -> None:

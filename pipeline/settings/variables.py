@@ -30,14 +30,15 @@ class Variables(BaseSettings):
     project: Path | None = None
     """The checkout to work in; default: the nearest folder that holds dvc.yaml."""
     home: Path | None = None
-    """The state folder; default: `.openmed` in the project. Several hosts share it."""
+    """The state folder; default: `.openmed` in the project. Each host has its own."""
     record_remote: str | None = None
     """Git remote or address that the record of decisions is pushed to, the same for all hosts that share a
     tracking server; default: none, the record stays in this repository."""
     debug: str = ""
     """Any text: errors show their traceback too, as with `--debug`."""
     site_secret: SecretStr | None = None
-    """What pseudonyms of patients are made from; default: the file `site_secret` of the state folder."""
+    """What pseudonyms of patients, and the seals on what tasks hand on, are made from: the same on all hosts;
+    default: the file `site_secret` of the state folder."""
     alert_url: SecretStr | None = None
     """Incoming webhook of a chat, which gets one sentence of a hold or a wish for labels."""
     airflow_url: str | None = None
@@ -69,6 +70,8 @@ class Variables(BaseSettings):
     """Folder of the films to score; default: `incoming` of the state folder."""
     keep_workspaces_days: Annotated[float, Field(ge=0)] = 14
     """Days that the workspace of a failed retraining is kept."""
+    outage_minutes: Annotated[float, Field(ge=0)] = 60
+    """Minutes over which a task is tried three times where a server does not answer or a disk is full."""
 
 
 SECRETS = tuple(

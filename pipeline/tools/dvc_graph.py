@@ -180,9 +180,10 @@ def _upstream(stage: Stage, stages: list[Stage]) -> tuple[str, ...]:
     return tuple(
         other.name
         for other in stages
-        if other is not stage and any(_overlap(dep, out) for dep in stage.deps for out in other.outs)
+        if other is not stage and any(overlap(dep, out) for dep in stage.deps for out in other.outs)
     )
 
 
-def _overlap(one: str, other: str) -> bool:
+def overlap(one: str, other: str) -> bool:
+    """Tells whether two paths are the same or one lies inside the other."""
     return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")

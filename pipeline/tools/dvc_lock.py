@@ -69,6 +69,24 @@ def check_outputs(workspace: Path, lock: Mapping[str, Any], stage: str) -> None:
             raise IntegrityError(f"{path} is not what {stage} wrote: run the pipeline again")
 
 
+def check_agreement(entries: Mapping[str, Any]) -> None:
+    """Holds what stages read against what others wrote; stage -> its entry in dvc.lock.
+
+    Raises:
+        IntegrityError: A stage read another file or folder than the stage that makes it wrote.
+    """
+    written = {
+        path: (stage, md5) for stage in entries for path, md5 in outputs({"stages": entries}, stage).items()
+    }
+    for stage, entry in entries.items():
+        for dep in entry.get("deps") or []:
+            maker, md5 = written.get(dep["path"], (stage, dep.get("md5")))
+            if md5 != dep.get("md5"):
+                raise IntegrityError(
+                    f"{stage} read another {dep['path']} than {maker} wrote: run it and what follows again"
+                )
+
+
 def dvc_md5(path: Path) -> str:
     """Returns the md5 of a file or folder as DVC computes it."""
     if not path.is_dir():

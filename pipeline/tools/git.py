@@ -1,9 +1,10 @@
 """The project's checkout: git and DVC as commands whose failure is one sentence."""
 
+import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from openmed.errors import BadInput, OpenMedError, ResourceError
@@ -132,6 +133,41 @@ def push(root: Path, pointer: str, what: str, say: Callable[[str], None]) -> boo
     say(f"Pushing to the DVC remote {remote}")
     dvc(root, "push", pointer)
     return True
+
+
+def obtain(path: Path, *targets: str) -> None:
+    """Lays out what .dvc files, or outputs, of a checkout stand for, from the cache or else from the remote.
+
+    Raises:
+        ResourceError: It is in neither, the remote does not answer, or the disk is full.
+    """
+    done = run(path, *DVC, "checkout", *targets)
+    if done.returncode and not disk_is_full(done.stderr):
+        done = run(path, *DVC, "pull", *targets)
+    if done.returncode:
+        raise not_obtained(done.stderr, targets)
+
+
+def not_obtained(output: str, targets: Sequence[str]) -> ResourceError:
+    """Returns what to say where DVC could not lay something out, given what it printed."""
+    some = " and ".join(targets[:3]) + (f" and {len(targets) - 3} more" if len(targets) > 3 else "")
+    if disk_is_full(output):
+        return ResourceError(f"the disk of this host is full: make room for what {some} stand for")
+    return ResourceError(
+        f"what {some} stand for is neither in the DVC cache nor on a remote ({last_error(output)}); run "
+        "'dvc push' where it is, or check that the remote answers"
+    )
+
+
+def disk_is_full(output: str) -> bool:
+    """Tells whether a program that failed printed that the disk, or the user's share of it, is full."""
+    return any(os.strerror(code) in output for code in (errno.ENOSPC, errno.EDQUOT))
+
+
+def last_error(output: str) -> str:
+    """Returns the last error of DVC in what it printed."""
+    lines = [line for line in output.splitlines() if line.startswith("ERROR: ")]
+    return lines[-1].removeprefix("ERROR: ") if lines else "it says no more"
 
 
 def _checked(root: Path, error: type[OpenMedError], *command: str) -> str:

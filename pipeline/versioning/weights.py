@@ -16,8 +16,8 @@ from openmed.models.vault import CHAMPION_WEIGHTS, UNKNOWN_LICENCE, VaultEntry, 
 from pipeline.settings.artifacts import VAULT
 from pipeline.settings.params import Params, Train, load_params
 from pipeline.tools.dvc_lock import describe, read_pointer
-from pipeline.tools.git import check_branch, dvc, git, push
-from pipeline.versioning.workspace import WEIGHTS_POINTER, obtain, set_values
+from pipeline.tools.git import check_branch, dvc, git, obtain, push
+from pipeline.versioning.workspace import WEIGHTS_POINTER, set_values
 
 Say = Callable[[str], None]
 

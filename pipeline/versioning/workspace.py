@@ -1,7 +1,8 @@
-"""One scheduled run, one workspace: a git worktree that shares the DVC cache.
+"""One scheduled run, one workspace on each of its hosts: a git worktree that shares the host's DVC cache.
 
 A run never touches a person's working copy nor another run. Making a workspace costs no copy of
-the code history and, where the file system allows links, no copy of the data.
+the code history and, where the file system allows links, no copy of the data. Beside it lies its record,
+`runs/<name>.json`: what it was made of, and whether it is whole.
 """
 
 import hashlib
@@ -9,59 +10,87 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from openmed.errors import BadInput, OpenMedError, ResourceError
 from openmed.files import atomic_path, read_json, write_json, write_text
 from pipeline.settings.project import checkpoint_folder
 from pipeline.settings.yaml_file import read_yaml
-from pipeline.tools.git import DVC, check_commit, git, git_folder, own_worktree_setting, run
+from pipeline.tools.git import check_commit, git, git_folder, obtain, own_worktree_setting
 from pipeline.versioning.external_sets import pointers
 
 DATA_FILE = "data.dvc"
 WEIGHTS_POINTER = "weights.dvc"
 # Sections of DVC's settings of which there may be several.
 _NAMED = ("remote", "machine", "db")
+_FULL_COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
-def create(repo: Path, revision: str, run_id: str, home: Path) -> Path:
-    """Makes the workspace of a run, or finds it again.
+def create(repo: Path, revision: str, run_id: str, home: Path, *, seed: int | None = None) -> Path:
+    """Makes the workspace of a run, or finds it again and makes whole what is missing of it.
 
     The commit that `revision` (a commit, tag or branch) means is written down the first time, so that a
-    retried task works on the same commit although `HEAD` has moved on. A workspace that is there already is
-    kept with everything the run has made in it. It shares the DVC cache and the remotes of `repo`.
+    retried task works on the same commit although `HEAD` has moved on. A commit that this checkout lacks is
+    fetched from its remotes. A workspace that is there already is kept with everything the run has made in
+    it. It shares the DVC cache and the remotes of `repo`.
 
     Returns:
-        `path_of` the run, with the data, the weights vault and the external sets of that revision.
+        `path_of` the run, with the data, the weights vault and the external sets of that revision, and
+        `run.seed` of params.yaml overridden by the seed, where there is one.
 
     Raises:
         BadInput: The revision does not exist, holds no DVC project, or the run began on another.
-        ResourceError: The data is neither in the cache nor on the remote.
+        ResourceError: The data is neither in the cache nor on the remote, a remote does not answer, or the
+            disk is full.
     """
     repo, path = Path(repo).resolve(), path_of(run_id, home)
-    commit = _pinned_commit(repo, revision, path)
-    own_worktree_setting(repo)
-    _git(repo, "worktree", "prune")
-    if not _is_at(repo, path, commit):
-        shutil.rmtree(path, ignore_errors=True)
-        _git(repo, "worktree", "prune")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Twice forced it takes the place of one whose making was cut off.
-        force = ("--force", "--force")
-        _git(repo, "worktree", "add", *force, "--quiet", "--detach", str(path), commit)
-    for needed in (".dvc", "dvc.yaml", DATA_FILE):
-        if not (path / needed).exists():
-            raise BadInput(f"revision {revision} holds no {needed}; commit it or choose another revision")
-    _share_cache(repo, path)
-    more = [WEIGHTS_POINTER] if (path / WEIGHTS_POINTER).exists() else []
-    obtain(path, DATA_FILE, *more, *(str(pointer.relative_to(path)) for pointer in pointers(path)))
+    with locked(path):
+        commit = _pinned_commit(repo, revision, path, run_id)
+        _write_record(path, whole=False)
+        with _in_turn(path.parents[1] / "worktrees.lock"):
+            _check_out(repo, path, commit)
+        for needed in (".dvc", "dvc.yaml", DATA_FILE):
+            if not (path / needed).exists():
+                raise BadInput(f"revision {revision} holds no {needed}; commit it or choose another revision")
+        remote = _share_cache(repo, path)
+        more = [WEIGHTS_POINTER] if (path / WEIGHTS_POINTER).exists() else []
+        obtain(path, DATA_FILE, *more, *(str(pointer.relative_to(path)) for pointer in pointers(path)))
+        if seed is not None:
+            set_params(path, {"run.seed": seed})
+        _write_record(path, whole=True, remote=remote)
     return path
+
+
+def find(repo: Path, commit: str, run_id: str, home: Path, *, seed: int | None = None) -> Path:
+    """Returns the workspace of a run on this host, which `create` makes where it is missing or not whole.
+
+    The commit, in full, and the seed are those that the run began with, maybe on another host.
+    """
+    repo, path = Path(repo).resolve(), path_of(run_id, home)
+    record = read_json(_record_of(path)) if _record_of(path).exists() else {}
+    if record.get("whole") and record["commit"] == commit and _is_at(repo, path, commit):
+        return path
+    return create(repo, commit, run_id, home, seed=seed)
+
+
+def default_remote(path: Path) -> str | None:
+    """Returns the DVC remote that the hosts of a run have in common, as `create` wrote it down."""
+    record = _record_of(path)
+    return read_json(record).get("remote") if record.exists() else None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lets one task of this host at a time change what a workspace holds; a killed one lets go."""
+    with _in_turn(path.with_name(f"{path.name}.lock")):
+        yield
 
 
 def path_of(run_id: str, home: Path) -> Path:
@@ -95,24 +124,45 @@ def remove(repo: Path, path: Path) -> None:
 def retire(repo: Path, path: Path) -> list[Path]:
     """Marks the run of a workspace as complete, removes those completed before it, and returns these.
 
-    The newest complete workspace stays: when the champion changes before its candidate is judged,
-    the gate scores the new champion on the films in it.
+    The newest complete workspace stays: the gates score a champion that has changed since on the films in it.
     """
     record = _record_of(path)
-    write_json(record, {**read_json(record), "complete": True})
+    if record.exists():
+        _write_record(path, complete=True)
     others = (other for other in sorted(record.parent.glob("*.json")) if other != record)
     return _removed(repo, (other for other in others if read_json(other).get("complete")))
+
+
+def tidy(repo: Path, home: Path, keep_days: float, is_complete: Callable[[str], bool]) -> list[Path]:
+    """Removes the workspaces of this host that no run needs any more, and returns these.
+
+    Those are the ones that began more than `keep_days` days ago and the complete ones but the newest. Which
+    run of another host is complete says `is_complete`, given its id.
+    """
+    removed = prune(repo, home, keep_days)
+    complete = []
+    for record in sorted(_records(home), key=lambda each: each.stat().st_mtime):
+        known = read_json(record)
+        if not known.get("complete") and is_complete(known.get("run_id", "")):
+            _write_record(record.with_suffix(""), complete=True)
+            known["complete"] = True
+        complete += [record] if known.get("complete") else []
+    return removed + _removed(repo, complete[:-1])
 
 
 def prune(repo: Path, home: Path, keep_days: float) -> list[Path]:
     """Removes the workspaces of runs that began more than `keep_days` days ago, and returns these."""
     oldest = time.time() - keep_days * 86_400
-    records = sorted((Path(home).resolve() / "runs").glob("*.json"))
-    old = [record for record in records if record.stat().st_mtime < oldest]
+    old = [record for record in _records(home) if record.stat().st_mtime < oldest]
     removed = _removed(repo, old)
     for record in old:
         record.unlink()
+        record.with_suffix(".lock").unlink(missing_ok=True)
     return removed
+
+
+def _records(home: Path) -> list[Path]:
+    return sorted((Path(home).resolve() / "runs").glob("*.json"))
 
 
 def _removed(repo: Path, records: Iterable[Path]) -> list[Path]:
@@ -160,22 +210,6 @@ def _node(node: yaml.Node | None, dotted: str) -> yaml.Node | None:
     return node
 
 
-def obtain(path: Path, *pointers: str) -> None:
-    """Lays out what .dvc files of a checkout point to, from the cache or else from the remote.
-
-    Raises:
-        ResourceError: It is in neither.
-    """
-    if run(path, *DVC, "checkout", *pointers).returncode == 0:
-        return
-    pulled = run(path, *DVC, "pull", *pointers)
-    if pulled.returncode:
-        raise ResourceError(
-            f"what {' and '.join(pointers)} stand for is neither in the DVC cache nor on a remote "
-            f"({_last_error(pulled)}); run 'dvc push' where it is, or check the remote"
-        )
-
-
 def link_types() -> list[str]:
     """Returns how DVC may put cached files into a workspace, the best way first.
 
@@ -192,26 +226,74 @@ def _record_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _pinned_commit(repo: Path, revision: str, path: Path) -> str:
+def _write_record(path: Path, **news: Any) -> None:
     record = _record_of(path)
-    if record.exists():
-        pinned = read_json(record)
-        if pinned["revision"] != revision:
+    write_json(record, (read_json(record) if record.exists() else {}) | news)
+
+
+def _in_turn(file: Path) -> FileLock:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(file)
+
+
+def _pinned_commit(repo: Path, revision: str, path: Path, run_id: str) -> str:
+    if _record_of(path).exists():
+        pinned = read_json(_record_of(path))
+        # Other tasks of the run name the commit itself.
+        if revision not in (pinned["revision"], pinned["commit"]):
             raise BadInput(
                 f"run {path.name} began at revision {pinned['revision']}, not {revision}; start a new run"
             )
         return pinned["commit"]
+    commit = _commit(repo, revision)
+    if commit is None and _FULL_COMMIT.fullmatch(revision):
+        commit = _fetched(repo, revision)
+    if commit is None:
+        raise BadInput(f"revision '{revision}' is not in {repo}; fetch it or choose another")
+    _write_record(path, run_id=run_id, revision=revision, commit=commit)
+    return commit
+
+
+def _commit(repo: Path, revision: str) -> str | None:
+    """Returns the commit that a revision means in a checkout, None where it means none."""
     try:
-        commit = _git(repo, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+        return _git(repo, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     except ResourceError as error:
         if not (repo / ".git").exists():
             raise BadInput(f"{repo} is not a git checkout; scheduled runs need one") from None
         if "not found on this machine" in str(error):
             raise
         check_commit(repo)
-        raise BadInput(f"revision '{revision}' is not in {repo}; fetch it or choose another") from None
-    write_json(record, {"revision": revision, "commit": commit})
-    return commit
+        return None
+
+
+def _fetched(repo: Path, commit: str) -> str:
+    """Fetches a commit, which a run began with on another host, from the remotes of a checkout."""
+    remotes, said = _git(repo, "remote").split(), "it has no remote"
+    for remote in remotes:
+        # A server may give no commit by its name alone; then all that it has is asked for.
+        for wanted in ((commit,), ()):
+            try:
+                _git(repo, "fetch", "--quiet", remote, *wanted)
+            except ResourceError as error:
+                said = str(error)
+            if found := _commit(repo, commit):
+                return found
+    raise ResourceError(
+        f"commit {commit} of this run is not in {repo} nor on its remotes ({said}): push it, or check them"
+    )
+
+
+def _check_out(repo: Path, path: Path, commit: str) -> None:
+    own_worktree_setting(repo)
+    _git(repo, "worktree", "prune")
+    if _is_at(repo, path, commit):
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    _git(repo, "worktree", "prune")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Twice forced it takes the place of one whose making was cut off.
+    _git(repo, "worktree", "add", "--force", "--force", "--quiet", "--detach", str(path), commit)
 
 
 def _is_at(repo: Path, path: Path, commit: str) -> bool:
@@ -227,8 +309,8 @@ def _is_at(repo: Path, path: Path, commit: str) -> bool:
         return False
 
 
-def _share_cache(repo: Path, path: Path) -> None:
-    """Points the workspace at the cache and the remotes of the main checkout."""
+def _share_cache(repo: Path, path: Path) -> str | None:
+    """Points the workspace at the cache and the remotes of the main checkout; returns the default remote."""
     from configobj import ConfigObj
     from dvc.config import Config, merge
 
@@ -249,11 +331,7 @@ def _share_cache(repo: Path, path: Path) -> None:
     with atomic_path(path / ".dvc" / "config.local") as temporary, temporary.open("wb") as stream:
         temporary.chmod(0o600)
         content.write(stream)
-
-
-def _last_error(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-    return lines[-1].removeprefix("ERROR: ") if lines else f"dvc ended with {done.returncode}"
+    return (main["core"] | local["core"]).get("remote")
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -19,10 +19,10 @@ sys.path.insert(0, str(ROOT / "dags"))
 
 @pytest.fixture(autouse=True)
 def state_folder(tmp_path, monkeypatch):
-    """What tasks hand on stays in the folder of the test."""
-    import handing
+    """The secret that seals what tasks hand on, and their workspaces, stay in the folder of the test."""
+    import host
 
-    monkeypatch.setattr(handing, "HOME", tmp_path / "state")
+    monkeypatch.setattr(host, "HOME", tmp_path / "state")
     return tmp_path / "state"
 
 

@@ -10,14 +10,19 @@ AT = datetime(2026, 1, 2, 12, tzinfo=UTC)
 class Handed:
     """What earlier tasks handed on, read as a task reads it; by `written` as somebody wrote it over REST."""
 
-    dag_id, run_id = "promote", "manual__1"
+    dag_id, run_id, task_id = "promote", "manual__1", "here"
 
     def __init__(self, **values: Any) -> None:
         import handing
 
-        self.written = {}
+        self.written: dict[str, Any] = {}
+        self.states: dict[str, str] = {}
         for self.task_id, value in values.items():
             self.written[self.task_id] = handing.hand_on(self, value)
+
+    def get_dagrun_state(self, dag_id: str, run_id: str) -> str:
+        """Returns the state of a run."""
+        return self.states.get(run_id, "running")
 
     def xcom_pull(self, task_ids: str, key: str = "return_value") -> Any:
         """Returns the XCom of a task; nothing has another key."""

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from host import Outage
 
 from openmed.errors import BadInput, ResourceError
 from openmed.metrics.intervals import Interval
@@ -230,6 +231,7 @@ def test_the_gate_hands_on_whom_it_judged_first_and_whom_it_refused(monkeypatch)
         ti=SimpleNamespace(dag_id="promote", run_id="r", task_id="gate"),
     )
     refused = [{"version": "6", "verdict": "FAIL"}]
+    assert judged.pop("seal")
     assert judged == {"version": "7", "verdict": "PASS", "first": "6", "refused": refused}
 
 
@@ -334,19 +336,20 @@ def test_a_revision_with_other_stages_fails_before_anything_runs(tmp_path, monke
     from pipeline.versioning import workspace
 
     (tmp_path / "dvc.yaml").write_text("stages:\n  other:\n    cmd: echo\n")
-    monkeypatch.setattr(workspace, "create", lambda *_: tmp_path)
-    monkeypatch.setattr(workspace, "prune", lambda *_: [])
+    monkeypatch.setattr(workspace, "create", lambda *_, **__: tmp_path)
     params = {"revision": "v0", "seed": None, "note": None}
     run = SimpleNamespace(triggering_user_name="ada", run_type="manual")
     with pytest.raises(AirflowFailException, match="revision v0 has other stages"):
-        retrain.prepare.function(run_id="r", params=params, dag_run=run, triggering_asset_events=None)
+        retrain.prepare.function(params=params, dag_run=run, triggering_asset_events=None, ti=Handed())
 
 
-def test_a_failed_run_keeps_its_workspace(tmp_path):
+def test_a_failed_run_keeps_its_workspace(state_folder):
     import retrain
 
-    said = retrain.cleanup.function(run_id="r", ti=Handed(prepare={"path": str(tmp_path)}))
-    assert "is kept for 14 days" in said and tmp_path.exists()
+    folder = state_folder / "runs/r"
+    folder.mkdir(parents=True)
+    said = retrain.cleanup.function(run_id="r", ti=Handed())
+    assert "are kept for 14 days" in said and folder.exists()
 
 
 def test_no_gpu_time_is_spent_before_the_films_are_compared(dags):
@@ -359,16 +362,14 @@ def test_no_gpu_time_is_spent_before_the_films_are_compared(dags):
 
 @pytest.fixture
 def own_run(tmp_path, monkeypatch) -> Path:
-    """The workspace of run `r`."""
-    import stage_operator
+    """The workspace of a run in which `validate` has written nothing."""
+    import retrain
 
-    monkeypatch.setattr(stage_operator, "HOME", tmp_path)
-    return tmp_path / "runs" / "r"
+    monkeypatch.setattr(retrain, "workspace_of", lambda ti: tmp_path)
+    return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("problem", "failure"), [(BadInput, AirflowFailException), (ResourceError, AirflowException)]
-)
+@pytest.mark.parametrize(("problem", "failure"), [(BadInput, AirflowFailException), (ResourceError, Outage)])
 def test_a_large_shift_fails_at_once_and_a_registry_that_is_down_is_tried_again(
     own_run, monkeypatch, problem, failure
 ):
@@ -386,8 +387,7 @@ def test_a_large_shift_fails_at_once_and_a_registry_that_is_down_is_tried_again(
 
     monkeypatch.setattr(drift, "check_drift", refuse)
     with pytest.raises(AirflowException, match="one sentence") as raised:
-        prepared = Handed(prepare={"path": str(own_run)})
-        retrain.drift.function(run_id="r", params={"accept_drift": False}, ti=prepared)
+        retrain.drift.function(params={"accept_drift": False}, ti=Handed())
     assert type(raised.value) is failure
 
 
@@ -403,6 +403,7 @@ def test_an_accepted_shift_is_told_on(own_run, monkeypatch):
     monkeypatch.setattr(
         drift, "check_drift", lambda _, *, accept: drift.DriftResult("1", accept, "0", "added", "s", compared)
     )
-    prepared = Handed(prepare={"path": str(own_run)})
-    told = retrain.drift.function(run_id="r", params={"accept_drift": True}, ti=prepared)
-    assert told["accepted"] is True and told["verdict"] == "large" and "comparisons" not in told
+    told = retrain.drift.function(params={"accept_drift": True}, ti=Handed())
+    assert (
+        told["accepted"] is True and told["verdict"] == "large" and told["comparisons"]["added"]["films"] == 9
+    )

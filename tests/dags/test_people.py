@@ -123,13 +123,13 @@ def test_a_no_is_in_the_record_before_any_other_task_runs(dags, monkeypatch, pro
     assert len(said) == 1
 
 
-@pytest.mark.parametrize("change", [{"version": "8"}, {"champion": "3"}, {"verdict": "PASS "}, None])
+@pytest.mark.parametrize("change", [{"version": "8"}, {"champion": "3"}, {"verdict": "PASS "}, {"seal": {}}])
 def test_a_result_of_the_gate_that_was_rewritten_is_noticed(promoted, monkeypatch, change):
     import promote
 
     keep(monkeypatch, **YES)
     handed = Handed(gate=GATE)
-    handed.written["gate"] = change and {**GATE, **change}
+    handed.written["gate"] |= change
     for function in (promote.triage.function, promote.promote.function, promote.reject.function):
         with pytest.raises(
             AirflowFailException, match="the XCom of task 'gate' is not what the task handed on"
@@ -148,9 +148,8 @@ def test_a_gate_that_was_marked_success_decides_nothing(promoted, monkeypatch):
 
 
 def test_what_another_run_handed_on_is_not_taken(promoted):
-    Handed(gate=GATE)
-    other = Handed()
-    other.run_id, other.written = "manual__2", {"gate": GATE}
+    other = Handed(gate=GATE)
+    other.run_id = "manual__2"
     with pytest.raises(AirflowFailException, match="written by hand"):
         run_promote(other)
 

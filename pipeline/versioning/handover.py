@@ -1,0 +1,128 @@
+"""What the tasks of a run hand each other through the DVC remote, whatever host each runs on.
+
+A task hands on its entry of dvc.lock, which names its outputs by their hashes. Hides how entries come into
+the workspace of another host while DVC itself writes there, and which outputs are whole on this host: those
+are neither fetched again nor looked at. Without a default remote there is one host and its cache.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from openmed.errors import ResourceError
+from openmed.files import read_json, write_json, write_text
+from pipeline.settings.yaml_file import read_mapping
+from pipeline.tools.dvc_lock import check_agreement, outputs
+from pipeline.tools.git import DVC, disk_is_full, last_error, not_obtained, run
+from pipeline.versioning.workspace import default_remote, locked
+
+Entries = Mapping[str, Mapping[str, Any]]
+"""Stage -> what DVC wrote down of it in dvc.lock."""
+Dvc = Callable[..., tuple[int, str]]
+"""Runs DVC in a workspace with some arguments; returns its exit code and what it printed."""
+
+_WHOLE = Path(".dvc", "tmp", "openmed-whole.json")
+
+
+def run_dvc(workspace: Path, *arguments: str) -> tuple[int, str]:
+    """Runs DVC to its end, waiting for its lock."""
+    done = run(workspace, *DVC, "--wait-for-lock", *arguments)
+    return done.returncode, done.stdout + done.stderr
+
+
+def receive(workspace: Path, entries: Entries, wanted: Callable[[str], bool], *, dvc: Dvc = run_dvc) -> None:
+    """Takes over what other tasks handed on, and lays out those of their outputs whose paths are wanted.
+
+    Raises:
+        IntegrityError: Some of these stages read another output than that of the others here.
+        ResourceError: An output is neither in the cache nor on the remote, the remote does not answer, or
+            the disk is full.
+    """
+    check_agreement(entries)
+    with locked(workspace):
+        _merge(workspace, entries)
+        whole = _whole(workspace)
+        lacking = {
+            path: md5
+            for stage in entries
+            for path, md5 in outputs({"stages": entries}, stage).items()
+            if wanted(path) and not (whole.get(path) == md5 and (workspace / path).exists())
+        }
+        if not lacking:
+            return
+        where = "pull" if default_remote(workspace) else "checkout"
+        code, output = dvc(workspace, where, "--force", *lacking)
+        if code:
+            raise not_obtained(output, list(lacking))
+        write_json(workspace / _WHOLE, whole | lacking)
+
+
+def begin(workspace: Path, outs: Iterable[str]) -> None:
+    """Notes that a stage is about to write its outputs: from now on they may be there in part."""
+    with locked(workspace):
+        whole = _whole(workspace)
+        write_json(workspace / _WHOLE, {path: whole[path] for path in whole.keys() - set(outs)})
+
+
+def hand_on(workspace: Path, stage: str, read: Entries, *, dvc: Dvc = run_dvc) -> Mapping[str, Any]:
+    """Pushes what a stage wrote to the default remote, where there is one, and returns its entry.
+
+    Args:
+        workspace: Where it ran.
+        stage: Its name.
+        read: The entries of the stages whose outputs it read.
+        dvc: Runs DVC.
+
+    Raises:
+        IntegrityError: It read something else than those stages wrote.
+        ResourceError: The remote does not answer.
+    """
+    entry = _lock(workspace)["stages"][stage]
+    check_agreement({**read, stage: entry})
+    with locked(workspace):
+        write_json(workspace / _WHOLE, _whole(workspace) | outputs({"stages": {stage: entry}}, stage))
+    if remote := default_remote(workspace):
+        code, output = dvc(workspace, "push", stage)
+        if code:
+            full = "its disk or that of this host is full" if disk_is_full(output) else last_error(output)
+            raise ResourceError(f"what {stage} wrote could not be pushed to the DVC remote {remote}: {full}")
+    return entry
+
+
+def _whole(workspace: Path) -> dict[str, str]:
+    """Output -> its hash, of those that were written or fetched to their end on this host."""
+    file = workspace / _WHOLE
+    return read_json(file) if file.exists() else {}
+
+
+def _lock(workspace: Path) -> dict[str, Any]:
+    file = workspace / "dvc.lock"
+    lock = read_mapping(file) if file.exists() else {}
+    return {"schema": "2.0", "stages": {}} | lock
+
+
+def _merge(workspace: Path, entries: Entries) -> None:
+    """Writes entries into dvc.lock where it has others, under the lock under which DVC writes it."""
+    if not _news(workspace, entries):
+        return
+    from dvc.lock import Lock
+
+    file = workspace / ".dvc" / "tmp" / "lock"
+    file.parent.mkdir(exist_ok=True)
+    with Lock(str(file), wait=True):
+        lock = _lock(workspace)
+        lock["stages"] |= _news(workspace, entries)
+        write_text(workspace / "dvc.lock", yaml.safe_dump(lock, sort_keys=False))
+
+
+def _news(workspace: Path, entries: Entries) -> dict[str, Any]:
+    known = _lock(workspace)["stages"]
+    return {name: dict(entry) for name, entry in entries.items() if _text(known.get(name)) != _text(entry)}
+
+
+def _text(entry: Any) -> str:
+    """Returns an entry as an XCom has it, to compare."""
+    return json.dumps(entry, sort_keys=True, default=str)
