@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
+import host
 from airflow.sdk import DAG, Asset, Param, TaskGroup, task
 from airflow.sdk.exceptions import AirflowFailException
 from handing import hand_on, handed, needed
-from host import HOME, PROJECT, enter_project, one_sentence
+from host import enter_project, one_sentence
 from people import Answer, answers
 from question_operator import QuestionOperator
 
@@ -56,13 +57,12 @@ def roles() -> list[str]:
 
     An edit of the checkout that nobody has committed takes no reviewer away.
     """
-    plan = parse_yaml(committed(PROJECT, "HEAD", PLAN_FILE), f"the committed {PLAN_FILE} of {PROJECT}")
+    source = f"the committed {PLAN_FILE} of {host.PROJECT}"
+    plan = parse_yaml(committed(host.PROJECT, "HEAD", PLAN_FILE), source)
     try:
         return list(plan["protocol"]["reviewers"])
     except (KeyError, TypeError):
-        raise BadInput(
-            f"the committed {PLAN_FILE} of {PROJECT} names no reviewers: see protocol.reviewers"
-        ) from None
+        raise BadInput(f"{source} names no reviewers: see protocol.reviewers") from None
 
 
 class ReviewOperator(QuestionOperator):
@@ -183,7 +183,7 @@ def gate(*, params: dict[str, Any], triggering_asset_events: Any, dag_run: Any, 
     from pipeline.versioning.workspace import path_of
 
     candidate = asked_candidate(params, dict(triggering_asset_events or {}))
-    folder = path_of(candidate.get("retrain_run") or "absent", HOME)
+    folder = path_of(candidate.get("retrain_run") or "absent", host.HOME)
     enter_project()
     versions = [str(version) for version in candidate.get("order") or [candidate["version"]]]
     with one_sentence():

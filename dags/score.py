@@ -5,10 +5,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import host
 from airflow.sdk import DAG, Asset, CronTriggerTimetable, Metadata, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
 from handing import hand_on, needed
-from host import HOME, TIMEZONE, enter_project, one_sentence
+from host import TIMEZONE, enter_project, one_sentence
 
 from pipeline.settings.variables import variables
 
@@ -47,7 +48,7 @@ def score(*, params: dict[str, Any]) -> dict[str, Any]:
         raise AirflowSkipException(f"{folder} holds no films")
     enter_project()
     with one_sentence():
-        return vars(score_films(HOME, folder))
+        return vars(score_films(host.HOME, folder))
 
 
 @task(
@@ -62,7 +63,7 @@ def watch(*, ti: Any) -> dict[str, Any]:
 
     enter_project()
     with one_sentence():
-        result = judge(HOME)
+        result = judge(host.HOME)
     if result.verdict == "WARNING":
         logging.getLogger("airflow.task").warning(result.sentence)
     keys = ("version", "verdict", "news", "sentence", "films", "hold")
@@ -115,7 +116,7 @@ with DAG(
     max_active_runs=1,
     params={
         "films": Param(
-            variables().incoming or str(HOME / "incoming"),
+            variables().incoming or str(host.HOME / "incoming"),
             type="string",
             minLength=1,
             title="Films",

@@ -146,7 +146,7 @@ def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champio
         # Without force DVC would bring the outputs of `dvc repro` back from its run cache.
         admin.trigger("retrain", {"force": True}, "road")
         assert wait_for_run(admin, "retrain", "road", 900) == "success"
-        workspace = Path(admin.xcom("retrain", "road", "prepare")["path"])
+        workspace = home / "runs" / "road"
         assert outputs(workspace) == outputs(project)
         candidate = admin.xcom("retrain", "road", "register", "candidate")
         promotion = wait_for_run_of(admin, "promote")

@@ -236,12 +236,13 @@ def test_the_gate_hands_on_whom_it_judged_first_and_whom_it_refused(monkeypatch)
 
 
 def test_an_edit_of_the_plan_that_nobody_committed_takes_no_reviewer_away(tmp_path, monkeypatch):
+    import host
     import promote
 
     for role in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{role}_NAME", "t")
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "t@localhost")
-    monkeypatch.setattr(promote, "PROJECT", tmp_path)
+    monkeypatch.setattr(host, "PROJECT", tmp_path)
     plan = tmp_path / "change_plan.yaml"
     plan.write_text("protocol: {reviewers: {clinical: Reads films., technical: Runs it.}}\n")
     git(tmp_path, "init", "--quiet")

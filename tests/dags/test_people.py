@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from host import Outage
 
 from openmed.errors import BadInput, ResourceError
 from tests.dags.runs import AT, Handed, keep, response
@@ -175,7 +176,7 @@ def test_an_airflow_that_does_not_answer_is_asked_again(promoted, monkeypatch):
     monkeypatch.setattr(people, "_airflow", lambda: SimpleNamespace(responses=down))
     with pytest.raises(AirflowException, match="does not answer") as raised:
         run_promote(Handed(gate=GATE))
-    assert type(raised.value) is AirflowException and promoted == []
+    assert type(raised.value) is Outage and promoted == []
 
 
 def test_the_rejection_of_what_nobody_rejected_is_not_recorded(promoted, monkeypatch):
@@ -228,7 +229,7 @@ def test_a_retraining_that_nobody_says_they_started_makes_no_workspace(monkeypat
     events = {"openmed_dataset": [event(films=3)]}
     with pytest.raises(AirflowFailException, match=r"start it in Airflow or by `openmed data add`"):
         retrain.prepare.function(
-            run_id="r", params={}, dag_run=by(None, "asset_triggered"), triggering_asset_events=events
+            params={}, dag_run=by(None, "asset_triggered"), triggering_asset_events=events, ti=Handed()
         )
 
 

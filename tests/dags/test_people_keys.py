@@ -21,12 +21,10 @@ ACCOUNTS = {"clinical": ["ada"], "technical": ["ben"], "hold": ["ada"]}
 @pytest.fixture
 def keys(store, tmp_path, monkeypatch):  # noqa: F811
     """Keys of two people; version 1 comes with a plan by which they sign, each under an account."""
-    import promote
-    import stage_operator
+    import host
 
-    for module in (stage_operator, promote):
-        monkeypatch.setattr(module, "HOME", store)
-    monkeypatch.setattr(stage_operator, "PROJECT", tmp_path)
+    monkeypatch.setattr(host, "HOME", store)
+    monkeypatch.setattr(host, "PROJECT", tmp_path)
     monkeypatch.setenv("OPENMED_PROJECT", "")
     made = {name: make_key(tmp_path / "keys", name) for name in ("ada", "ben")}
     workspace = tmp_path / "workspace"

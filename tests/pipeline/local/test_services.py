@@ -352,8 +352,11 @@ REGISTRY = """
 from types import SimpleNamespace
 def register_candidates(workspace, *, run_key, revision, started_by):
     assert (workspace / "artifacts/train/vit/metrics.json").exists()
+    assert (workspace / "artifacts/drift/drift.json").exists()
     chosen = {"version": "7", "architecture": "vit", "verdict": "PASS"}
     return SimpleNamespace(**chosen, order=["7"], run_id="r")
+def is_read(out):
+    return True
 """
 PROMOTION = """
 from pipeline.ledger import Entry
@@ -378,7 +381,11 @@ DRIFT = """
 def check_drift(workspace, *, accept):
     assert (workspace / "artifacts/validate/metrics.json").exists()
     found = {"verdict": "none", "sentence": "Alike.", "judged": "whole", "champion": "6", "accepted": accept}
-    return type("Result", (), found)
+    return type("Result", (), {"to_json": lambda self: found})()
+def restore_drift(workspace, content):
+    assert content["sentence"] == "Alike."
+    (workspace / "artifacts/drift").mkdir()
+    (workspace / "artifacts/drift/drift.json").write_text("{}")
 """
 TOY = """
 stages:
