@@ -42,7 +42,7 @@ def handed(ti: Any, task_id: str) -> dict[str, Any] | None:
     if seal.get("key") not in (None, _mark()):
         raise AirflowFailException(
             f"the XCom of task '{task_id}' was sealed with another site secret than the one of this host: "
-            "give every host the same, in the file that OPENMED_SITE_SECRET_FILE names"
+            "give every host the same OPENMED_SITE_SECRET, by a variable or by a file"
         )
     if not hmac.compare_digest(str(seal.get("hmac")).encode(), _hmac(ti, task_id, content).encode()):
         raise AirflowFailException(
