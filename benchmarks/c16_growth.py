@@ -1,7 +1,7 @@
 """C16: how validate and preprocess grow with the films: time a film, memory, and the cost of 1 % new films.
 
-Films are variations of phantoms, drawn by code. Each number of films is measured in a process of its own,
-which first loads everything and runs once on a few other films.
+Films are variations of phantoms, drawn by code and packed as imports pack them. Each number of films is
+measured in a process of its own, which first loads everything and runs once on a few other films.
 """
 
 import argparse
@@ -15,16 +15,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 from pairs import verdict
 
+from openmed.archives import pack
+from openmed.files import sha256_bytes
 from openmed.phantoms.phantom import draw
 
 ROOT = Path(__file__).parents[1]
 SIDE_PX, DRAWN = 320, 200
+_drawn: list[np.ndarray] = []
 
 
 def main() -> int:
@@ -52,7 +56,7 @@ def main() -> int:
 
 def _grow(project: Path, films: int) -> dict:
     """Measures a full run on `films` films, then one on 1 % more."""
-    _write_films(project, films + films // 100)
+    _write_films(project, films, films // 100)
     rows = list(csv.reader((project / "all.csv").open()))
     shutil.rmtree(project / "home", ignore_errors=True)
     runs = []
@@ -100,36 +104,40 @@ def _measure(project: Path) -> int:
     return 0
 
 
-def _write_films(project: Path, films: int) -> None:
-    """Writes films as JPEG, all different, and the list of them beside the data folder."""
+def _write_films(project: Path, films: int, more: int = 0) -> None:
+    """Packs films, JPEG and all different, as one import and one addition, and lists them beside the data."""
     if (project / "all.csv").is_file():
         return
-    (project / "data").mkdir(parents=True, exist_ok=True)
+    data = project / "data"
+    data.mkdir(parents=True, exist_ok=True)
     for name in ("params.yaml", "decisions.csv"):
         shutil.copy(ROOT / name, project)
     drawn = [draw(k, k, pneumonia=k % 4 > 0, size_px=SIDE_PX) for k in range(min(DRAWN, films))]
-    jobs = [(project, number, drawn[number % len(drawn)].film) for number in range(films)]
-    with multiprocessing.Pool() as pool:
-        pool.starmap(_write_film, jobs, chunksize=200)
     with (project / "all.csv").open("w", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
-        table.writerow(("path", "label", "patient", "split"))
-        for number in range(films):
-            label = "PNEUMONIA" if drawn[number % len(drawn)].label else "NORMAL"
-            table.writerow((_path(number), label, f"patient{number // 2}", ""))
+        table.writerow(("path", "label", "patient", "split", "sha256"))
+        with multiprocessing.Pool(initializer=_drawn.extend, initargs=([one.film for one in drawn],)) as pool:
+            for first, end in ((0, films), (films, films + more)):
+                hashes: list[str] = []
+                made = _noted(pool.imap(_film, range(first, end), chunksize=200), hashes)
+                archives = len(list(data.rglob("*.tar")))
+                for number, path in enumerate(pack(data, made, archives), first):
+                    label = "PNEUMONIA" if drawn[number % len(drawn)].label else "NORMAL"
+                    table.writerow((path, label, f"patient{number // 2}", "", hashes[number - first]))
 
 
-def _path(number: int) -> str:
-    return f"films/{number // 1000:03d}/{number:06d}.jpeg"
+def _noted(films: Iterable[bytes], hashes: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Names films and notes their hashes, each before it is packed."""
+    for content in films:
+        hashes.append(sha256_bytes(content))
+        yield f"films/{hashes[-1][:16]}.jpeg", content
 
 
-def _write_film(project: Path, number: int, film: np.ndarray) -> None:
-    rng = np.random.default_rng(number)
+def _film(number: int) -> bytes:
+    film, rng = _drawn[number % len(_drawn)], np.random.default_rng(number)
     shift = np.array([[1, 0, rng.uniform(-9, 9)], [0, 1, rng.uniform(-9, 9)]])
     moved = cv2.warpAffine(film, shift, film.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
-    path = project / "data" / _path(number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), cv2.add(moved, rng.integers(0, 12, moved.shape, np.uint8)))
+    return cv2.imencode(".jpeg", cv2.add(moved, rng.integers(0, 12, moved.shape, np.uint8)))[1].tobytes()
 
 
 if __name__ == "__main__":

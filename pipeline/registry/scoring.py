@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmed.errors import BadInput, IntegrityError
-from openmed.files import read_json, read_table, sha256_bytes, write_json
+from openmed.files import read_json, read_table, write_json
 from pipeline.ledger import champion, first_champion
 from pipeline.registry.models import load
 from pipeline.registry.retraining import EXTERNAL_PREDICTIONS, external_films_of, films_of
@@ -97,18 +97,20 @@ def film_scores(model: "BaseModel", data: Path, films: "pd.DataFrame") -> "pd.Da
     """
     import numpy as np
 
+    from openmed.archives import film_bytes
     from openmed.films.images import decode_film, resize_film
 
     scores = []
     for start in range(0, len(films), _BATCH_FILMS):
         batch = []
         for film in films.iloc[start : start + _BATCH_FILMS].itertuples():
-            file = Path(data) / film.path
-            content = file.read_bytes() if file.is_file() else b""
-            if sha256_bytes(content) != film.sha256:
+            try:
+                content = film_bytes(data, film.path, film.sha256)
+            except IntegrityError:
+                # Its path is not told: folders of before name films as their source did.
                 raise IntegrityError(
                     f"film {film.id} was changed after it was validated: run the pipeline again"
-                )
+                ) from None
             batch.append(resize_film(decode_film(content, film.id), model.spec.image_size_px))
         scores.append(model.predict(np.stack(batch)))
     spec = model.spec
