@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Scripts and packages in an environment name its folder: one that was moved or copied would run the code there.
 MOVED := $(shell test ! -e $(BIN)/openmed -o -L $(VENV) || head -n 3 $(BIN)/openmed | grep -qF "$(CURDIR)/$(BIN)/" || echo moved)
 
-.PHONY: $(MOVED) distributed demo test test-long test-fast fuzz chaos lint format deps docs up down lock clean help
+.PHONY: $(MOVED) distributed demo test test-long test-fast two-hosts fuzz chaos lint format deps docs up down lock clean help
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,16 @@ test-long: $(READY)  ## Run the trainings that `make test` leaves out
 
 test-fast: $(READY)  ## Run the tests that need no services and no whole pipelines
 	@$(BIN)/python -m pytest -m "not slow and not long"
+
+# Apart from the environment: a driver of Postgres that is LGPL, and an S3 server.
+TWO_HOSTS := $(VENV)/.two-hosts
+$(TWO_HOSTS): $(DISTRIBUTED) tests/two_hosts/requirements.lock
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --target $@ --no-deps --require-hashes \
+		-r tests/two_hosts/requirements.lock
+	@touch $@
+
+two-hosts: $(TWO_HOSTS)  ## Run both DAGs on two hosts without a common disk, then nine faults (as root)
+	@PYTHONPATH=$(TWO_HOSTS) $(BIN)/python -m tests.two_hosts
 
 fuzz: $(READY)  ## Read 20,000 damaged films and 2,000 damaged model folders: each is usable or refused once
 	@$(BIN)/python -m tests.openmed.films.fuzzing --mutants 20000
