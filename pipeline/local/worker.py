@@ -1,6 +1,7 @@
 """A worker of Airflow's Celery executor on this host, which runs the tasks of some queues."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -30,7 +31,10 @@ def run_worker(project: Path, home: Path, queues: str, slots: int) -> NoReturn:
     settings = AirflowSettings(project.resolve(), home.resolve(), 8080, None, slots, given, name="worker")
     settings.write_configuration()
     print(f"Taken from the environment: {', '.join(airflow_variables.names(given))}.", flush=True)
+    # Two workers of one host need two names.
+    name = f"{queues.replace(',', '-')}@{socket.gethostname()}"
     arguments = ["--skip-serve-logs", "--queues", queues, "--concurrency", str(slots)]
+    arguments += ["--celery-hostname", name]
     command = [sys.executable, "-m", "airflow", "celery", "worker", *arguments]
     os.chdir(home)
     os.execve(sys.executable, command, settings.environment())

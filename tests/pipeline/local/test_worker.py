@@ -2,6 +2,7 @@
 
 import configparser
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -37,12 +38,12 @@ def test_a_worker_reads_broker_and_api_from_a_file_of_its_owner_and_listens_nowh
     host, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("OPENMED_SITE_SECRET", "hidden")
+    monkeypatch.setattr(socket, "gethostname", lambda: "b")
     run_worker(ROOT, tmp_path, "default,gpu", 2)
     ((_, command, environment),) = host
-    assert (
-        " ".join(command[2:])
-        == "airflow celery worker --skip-serve-logs --queues default,gpu --concurrency 2"
-    )
+    assert command[2:5] == ["airflow", "celery", "worker"] and "--skip-serve-logs" in command
+    options = dict(zip(command[6::2], command[7::2], strict=True))
+    assert options == {"--queues": "default,gpu", "--concurrency": "2", "--celery-hostname": "default-gpu@b"}
     assert not [value for value in (*command, *environment.values()) if "hidden" in value]
     assert "hidden" not in capsys.readouterr().out
     folder = tmp_path / "worker"
