@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,22 @@ def test_the_list_of_what_is_left_out_is_what_the_extra_alone_brings():
         kept = kept | {name for name, via in reasons.items() if via & kept}
     listed = (ROOT / "distributed-packages.txt").read_text().splitlines()[1:]
     assert listed == sorted(listed) and set(listed) == reasons.keys() - kept
+
+
+def test_what_only_several_hosts_need_has_no_licence_that_binds_what_it_is_built_into():
+    listed = (ROOT / "distributed-packages.txt").read_text().splitlines()[1:]
+    installed = {name: metadata.metadata(name) for name in listed if _is_installed(name)}
+    if "redis" not in installed:
+        pytest.skip("the extra `distributed` is not installed: `make distributed`")
+    for name, about in installed.items():
+        said = [about.get("License-Expression"), about.get("License"), *about.get_all("Classifier", [])]
+        assert any(said), name
+        assert not re.search(r"\b[AL]?GPL|General Public", " ".join(filter(None, said))), name
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
