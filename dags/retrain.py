@@ -5,6 +5,7 @@ is what DVC must not own: time, the workspace and the registry.
 """
 
 import ast
+import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def register(*, run_id: str, dag_run: Any, triggering_asset_events: Any, ti: Any
     """Emits the candidate asset, whose event starts the DAG `promote`."""
     from pipeline import registry
     from pipeline.monitoring.drift import restore_drift
-    from pipeline.versioning import handover
+    from pipeline.versioning import handover, training_states
 
     path, revision, compared = workspace_of(ti), needed(ti, "prepare")["revision"], handed(ti, "drift")
     enter_project()
@@ -186,6 +187,7 @@ def register(*, run_id: str, dag_run: Any, triggering_asset_events: Any, ti: Any
             started_by=starter(dag_run, events_of(triggering_asset_events)),
         )
     chosen = {key: getattr(result, key) for key in ("version", "architecture", "verdict", "run_id", "order")}
+    training_states.forget(host.PROJECT, run_id, logging.getLogger("airflow.task").warning)
     yield Metadata(CANDIDATE, {**chosen, "revision": revision, "retrain_run": run_id})
     ti.xcom_push(key="candidate", value=chosen)
 

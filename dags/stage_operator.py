@@ -80,6 +80,7 @@ class DvcStageOperator(BaseOperator):
     def execute(self, context: Any) -> dict[str, Any]:
         """Runs the stage and hands on what it wrote down."""
         from pipeline.versioning import handover
+        from pipeline.versioning.training_states import carried
 
         ti = context["ti"]
         workspace = workspace_of(ti)
@@ -89,10 +90,11 @@ class DvcStageOperator(BaseOperator):
             handover.receive(workspace, read, lambda out: _reads(stage, out), dvc=self._dvc)
             handover.begin(workspace, stage.outs)
         started = time.monotonic()
-        code, output = self._dvc(workspace, *self._repro())
+        with carried(host.PROJECT, host.HOME, workspace, self.stage, self.log.warning):
+            code, output = self._dvc(workspace, *self._repro())
+            if code != 0:
+                raise self._failure(code, output)
         seconds = round(time.monotonic() - started, 3)
-        if code != 0:
-            raise self._failure(code, output)
         with one_sentence():
             lock = handover.hand_on(workspace, self.stage, read, dvc=self._dvc)
             metrics = _metrics(workspace, stage)

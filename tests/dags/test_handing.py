@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import host
 import pytest
 import retrain
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from handing import task_of
 from host import Outage
 from stage_operator import DvcStageOperator
 
@@ -61,6 +62,29 @@ seen = hashlib.sha256(b"".join(pathlib.Path(each).read_bytes() for each in read)
 if name == "left":
     pathlib.Path("artifacts/left.json").write_text(json.dumps({"auc": 0.9}))
 """
+# It stops when it has left a state, and goes on where it finds one.
+TRAINING = """
+import json, os, pathlib, sys
+import numpy
+from safetensors.numpy import save_file
+from pipeline.settings.project import checkpoint_folder
+folder = checkpoint_folder(pathlib.Path(os.environ["OPENMED_HOME"]), pathlib.Path.cwd(), "vit")
+state = folder / "state.safetensors"
+if not state.exists():
+    folder.mkdir(parents=True)
+    position = {"fingerprint": "mark", "position": json.dumps({"epoch": 1})}
+    save_file({"weight": numpy.ones(3)}, state, metadata=position)
+    sys.exit(1)
+pathlib.Path("artifacts/train.json").parent.mkdir(exist_ok=True)
+pathlib.Path("artifacts/train.json").write_text("{}")
+"""
+TRAINS = """
+  train:
+    matrix: {item: [vit]}
+    cmd: python train.py
+    deps: [train.py]
+    outs: [artifacts/train.json]
+"""
 COMMIT = ("-c", "user.name=T", "-c", "user.email=t@localhost", "commit", "--quiet", "--message")
 
 
@@ -90,9 +114,9 @@ class Hosts:
 
     def stage(self, name: str) -> dict:
         """Runs a stage."""
-        self.ti.task_id = name
-        done = DvcStageOperator(task_id=name, stage=name).execute({"ti": self.ti})
-        self.ti.written[name] = done
+        self.ti.task_id = task_of(name)
+        done = DvcStageOperator(task_id=task_of(name), stage=name).execute({"ti": self.ti})
+        self.ti.written[task_of(name)] = done
         return done
 
 
@@ -351,3 +375,26 @@ def test_a_host_takes_away_what_runs_left_that_ended_elsewhere(hosts):
     hosts.on("two")
     hosts.stage("validate")
     assert [folder.exists() for folder in kept] == [False, True, True]
+
+
+def test_a_training_goes_on_with_the_state_of_another_host_until_it_is_registered(
+    hosts, registered, monkeypatch
+):
+    one = hosts.root / "one/project"
+    (one / "train.py").write_text(TRAINING)
+    (one / "dvc.yaml").write_text(textwrap.dedent(GRAPH) + TRAINS)
+    git(one, "add", "train.py")
+    git(one, *COMMIT, "trains", "--all")
+    git(one, "push", "--quiet", "origin", "main")
+    monkeypatch.setattr(retrain, "STAGES", load_graph(one / "dvc.yaml"))
+    hosts.prepare()
+    for name in STAGES:
+        hosts.stage(name)
+    with pytest.raises(AirflowException, match="failed with exit 1"):
+        hosts.stage("train@vit")
+    states = hosts.root / "storage/openmed/states"
+    assert (states / hosts.on("two").name / "train@vit/newest.json").is_file()
+    hosts.stage("train@vit")
+    register(hosts)
+    assert registered
+    assert not [path for path in states.rglob("*") if path.is_file()]

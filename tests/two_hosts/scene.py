@@ -85,6 +85,8 @@ class Scene(Servers):
             "MLFLOW_TRACKING_PASSWORD": self.password.get("mlflow", ""),
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "NO_PROXY": "127.0.0.1,localhost",
             **self._storage_variables(),
         }
