@@ -94,7 +94,7 @@ def tidy(ti: Any) -> None:
 
     def is_complete(run_id: str) -> bool:
         try:
-            return ti.get_dagrun_state(ti.dag_id, run_id) == "success"
+            return ti.get_dagrun_state("retrain", run_id) == "success"
         except AirflowRuntimeError:
             return False  # no run of this DAG, or deleted since: its age decides
 

@@ -10,7 +10,7 @@ from typing import Any
 from airflow.sdk import DAG, Asset, Metadata, task
 from airflow.sdk.exceptions import AirflowFailException
 from handing import hand_on, needed
-from host import enter_project, one_sentence
+from host import SpreadTries, enter_project, one_sentence
 from people import Answer, answers
 from question_operator import QuestionOperator
 
@@ -163,7 +163,12 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     tags=["openmed", "live"],
-    default_args={"owner": "ml-engineering", "retries": 2, "retry_delay": timedelta(seconds=30)},
+    default_args={
+        "owner": "ml-engineering",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=30),
+        "retry_policy": SpreadTries(),
+    },
 ) as dag:
     question = HoldOperator(
         task_id="ask",

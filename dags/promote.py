@@ -12,8 +12,8 @@ from typing import Any
 import host
 from airflow.sdk import DAG, Asset, Param, TaskGroup, task
 from airflow.sdk.exceptions import AirflowFailException
-from handing import hand_on, handed, needed
-from host import enter_project, one_sentence
+from handing import hand_on, handed, needed, tidy
+from host import SpreadTries, enter_project, one_sentence
 from people import Answer, answers
 from question_operator import QuestionOperator
 
@@ -180,16 +180,17 @@ def asked_candidate(params: dict[str, Any], events: dict[Any, list[Any]]) -> dic
 def gate(*, params: dict[str, Any], triggering_asset_events: Any, dag_run: Any, ti: Any) -> dict[str, Any]:
     """Returns the verdict with its evidence."""
     from pipeline.promotion import actions as promotion
-    from pipeline.versioning.workspace import path_of
+    from pipeline.promotion.films import films_at_hand
 
     candidate = asked_candidate(params, dict(triggering_asset_events or {}))
-    folder = path_of(candidate.get("retrain_run") or "absent", host.HOME)
     enter_project()
     versions = [str(version) for version in candidate.get("order") or [candidate["version"]]]
     with one_sentence():
         promotion.check_starter(versions, dag_run.triggering_user_name)
-        # The films may be on another host or gone: the reviewers have the table and the report.
-        judged, refused = promotion.judge_in_turn(versions, workspace=folder if folder.is_dir() else None)
+        tidy(ti)
+        last = ti.try_number > ti.max_tries
+        films = films_at_hand(host.PROJECT, host.HOME, versions[0], at_any_rate=not last)
+        judged, refused = promotion.judge_in_turn(versions, workspace=films)
         if judged.verdict == "PASS" and judged.reviewers.keys() != REVIEWS.keys():
             raise BadInput(
                 f"the plan of version {judged.version} asks {' and '.join(judged.reviewers)}, the project's "
@@ -324,7 +325,12 @@ with DAG(
         )
     },
     tags=["openmed", "promotion"],
-    default_args={"owner": "ml-engineering", "retries": 2, "retry_delay": timedelta(seconds=30)},
+    default_args={
+        "owner": "ml-engineering",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=30),
+        "retry_policy": SpreadTries(),
+    },
 ) as dag:
     triaged, promoted, rejected, reviews = triage(), promote(), reject(), review_tasks()
     gate() >> triaged >> [reviews[0], rejected]

@@ -27,7 +27,7 @@ class QuestionOperator(HITLBranchOperator):
         kwargs["params"] = {"comment": Param(None, type=["null", "string"], maxLength=2000, title="Comment")}
         # An answer within half a second of the question can fail the task, and one that cannot count does;
         # then it asks again.
-        kwargs |= {"retries": 20, "retry_delay": timedelta(seconds=5)}
+        kwargs |= {"retries": 20, "retry_delay": timedelta(seconds=5), "retry_policy": None}
         super().__init__(subject=f"Question to {role}", **kwargs)
         self.role, self.about = role, about
 

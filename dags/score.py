@@ -9,7 +9,7 @@ import host
 from airflow.sdk import DAG, Asset, CronTriggerTimetable, Metadata, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
 from handing import hand_on, needed
-from host import TIMEZONE, enter_project, one_sentence
+from host import TIMEZONE, SpreadTries, enter_project, one_sentence
 
 from pipeline.settings.variables import variables
 
@@ -124,7 +124,12 @@ with DAG(
         )
     },
     tags=["openmed", "live"],
-    default_args={"owner": "ml-engineering", "retries": 2, "retry_delay": timedelta(minutes=1)},
+    default_args={
+        "owner": "ml-engineering",
+        "retries": 2,
+        "retry_delay": timedelta(minutes=1),
+        "retry_policy": SpreadTries(),
+    },
 ) as dag:
     watched = watch()
     score() >> watched >> outside() >> announce()

@@ -20,7 +20,7 @@ from pipeline.registry.models import (
     version_at,
 )
 from pipeline.registry.profiles import champion_profile, profile_of
-from pipeline.registry.retraining import films_of, is_read
+from pipeline.registry.retraining import films_of, is_read, is_shown
 from pipeline.registry.reviews import keep_review
 from pipeline.registry.scoring import Scored, Unscored, earlier, score_earlier
 from pipeline.registry.serving_format import DATA_FOLDER

@@ -34,6 +34,10 @@ _READ = (
     *(f"artifacts/{stage}/*" for stage in ("validate", "split", "evaluate", "external", "explain")),
     *(f"artifacts/train/*/{name}" for name in ("history.csv", "summary.json")),
 )
+_SHOWN = (
+    *("artifacts/validate/manifest.parquet", "artifacts/split/split.parquet"),
+    "artifacts/external/*/predictions.parquet",
+)
 # Whoever starts a retraining may choose its seed.
 _CHOSEN = {"run.seed"}
 
@@ -160,6 +164,11 @@ class Retraining:
 def is_read(out: str) -> bool:
     """Tells whether the output of a stage, a path in the workspace, is read to register a retraining."""
     return any(fnmatchcase(out, pattern) for pattern in _READ)
+
+
+def is_shown(out: str) -> bool:
+    """Tells whether the output of a stage is read where a version is judged or shown to reviewers."""
+    return any(fnmatchcase(out, pattern) for pattern in _SHOWN)
 
 
 def check_committed(workspace: Path, revision: str) -> None:

@@ -154,8 +154,8 @@ def not_obtained(output: str, targets: Sequence[str]) -> ResourceError:
     if disk_is_full(output):
         return ResourceError(f"the disk of this host is full: make room for what {some} stand for")
     return ResourceError(
-        f"what {some} stand for is neither in the DVC cache nor on a remote ({last_error(output)}); run "
-        "'dvc push' where it is, or check that the remote answers"
+        f"what {some} stand for is neither in the DVC cache nor whole on a remote ({last_error(output)}); "
+        "run 'dvc push' where it is, or check that the remote answers"
     )
 
 

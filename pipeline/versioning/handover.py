@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from openmed.errors import ResourceError
+from openmed.errors import IntegrityError, ResourceError
 from openmed.files import read_json, write_json, write_text
 from pipeline.settings.yaml_file import read_mapping
 from pipeline.tools.dvc_lock import check_agreement, outputs
@@ -37,7 +37,8 @@ def receive(workspace: Path, entries: Entries, wanted: Callable[[str], bool], *,
     """Takes over what other tasks handed on, and lays out those of their outputs whose paths are wanted.
 
     Raises:
-        IntegrityError: Some of these stages read another output than that of the others here.
+        IntegrityError: Some of these stages read another output than that of the others here, or the remote
+            holds a damaged one.
         ResourceError: An output is neither in the cache nor on the remote, the remote does not answer, or
             the disk is full.
     """
@@ -55,6 +56,11 @@ def receive(workspace: Path, entries: Entries, wanted: Callable[[str], bool], *,
             return
         where = "pull" if default_remote(workspace) else "checkout"
         code, output = dvc(workspace, where, "--force", *lacking)
+        if code and _is_damaged(workspace, lacking.values()):
+            raise IntegrityError(
+                f"the DVC remote holds a damaged copy of {' or '.join(lacking)}: delete it there, and run "
+                "the stage that wrote it again"
+            )
         if code:
             raise not_obtained(output, list(lacking))
         write_json(workspace / _WHOLE, whole | lacking)
@@ -90,6 +96,24 @@ def hand_on(workspace: Path, stage: str, read: Entries, *, dvc: Dvc = run_dvc) -
             full = "its disk or that of this host is full" if disk_is_full(output) else last_error(output)
             raise ResourceError(f"what {stage} wrote could not be pushed to the DVC remote {remote}: {full}")
     return entry
+
+
+def _is_damaged(workspace: Path, hashes: Iterable[str]) -> bool:
+    """Tells whether the remote has what DVC, which checks hashes, has not taken from it."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    with Repo(str(workspace)) as repo:
+        here = repo.cache.local
+        wanted = {md5 for md5 in hashes if not here.exists(md5)}
+        for folder in (md5 for md5 in hashes if md5.endswith(".dir") and here.exists(md5)):
+            listed = json.loads(Path(here.oid_to_path(folder)).read_bytes())
+            wanted |= {each["md5"] for each in listed if not here.exists(each["md5"])}
+        try:
+            there = repo.cloud.get_remote_odb()
+            return any(there.exists(md5) for md5 in wanted)
+        except (OSError, DvcException):
+            return False  # it does not answer, or there is none
 
 
 def _whole(workspace: Path) -> dict[str, str]:

@@ -319,8 +319,9 @@ def _share_cache(repo: Path, path: Path) -> str | None:
     # Credentials and remotes that stand in the checkout's local settings are not in git.
     merge(local, main.load_one("local"))
     for name, remote in main["remote"].items():
-        # A relative path in .dvc/config would mean another folder from here.
-        local["remote"].setdefault(name, {})["url"] = remote["url"]
+        # A relative path in .dvc/config would mean another folder from here. Without `verify` DVC takes what
+        # a damaged remote gives for what was asked.
+        local["remote"].setdefault(name, {}).update(url=remote["url"], verify=True)
     local["cache"]["dir"] = str(Path(main["cache"].get("dir") or repo / ".dvc" / "cache").resolve())
     local["cache"]["type"] = ",".join(link_types())
     sections = {name: values for name, values in local.items() if values and name not in _NAMED}

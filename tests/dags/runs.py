@@ -11,6 +11,7 @@ class Handed:
     """What earlier tasks handed on, read as a task reads it; by `written` as somebody wrote it over REST."""
 
     dag_id, run_id, task_id = "promote", "manual__1", "here"
+    try_number, max_tries = 1, 2
 
     def __init__(self, **values: Any) -> None:
         import handing

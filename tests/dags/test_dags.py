@@ -203,10 +203,10 @@ def test_the_newest_candidate_is_judged_unless_one_is_named():
         asked_candidate({"version": None}, {})
 
 
-def test_the_gate_hands_on_whom_it_judged_first_and_whom_it_refused(monkeypatch):
+def test_the_gate_hands_on_whom_it_judged_first_and_whom_it_refused(tmp_path, monkeypatch):
     import promote
 
-    from pipeline.promotion import actions
+    from pipeline.promotion import actions, films
 
     # The task sets these two; they are put back after the test.
     for name in ("OPENMED_PROJECT", "OPENMED_HOME"):
@@ -217,10 +217,12 @@ def test_the_gate_hands_on_whom_it_judged_first_and_whom_it_refused(monkeypatch)
         return SimpleNamespace(**said, reviewers=GATE["reviewers"], to_json=lambda: said)
 
     def judge_in_turn(versions, *, workspace):
-        assert (versions, workspace) == (["6", "7"], None)
+        assert (versions, workspace) == (["6", "7"], tmp_path)
         return judgement("7", "PASS"), [judgement("6", "FAIL")]
 
     monkeypatch.setattr(actions, "judge_in_turn", judge_in_turn)
+    asked = []
+    monkeypatch.setattr(films, "films_at_hand", lambda *_, at_any_rate: asked.append(at_any_rate) or tmp_path)
     event = SimpleNamespace(
         extra={"version": "6", "order": ["6", "7"]}, timestamp=datetime(2026, 1, 1, tzinfo=UTC)
     )
@@ -228,8 +230,9 @@ def test_the_gate_hands_on_whom_it_judged_first_and_whom_it_refused(monkeypatch)
         params={"version": None},
         triggering_asset_events={"a": [event]},
         dag_run=SimpleNamespace(triggering_user_name=None),
-        ti=SimpleNamespace(dag_id="promote", run_id="r", task_id="gate"),
+        ti=Handed(),
     )
+    assert asked == [True]
     refused = [{"version": "6", "verdict": "FAIL"}]
     assert judged.pop("seal")
     assert judged == {"version": "7", "verdict": "PASS", "first": "6", "refused": refused}

@@ -3,14 +3,17 @@
 Airflow's part is played by `Handed`; git, DVC and the files are real.
 """
 
+import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import handing
 import host
 import pytest
 import retrain
@@ -19,16 +22,15 @@ from handing import task_of
 from host import Outage
 from stage_operator import DvcStageOperator
 
-from openmed.files import read_json
+from openmed.files import read_json, sha256_file, write_json
 from pipeline.settings.yaml_file import read_mapping
 from pipeline.tools.dvc_graph import load_graph
-from pipeline.tools.dvc_lock import check_outputs
+from pipeline.tools.dvc_lock import check_outputs, outputs
 from pipeline.tools.git import git, run
 from pipeline.versioning import workspace
 from tests.dags.runs import Handed
 
 SECRET = "a secret of this site"
-STAGES = ("validate", "left", "right", "join")
 # What it does not read must not matter to a stage: `left` and `right` run side by side.
 GRAPH = """
 stages:
@@ -90,18 +92,20 @@ COMMIT = ("-c", "user.name=T", "-c", "user.email=t@localhost", "commit", "--quie
 
 @dataclass
 class Hosts:
-    """Two hosts, and what a server would know of a run: its XComs and who is where."""
+    """Two hosts, and what a server knows of a run: its XComs and its state."""
 
     root: Path
-    monkeypatch: pytest.MonkeyPatch
     ti: Handed
 
     def on(self, name: str) -> Path:
         """Goes to a host; returns where the workspace of the run is there."""
-        home = self.root / name / "home"
-        self.monkeypatch.setattr(host, "PROJECT", self.root / name / "project")
-        self.monkeypatch.setattr(host, "HOME", home)
-        return workspace.path_of(self.ti.run_id, home)
+        host.PROJECT, host.HOME = self.root / name / "project", self.root / name / "home"
+        return workspace.path_of(self.ti.run_id, host.HOME)
+
+    def wrote(self, beginning: bytes) -> list[Path]:
+        """Returns the files on the DVC remote that begin so."""
+        files = [path for path in (self.root / "storage").rglob("*") if path.is_file()]
+        return [path for path in files if path.read_bytes().startswith(beginning)]
 
     def prepare(self, seed: int | None = None) -> None:
         """Runs `prepare`."""
@@ -112,12 +116,22 @@ class Hosts:
             params=params, dag_run=begun, triggering_asset_events=None, ti=self.ti
         )
 
-    def stage(self, name: str) -> dict:
-        """Runs a stage."""
-        self.ti.task_id = task_of(name)
-        done = DvcStageOperator(task_id=task_of(name), stage=name).execute({"ti": self.ti})
-        self.ti.written[task_of(name)] = done
-        return done
+    def stage(self, name: str) -> dict[str, str]:
+        """Runs a stage; returns output -> hash."""
+        self.ti.task_id = handing.task_of(name)
+        done = DvcStageOperator(task_id=self.ti.task_id, stage=name).execute({"ti": self.ti})
+        self.ti.written[self.ti.task_id] = done
+        return outputs({"stages": {name: done["lock"]}}, name)
+
+    def register(self) -> tuple[dict, dict]:
+        """Runs `register`; returns what it announced and what it pushed as an XCom."""
+        pushed: dict = {}
+        self.ti.xcom_push = lambda key, value: pushed.update({key: value})
+        begun = SimpleNamespace(triggering_user_name="ada", run_type="manual")
+        (announced,) = retrain.register.function(
+            run_id=self.ti.run_id, dag_run=begun, triggering_asset_events=None, ti=self.ti
+        )
+        return announced.extra, pushed
 
 
 @pytest.fixture(scope="module")
@@ -149,38 +163,38 @@ def template(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def begun(template) -> Hosts:
+    """The two in a run with seed 5: `one` has prepared and validated, `two` has made its workspace."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PROJECT", "HOME"):
+            patch.setattr(host, name, template)
+        patch.setenv("OPENMED_SITE_SECRET", SECRET)
+        patch.setattr(retrain, "STAGES", load_graph(template / "one/project/dvc.yaml"))
+        hosts = Hosts(template, Handed())
+        hosts.on("one")
+        hosts.prepare(seed=5)
+        hosts.stage("validate")
+        hosts.on("two")
+        handing.workspace_of(hosts.ti)
+    return hosts
+
+
 @pytest.fixture
-def hosts(template, tmp_path, monkeypatch) -> Hosts:
-    """The two, without a run."""
+def hosts(begun, monkeypatch) -> Hosts:
+    """The two as they have begun: `two` has nothing but its workspace and the data in it."""
     monkeypatch.setenv("OPENMED_SITE_SECRET", SECRET)
-    monkeypatch.setattr(retrain, "STAGES", load_graph(template / "one/project/dvc.yaml"))
-    shutil.copytree(template, tmp_path / "hosts", symlinks=True)
-    made = Hosts(tmp_path / "hosts", monkeypatch, Handed())
-    made.on("one")
-    return made
-
-
-def hashes(lock: dict) -> dict[str, str]:
-    return {out["path"]: out["md5"] for out in lock["outs"]}
-
-
-def test_stages_alternate_between_two_hosts_and_make_what_one_host_makes(hosts):
-    hosts.prepare(seed=5)
-    made = {}
-    for where, name in (("two", "validate"), ("one", "left"), ("two", "right"), ("one", "join")):
-        folder = hosts.on(where)
-        made[name] = hashes(hosts.stage(name)["lock"])
-        assert read_json(folder / f"artifacts/{name}/out.json")["seed"] == 5
-    assert hosts.ti.written["left"]["metrics"] == {"artifacts/left.json": {"auc": 0.9}}
-    # `right` ran where `left` did not, and read nothing of it.
-    assert not (hosts.on("two") / "artifacts/left").exists()
-
-    alone = hosts.root / "one/project"
-    shutil.rmtree(alone / ".dvc/cache/runs")
-    workspace.set_params(alone, {"run.seed": 5})
-    assert run(alone, sys.executable, "-m", "dvc", "repro").returncode == 0
-    stages = read_mapping(alone / "dvc.lock")["stages"]
-    assert {name: hashes(entry) for name, entry in stages.items()} == made
+    monkeypatch.setattr(host, "PROJECT", host.PROJECT)
+    monkeypatch.setattr(retrain, "STAGES", load_graph(begun.root / "one/project/dvc.yaml"))
+    ti = Handed()
+    ti.written = {name: dict(begun.ti.written[name]) for name in ("prepare", "validate")}
+    hosts = Hosts(begun.root, ti)
+    folder = hosts.on("two")
+    for made in (folder / "artifacts", hosts.root / "two/project/.dvc/cache"):
+        shutil.rmtree(made, ignore_errors=True)
+    for made in ("dvc.lock", ".dvc/tmp/openmed-whole.json"):
+        (folder / made).unlink(missing_ok=True)
+    return hosts
 
 
 @pytest.fixture
@@ -191,10 +205,10 @@ def registered(monkeypatch) -> list[dict]:
     seen: list[dict] = []
 
     def register_candidates(folder, *, run_key, revision, started_by):
-        stages = read_mapping(folder / "dvc.lock")["stages"]
-        for stage in ("join", "left"):
-            check_outputs(folder, {"stages": stages}, stage)
-        seen.append({"revision": revision, "by": started_by, "stages": sorted(stages), "folder": folder})
+        lock = read_mapping(folder / "dvc.lock")
+        for stage in {"join", "left"} & lock["stages"].keys():
+            check_outputs(folder, lock, stage)
+        seen.append({"revision": revision, "by": started_by, "lock": lock, "folder": folder})
         return SimpleNamespace(version="7", architecture="a", verdict="PASS", run_id="x", order=["7"])
 
     monkeypatch.setattr(registry, "register_candidates", register_candidates)
@@ -204,177 +218,171 @@ def registered(monkeypatch) -> list[dict]:
     return seen
 
 
-def register(hosts: Hosts) -> list:
-    begun = SimpleNamespace(triggering_user_name="ada", run_type="manual")
-    pushed = {}
-    hosts.ti.xcom_push = lambda key, value: pushed.update({key: value})
-    made = retrain.register.function(
-        run_id=hosts.ti.run_id, dag_run=begun, triggering_asset_events=None, ti=hosts.ti
-    )
-    return [*made, pushed]
+def test_stages_alternate_between_two_hosts_and_make_what_one_host_makes(hosts, registered):
+    made = {"validate": outputs({"stages": {"validate": hosts.ti.written["validate"]["lock"]}}, "validate")}
+    for where, name in (("two", "left"), ("one", "right"), ("two", "join")):
+        folder = hosts.on(where)
+        made[name] = hosts.stage(name)
+        assert read_json(folder / f"artifacts/{name}/out.json")["seed"] == 5
+    assert hosts.ti.written["left"]["metrics"] == {"artifacts/left.json": {"auc": 0.9}}
+    folder = hosts.on("one")
+    # `left` ran where `right` did not, and nothing of it came here.
+    assert not (folder / "artifacts/left").exists()
+    announced, pushed = hosts.register()
+    commit = git(host.PROJECT, "rev-parse", "HEAD")
+    assert announced == pushed["candidate"] | {"revision": commit, "retrain_run": hosts.ti.run_id}
+    assert str(hosts.root) not in str(hosts.ti.written) + str(announced)
+    (told,) = registered
+    assert (told["revision"], told["by"], told["folder"]) == (commit, "ada", folder)
+    assert {stage: outputs(told["lock"], stage) for stage in told["lock"]["stages"]} == made
+
+    alone = shutil.copytree(hosts.root / "one/project", hosts.root / "alone/here/project", symlinks=True)
+    shutil.rmtree(alone / ".dvc/cache/runs")
+    workspace.set_params(alone, {"run.seed": 5})
+    assert run(alone, sys.executable, "-m", "dvc", "repro").returncode == 0
+    lock = read_mapping(alone / "dvc.lock")
+    assert {stage: outputs(lock, stage) for stage in lock["stages"]} == made
+
+    # `left` is cleared and gives something else; what read it before is not registered beside it.
+    workspace.set_params(hosts.on("two"), {"run.seed": 2})
+    hosts.stage("left")
+    hosts.on("one")
+    with pytest.raises(AirflowFailException, match="join read another artifacts/left than left wrote"):
+        hosts.register()
+    hosts.stage("join")
+    assert read_json(folder / "artifacts/left/out.json")["seed"] == 2
+    hosts.register()
+    assert len(registered) == 2
 
 
-def test_the_second_host_registers_what_the_first_made(hosts, registered):
-    hosts.prepare()
-    for name in STAGES:
-        hosts.stage(name)
-    folder = hosts.on("two")
-    announced, pushed = register(hosts)
-    commit = git(hosts.root / "one/project", "rev-parse", "HEAD")
-    assert registered == [{"revision": commit, "by": "ada", "stages": sorted(STAGES), "folder": folder}]
-    assert not (folder / "artifacts/right").exists()
-    assert announced.extra == pushed["candidate"] | {"revision": commit, "retrain_run": hosts.ti.run_id}
-    assert str(hosts.root) not in str(announced.extra)
+def test_what_fails_on_the_way_is_an_outage_and_the_next_try_goes_on(hosts, monkeypatch):
+    storage, away = hosts.root / "storage", hosts.root / "away"
+    folder, real = hosts.on("two"), DvcStageOperator._dvc
+
+    def and_then(verb, what):
+        def dvc(self, where, *arguments):
+            done = real(self, where, *arguments)
+            if arguments[0] == verb:
+                what()
+            return done
+
+        monkeypatch.setattr(DvcStageOperator, "_dvc", dvc)
+
+    storage.rename(away)
+    with pytest.raises(Outage, match="neither in the DVC cache nor whole on a remote"):
+        hosts.stage("left")
+    shutil.rmtree(storage, ignore_errors=True)
+    away.rename(storage)
+
+    def killed():
+        (folder / "artifacts/validate/out.json").unlink()
+        raise TimeoutError
+
+    and_then("pull", killed)
+    with pytest.raises(TimeoutError):
+        hosts.stage("left")
+
+    def gone():
+        storage.rename(away)
+        storage.write_text("no folder")
+
+    and_then("repro", gone)
+    with pytest.raises(Outage, match="what left wrote could not be pushed to the DVC remote store"):
+        hosts.stage("left")
+    storage.unlink()
+    away.rename(storage)
+    monkeypatch.setattr(DvcStageOperator, "_dvc", real)
+    hosts.stage("left")
+    seen = read_json(folder / "artifacts/left/out.json")["seen"]
+    assert seen == sha256_file(hosts.on("one") / "artifacts/validate/out.json")
+    assert hosts.wrote(b'{"stage": "left"')
+
+
+def test_a_damaged_output_on_the_remote_is_no_outage(hosts):
+    (file,) = hosts.wrote(b'{"stage": "validate"')
+    content = file.read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(b"damaged")
+    with pytest.raises(AirflowFailException, match="holds a damaged copy of artifacts/validate"):
+        hosts.stage("left")
+    file.write_bytes(content)
 
 
 def test_a_commit_that_a_host_lacks_is_fetched_and_head_moves_nothing(hosts):
     one, two = (hosts.root / name / "project" for name in ("one", "two"))
+    first = git(one, "rev-parse", "HEAD")
     (one / "params.yaml").write_text("run:\n  seed: 8\n")
     git(one, *COMMIT, "second", "--all")
+    second = git(one, "rev-parse", "HEAD")
+    hosts.on("one")
+    hosts.ti.run_id = "manual__2"
     hosts.prepare()
-    hosts.stage("validate")
-    hosts.on("two")
-    with pytest.raises(Outage, match=r"commit [0-9a-f]{40} of this run is not in .* nor on its remotes"):
-        hosts.stage("left")
+    folder = hosts.on("two")
+    with pytest.raises(Outage, match=f"commit {second} of this run is not in .* nor on its remotes"):
+        handing.workspace_of(hosts.ti)
     git(one, "push", "--quiet", "origin", "main")
     git(one, *COMMIT, "third", "--allow-empty")
-    folder = hosts.on("two")
-    hosts.stage("left")
-    assert read_json(folder / "artifacts/left/out.json")["seed"] == 8
-    assert (
-        git(two, "rev-parse", "HEAD") != git(folder, "rev-parse", "HEAD") == git(one, "rev-parse", "HEAD~1")
-    )
+    assert handing.workspace_of(hosts.ti) == folder
+    assert (git(two, "rev-parse", "HEAD"), git(folder, "rev-parse", "HEAD")) == (first, second)
+    assert (folder / "params.yaml").read_text() == "run:\n  seed: 8\n"
 
 
-@pytest.mark.parametrize("stage", ["left", "join"])
-def test_a_remote_that_is_gone_is_an_outage_and_the_next_try_goes_on(hosts, stage):
-    hosts.prepare()
-    hosts.stage("validate")
-    if stage == "join":
+@pytest.mark.parametrize(
+    ("task", "forge"),
+    [
+        ("prepare", {"revision": "0" * 40}),
+        ("prepare", {"seed": 3}),
+        ("prepare", {"seal": None}),
+        ("validate", {"lock": {}}),
+        ("validate", {"seal": {"key": None, "hmac": ""}}),
+    ],
+)
+def test_no_stage_runs_on_what_was_written_by_hand(hosts, task, forge):
+    hosts.ti.written[task] |= forge
+    with pytest.raises(AirflowFailException, match=f"XCom of task '{task}' is not what the task handed on"):
         hosts.stage("left")
-        hosts.stage("right")
-    hosts.on("two")
-    workspace.find(
-        host.PROJECT, hosts.ti.written["prepare"]["revision"], hosts.ti.run_id, host.HOME
-    )  # the data came before
-    storage = hosts.root / "storage"
-    storage.rename(hosts.root / "away")
-    with pytest.raises(Outage, match="neither in the DVC cache nor on a remote"):
-        hosts.stage(stage)
-    if storage.exists():
-        shutil.rmtree(storage)
-    (hosts.root / "away").rename(storage)
-    hosts.stage(stage)
 
 
-def test_what_was_made_is_not_lost_where_it_cannot_be_pushed(hosts):
-    hosts.prepare()
-    storage = hosts.root / "storage"
-    storage.rename(hosts.root / "away")
-    storage.write_text("no folder")
-    with pytest.raises(Outage, match="what validate wrote could not be pushed to the DVC remote store"):
-        hosts.stage("validate")
-    storage.unlink()
-    (hosts.root / "away").rename(storage)
-    hosts.stage("validate")
-    hosts.on("two")
-    hosts.stage("left")
-
-
-def test_an_output_that_arrived_in_part_is_fetched_again(hosts, monkeypatch):
-    hosts.prepare()
-    hosts.stage("validate")
-    folder = hosts.on("two")
-    real = DvcStageOperator._dvc
-
-    def killed(self, where, *arguments):
-        done = real(self, where, *arguments)
-        if arguments[0] == "pull":
-            (where / "artifacts/validate/out.json").unlink()
-            raise TimeoutError
-        return done
-
-    monkeypatch.setattr(DvcStageOperator, "_dvc", killed)
-    with pytest.raises(TimeoutError):
-        hosts.stage("left")
-    monkeypatch.setattr(DvcStageOperator, "_dvc", real)
-    hosts.stage("left")
-    written = (folder / "artifacts/validate/out.json").read_bytes()
-    assert written == (hosts.on("one") / "artifacts/validate/out.json").read_bytes()
-
-
-def test_a_stage_that_was_run_again_elsewhere_is_taken_from_there(hosts):
-    """Its first output is here, and another one stands in its XCom."""
-    hosts.prepare(seed=1)
-    hosts.stage("validate")
-    hosts.stage("left")
-    folder = hosts.on("two")
-    hosts.stage("validate")
-    workspace.set_params(folder, {"run.seed": 2})
-    hosts.stage("left")
-    folder = hosts.on("one")
-    hosts.stage("right")
-    hosts.stage("join")
-    assert read_json(folder / "artifacts/left/out.json")["seed"] == 2
-
-
-def test_stages_that_read_another_output_than_was_made_are_not_registered(hosts, registered):
-    hosts.prepare()
-    for name in STAGES:
-        hosts.stage(name)
-    # `left` is cleared and gives something else; `join` is not.
-    workspace.set_params(hosts.on("one"), {"run.seed": 2})
-    hosts.stage("left")
-    with pytest.raises(AirflowFailException, match="join read another artifacts/left than left wrote"):
-        register(hosts)
-    assert registered == []
-
-
-@pytest.mark.parametrize("forge", [{"revision": "0" * 40}, {"seed": 3}, {"seal": None}])
-def test_nothing_runs_on_a_commit_or_seed_that_was_written_by_hand(hosts, forge):
-    hosts.prepare()
-    hosts.ti.written["prepare"] |= forge
-    with pytest.raises(AirflowFailException, match="is not what the task handed on: it was written by hand"):
-        hosts.stage("validate")
-
-
-def test_the_outputs_of_another_stage_or_run_are_not_taken_in_the_place_of_its_own(hosts):
-    hosts.prepare()
-    hosts.stage("validate")
-    before = hosts.stage("left")
-    hosts.stage("right")
-    hosts.ti.written["right"] = before
-    with pytest.raises(AirflowFailException, match="the XCom of task 'right' is not what the task handed on"):
-        hosts.stage("join")
-    hosts.ti.run_id = "manual__2"
-    with pytest.raises(AirflowFailException, match="the XCom of task 'prepare' is not what"):
-        hosts.stage("validate")
+def test_the_seal_of_another_task_run_or_dag_does_not_count(hosts):
+    ti = hosts.ti
+    ti.written["right"] = ti.written["validate"]
+    with pytest.raises(AirflowFailException, match="task 'right' is not what the task handed on"):
+        handing.handed(ti, "right")
+    assert handing.needed(ti, "validate")["stage"] == "validate"
+    for name in ("run_id", "dag_id"):
+        before = getattr(ti, name)
+        setattr(ti, name, "another")
+        with pytest.raises(AirflowFailException, match="written by hand"):
+            handing.needed(ti, "validate")
+        setattr(ti, name, before)
 
 
 def test_another_secret_is_told_from_a_forged_xcom(hosts, monkeypatch):
-    hosts.prepare()
     monkeypatch.setenv("OPENMED_SITE_SECRET", "the secret of another")
     with pytest.raises(AirflowFailException, match="another site secret than the one of this host"):
         hosts.stage("validate")
 
 
+def test_a_seal_holds_over_what_a_database_makes_of_numbers():
+    ti = Handed(
+        gate={"auc": 0.1, "high": 1e22, "zero": -0.0, "share": 1.0, "none": float("nan"), "pair": (1, 2)}
+    )
+    ti.written["gate"] |= {"high": 10**22, "zero": 0.0, "share": 1}
+    told = handing.needed(ti, "gate")
+    assert told == {"auc": 0.1, "high": 10**22, "zero": 0, "share": 1, "none": None, "pair": [1, 2]}
+
+
 def test_a_host_takes_away_what_runs_left_that_ended_elsewhere(hosts):
-    kept = []
-    for run_id in ("first", "second", "third"):
-        hosts.ti.run_id = run_id
-        hosts.on("one")
-        hosts.prepare()
-        kept.append(hosts.on("two"))
-        hosts.stage("validate")
-        hosts.on("one")
-        hosts.ti.states[run_id] = "failed" if run_id == "second" else "success"
-    # `first` is the newest complete one that this host knew of when `third` came to it.
-    assert [folder.exists() for folder in kept] == [True, True, True]
-    hosts.ti.run_id = "fourth"
-    hosts.prepare()
-    hosts.on("two")
-    hosts.stage("validate")
-    assert [folder.exists() for folder in kept] == [False, True, True]
+    for number, run_id in enumerate(("first", "second", "third", "running")):
+        folder = workspace.path_of(run_id, host.HOME)
+        folder.mkdir(parents=True)
+        record = folder.with_name(f"{run_id}.json")
+        write_json(record, {"run_id": run_id, "revision": "HEAD", "commit": "0"})
+        os.utime(record, (0, time.time() - 100 + number))
+        hosts.ti.states[run_id] = {"second": "failed", "running": "running"}.get(run_id, "success")
+    handing.tidy(hosts.ti)
+    left = {path.name for path in (host.HOME / "runs").iterdir() if path.is_dir()}
+    assert left - {"manual__2"} == {"second", "third", "running", hosts.ti.run_id}
 
 
 def test_a_training_goes_on_with_the_state_of_another_host_until_it_is_registered(
@@ -387,14 +395,14 @@ def test_a_training_goes_on_with_the_state_of_another_host_until_it_is_registere
     git(one, *COMMIT, "trains", "--all")
     git(one, "push", "--quiet", "origin", "main")
     monkeypatch.setattr(retrain, "STAGES", load_graph(one / "dvc.yaml"))
+    hosts.ti.run_id, hosts.ti.written = "manual__3", {}
+    hosts.on("one")
     hosts.prepare()
-    for name in STAGES:
-        hosts.stage(name)
     with pytest.raises(AirflowException, match="failed with exit 1"):
         hosts.stage("train@vit")
     states = hosts.root / "storage/openmed/states"
     assert (states / hosts.on("two").name / "train@vit/newest.json").is_file()
     hosts.stage("train@vit")
-    register(hosts)
+    hosts.register()
     assert registered
     assert not [path for path in states.rglob("*") if path.is_file()]

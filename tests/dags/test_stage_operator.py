@@ -30,6 +30,9 @@ do = os.environ.get("STAGE_DOES", "work")
 print("stage begins", flush=True)
 if do.startswith("exit"):
     sys.exit(int(do[4:]))
+if do == "fill":
+    with open("/dev/full", "w") as full:
+        full.write("x")
 if do == "sleep":
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     pathlib.Path("child.pid").write_text(str(child.pid))
@@ -163,7 +166,11 @@ def test_files_in_use_by_another_stage_are_waited_for():
 
 
 @pytest.mark.parametrize("code", [1, 4, 255])
-def test_a_full_disk_is_no_damage(code):
+def test_a_full_disk_is_no_damage(run, monkeypatch, code):
+    if code == 255:
+        monkeypatch.setenv("STAGE_DOES", "fill")
+        with pytest.raises(Outage, match="the disk of this host is full"):
+            operator().execute(run)
     failure = operator()._failure(code, "ERROR: unexpected error - [Errno 28] No space left on device: 'x'")
     assert type(failure) is Outage and "disk of this host is full" in str(failure)
     with pytest.raises(Outage, match="disk of this host is full"), one_sentence():

@@ -377,6 +377,10 @@ def promote(version, *, approved_by, comment, answered_at, expected_champion, ex
     said = {"by": "two people", "approvals": approved_by, "comment": comment}
     return Entry(1, "", "promoted", version, said, "")
 """
+FILMS = """
+def films_at_hand(project, home, version, *, at_any_rate):
+    return next((home / "runs").glob("*/dvc.lock")).parent
+"""
 DRIFT = """
 def check_drift(workspace, *, accept):
     assert (workspace / "artifacts/validate/metrics.json").exists()
@@ -437,6 +441,7 @@ def toy(tmp_path) -> Path:
         "pipeline/registry/__init__.py": REGISTRY,
         "pipeline/promotion/__init__.py": "",
         "pipeline/promotion/actions.py": PROMOTION,
+        "pipeline/promotion/films.py": FILMS,
         "pipeline/monitoring/__init__.py": "",
         "pipeline/monitoring/drift.py": DRIFT,
         "dvc.yaml": TOY,

@@ -145,7 +145,7 @@ def test_data_that_is_nowhere_is_one_clear_sentence(unpushed, tmp_path):
     storage = unpushed.parent / "storage"
     storage.rename(storage.with_name("gone"))
     try:
-        with pytest.raises(ResourceError, match="neither in the DVC cache nor on a remote") as refusal:
+        with pytest.raises(ResourceError, match="neither in the DVC cache nor whole on a remote") as refusal:
             workspace.create(unpushed, "HEAD", "run", tmp_path)
         assert "\n" not in str(refusal.value)
     finally:
@@ -276,6 +276,33 @@ def test_a_complete_run_stays_until_the_next_one_is_complete(project, tmp_path):
     assert workspace.retire(project, second) == [first]
     assert workspace.retire(project, second) == []
     assert second.exists() and failed.exists() and not first.exists()
+
+
+def test_what_ended_elsewhere_goes_away_but_for_the_newest_that_is_complete(project, tmp_path):
+    made = {name: workspace.create(project, "HEAD", name, tmp_path) for name in ("1", "2", "3", "4")}
+    for number, name in enumerate(made):
+        os.utime(made[name].with_name(f"{name}.json"), (number, time.time() - 100 + number))
+    removed = workspace.tidy(project, tmp_path, 14, {"1", "2", "3"}.__contains__)
+    assert removed == [made["1"], made["2"]] and made["3"].exists() and made["4"].exists()
+    assert workspace.tidy(project, tmp_path, 14, set().__contains__) == []
+    # Where another host ran the last task, this one knew no workspace of the run.
+    assert workspace.retire(project, workspace.path_of("5", tmp_path)) == [made["3"]]
+
+
+def test_a_workspace_that_is_whole_is_found_without_dvc_and_one_that_is_not_is_made_whole(
+    project, tmp_path, monkeypatch
+):
+    commit = git(project, "rev-parse", "HEAD")
+    path = workspace.create(project, "HEAD", "run", tmp_path, seed=7)
+    assert workspace.default_remote(path) == "store"
+    monkeypatch.setattr(workspace, "obtain", None)
+    assert workspace.find(project, commit, "run", tmp_path, seed=7) == path
+    with pytest.raises(BadInput, match=f"began at revision HEAD, not {'0' * 40}"):
+        workspace.find(project, "0" * 40, "run", tmp_path)
+    monkeypatch.undo()
+    shutil.rmtree(path)
+    workspace.find(project, commit, "run", tmp_path, seed=7)
+    assert (path / "data/a").exists() and "seed: 7 " in (path / "params.yaml").read_text()
 
 
 def test_set_params_changes_what_is_named_and_nothing_else(tmp_path):
