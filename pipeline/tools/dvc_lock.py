@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import partial
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,12 @@ def dvc_md5(path: Path) -> str:
     """Returns the md5 of a file or folder as DVC computes it."""
     if not path.is_dir():
         with path.open("rb") as stream:
-            return hashlib.file_digest(stream, _MD5).hexdigest()
+            return read_md5(stream)
     files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
     listed = [{"md5": dvc_md5(file), "relpath": name} for name, file in files]
     return _MD5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def read_md5(stream: BufferedIOBase) -> str:
+    """Returns the md5 of what is left in a stream."""
+    return hashlib.file_digest(stream, _MD5).hexdigest()

@@ -15,7 +15,7 @@ import yaml
 from openmed.errors import IntegrityError, ResourceError
 from openmed.files import read_json, write_json, write_text
 from pipeline.settings.yaml_file import read_mapping
-from pipeline.tools.dvc_lock import check_agreement, outputs
+from pipeline.tools.dvc_lock import check_agreement, outputs, read_md5
 from pipeline.tools.git import DVC, disk_is_full, last_error, not_obtained, run
 from pipeline.versioning.workspace import default_remote, locked
 
@@ -99,7 +99,7 @@ def hand_on(workspace: Path, stage: str, read: Entries, *, dvc: Dvc = run_dvc) -
 
 
 def _is_damaged(workspace: Path, hashes: Iterable[str]) -> bool:
-    """Tells whether the remote has what DVC, which checks hashes, has not taken from it."""
+    """Tells whether what the remote has is not what its name says; not so where it does not answer."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -111,9 +111,14 @@ def _is_damaged(workspace: Path, hashes: Iterable[str]) -> bool:
             wanted |= {each["md5"] for each in listed if not here.exists(each["md5"])}
         try:
             there = repo.cloud.get_remote_odb()
-            return any(there.exists(md5) for md5 in wanted)
+            for md5 in sorted(wanted):
+                if there.exists(md5):
+                    with there.fs.open(there.oid_to_path(md5), "rb") as stream:
+                        if read_md5(stream) != md5.removesuffix(".dir"):
+                            return True
         except (OSError, DvcException):
-            return False  # it does not answer, or there is none
+            pass
+    return False
 
 
 def _whole(workspace: Path) -> dict[str, str]:
