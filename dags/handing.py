@@ -7,7 +7,6 @@ seal. It is bound to DAG, run and task, so that no XCom counts in the place of a
 import hashlib
 import hmac
 import json
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -89,17 +88,16 @@ def workspace_of(ti: Any) -> Path:
 
 
 def tidy(ti: Any) -> None:
-    """Removes the workspaces of this host that no run needs any more, and old states of trainings."""
-    from pipeline.versioning import training_states, workspace
+    """Removes the workspaces of this host that no run needs any more, wherever those runs ended."""
+    from pipeline.versioning import workspace
 
     def is_complete(run_id: str) -> bool:
         try:
-            return ti.get_dagrun_state("retrain", run_id) == "success"
+            return bool(run_id) and ti.get_dagrun_state("retrain", run_id) == "success"
         except AirflowRuntimeError:
             return False  # no run of this DAG, or deleted since: its age decides
 
     workspace.tidy(host.PROJECT, host.HOME, KEEP_WORKSPACES_DAYS, is_complete)
-    training_states.forget_old(host.PROJECT, KEEP_WORKSPACES_DAYS, logging.getLogger("airflow.task").warning)
 
 
 def _hmac(ti: Any, task_id: str, content: dict[str, Any]) -> str:

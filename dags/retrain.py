@@ -38,6 +38,7 @@ STAGES = load_graph(SOURCE / "dvc.yaml")
 DATASET = Asset("openmed_dataset")  # pipeline.tools.airflow_client.DATASET names it too
 CANDIDATE = Asset("openmed_candidate")
 GPU_STAGES = {"train"}
+LOG = logging.getLogger("airflow.task")
 
 ABOUT = """
 Retrains all architectures on the committed state of the project and registers the candidates.
@@ -186,8 +187,8 @@ def register(*, run_id: str, dag_run: Any, triggering_asset_events: Any, ti: Any
             revision=revision,
             started_by=starter(dag_run, events_of(triggering_asset_events)),
         )
+        training_states.forget(host.PROJECT, run_id, LOG.warning)
     chosen = {key: getattr(result, key) for key in ("version", "architecture", "verdict", "run_id", "order")}
-    training_states.forget(host.PROJECT, run_id, logging.getLogger("airflow.task").warning)
     yield Metadata(CANDIDATE, {**chosen, "revision": revision, "retrain_run": run_id})
     ti.xcom_push(key="candidate", value=chosen)
 
@@ -200,8 +201,10 @@ def register(*, run_id: str, dag_run: Any, triggering_asset_events: Any, ti: Any
 )
 def cleanup(*, run_id: str, ti: Any) -> str:
     """Says in one sentence what became of the workspace."""
-    from pipeline.versioning import workspace
+    from pipeline.versioning import training_states, workspace
 
+    with one_sentence():
+        training_states.forget_old(host.PROJECT, KEEP_WORKSPACES_DAYS, LOG.warning)
     if not ti.xcom_pull(task_ids="register", key="candidate"):
         return f"The run is not complete: its workspaces are kept for {KEEP_WORKSPACES_DAYS:g} days."
     with one_sentence():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ class DvcStageOperator(BaseOperator):
     """Runs `dvc repro --single-item` of one stage in the workspace of the run on this host.
 
     What the stage reads and this host lacks is fetched from the default DVC remote before, what it wrote is
-    pushed there after it; without a default remote there is one host. The output is streamed to the task
-    log. DVC has a session of its own, and whatever ends the task (mark failed, timeout, shutdown) ends every
-    process of it.
+    pushed there after it, and the state of a training while it runs; without a default remote there is one
+    host. The output is streamed to the task log. DVC has a session of its own, and whatever ends the task
+    (mark failed, timeout, shutdown) ends every process of it.
 
     Its XCom is `{"stage", "seconds", "lock", "metrics"}`, sealed: the stage's entry of dvc.lock and the
     content of its metrics files by path.
@@ -81,6 +82,7 @@ class DvcStageOperator(BaseOperator):
         """Runs the stage and hands on what it wrote down."""
         from pipeline.versioning import handover
         from pipeline.versioning.training_states import carried
+        from pipeline.versioning.workspace import default_remote
 
         ti = context["ti"]
         workspace = workspace_of(ti)
@@ -90,7 +92,8 @@ class DvcStageOperator(BaseOperator):
             handover.receive(workspace, read, lambda out: _reads(stage, out), dvc=self._dvc)
             handover.begin(workspace, stage.outs)
         started = time.monotonic()
-        with carried(host.PROJECT, host.HOME, workspace, self.stage, self.log.warning):
+        alone, say = default_remote(workspace) is None, self.log.warning
+        with nullcontext() if alone else carried(host.PROJECT, host.HOME, workspace, self.stage, say):
             code, output = self._dvc(workspace, *self._repro())
             if code != 0:
                 raise self._failure(code, output)

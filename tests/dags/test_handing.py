@@ -18,7 +18,6 @@ import host
 import pytest
 import retrain
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
-from handing import task_of
 from host import Outage
 from stage_operator import DvcStageOperator
 

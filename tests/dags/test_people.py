@@ -261,9 +261,10 @@ def test_who_retrained_cannot_start_the_promotion(promoted, monkeypatch):
 def test_a_plan_with_other_roles_than_are_asked_stops_at_the_gate(promoted, monkeypatch):
     import promote
 
-    from pipeline.promotion import actions
+    from pipeline.promotion import actions, films
 
     judged = SimpleNamespace(version="7", verdict="PASS", reviewers={"clinical": "Reads films."})
+    monkeypatch.setattr(films, "films_at_hand", lambda *_, at_any_rate: None)
     monkeypatch.setattr(actions, "check_starter", lambda versions, by: None)
     monkeypatch.setattr(actions, "judge_in_turn", lambda versions, *, workspace: (judged, []))
     said = "plan of version 7 asks clinical, the project's committed plan clinical and technical: commit"
