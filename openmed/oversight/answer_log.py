@@ -100,14 +100,17 @@ class Decision:
         return None if self.refer else self.decision != self.label
 
 
-def decide(journal: Journal, film: str, decision: str, by: str) -> Decision:
+def decide(journal: Journal, film: str, decision: str, by: str, others: Sequence[Journal] = ()) -> Decision:
     """Keeps a reader's decision on a film (SHA-256); it is about the latest answer to the film.
+
+    That is looked for in the `others` too, which are not written to.
 
     Raises:
         BadInput: The film was not answered, or the model that answered knows no such class.
         ResourceError: The journal cannot be read or written.
     """
-    answer = journal.latest(f'"event":"{ANSWERED}"', f'"film":"{film}"')
+    found = [each.latest(f'"event":"{ANSWERED}"', f'"film":"{film}"') for each in (journal, *others)]
+    answer = max(filter(None, found), key=lambda entry: entry["at"], default=None)
     if answer is None:
         raise BadInput(
             f"no answer to a film with the SHA-256 {film[:16]} is in the log: give the file that was "

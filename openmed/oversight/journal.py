@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -127,6 +128,21 @@ class Journal:
                 for path in old:
                     path.unlink()
             return [path.stem for path in old]
+
+    def copy_to(self, folder: Path) -> None:
+        """Copies the journal as it is now; files of past days, which are not written any more, as links.
+
+        Raises:
+            ResourceError: It could not be done.
+        """
+        with self._written(), self._locked():
+            folder.mkdir(mode=0o700, parents=True)
+            shutil.copy2(self.folder / "head", folder / "head")
+            days = self.days()
+            for path in days[:-1]:
+                os.link(path, folder / path.name)
+            for path in days[-1:]:
+                shutil.copy2(path, folder / path.name)
 
     def days(self) -> list[Path]:
         """Returns the files, the oldest first."""

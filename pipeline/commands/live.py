@@ -131,6 +131,8 @@ def log(
         for at in state.breaks:
             print(f"It did not go on at {at} from what the record of decisions knew of it")
         print(f"The log is whole; its last hash is {state.head}")
+        for name, last in state.others.items():
+            print(f"That of host {name} is {last}")
 
 
 def _overruled(use: "ModelUse") -> str:

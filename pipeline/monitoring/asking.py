@@ -13,6 +13,7 @@ from openmed.files import atomic_path, sha256_bytes
 from pipeline import ledger
 from pipeline.monitoring.judging.subject import Subject
 from pipeline.monitoring.log import WAIT_S, ScoreLog, labels, read_asks
+from pipeline.monitoring.sharing import sharing
 from pipeline.monitoring.windows import Eligible, latest, released
 from pipeline.settings.project import locked
 
@@ -33,6 +34,7 @@ class Ask:
     csv: str
 
 
+@sharing(needed=False)
 def ask(home: Path, films: int, source: Path | None = None) -> Ask:
     """Draws films of the champion's latest ones for labelling.
 

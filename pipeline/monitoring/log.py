@@ -1,21 +1,23 @@
 """The log of scored films: what a version answered to each, kept by the content of the film.
 
 Hides the files: numbered Parquet parts for each version, which are only ever added, and the labels that came
-later. Both lie in `scores` below the state folder. The films of one run of `live score` are one batch: they
-lay in a folder, and nothing tells which of them came first.
+later. Both lie in `scores` below the state folder, those of other hosts below its further `roots`. The films
+of one run of `live score` are one batch: they lay in a folder, and nothing tells which of them came first.
 """
 
 import csv
+import heapq
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from openmed.errors import BadInput, IntegrityError
 from openmed.files import atomic_path, sha256_bytes
+from pipeline.monitoring.sharing import roots, sharing
 from pipeline.settings.project import locked
 
 if TYPE_CHECKING:
@@ -33,12 +35,13 @@ class ScoreLog:
 
     def __init__(self, home: Path, version: str) -> None:
         self.version = version
-        self.folder = Path(home) / "scores" / f"version-{version}"
+        self.folders = [root / "scores" / f"version-{version}" for root in roots(home)]
+        self.folder = self.folders[0]
         self._batch = uuid4().hex
 
     def parts(self) -> list[Path]:
-        """Returns the files of the log, the oldest first."""
-        return sorted(self.folder.glob("[0-9]*.parquet"))
+        """Returns the files of the log, host by host, of each the oldest first."""
+        return [part for folder in self.folders for part in _numbered(folder)]
 
     def known(self) -> set[str]:
         """Returns the SHA-256 of all films in it."""
@@ -46,7 +49,7 @@ class ScoreLog:
 
     def append(self, films: "pd.DataFrame") -> Path:
         """Adds films to the batch of this object; the caller holds the lock `scores`."""
-        parts = self.parts()
+        parts = _numbered(self.folder)
         path = self.folder / f"{int(parts[-1].stem) + 1 if parts else 1:08d}.parquet"
         with atomic_path(path) as temporary:
             films.assign(batch=self._batch).to_parquet(temporary, index=False)
@@ -54,17 +57,30 @@ class ScoreLog:
 
     def batches(self) -> Iterator[list[Path]]:
         """Yields the files of each batch, the latest batch first; the files of a batch have no order."""
-        batch: list[Path] = []
-        later: _Written | None = None
-        for part in reversed(self.parts()):
-            written = _Written.of(part)
-            if batch and not written.with_next(later):
-                yield batch
-                batch = []
-            batch.append(part)
-            later = written
-        if batch:
+        of_hosts = (_batches(_numbered(folder)) for folder in self.folders)
+        for _, batch in heapq.merge(*of_hosts, key=lambda each: each[0], reverse=True):
             yield batch
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*.parquet"))
+
+
+def _batches(parts: Sequence[Path]) -> Iterator[tuple[datetime, list[Path]]]:
+    """Yields the batches of one host, the latest first, each with when its last film was scored."""
+    batch: list[Path] = []
+    ended: datetime | None = None
+    later: _Written | None = None
+    for part in reversed(parts):
+        written = _Written.of(part)
+        if ended is not None and not written.with_next(later):
+            yield ended, batch
+            batch, ended = [], None
+        batch.append(part)
+        ended = max(ended or written.last, written.last)
+        later = written
+    if ended is not None:
+        yield ended, batch
 
 
 def read_films(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
@@ -95,6 +111,7 @@ class _Written:
         return later.first - self.last < _SAME_RUN
 
 
+@sharing(needed=False)
 def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str, int]:
     """Keeps what films turned out to be; a film that was labelled before gets the new label.
 
@@ -126,7 +143,7 @@ def add_labels(home: Path, source: Path, class_names: Sequence[str]) -> dict[str
     # Not the lock of the scores, which a scoring holds for as long as it lasts.
     with locked("labels", wait_s=WAIT_S):
         before = labels(home)
-        _write_labels(home, before | answers)
+        _write_labels(home, answers)
     new = len(answers.keys() - before.keys())
     changed = sum(before.get(digest, label) != label for digest, label in answers.items())
     return {"films": len(films), "new": new, "changed": changed}
@@ -163,26 +180,43 @@ def read_asks(home: Path, version: str) -> "pd.DataFrame":
     import pandas as pd
 
     columns = ["ask", "sha256", "probability", "sample"]
-    parts = sorted((ScoreLog(home, version).folder / "asks").glob("[0-9]*.parquet"))
+    parts = [part for folder in ScoreLog(home, version).folders for part in _numbered(folder / "asks")]
     if not parts:
         empty = pd.DataFrame(columns=columns)
         return empty.astype({"ask": int, "sha256": str, "probability": float, "sample": bool})
-    return pd.concat([_read(part, columns) for part in parts], ignore_index=True)
+    # Hosts number their own asks.
+    tables = (_read(part, columns).assign(ask=number) for number, part in enumerate(parts, start=1))
+    return pd.concat(tables, ignore_index=True)
 
 
 def labels(home: Path) -> dict[str, str]:
     """Returns what is known of films: SHA-256 -> name of the class."""
-    path = _labels_file(home)
-    if not path.exists():
-        return {}
-    table = _read(path, ["sha256", "label"])
-    return dict(zip(table["sha256"], table["label"], strict=True))
+    return {digest: label for digest, (_, label) in _dated_labels(roots(home)).items()}
 
 
-def _write_labels(home: Path, known: Mapping[str, str]) -> None:
+def _dated_labels(folders: Sequence[Path]) -> dict[str, tuple[str, str]]:
+    """SHA-256 -> when a film was labelled last and the label; empty for a time that was not kept."""
+    known: dict[str, tuple[str, str]] = {}
+    for path in filter(Path.exists, map(_labels_file, folders)):
+        table = _read(path, ["sha256", "label"], optional=["at"])
+        dated = zip(table["at"] if "at" in table else [""] * len(table), table["label"], strict=True)
+        for digest, label in zip(table["sha256"], dated, strict=True):
+            known[digest] = max(known.get(digest, label), label)
+    return known
+
+
+def _write_labels(home: Path, answers: Mapping[str, str]) -> None:
+    """Adds labels to those that this host keeps; they are later than all that are known of their films."""
     import pandas as pd
 
-    table = pd.DataFrame({"sha256": list(known), "label": list(known.values())}, dtype=str)
+    own, known = _dated_labels([Path(home)]), _dated_labels(roots(home))
+    for digest, label in answers.items():
+        at, before = datetime.now(UTC), known.get(digest, ("", ""))[0]
+        if before and before >= at.isoformat(timespec="microseconds"):  # by a clock that runs ahead
+            at = datetime.fromisoformat(before) + timedelta(microseconds=1)
+        own[digest] = at.isoformat(timespec="microseconds"), label
+    columns = {"sha256": list(own), "label": [label for _, label in own.values()]}
+    table = pd.DataFrame(columns | {"at": [at for at, _ in own.values()]}, dtype=str)
     with atomic_path(_labels_file(home)) as temporary:
         table.to_parquet(temporary, index=False)
 

@@ -3,7 +3,7 @@
 Reads and writes the log of answers of a state folder (`openmed.oversight`).
 """
 
-import platform
+import heapq
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -14,13 +14,16 @@ from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import sha256_bytes
 from openmed.oversight.answer_log import ANSWERED, DECIDED, Decision, answer_journal, decide
 from openmed.oversight.chain import DELETED
+from openmed.oversight.journal import Journal
 from pipeline import ledger
+from pipeline.monitoring.sharing import log_name, pull, roots, sharing
 from pipeline.settings.plain_text import one_line, plain
 
 if TYPE_CHECKING:
     from openmed.metrics.score_intervals import Interval
 
 
+@sharing(needed=False)
 def note(home: Path, film: str, decision: str, by: str) -> Decision:
     """Keeps what a reader decided on a film, given as its file or SHA-256, that a version had answered.
 
@@ -31,7 +34,8 @@ def note(home: Path, film: str, decision: str, by: str) -> Decision:
     """
     if not by.strip():
         raise BadInput("the reader must be named: a decision without a person cannot be kept")
-    return decide(answer_journal(home), film_digest(film), decision, one_line(by, "the name of the reader"))
+    own, *others = _journals(home).values()
+    return decide(own, film_digest(film), decision, one_line(by, "the name of the reader"), others)
 
 
 def film_digest(film: str) -> str:
@@ -92,7 +96,8 @@ class LogState:
         models: What each model answered, in the order of their first answers.
         decisions: How many lines hold a reader's decision.
         deleted: The days that were deleted when their time was over.
-        head: The hash of the last line.
+        head: The hash of the last line on this host.
+        others: Those on other hosts, as far as they were sent, by what tells the hosts apart.
         breaks: When the record of decisions was told that the log does not go on from what it knew.
         problem: What is wrong with the log, and nothing else but the head may be known then; None where it
             is whole.
@@ -102,6 +107,7 @@ class LogState:
     decisions: int = 0
     deleted: list[str] = field(default_factory=list)
     head: str = ""
+    others: dict[str, str] = field(default_factory=dict)
     breaks: list[str] = field(default_factory=list)
     problem: str | None = None
 
@@ -110,6 +116,7 @@ class LogState:
         return vars(self) | {"models": [model.to_json() for model in self.models]}
 
 
+@sharing()
 def read_log(home: Path, head: str | None = None) -> LogState:
     """Reads the whole log, and checks that its chain went through hashes noted before.
 
@@ -132,10 +139,12 @@ def read_log(home: Path, head: str | None = None) -> LogState:
     return state
 
 
+@sharing()
 def film_story(home: Path, film: str) -> list[dict[str, Any]]:
     """Returns what the log says of a film, given as its file or SHA-256; see `read_log` for errors."""
     digest = film_digest(film)
-    return [entry for entry in answer_journal(home).entries() if entry.get("film") == digest]
+    entries = _in_turn(journal.entries() for journal in _journals(home).values())
+    return [entry for entry in entries if entry.get("film") == digest]
 
 
 def look_after(home: Path, keep_days: int | None) -> LogState:
@@ -159,42 +168,77 @@ def note_head(home: Path, version: str, state: LogState) -> None:
     """Has the record of decisions keep the last hash of a log that was just looked after, once a day."""
     if state.models:
         goes_on = state.problem is None
-        ledger.note_answers(version, log=_name(home), head=state.head, goes_on=goes_on)
+        ledger.note_answers(version, log=log_name(home), head=state.head, goes_on=goes_on)
 
 
-def _name(home: Path) -> str:
-    """What tells the log from those of other machines and folders; nobody is to read a path from it."""
-    return sha256_bytes(f"{platform.node()}:{Path(home).resolve()}".encode())[:16]
+def _journals(home: Path) -> dict[str, Journal]:
+    """Returns the log of this host and what is known here of those of others, by what tells them apart."""
+    own, *copies = roots(home)
+    others = {root.name: answer_journal(root) for root in copies if (root / "answers").is_dir()}
+    return {log_name(own): answer_journal(own), **others}
+
+
+def _in_turn(logs: Iterable[Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Merges logs by time; of one second answers come before decisions, which are about them."""
+    return heapq.merge(*logs, key=lambda entry: (entry["at"], entry["event"] == DECIDED))
 
 
 def _read(home: Path, *heads: str | None) -> tuple[LogState, set[str]]:
-    """What the log holds, and through which of some hashes its chain went."""
-    journal, noted = answer_journal(home), ledger.noted_answers(_name(home))
-    wanted = {*heads, *(entry.content["head"] for entry in noted[-1:])}
-    # Answers go on while it is read: what is the last line by now is among those read.
-    last = journal.head()
-    passed = {last}
+    """What the logs of all hosts hold, and through which of some hashes their chains went."""
+    state, passed = _read_once(home, heads)
+    if state.problem and state.others:
+        # Another host may have gone on, and told the record so, after its log was copied.
+        pull(home)
+        state, passed = _read_once(home, heads)
+    return state, passed
 
-    def watched() -> Iterator[dict[str, Any]]:
-        for entry in journal.entries():
-            if entry["previous"] in wanted:
-                passed.add(entry["previous"])
-            yield entry
 
+def _read_once(home: Path, heads: Iterable[str | None]) -> tuple[LogState, set[str]]:
+    chains = [_Chain(name, journal, heads) for name, journal in _journals(home).items()]
     try:
-        state = _summary(watched())
+        # Of one second the order is at least the same on all hosts.
+        ordered = sorted(chains, key=lambda chain: chain.name)
+        state = _summary(_in_turn(chain.entries() for chain in ordered))
     except (KeyError, TypeError, ValueError):
         raise IntegrityError(
-            f"{journal.folder} holds a line that is no answer or decision: something else wrote it; restore "
-            "the log from its backup"
+            f"{answer_journal(home).folder} holds a line that is no answer or decision: something else wrote "
+            "it; restore the log from its backup"
         ) from None
-    state.head, state.breaks = last, [entry.at for entry in noted if not entry.content["goes_on"]]
-    if noted and (known := noted[-1].content["head"]) not in passed:
-        state.problem = (
-            f"the log of answers does not go on from {known[:16]}, its last hash at {noted[-1].at} by entry "
-            f"{noted[-1].number} of the record of decisions: its end was cut off, or it was written anew"
+    own, *others = chains
+    state.head, state.others = own.last, {chain.name: chain.last for chain in others}
+    state.breaks = sorted(at for chain in chains for at in chain.breaks)
+    state.problem = next(filter(None, (chain.problem for chain in chains)), None)
+    return state, {digest for chain in chains for digest in chain.passed}
+
+
+class _Chain:
+    """The log of one host while it is read, beside what the record of decisions knows of it."""
+
+    def __init__(self, name: str, journal: Journal, heads: Iterable[str | None]) -> None:
+        self.name, self._journal, self._noted = name, journal, ledger.noted_answers(name)
+        self._wanted = {*heads, *(entry.content["head"] for entry in self._noted[-1:])}
+        # Answers go on while it is read: what is the last line by now is among those read.
+        self.last = journal.head()
+        self.passed = {self.last}
+        self.breaks = [entry.at for entry in self._noted if not entry.content["goes_on"]]
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """Yields all entries, and remembers through which of the wanted hashes the chain went."""
+        for entry in self._journal.entries():
+            if entry["previous"] in self._wanted:
+                self.passed.add(entry["previous"])
+            yield entry
+
+    @property
+    def problem(self) -> str | None:
+        """Returns what is wrong with a log that was read to its end."""
+        if not self._noted or (known := self._noted[-1].content["head"]) in self.passed:
+            return None
+        return (
+            f"the log of answers does not go on from {known[:16]}, its last hash at {self._noted[-1].at} by "
+            f"entry {self._noted[-1].number} of the record of decisions: its end was cut off, or it was "
+            "written anew"
         )
-    return state, passed
 
 
 def _summary(entries: Iterable[dict[str, Any]]) -> LogState:

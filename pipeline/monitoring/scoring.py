@@ -11,6 +11,7 @@ from openmed.files import sha256_bytes
 from openmed.oversight.answer_log import AnswerLog, answer_journal, login
 from pipeline import ledger, registry
 from pipeline.monitoring.log import SCORED, UNUSABLE, ScoreLog, chunks
+from pipeline.monitoring.sharing import sharing
 from pipeline.settings.project import locked
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Scoring:
     log: str
 
 
+@sharing()
 def score_films(home: Path, source: Path) -> Scoring:
     """Scores the films of a folder or zip that the champion has not scored yet.
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from pipeline.monitoring.judging.looks import Looks
 from pipeline.monitoring.judging.subject import Subject
 from pipeline.monitoring.log import ScoreLog, labels, read_asks
 from pipeline.monitoring.oversight import LogState, look_after, note_head
+from pipeline.monitoring.sharing import WATCH_PAGE, push, sharing
 from pipeline.monitoring.windows import Eligible, by_content, latest, released, windows
 from pipeline.promotion.gates.evidence import Evidence
 from pipeline.settings.project import locked
@@ -72,6 +74,7 @@ class Watch:
         oversight: What the log of answers holds, and how often readers overrule.
         hold: The reason that holds the version; None when nothing does.
         problem: Why it may not answer although it is not on hold, such as a moved alias; None when it may.
+        at: When it was made, UTC.
     """
 
     version: str
@@ -91,6 +94,7 @@ class Watch:
     hold: str | None
     problem: str | None
     page: Path
+    at: str
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of watch.json."""
@@ -108,6 +112,7 @@ class Watch:
         )
 
 
+@sharing()
 def watch(home: Path) -> Watch:
     """Judges the champion on its latest films; when they show it as surely too bad, it goes on hold.
 
@@ -133,7 +138,7 @@ def watch(home: Path) -> Watch:
     films = latest(log, plan.films, Eligible(after), None)
     labelled = _labelled(home, subject, log, known, after, plan.films)
     with locked("looks"):
-        looks = Looks(log.folder / "looks.json")
+        looks = Looks(*(folder / "looks.json" for folder in log.folders))
         judged = judge(subject, plan, films, reference, labelled, looks)
         looks.save()
     seen = (len(films), int(films["patient"].nunique()), sum(map(len, labelled.values())))
@@ -141,7 +146,7 @@ def watch(home: Path) -> Watch:
     _, problem = ledger.recorded_champion()
     if judged.verdict == FAIL and problem is None:
         ledger.hold(version, by=ledger.MONITORING, reason=sentence)
-    held, page = ledger.on_hold().get(version), Path(home) / "watch" / "watch.html"
+    held, page = ledger.on_hold().get(version), Path(home) / WATCH_PAGE
     result = Watch(
         *(version, judged.verdict, _before(page) != (version, judged.verdict), sentence, *seen, judged.share),
         flagged={"now": _flagged(films, evidence), "test": _flagged(evidence.test, evidence)},
@@ -153,8 +158,10 @@ def watch(home: Path) -> Watch:
         hold=held.reason if held else None,
         problem=problem,
         page=page,
+        at=datetime.now(UTC).isoformat(timespec="microseconds"),
     )
     _write(result, reference, films)
+    push(home)  # no other host shall miss what the record knows
     note_head(home, version, result.oversight)
     return result
 

@@ -58,9 +58,12 @@ def windows(
 
     chosen = eligible or Eligible()
     wanted = None if columns is None else list(dict.fromkeys([*_NEEDED, *columns]))
-    parts, missing = [], films
+    parts: list[pd.DataFrame] = []
+    missing = films
     for batch in log.batches():
         drawn = _draw(batch, missing, wanted, chosen)
+        for part in parts if len(drawn) else ():  # two hosts at once may have answered one film
+            drawn = drawn[~drawn["sha256"].isin(part["sha256"])]
         if not len(drawn):
             continue
         parts.append(drawn)

@@ -3,20 +3,25 @@
 They lie in the folder `openmed` of the remote, whatever kind of storage it is; DVC itself never looks there.
 """
 
+import hashlib
+import hmac
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from openmed.errors import BadInput, OpenMedError, ResourceError
-from openmed.files import atomic_path
+from openmed.errors import BadInput, IntegrityError, OpenMedError, ResourceError
+from openmed.files import atomic_path, sha256_file
 
 if TYPE_CHECKING:
     from dvc.fs import FileSystem
 
+NEWEST = "newest.json"
 _FOLDER = "openmed"
 # No name leads out of the folder, and none is that of a file which is still being written.
 _PART = re.compile(r"[A-Za-z0-9_@+=-][A-Za-z0-9._@+=-]*")
@@ -168,3 +173,77 @@ def _answering(remote: str) -> Iterator[None]:
     except Exception as error:
         detail = " ".join(str(error).split())[:200] or type(error).__name__
         raise ResourceError(f"{remote} does not answer: {detail}") from None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Files that belong together, below one place of the storage; each lies under the hash of its content.
+
+    The object `newest.json` there names them, under a seal that nobody can make without the site's secret.
+
+    Attributes:
+        files: Name -> SHA-256.
+        about: What else the seal covers.
+    """
+
+    files: dict[str, str]
+    about: dict[str, str]
+
+    @classmethod
+    def newest(cls, shared: Store, place: str, key: bytes) -> "Bundle | None":
+        """Reads what a place holds; None where nothing was published.
+
+        Raises:
+            IntegrityError: This site did not write it, or not there.
+            ResourceError: The storage does not answer.
+        """
+        if (stored := shared.read(f"{place}/{NEWEST}")) is None:
+            return None
+        try:
+            envelope = json.loads(stored)
+            content, mark, seal = (str(envelope[name]) for name in ("content", "key", "hmac"))
+        except (ValueError, KeyError, TypeError):
+            content, mark, seal = "", "", ""
+        if mark and mark != _mark(key):
+            raise IntegrityError(
+                f"{place} on {shared.remote} was sealed with another site secret than the one of this host: "
+                "give every host the same, in the file that OPENMED_SITE_SECRET_FILE names"
+            )
+        if not hmac.compare_digest(seal.encode(), _hmac(key, place, content).encode()):
+            raise IntegrityError(f"{place} on {shared.remote} has no valid seal: something else wrote it")
+        return cls(**json.loads(content))
+
+    def publish(self, shared: Store, place: str, key: bytes, folder: Path) -> None:
+        """Stores files of a folder in the place of what was published there before; one host at a time."""
+        there = set(shared.names(place))
+        for name, digest in self.files.items():
+            if f"{place}/{digest}" not in there:
+                shared.put(f"{place}/{digest}", folder / name)
+        content = json.dumps(asdict(self), sort_keys=True)
+        envelope = {"content": content, "key": _mark(key), "hmac": _hmac(key, place, content)}
+        shared.write(f"{place}/{NEWEST}", json.dumps(envelope).encode())
+        for name in there - {f"{place}/{kept}" for kept in (NEWEST, *self.files.values())}:
+            shared.delete(name)
+
+    def fetch(self, shared: Store, place: str, folder: Path, names: Iterable[str]) -> bool:
+        """Writes files into a folder; False where the bundle was replaced meanwhile by a newer one.
+
+        Raises:
+            IntegrityError: A file is not the one that was stored.
+            ResourceError: The storage does not answer.
+        """
+        for name in names:
+            if not shared.get(f"{place}/{self.files[name]}", folder / name):
+                return False
+            if sha256_file(folder / name) != self.files[name]:
+                raise IntegrityError(f"{name} of {place} on {shared.remote} was changed since it was sent")
+        return True
+
+
+def _mark(key: bytes) -> str:
+    """Tells keys apart, and nothing else of them."""
+    return hashlib.sha256(key).hexdigest()[:12]
+
+
+def _hmac(key: bytes, place: str, content: str) -> str:
+    return hmac.new(key, f"bundle\n{place}\n{content}".encode(), hashlib.sha256).hexdigest()

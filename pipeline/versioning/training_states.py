@@ -1,12 +1,8 @@
 """The states of trainings that run, on the storage that hosts share: another host goes on where one stopped.
 
-The files of a state lie under their SHA-256 in `states/RUN/STAGE`. The object `newest.json` there says which
-belong together, under a seal that whoever has not the site's secret cannot make.
+They lie in `states/RUN/STAGE`, under the seal of the site.
 """
 
-import hashlib
-import hmac
-import json
 import os
 import shutil
 import socket
@@ -14,18 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from openmed.errors import IntegrityError, OpenMedError
+from openmed.errors import OpenMedError
 from openmed.files import sha256_file
 from openmed.training.position import BEST_PREFIX, STATE_FILE, read_position
 from pipeline.settings.project import checkpoint_folder
-from pipeline.versioning.objects import Store, store
+from pipeline.versioning.objects import Bundle, Store, store
 from pipeline.versioning.site import seal_key
 from pipeline.versioning.workspace import path_of
 
-_ROOT, _NEWEST = "states", "newest.json"
+_ROOT = "states"
 _LOOKS_EVERY_S, _AGAIN_AFTER_S = 1.0, 30.0
 # A training that ended needs no state; one that failed has its last one sent, if that goes quickly.
 _LAST_SENDING_S = 20.0
@@ -88,48 +83,6 @@ def forget_old(project: Path, keep_days: float, say: Say) -> None:
                 shared.delete(f"{_ROOT}/{run}")
 
 
-@dataclass(frozen=True)
-class _Newest:
-    """Which files are the newest state.
-
-    Attributes:
-        fingerprint: Of the training; a host with another device has another one.
-        order: How far it is, `Position.order`.
-        files: Name in the folder of the state -> SHA-256.
-        host: Which sent it.
-    """
-
-    fingerprint: str
-    order: tuple[int, ...]
-    files: dict[str, str]
-    host: str
-
-    def sealed(self, key: bytes, place: str) -> bytes:
-        """Returns what is stored: the content as text, with its seal and a mark of the key."""
-        content = json.dumps(asdict(self), sort_keys=True)
-        return json.dumps(
-            {"content": content, "key": _mark(key), "hmac": _hmac(key, place, content)}
-        ).encode()
-
-    @classmethod
-    def opened(cls, stored: bytes, key: bytes, place: str) -> "_Newest":
-        """Reads what is stored; IntegrityError where this site did not write it, or not there."""
-        try:
-            envelope = json.loads(stored)
-            content, mark, seal = (str(envelope[name]) for name in ("content", "key", "hmac"))
-        except (ValueError, KeyError, TypeError):
-            content, mark, seal = "", "", ""
-        if mark and mark != _mark(key):
-            raise IntegrityError(
-                "the stored state was sealed with another site secret than the one of this host: give every "
-                "host the same, in the file that OPENMED_SITE_SECRET_FILE names"
-            )
-        if not hmac.compare_digest(seal.encode(), _hmac(key, place, content).encode()):
-            raise IntegrityError("the stored state has no valid seal: something else wrote it")
-        known = json.loads(content)
-        return cls(known["fingerprint"], tuple(known["order"]), known["files"], known["host"])
-
-
 class _Carrier:
     """Carries the states of one training between its folder on this host and the storage."""
 
@@ -141,30 +94,21 @@ class _Carrier:
     def fetch(self) -> None:
         """Takes up the newest stored state, if it is further than the one of the same training here."""
         for _ in range(_TRIES):
-            stored = self._shared.read(f"{self._place}/{_NEWEST}")
-            if stored is None:
+            newest = Bundle.newest(self._shared, self._place, self._key)
+            if newest is None:
                 return
-            newest = _Newest.opened(stored, self._key, self._place)
             here = read_position(self._folder)
-            if here and (here[0] != newest.fingerprint or here[1].order >= newest.order):
+            reached = tuple(map(int, newest.about["order"].split()))
+            if here and (here[0] != newest.about["fingerprint"] or here[1].order >= reached):
                 return
-            if self._take_up(newest):
-                self._say(f"goes on from the state that host {newest.host} had reached")
-                return
-
-    def _take_up(self, newest: _Newest) -> bool:
-        """Puts a stored state in the place of the one here; False where its files were replaced meanwhile."""
-        with _empty(self._folder.with_name(f"{self._folder.name}.fetched")) as fetched:
-            for name, digest in newest.files.items():
-                if not self._shared.get(f"{self._place}/{digest}", fetched / name):
-                    return False
-                if sha256_file(fetched / name) != digest:
-                    raise IntegrityError("the stored state was changed since it was sent")
-            self._folder.mkdir(parents=True, exist_ok=True)
-            # The state last: what it calls the best has to be there.
-            for name in sorted(newest.files, key=lambda name: name == STATE_FILE):
-                (fetched / name).replace(self._folder / name)
-        return True
+            with _empty(self._folder.with_name(f"{self._folder.name}.fetched")) as fetched:
+                if newest.fetch(self._shared, self._place, fetched, newest.files):
+                    self._folder.mkdir(parents=True, exist_ok=True)
+                    # The state last: what it calls the best has to be there.
+                    for name in sorted(newest.files, key=lambda name: name == STATE_FILE):
+                        (fetched / name).replace(self._folder / name)
+                    self._say(f"goes on from the state that host {newest.about['host']} had reached")
+                    return
 
     @contextmanager
     def sending(self) -> Iterator[None]:
@@ -209,15 +153,13 @@ class _Carrier:
                 return False  # it is just being replaced
             fingerprint, position = here
             names = [STATE_FILE, *([position.best_file] if position.best else [])]
+            about = {
+                "fingerprint": fingerprint,
+                "order": " ".join(map(str, position.order)),
+                "host": socket.gethostname(),
+            }
             files = {name: sha256_file(pinned / name) for name in names}
-            there = set(self._shared.names(self._place))
-            for name, digest in files.items():
-                if f"{self._place}/{digest}" not in there:
-                    self._shared.put(f"{self._place}/{digest}", pinned / name)
-            newest = _Newest(fingerprint, position.order, files, socket.gethostname())
-            self._shared.write(f"{self._place}/{_NEWEST}", newest.sealed(self._key, self._place))
-            for name in there - {f"{self._place}/{kept}" for kept in (_NEWEST, *files.values())}:
-                self._shared.delete(name)
+            Bundle(files, about).publish(self._shared, self._place, self._key, pinned)
         self._sent = state
         return True
 
@@ -267,12 +209,3 @@ def _told(say: Say, consequence: str) -> Iterator[None]:
         yield
     except (OpenMedError, OSError) as error:
         say(f"{consequence}: {error}")
-
-
-def _mark(key: bytes) -> str:
-    """Tells keys apart, and nothing else of them."""
-    return hashlib.sha256(key).hexdigest()[:12]
-
-
-def _hmac(key: bytes, place: str, content: str) -> str:
-    return hmac.new(key, f"training state\n{place}\n{content}".encode(), hashlib.sha256).hexdigest()

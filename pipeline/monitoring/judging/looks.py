@@ -18,11 +18,21 @@ _PART = {LABELS: 0.95, LOOKS: 0.05}
 
 
 class Looks:
-    """The looks at one version so far, kept in a file; None keeps them in memory."""
+    """The looks at one version so far, kept in a file; None keeps them in memory.
 
-    def __init__(self, path: Path | None = None) -> None:
+    Files of other hosts are read too: all looks have one error rate.
+    """
+
+    def __init__(self, path: Path | None = None, *others: Path) -> None:
         self._path = path
-        self._looks: list[dict[str, Any]] = read_json(path)["looks"] if path and path.exists() else []
+        files = [each for each in (path, *others) if each and each.exists()]
+        looks = {
+            (look["at"], look["what"], look["sha256"]): look
+            for file in files
+            # What the latest look judged is kept, of earlier ones maybe only by another host.
+            for look in sorted(read_json(file)["looks"], key=lambda look: bool(look["judged"]))
+        }
+        self._looks: list[dict[str, Any]] = sorted(looks.values(), key=lambda look: look["at"])
 
     def error(self, purse: str, what: str, judged: Iterable[str], planned: int, rate: float) -> float:
         """Returns the error that a look may make, of the rate of all looks together, and remembers it.

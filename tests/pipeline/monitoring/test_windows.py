@@ -191,7 +191,7 @@ def test_folders_and_renamed_files_get_the_same_verdict(home, folders, tmp_path,
         assert live.score_films(state, source).scored == 240
         live.add_labels(state, folders, CLASSES)
         found = live.watch(state).to_json()
-        assert found.pop("page") == str(state / "watch/watch.html")
+        assert found.pop("page") == str(state / "watch/watch.html") and found.pop("at")
         (use,) = found.pop("oversight")["models"]
         assert use["answers"] == 240
         for period in found["periods"]:

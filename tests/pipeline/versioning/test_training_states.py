@@ -82,7 +82,8 @@ def wait_for(what, timeout_s=60.0):
 
 def order_stored(host):
     content = store(host.project).read(NEWEST)
-    return content and json.loads(json.loads(content)["content"])["order"]
+    order = content and json.loads(json.loads(content)["content"])["about"]["order"]
+    return order and [int(number) for number in order.split()]
 
 
 def lost(host, position, **options):
@@ -206,7 +207,7 @@ def test_a_state_that_something_else_wrote_is_not_taken_up(hosts, tmp_path, what
     if what == "seal":
         stored["hmac"] = "0" * 64
     elif what == "content":
-        stored["content"] = stored["content"].replace('"order": [1', '"order": [2')
+        stored["content"] = stored["content"].replace('"order": "1', '"order": "2')
     elif what == "file":
         digest = json.loads(stored["content"])["files"][STATE_FILE]
         (newest.parent / digest).write_bytes(b"another")
