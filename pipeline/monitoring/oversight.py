@@ -14,9 +14,8 @@ from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import sha256_bytes
 from openmed.oversight.answer_log import ANSWERED, DECIDED, Decision, answer_journal, decide
 from openmed.oversight.chain import DELETED
-from openmed.oversight.journal import Journal
 from pipeline import ledger
-from pipeline.monitoring.sharing import log_name, pull, roots, sharing
+from pipeline.monitoring.sharing import log_name, pull, push, roots, sharing, writer
 from pipeline.settings.plain_text import one_line, plain
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def note(home: Path, film: str, decision: str, by: str) -> Decision:
     """
     if not by.strip():
         raise BadInput("the reader must be named: a decision without a person cannot be kept")
-    own, *others = _journals(home).values()
+    own, *others = map(answer_journal, _logs(home))
     return decide(own, film_digest(film), decision, one_line(by, "the name of the reader"), others)
 
 
@@ -101,6 +100,7 @@ class LogState:
         breaks: When the record of decisions was told that the log does not go on from what it knew.
         problem: What is wrong with the log, and nothing else but the head may be known then; None where it
             is whole.
+        elsewhere: How the copy of another host's log does not go on from what the record knew.
     """
 
     models: list[ModelUse] = field(default_factory=list)
@@ -110,10 +110,12 @@ class LogState:
     others: dict[str, str] = field(default_factory=dict)
     breaks: list[str] = field(default_factory=list)
     problem: str | None = None
+    elsewhere: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values."""
-        return vars(self) | {"models": [model.to_json() for model in self.models]}
+        models = [model.to_json() for model in self.models]
+        return vars(self) | {"models": models, "problem": self.problem or self.elsewhere}
 
 
 @sharing()
@@ -130,8 +132,8 @@ def read_log(home: Path, head: str | None = None) -> LogState:
     if head is not None and not re.fullmatch("[0-9a-f]{64}", head.casefold()):
         raise BadInput(f"`{plain(head[:80])}` is no hash of the log: it has 64 hex digits")
     state, passed = _read(home, head and head.casefold())
-    if state.problem:
-        raise IntegrityError(state.problem)
+    if problem := state.problem or state.elsewhere:
+        raise IntegrityError(problem)
     if head is not None and head.casefold() not in passed:
         raise IntegrityError(
             f"the log of answers never ended with {head[:16]}: it was written anew, or the hash is of another"
@@ -143,7 +145,7 @@ def read_log(home: Path, head: str | None = None) -> LogState:
 def film_story(home: Path, film: str) -> list[dict[str, Any]]:
     """Returns what the log says of a film, given as its file or SHA-256; see `read_log` for errors."""
     digest = film_digest(film)
-    entries = _in_turn(journal.entries() for journal in _journals(home).values())
+    entries = _in_turn(answer_journal(root).entries() for root in _logs(home))
     return [entry for entry in entries if entry.get("film") == digest]
 
 
@@ -167,15 +169,15 @@ def look_after(home: Path, keep_days: int | None) -> LogState:
 def note_head(home: Path, version: str, state: LogState) -> None:
     """Has the record of decisions keep the last hash of a log that was just looked after, once a day."""
     if state.models:
+        push(home)  # another host that reads the record shall find no less in the log
         goes_on = state.problem is None
         ledger.note_answers(version, log=log_name(home), head=state.head, goes_on=goes_on)
 
 
-def _journals(home: Path) -> dict[str, Journal]:
-    """Returns the log of this host and what is known here of those of others, by what tells them apart."""
+def _logs(home: Path) -> list[Path]:
+    """Returns the roots that have a log, that of this host first, whether or not it has one yet."""
     own, *copies = roots(home)
-    others = {root.name: answer_journal(root) for root in copies if (root / "answers").is_dir()}
-    return {log_name(own): answer_journal(own), **others}
+    return [own, *(root for root in copies if (root / "answers").is_dir())]
 
 
 def _in_turn(logs: Iterable[Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
@@ -186,7 +188,7 @@ def _in_turn(logs: Iterable[Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any
 def _read(home: Path, *heads: str | None) -> tuple[LogState, set[str]]:
     """What the logs of all hosts hold, and through which of some hashes their chains went."""
     state, passed = _read_once(home, heads)
-    if state.problem and state.others:
+    if state.elsewhere:
         # Another host may have gone on, and told the record so, after its log was copied.
         pull(home)
         state, passed = _read_once(home, heads)
@@ -194,10 +196,10 @@ def _read(home: Path, *heads: str | None) -> tuple[LogState, set[str]]:
 
 
 def _read_once(home: Path, heads: Iterable[str | None]) -> tuple[LogState, set[str]]:
-    chains = [_Chain(name, journal, heads) for name, journal in _journals(home).items()]
+    chains = [_Chain(root, heads) for root in _logs(home)]
     try:
         # Of one second the order is at least the same on all hosts.
-        ordered = sorted(chains, key=lambda chain: chain.name)
+        ordered = sorted(chains, key=lambda chain: chain.writer)
         state = _summary(_in_turn(chain.entries() for chain in ordered))
     except (KeyError, TypeError, ValueError):
         raise IntegrityError(
@@ -205,20 +207,24 @@ def _read_once(home: Path, heads: Iterable[str | None]) -> tuple[LogState, set[s
             "it; restore the log from its backup"
         ) from None
     own, *others = chains
-    state.head, state.others = own.last, {chain.name: chain.last for chain in others}
-    state.breaks = sorted(at for chain in chains for at in chain.breaks)
-    state.problem = next(filter(None, (chain.problem for chain in chains)), None)
-    return state, {digest for chain in chains for digest in chain.passed}
+    state.head, state.others = own.last, {chain.writer: chain.last for chain in others}
+    state.breaks = sorted({at for chain in chains for at in chain.breaks})
+    # A host that began anew, under the name of an earlier one, has two logs here.
+    passed = {digest for chain in chains for digest in chain.passed}
+    state.problem = own.problem(passed)
+    state.elsewhere = next(filter(None, (chain.problem(passed) for chain in others)), None)
+    return state, passed
 
 
 class _Chain:
     """The log of one host while it is read, beside what the record of decisions knows of it."""
 
-    def __init__(self, name: str, journal: Journal, heads: Iterable[str | None]) -> None:
-        self.name, self._journal, self._noted = name, journal, ledger.noted_answers(name)
+    def __init__(self, root: Path, heads: Iterable[str | None]) -> None:
+        self.writer, self._journal = writer(root), answer_journal(root)
+        self._noted = ledger.noted_answers(log_name(root))
         self._wanted = {*heads, *(entry.content["head"] for entry in self._noted[-1:])}
         # Answers go on while it is read: what is the last line by now is among those read.
-        self.last = journal.head()
+        self.last = self._journal.head()
         self.passed = {self.last}
         self.breaks = [entry.at for entry in self._noted if not entry.content["goes_on"]]
 
@@ -229,10 +235,9 @@ class _Chain:
                 self.passed.add(entry["previous"])
             yield entry
 
-    @property
-    def problem(self) -> str | None:
-        """Returns what is wrong with a log that was read to its end."""
-        if not self._noted or (known := self._noted[-1].content["head"]) in self.passed:
+    def problem(self, passed: set[str]) -> str | None:
+        """Returns what is wrong with a log, given what the chains of all that were read went through."""
+        if not self._noted or (known := self._noted[-1].content["head"]) in passed:
             return None
         return (
             f"the log of answers does not go on from {known[:16]}, its last hash at {self._noted[-1].at} by "

@@ -8,6 +8,7 @@ reads all of these `roots`. Without a default remote there is one.
 import logging
 import os
 import platform
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -40,9 +41,19 @@ def roots(home: Path) -> list[Path]:
     return [Path(home), *sorted(folder for folder in copies if folder.is_dir())]
 
 
-def log_name(home: Path) -> str:
-    """Returns what tells the log of a host from those of others; nobody is to read a path from it."""
-    return sha256_bytes(f"{platform.node()}:{Path(home).resolve()}".encode())[:16]
+def writer(root: Path) -> str:
+    """Returns the name that a root's host writes under; empty where it wrote nothing for others yet."""
+    if root.parent.name == _COPIES and root.with_name(f"{root.name}.json").exists():
+        return root.name
+    file = root / "writer"
+    return file.read_text(encoding="ascii").strip() if file.exists() else ""
+
+
+def log_name(root: Path) -> str:
+    """Returns what the record of decisions tells the log of a root by; nobody is to read a path from it."""
+    if root.parent.name == _COPIES and (index := root.with_name(f"{root.name}.json")).exists():
+        return read_json(index)["log"]
+    return sha256_bytes(f"{platform.node()}:{Path(root).resolve()}".encode())[:16]
 
 
 def sharing(
@@ -101,9 +112,9 @@ def push(home: Path) -> None:
 
 
 def _copy_all(shared: "Store", home: Path) -> None:
-    writers = {name.split("/")[1] for name in shared.names(_LIVE)} - {_writer(home)}
-    for writer in sorted(writers):
-        _copy(shared, home, writer)
+    writers = {name.split("/")[1] for name in shared.names(_LIVE)} - {_own_writer(home)}
+    for name in sorted(writers):
+        _copy(shared, home, name)
     _show_newest_page(home)
 
 
@@ -112,8 +123,8 @@ def _publish(shared: "Store", home: Path) -> None:
     from pipeline.versioning.site import seal_key
 
     with TemporaryDirectory(dir=_made(home / _COPIES), prefix=".sent-") as folder:
-        place, snapshot = f"{_LIVE}/{_writer(home)}", Path(folder)
-        bundle = Bundle(_digests(home, _snapshot(home, snapshot), snapshot), {})
+        place, snapshot = f"{_LIVE}/{_own_writer(home)}", Path(folder)
+        bundle = Bundle(_digests(home, _snapshot(home, snapshot), snapshot), {"log": log_name(home)})
         newest = Bundle.newest(shared, place, seal_key(home))
         if bundle != newest and (bundle.files or newest):
             bundle.publish(shared, place, seal_key(home), snapshot)
@@ -129,12 +140,11 @@ def _store() -> "Store | None":
     return store(project)
 
 
-def _writer(home: Path) -> str:
-    """Returns the name of this host, which it keeps although the machine may be called otherwise one day."""
-    file = home / "writer"
-    if not file.exists():
-        write_text(file, f"{log_name(home)}\n")
-    return file.read_text(encoding="ascii").strip()
+def _own_writer(home: Path) -> str:
+    # By chance: a host of an earlier one's name with an empty folder must not write over what that one wrote.
+    if not writer(home):
+        write_text(home / "writer", f"{secrets.token_hex(8)}\n")
+    return writer(home)
 
 
 def _snapshot(home: Path, folder: Path) -> list[str]:
@@ -162,35 +172,35 @@ def _digests(home: Path, names: list[str], folder: Path) -> dict[str, str]:
     return {name: digest for name, (_, digest) in known.items()}
 
 
-def _copy(shared: "Store", home: Path, writer: str) -> None:
+def _copy(shared: "Store", home: Path, name: str) -> None:
     """Brings the copy of what one other host wrote up to date."""
     from pipeline.versioning.objects import Bundle
     from pipeline.versioning.site import seal_key
 
-    place, copy = f"{_LIVE}/{writer}", _made(home / _COPIES) / writer
-    index = copy.with_name(f"{writer}.json")
+    place, copy = f"{_LIVE}/{name}", _made(home / _COPIES) / name
+    index = copy.with_name(f"{name}.json")
     for _ in range(_TRIES):
         newest = Bundle.newest(shared, place, seal_key(home))
         if newest is None:
             return
-        if unsafe := [name for name in newest.files if not _is_inside(name)]:
+        if unsafe := [file for file in newest.files if not _is_inside(file)]:
             raise IntegrityError(f"{place} on {shared.remote} holds {unsafe[0]!r}, which no host writes")
-        before = read_json(index) if index.exists() else {}
+        before = read_json(index)["files"] if index.exists() else {}
         wanted = [
-            name
-            for name, digest in newest.files.items()
-            if before.get(name) != digest or not (copy / name).exists()
+            file
+            for file, digest in newest.files.items()
+            if before.get(file) != digest or not (copy / file).exists()
         ]
         with TemporaryDirectory(dir=home / _COPIES, prefix=".fetched-") as folder:
             if not newest.fetch(shared, place, Path(folder), wanted):
                 continue
             # Heads last: a journal may go on after its head, and not end before it.
-            for name in sorted(wanted, key=lambda name: name == "answers/head"):
-                _made((copy / name).parent)
-                (Path(folder) / name).replace(copy / name)
-        for name in before.keys() - newest.files.keys():
-            (copy / name).unlink(missing_ok=True)
-        write_json(index, newest.files)
+            for file in sorted(wanted, key=lambda file: file == "answers/head"):
+                _made((copy / file).parent)
+                (Path(folder) / file).replace(copy / file)
+        for file in before.keys() - newest.files.keys():
+            (copy / file).unlink(missing_ok=True)
+        write_json(index, {"log": newest.about["log"], "files": newest.files})
         return
     raise ResourceError(f"{place} on {shared.remote} is being written all the time: try again")
 

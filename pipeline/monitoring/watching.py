@@ -6,7 +6,7 @@ Nothing here can make a champion better or worse than it is: a hold only says th
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from pipeline.monitoring.judging.looks import Looks
 from pipeline.monitoring.judging.subject import Subject
 from pipeline.monitoring.log import ScoreLog, labels, read_asks
 from pipeline.monitoring.oversight import LogState, look_after, note_head
-from pipeline.monitoring.sharing import WATCH_PAGE, push, sharing
+from pipeline.monitoring.sharing import WATCH_PAGE, sharing
 from pipeline.monitoring.windows import Eligible, by_content, latest, released, windows
 from pipeline.promotion.gates.evidence import Evidence
 from pipeline.settings.project import locked
@@ -94,7 +94,7 @@ class Watch:
     hold: str | None
     problem: str | None
     page: Path
-    at: str
+    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="microseconds"))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of watch.json."""
@@ -158,10 +158,8 @@ def watch(home: Path) -> Watch:
         hold=held.reason if held else None,
         problem=problem,
         page=page,
-        at=datetime.now(UTC).isoformat(timespec="microseconds"),
     )
     _write(result, reference, films)
-    push(home)  # no other host shall miss what the record knows
     note_head(home, version, result.oversight)
     return result
 

@@ -18,7 +18,7 @@ from pipeline import monitoring as live
 from pipeline.monitoring import ScoreLog
 from pipeline.monitoring.judging.looks import LOOKS, Looks
 from pipeline.monitoring.log import labels, read_asks
-from pipeline.monitoring.sharing import log_name, pull, push, roots
+from pipeline.monitoring.sharing import pull, push, roots, writer
 from pipeline.monitoring.windows import windows
 from tests.pipeline.conftest import crown
 
@@ -157,6 +157,20 @@ def test_a_part_is_sent_and_fetched_once(hosts, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in stored} == stored
 
 
+def test_a_host_that_begins_anew_under_the_same_name_takes_nothing_from_the_earlier_one(hosts):
+    first, second = hosts
+    for number in (1, 2):  # as a container with a fixed name and an empty state folder
+        keep(first(), [number])
+        ScoreLog(first, "1").append(scored([number]))
+        push(first)
+        shutil.rmtree(first)
+        first.mkdir()
+    pull(second())
+    assert ScoreLog(second, "1").known() == {digest(1), digest(2)}
+    assert live.read_log(second).models[0].answers == 2
+    assert live.read_log(first()).models[0].answers == 2
+
+
 # Labels and asks
 
 
@@ -234,7 +248,7 @@ def test_a_decision_is_about_an_answer_that_another_host_gave(hosts):
         story = live.film_story(host, digest(1))
         assert [entry["event"] for entry in story] == ["answered", "decided", "decided"]
     # The chain of each host is its own, and says that nothing of it was changed.
-    assert live.read_log(first()).others == {log_name(second): answer_journal(second).head()}
+    assert live.read_log(first()).others == {writer(second): answer_journal(second).head()}
 
 
 def test_a_hash_that_was_noted_on_one_host_is_checked_on_another(hosts):
