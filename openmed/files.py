@@ -6,6 +6,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -147,6 +148,16 @@ def check_hashes(found: Mapping[str, str], recorded: Mapping[str, str], what: st
                 "is missing" if path not in found else "was added" if path not in recorded else "was changed"
             )
             raise IntegrityError(f"{path} of {what} {problem}: restore it from the backup")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Gives a file a second name, or where the file system knows no links a copy of it."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def sync(path: Path) -> None:

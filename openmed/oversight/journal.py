@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from openmed.errors import IntegrityError, ResourceError
-from openmed.files import sha256_bytes, sync
+from openmed.files import link_or_copy, sha256_bytes, sync
 from openmed.oversight.chain import DELETED, START, checked, end_of, lines_of, parsed
 
 _DAY_FILE = re.compile(r"\d{4}-\d\d-\d\d\.jsonl")
@@ -140,7 +140,7 @@ class Journal:
             shutil.copy2(self.folder / "head", folder / "head")
             days = self.days()
             for path in days[:-1]:
-                os.link(path, folder / path.name)
+                link_or_copy(path, folder / path.name)
             for path in days[-1:]:
                 shutil.copy2(path, folder / path.name)
 

@@ -6,7 +6,6 @@ reads all of these `roots`. Without a default remote there is one.
 """
 
 import logging
-import os
 import platform
 import secrets
 from collections.abc import Callable, Iterator
@@ -17,7 +16,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from openmed.errors import BadInput, IntegrityError, ResourceError
-from openmed.files import read_json, sha256_bytes, sha256_file, write_bytes, write_json, write_text
+from openmed.files import (
+    link_or_copy,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from openmed.oversight.answer_log import answer_journal
 from pipeline.settings.project import locked, project_root
 
@@ -153,7 +160,7 @@ def _snapshot(home: Path, folder: Path) -> list[str]:
     for file in files:
         target = folder / file.relative_to(home)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.link(file, target)
+        link_or_copy(file, target)
     if (home / "answers").is_dir():
         answer_journal(home).copy_to(folder / "answers")
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

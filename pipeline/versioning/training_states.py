@@ -3,7 +3,6 @@
 They lie in `states/RUN/STAGE`, under the seal of the site.
 """
 
-import os
 import shutil
 import socket
 import threading
@@ -13,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from openmed.errors import OpenMedError
-from openmed.files import sha256_file
+from openmed.files import link_or_copy, sha256_file
 from openmed.training.position import BEST_PREFIX, STATE_FILE, read_position
 from pipeline.settings.project import checkpoint_folder
 from pipeline.versioning.objects import Bundle, Store, store
@@ -179,17 +178,8 @@ def _pinned(folder: Path) -> Iterator[Path]:
         # The state first: the best weights that it names are deleted after it is replaced.
         for file in (folder / STATE_FILE, *folder.glob(f"{BEST_PREFIX}*")):
             with suppress(FileNotFoundError):
-                _link(file, pinned / file.name)
+                link_or_copy(file, pinned / file.name)
         yield pinned
-
-
-def _link(file: Path, name: Path) -> None:
-    try:
-        os.link(file, name)
-    except FileNotFoundError:
-        raise
-    except OSError:  # a file system may know no links
-        shutil.copyfile(file, name)
 
 
 @contextmanager

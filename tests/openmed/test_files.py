@@ -1,8 +1,10 @@
 """Atomic writes: old content or new, never a part, never a leftover."""
 
+import errno
 import hashlib
 import json
 import math
+import os
 
 import pandas as pd
 import pytest
@@ -81,6 +83,26 @@ def test_the_hash_is_that_of_the_whole_file(tmp_path, size):
     data = bytes(index % 251 for index in range(size))
     (tmp_path / "f").write_bytes(data)
     assert files.sha256_file(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_file_gets_a_second_name_or_a_copy_where_there_are_no_links(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"content")
+    files.link_or_copy(tmp_path / "a", tmp_path / "link")
+    assert (tmp_path / "link").samefile(tmp_path / "a")
+
+    def refuse(*names):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    files.link_or_copy(tmp_path / "a", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"content"
+    assert not (tmp_path / "copy").samefile(tmp_path / "a")
+
+
+def test_a_file_that_is_gone_is_not_copied(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        files.link_or_copy(tmp_path / "gone", tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_each_error_has_its_exit_code():

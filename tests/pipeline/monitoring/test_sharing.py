@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,10 +16,10 @@ from openmed.files import read_json, sha256_bytes, write_json
 from openmed.inference.answers import FilmAnswer
 from openmed.oversight.answer_log import AnswerLog, answer_journal
 from pipeline import monitoring as live
-from pipeline.monitoring import ScoreLog
+from pipeline.monitoring import ScoreLog, oversight
 from pipeline.monitoring.judging.looks import LOOKS, Looks
 from pipeline.monitoring.log import labels, read_asks
-from pipeline.monitoring.sharing import pull, push, roots, writer
+from pipeline.monitoring.sharing import log_name, pull, push, roots, writer
 from pipeline.monitoring.windows import windows
 from tests.pipeline.conftest import crown
 
@@ -285,6 +286,33 @@ def test_days_that_a_host_deleted_are_deleted_on_the_others(hosts):
     push(first())
     pull(second())
     assert [path.name for path in copy.glob("*.jsonl")] == ["2026-01-01.jsonl"]
+
+
+def test_a_log_is_fetched_again_before_it_is_said_not_to_go_on_from_the_record(hosts, monkeypatch):
+    first, second = hosts
+    keep(first(), [1])
+    push(first)
+    pull(second())
+    keep(first(), [2])
+    push(first)
+    pull(first)
+    noted, name = {}, log_name(first)
+    monkeypatch.setattr(oversight.ledger, "noted_answers", lambda log: noted.get(log, []))
+
+    def note(head):
+        entry = SimpleNamespace(content={"head": head, "goes_on": True}, at="2026-01-01T00:00:00Z", number=3)
+        noted[name] = [entry]
+
+    note(answer_journal(first).head())
+    second()
+    assert oversight.look_after(second, None).elsewhere is None
+    note("f" * 64)
+    state = oversight.look_after(second, None)
+    # It says nothing against the log of this host.
+    assert state.problem is None and "does not go on from ffffffffffffffff" in state.elsewhere
+    assert state.to_json()["problem"] == state.elsewhere
+    with pytest.raises(IntegrityError, match="by entry 3 of the record"):
+        live.read_log(second)
 
 
 # What comes from elsewhere
