@@ -15,6 +15,7 @@ import pytest
 import yaml
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
+from openmed.archives import read_stored
 from openmed.files import sha256_file
 from openmed.films.images import read_film, resize_film
 from openmed.inference.checkpoint import load_model, read_spec
@@ -132,7 +133,7 @@ def test_a_published_zip_is_laid_out_with_its_patients_and_splits(openmed, proje
     assert code == 0
     table = pd.read_csv("data/films.csv", dtype=str, keep_default_na=False)
     assert len(table) == 26
-    assert all(Path("data", path).is_file() for path in table["path"])
+    assert all(read_stored(f"data/{path}") for path in table["path"])
     assert table.groupby("split").size().to_dict() == {"test": 8, "train": 18}
     assert table.groupby("label")["patient"].nunique().to_dict() == {"NORMAL": 9, "PNEUMONIA": 11}
     assert "26 films of 20 patients (NORMAL 9, PNEUMONIA 17)" in out
