@@ -16,6 +16,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from openmed.errors import OpenMedError, ResourceError
 from pipeline.settings.variables import variables
+from pipeline.tools.git import disk_is_full
 
 _VARIABLES = variables()
 PROJECT = (_VARIABLES.project or Path(__file__).resolve().parents[1]).resolve()
@@ -57,6 +58,8 @@ def one_sentence() -> Iterator[None]:
     except ResourceError as error:
         raise Outage(str(error)) from None
     except OpenMedError as error:
+        if disk_is_full(str(error)):
+            raise Outage(DISK_FULL) from None
         raise AirflowFailException(str(error)) from None
     except OSError as error:
         if not is_full(error):

@@ -147,12 +147,13 @@ class DvcStageOperator(BaseOperator):
     def _failure(self, code: int, output: str) -> Exception:
         exits = _STAGE_EXIT.findall(output)
         stage_code = int(exits[-1]) if exits else code
+        # Whatever else it came to say: nothing is wrong with what it read.
+        if disk_is_full(output):
+            return Outage(DISK_FULL)
         if kind := _PERMANENT.get(stage_code):
             return AirflowFailException(
                 f"stage {self.stage} refused: {kind} (exit {stage_code}), see its log"
             )
-        if disk_is_full(output):
-            return Outage(DISK_FULL)
         if stage_code == ResourceError.exit_code:
             return Outage(f"stage {self.stage} lacked a resource (exit {stage_code}), see its log")
         if "is busy" in output:

@@ -34,7 +34,12 @@ def films_at_hand(project: Path, home: Path, version: str, *, at_any_rate: bool 
         if (folder / "params.yaml").read_bytes() != params.read_bytes():
             # A run may have set values that are in no commit.
             write_bytes(folder / "params.yaml", params.read_bytes())
-        handover.receive(folder, read_mapping(lock)["stages"], registry.is_shown)
+        stages = {
+            name: entry
+            for name, entry in read_mapping(lock)["stages"].items()
+            if any(registry.is_shown(out["path"]) for out in entry.get("outs") or [])
+        }
+        handover.receive(folder, stages, registry.is_shown)
     except (BadInput, ResourceError) as error:
         if at_any_rate and isinstance(error, ResourceError) and store(project) is not None:
             raise

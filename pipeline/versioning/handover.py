@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from openmed.errors import IntegrityError, ResourceError
 from openmed.files import read_json, write_json, write_text
 from pipeline.settings.yaml_file import read_mapping
@@ -138,13 +136,15 @@ def _merge(workspace: Path, entries: Entries) -> None:
     if not _news(workspace, entries):
         return
     from dvc.lock import Lock
+    from dvc.utils.serialize import dumps_yaml
 
     file = workspace / ".dvc" / "tmp" / "lock"
     file.parent.mkdir(exist_ok=True)
     with Lock(str(file), wait=True):
         lock = _lock(workspace)
         lock["stages"] |= _news(workspace, entries)
-        write_text(workspace / "dvc.lock", yaml.safe_dump(lock, sort_keys=False))
+        # Another writer leaves hashes such as 08 or 1e5 without the quotes that DVC's reader needs.
+        write_text(workspace / "dvc.lock", dumps_yaml(lock))
 
 
 def _news(workspace: Path, entries: Entries) -> dict[str, Any]:

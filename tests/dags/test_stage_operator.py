@@ -165,7 +165,7 @@ def test_files_in_use_by_another_stage_are_waited_for():
     assert type(failure) is AirflowException and "another stage" in str(failure)
 
 
-@pytest.mark.parametrize("code", [1, 4, 255])
+@pytest.mark.parametrize("code", [1, 2, 4, 255])
 def test_a_full_disk_is_no_damage(run, monkeypatch, code):
     if code == 255:
         monkeypatch.setenv("STAGE_DOES", "fill")
@@ -175,6 +175,8 @@ def test_a_full_disk_is_no_damage(run, monkeypatch, code):
     assert type(failure) is Outage and "disk of this host is full" in str(failure)
     with pytest.raises(Outage, match="disk of this host is full"), one_sentence():
         raise OSError(errno.ENOSPC, "No space left on device", "x")
+    with pytest.raises(Outage, match="disk of this host is full"), one_sentence():
+        raise BadInput("x.json cannot be written: [Errno 28] No space left on device")
     with pytest.raises(PermissionError), one_sentence():
         raise PermissionError(errno.EACCES, "Permission denied", "x")
 
