@@ -173,7 +173,7 @@ def register(*, run_id: str, dag_run: Any, triggering_asset_events: Any, ti: Any
     """Emits the candidate asset, whose event starts the DAG `promote`."""
     from pipeline import registry
     from pipeline.monitoring.drift import restore_drift
-    from pipeline.versioning import handover, training_states
+    from pipeline.versioning import handover, training_states, workspace
 
     path, revision, compared = workspace_of(ti), needed(ti, "prepare")["revision"], handed(ti, "drift")
     enter_project()
@@ -187,7 +187,8 @@ def register(*, run_id: str, dag_run: Any, triggering_asset_events: Any, ti: Any
             revision=revision,
             started_by=starter(dag_run, events_of(triggering_asset_events)),
         )
-        training_states.forget(host.PROJECT, run_id, LOG.warning)
+        if workspace.default_remote(path):
+            training_states.forget(host.PROJECT, run_id, LOG.warning)
     chosen = {key: getattr(result, key) for key in ("version", "architecture", "verdict", "run_id", "order")}
     yield Metadata(CANDIDATE, {**chosen, "revision": revision, "retrain_run": run_id})
     ti.xcom_push(key="candidate", value=chosen)
@@ -203,12 +204,15 @@ def cleanup(*, run_id: str, ti: Any) -> str:
     """Says in one sentence what became of the workspace."""
     from pipeline.versioning import training_states, workspace
 
-    with one_sentence():
-        training_states.forget_old(host.PROJECT, KEEP_WORKSPACES_DAYS, LOG.warning)
+    folder = workspace.path_of(run_id, host.HOME)
+    # On a host that had no part in the run it is not known whether there is a remote.
+    if workspace.default_remote(folder) or not folder.exists():
+        with one_sentence():
+            training_states.forget_old(host.PROJECT, KEEP_WORKSPACES_DAYS, LOG.warning)
     if not ti.xcom_pull(task_ids="register", key="candidate"):
         return f"The run is not complete: its workspaces are kept for {KEEP_WORKSPACES_DAYS:g} days."
     with one_sentence():
-        removed = workspace.retire(host.PROJECT, workspace.path_of(run_id, host.HOME))
+        removed = workspace.retire(host.PROJECT, folder)
     return f"The workspace of this run is kept for the gate; {len(removed)} earlier ones are removed."
 
 
