@@ -207,7 +207,7 @@ class Bundle:
         if mark and mark != _mark(key):
             raise IntegrityError(
                 f"{place} on {shared.remote} was sealed with another site secret than the one of this host: "
-                "give every host the same, in the file that OPENMED_SITE_SECRET_FILE names"
+                "give every host the same OPENMED_SITE_SECRET, by a variable or by a file"
             )
         if not hmac.compare_digest(seal.encode(), _hmac(key, place, content).encode()):
             raise IntegrityError(f"{place} on {shared.remote} has no valid seal: something else wrote it")

@@ -226,7 +226,7 @@ def test_a_state_under_another_secret_is_told_apart_from_a_forged_one(hosts, mon
     monkeypatch.setenv("OPENMED_SITE_SECRET", "the secret of another site")
     with second.carried():
         assert not second.states.exists()
-    assert "another site secret" in second.said[0] and "OPENMED_SITE_SECRET_FILE" in second.said[0]
+    assert "another site secret" in second.said[0] and "OPENMED_SITE_SECRET" in second.said[0]
 
 
 def test_states_are_deleted_with_their_run_and_no_other(hosts):
