@@ -13,7 +13,7 @@ from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import sha256_file
 from pipeline import registry
 from pipeline.commands import app as cli
-from pipeline.monitoring.drift import check_drift
+from pipeline.monitoring.drift import check_drift, restore_drift
 from pipeline.registry.profiles import PROFILE_FILE
 from tests.conftest import ROOT
 from tests.pipeline.conftest import SPLITS, crown, make_workspace, register
@@ -268,6 +268,22 @@ def test_stored_films_that_were_changed_or_lost_are_refused(live, champion, vali
             check_drift(folder)
     finally:
         path.write_bytes(before)
+
+
+def test_another_host_draws_the_same_page_from_the_numbers_alone(champion, validated, tmp_path, monkeypatch):
+    folder = validated(pd.concat([champion, added(60)]))
+    told = json.loads(json.dumps(check_drift(folder).to_json()))
+    elsewhere = tmp_path / "elsewhere"
+    for name in (MANIFEST, "params.yaml"):
+        (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, elsewhere / name)
+    restore_drift(elsewhere, told)
+    for name in ("drift.json", "drift.html"):
+        made = (folder / "artifacts/drift" / name).read_bytes()
+        assert (elsewhere / "artifacts/drift" / name).read_bytes() == made
+    # What is there stays, and the registry is not asked.
+    monkeypatch.setattr(registry, "profile_of", None)
+    restore_drift(elsewhere, told)
 
 
 def test_before_validate_there_is_nothing_to_compare(champion, validated):
