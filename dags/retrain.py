@@ -147,7 +147,7 @@ def prepare(*, params: dict[str, Any], dag_run: Any, triggering_asset_events: An
     execution_timeout=timedelta(minutes=30),
     doc_md="Compares the films with those of the champion and stops the run, before any training, when they "
     "differ too much and `accept_drift` is not set. The page is artifacts/drift/drift.html in the workspace, "
-    "and in MLflow once the run has registered its candidates.",
+    "on the default DVC remote where there is one, and in MLflow once the run has registered its candidates.",
 )
 def drift(*, params: dict[str, Any], ti: Any) -> dict[str, Any]:
     """Returns the comparison with its verdict and sentence, which name no film and no patient."""
@@ -158,7 +158,10 @@ def drift(*, params: dict[str, Any], ti: Any) -> dict[str, Any]:
     enter_project()
     with one_sentence():
         handover.receive(path, entries(ti, ["validate"]), MANIFEST.as_posix().__eq__)
-        result = check_drift(path, accept=params["accept_drift"])
+        try:
+            result = check_drift(path, accept=params["accept_drift"])
+        finally:
+            handover.show(host.PROJECT, path, path / "artifacts/drift/drift.html", LOG.info)
     return hand_on(ti, result.to_json())
 
 

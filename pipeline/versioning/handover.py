@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from openmed.errors import IntegrityError, ResourceError
+from openmed.errors import IntegrityError, OpenMedError, ResourceError
 from openmed.files import read_json, write_json, write_text
 from pipeline.settings.yaml_file import read_mapping
 from pipeline.tools.dvc_lock import check_agreement, outputs, read_md5
@@ -94,6 +94,25 @@ def hand_on(workspace: Path, stage: str, read: Entries, *, dvc: Dvc = run_dvc) -
             full = "its disk or that of this host is full" if disk_is_full(output) else last_error(output)
             raise ResourceError(f"what {stage} wrote could not be pushed to the DVC remote {remote}: {full}")
     return entry
+
+
+def show(project: Path, workspace: Path, page: Path, say: Callable[[str], None]) -> None:
+    """Puts a page of a run on the default remote, where there is one, and tells where people find it.
+
+    It lies with the states of the run's trainings, `openmed/states/RUN`, and goes when they go: when the run
+    is registered, or is old. An outage ends nothing; `say` gets one sentence in any case.
+    """
+    from pipeline.versioning.objects import store
+
+    if default_remote(workspace) is None or not page.is_file():
+        return
+    name = f"states/{workspace.name}/{page.name}"
+    try:
+        if shared := store(project):
+            shared.put(name, page)
+            say(f"the page is openmed/{name} on {shared.remote}")
+    except OpenMedError as error:
+        say(f"the page stays on this host: {error}")
 
 
 def _is_damaged(workspace: Path, hashes: Iterable[str]) -> bool:

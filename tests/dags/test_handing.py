@@ -26,7 +26,7 @@ from pipeline.settings.yaml_file import read_mapping
 from pipeline.tools.dvc_graph import load_graph
 from pipeline.tools.dvc_lock import check_outputs, outputs
 from pipeline.tools.git import git, run
-from pipeline.versioning import workspace
+from pipeline.versioning import handover, workspace
 from tests.dags.runs import Handed
 
 SECRET = "a secret of this site"
@@ -354,6 +354,24 @@ def test_the_seal_of_another_task_run_or_dag_does_not_count(hosts):
         with pytest.raises(AirflowFailException, match="written by hand"):
             handing.needed(ti, "validate")
         setattr(ti, name, before)
+
+
+def test_a_page_of_a_run_is_found_on_the_remote_and_an_outage_ends_nothing(hosts, tmp_path):
+    folder, said = hosts.on("two"), []
+    page = tmp_path / "drift.html"
+    page.write_text("<p>")
+    handover.show(host.PROJECT, folder, page, said.append)
+    name = f"openmed/states/{folder.name}/drift.html"
+    assert (hosts.root / "storage" / name).read_text() == "<p>"
+    assert said == [f"the page is {name} on the DVC remote store"]
+    (hosts.root / "storage").rename(hosts.root / "away")
+    (hosts.root / "storage").write_text("no folder")
+    handover.show(host.PROJECT, folder, page, said.append)
+    (hosts.root / "storage").unlink()
+    (hosts.root / "away").rename(hosts.root / "storage")
+    assert said[1].startswith("the page stays on this host: ")
+    handover.show(host.PROJECT, tmp_path / "alone", page, said.append)
+    assert len(said) == 2
 
 
 def test_another_secret_is_told_from_a_forged_xcom(hosts, monkeypatch):
