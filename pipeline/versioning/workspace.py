@@ -76,6 +76,7 @@ def find(repo: Path, commit: str, run_id: str, home: Path, *, seed: int | None =
     repo, path = Path(repo).resolve(), path_of(run_id, home)
     record = read_json(_record_of(path)) if _record_of(path).exists() else {}
     if record.get("whole") and record["commit"] == commit and _is_at(repo, path, commit):
+        _record_of(path).touch()  # its age is that of its last use
         return path
     return create(repo, commit, run_id, home, seed=seed)
 
@@ -96,8 +97,8 @@ def locked(path: Path) -> Iterator[None]:
 def path_of(run_id: str, home: Path) -> Path:
     """Returns the folder a run works in, whether or not it exists."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", run_id)
-    if safe != run_id or safe.startswith(".") or re.search("-[0-9a-f]{16}$", safe):
-        # No id, which whoever starts a run may choose, leads to the folder of another.
+    if safe != run_id or len(safe) > 200 or re.search(r"^\.|\.(json|lock)$|-[0-9a-f]{16}$", safe):
+        # No id, which whoever starts a run may choose, leads to what another has: folder, record or lock.
         safe = f"{safe.lstrip('.')[:200]}-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}"
     if not run_id:
         raise BadInput("a run needs an id that is not empty")
@@ -136,22 +137,22 @@ def retire(repo: Path, path: Path) -> list[Path]:
 def tidy(repo: Path, home: Path, keep_days: float, is_complete: Callable[[str], bool]) -> list[Path]:
     """Removes the workspaces of this host that no run needs any more, and returns these.
 
-    Those are the ones that began more than `keep_days` days ago and the complete ones but the newest. Which
-    run of another host is complete says `is_complete`, given its id.
+    Those are the ones that no task has used for `keep_days` days and the complete ones but the one used last.
+    Which run is complete, and not cleared since to go on, says `is_complete`, given its id.
     """
     removed = prune(repo, home, keep_days)
     complete = []
     for record in sorted(_records(home), key=lambda each: each.stat().st_mtime):
         known = read_json(record)
-        if not known.get("complete") and is_complete(known.get("run_id", "")):
-            _write_record(record.with_suffix(""), complete=True)
-            known["complete"] = True
-        complete += [record] if known.get("complete") else []
+        if record.with_suffix("").exists() and is_complete(known.get("run_id", "")):
+            if not known.get("complete"):
+                _write_record(record.with_suffix(""), complete=True)
+            complete.append(record)
     return removed + _removed(repo, complete[:-1])
 
 
 def prune(repo: Path, home: Path, keep_days: float) -> list[Path]:
-    """Removes the workspaces of runs that began more than `keep_days` days ago, and returns these."""
+    """Removes the workspaces that no task has used for more than `keep_days` days, and returns these."""
     oldest = time.time() - keep_days * 86_400
     old = [record for record in _records(home) if record.stat().st_mtime < oldest]
     removed = _removed(repo, old)

@@ -251,7 +251,10 @@ def test_ids_that_differ_in_replaced_characters_get_two_folders(tmp_path):
 def test_no_id_can_be_chosen_that_leads_to_the_folder_of_another_run(tmp_path):
     folder = workspace.path_of("scheduled__2026-11-29T02:00:00+00:00", tmp_path)
     assert workspace.path_of(folder.name, tmp_path) != folder
-    assert len(workspace.path_of(":" + "a" * 249, tmp_path).name) < 255
+    for others in ("a.json", "a.lock"):
+        assert not workspace.path_of(others, tmp_path).name.endswith((".json", ".lock"))
+    for longest in (":" + "a" * 249, "a" * 250):
+        assert len(workspace.path_of(longest, tmp_path).name) < 230
 
 
 def test_old_workspaces_are_pruned_and_young_ones_kept(project, tmp_path):
