@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +20,7 @@ import host
 import pytest
 import retrain
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from configobj import ConfigObj
 from host import Outage
 from stage_operator import DvcStageOperator
 
@@ -305,6 +308,34 @@ def test_a_damaged_output_on_the_remote_is_no_outage(hosts):
     with pytest.raises(AirflowFailException, match="holds a damaged copy of artifacts/validate"):
         hosts.stage("left")
     file.write_bytes(content)
+
+
+def test_a_remote_that_hangs_up_while_it_is_read_is_an_outage(hosts):
+    class Halting(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"a part")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            """Says nothing."""
+
+    settings = hosts.on("two") / ".dvc/config.local"
+    kept = settings.read_text()
+    with HTTPServer(("127.0.0.1", 0), Halting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        remote = ConfigObj(kept.splitlines())
+        remote['remote "store"']["url"] = f"http://127.0.0.1:{server.server_port}"
+        settings.write_text("\n".join(remote.write()))
+        try:
+            with pytest.raises(Outage, match="neither in the DVC cache nor whole on a remote"):
+                hosts.stage("left")
+        finally:
+            settings.write_text(kept)
+            server.shutdown()
 
 
 def test_a_commit_that_a_host_lacks_is_fetched_and_head_moves_nothing(hosts):
