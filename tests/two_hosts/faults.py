@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.two_hosts.retraining import Run, entries, versions
+from tests.two_hosts.retraining import Run, entries
 from tests.two_hosts.scene import Scene
 from tests.two_hosts.servers import WORKERS
 
@@ -63,16 +63,16 @@ def database_restarted(scene: Scene) -> tuple[list[Run], str]:
 
 
 def tracking_killed(scene: Scene) -> tuple[list[Run], str]:
-    """Kills the tracking server when a registration has made its first version."""
-    run = Run(scene, "tracking-killed")
+    """Kills the tracking server in a registration, when the weights of the first version have arrived."""
+    run, before = Run(scene, "tracking-killed"), scene.stored_weights()
     run.wait_for("the registration", lambda _: run.running("register"))
-    run.wait_for("a first version", lambda _: versions(scene, run.name))
-    made = len(versions(scene, run.name))
+    arrived = run.wait_for("the first weights", lambda _: scene.stored_weights() - before)
     scene.kill("mlflow")
     time.sleep(_GONE_S)
     scene.start("mlflow")
     run.end()
-    return [run], f"after {made} of 2 versions, for {_GONE_S} s"
+    tries = run.tasks()["register"]["try_number"]
+    return [run], f"with {len(arrived)} of 2 models stored, for {_GONE_S} s; registered at try {tries}"
 
 
 def storage_away(scene: Scene) -> tuple[list[Run], str]:

@@ -129,15 +129,12 @@ class Run:
 
     def _weights(self) -> dict[str, str]:
         """Architecture -> hash of the weights that its version has in the object storage."""
-        models, s3 = versions(self.scene, self.name), self.scene.s3()
-        pages = s3.get_paginator("list_objects_v2").paginate(Bucket="models")
-        keys = [each["Key"] for page in pages for each in page.get("Contents", [])]
+        models, s3, keys = versions(self.scene, self.name), self.scene.s3(), self.scene.stored_weights()
         found = {}
         for architecture, model in models.items():
-            for key in keys:
-                if model in key and key.endswith("weights.safetensors"):
-                    body = s3.get_object(Bucket="models", Key=key)["Body"]
-                    found[architecture] = hashlib.file_digest(body, "sha256").hexdigest()
+            for key in (key for key in keys if model in key):
+                body = s3.get_object(Bucket="models", Key=key)["Body"]
+                found[architecture] = hashlib.file_digest(body, "sha256").hexdigest()
         return found
 
 

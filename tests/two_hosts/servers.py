@@ -100,6 +100,12 @@ class Servers:
             config=Config(retries={"max_attempts": 0}, proxies={}),
         )
 
+    def stored_weights(self) -> set[str]:
+        """Returns the keys of all weights that MLflow has put into the object storage."""
+        pages = self.s3().get_paginator("list_objects_v2").paginate(Bucket="models")
+        keys = (each["Key"] for page in pages for each in page.get("Contents", []))
+        return {key for key in keys if key.endswith("weights.safetensors")}
+
     @property
     def repository(self) -> str:
         """Returns the address of the git repository that all machines know."""
