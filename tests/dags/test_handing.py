@@ -29,7 +29,7 @@ from pipeline.settings.yaml_file import read_mapping
 from pipeline.tools.dvc_graph import load_graph
 from pipeline.tools.dvc_lock import check_outputs, outputs
 from pipeline.tools.git import git, run
-from pipeline.versioning import handover, workspace
+from pipeline.versioning import handover, training_states, workspace
 from tests.dags.runs import Handed
 
 SECRET = "a secret of this site"
@@ -402,7 +402,8 @@ def test_a_page_of_a_run_is_found_on_the_remote_and_an_outage_ends_nothing(hosts
     (hosts.root / "away").rename(hosts.root / "storage")
     assert said[1].startswith("the page stays on this host: ")
     handover.show(host.PROJECT, tmp_path / "alone", page, said.append)
-    assert len(said) == 2
+    training_states.forget(host.PROJECT, hosts.ti.run_id, said.append)
+    assert len(said) == 2 and not (hosts.root / "storage" / name).exists()
 
 
 def test_another_secret_is_told_from_a_forged_xcom(hosts, monkeypatch):
