@@ -217,7 +217,7 @@ def test_the_page_shows_how_often_readers_overrule_and_when_the_log_is_broken(ho
     assert (use["answers"], use["decided"], use["overruled"]) == (6, 1, 1)
     assert use["share"]["low"] == pytest.approx(0.2065, abs=1e-4)
     page = (home / "watch/watch.html").read_text()
-    assert "<td>models:/openmed-cxr/1</td><td>20" in page and "1.000" in page and "0.207 to 1.000" in page
+    assert '<td>models:/openmed-cxr/1</td><td class="n">20' in page and "1.000 (0.207 to 1.000)" in page
     assert "Dr Adams" not in page and "ROE" not in page
     (day,) = (home / "answers").glob("*.jsonl")
     day.write_bytes(b"\n".join(day.read_bytes().splitlines()[:-1]) + b"\n")
