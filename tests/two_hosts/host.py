@@ -29,7 +29,6 @@ for each in usr bin sbin lib lib64 etc; do
   if [ -L "/$each" ]; then cp -d "/$each" "$root/"
   elif [ -d "/$each" ]; then mkdir "$root/$each"; mount --rbind "/$each" "$root/$each"; fi
 done
-for each in "$@"; do mkdir -p "$root$each"; mount --bind "$each" "$root$each"; done
 mkdir -p "$root/dev" "$root/proc" "$root/sys" "$root/run" "$root/tmp" "$root/var/tmp" "$root/home/$name"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/dev/shm"
@@ -38,6 +37,7 @@ mount -t proc proc "$root/proc"
 mount --bind "$disk" "$root/home/$name"
 mkdir -p "$root/home/$name/tmp"
 for each in tmp var/tmp; do mount --bind "$root/home/$name/tmp" "$root/$each"; done
+for each in "$@"; do mkdir -p "$root$each"; mount --bind "$each" "$root$each"; done
 chown "$uid:$uid" "$root/home/$name" "$root/tmp"
 chmod 700 "$root/home/$name"
 accounts=$(mktemp -d -p "$root/run")

@@ -62,12 +62,12 @@ class Scene(Servers):
         """
         said = []
         for name in WORKERS:
-            host = self.hosts[name]
-            homes, user, machine = (host.run(*each) for each in (["ls", "/home"], ["id", "-u"], ["hostname"]))
+            host, others = self.hosts[name], [f"/home/{each}" for each in self.hosts if each != name]
+            user, machine = host.run("id", "-u"), host.run("hostname")
             users = set(host.run("ps", "-eo", "user=").split())
-            strange = users - {name, "root"} or host.run("find", "/tmp", "-not", "-user", name)
-            if (homes, machine) != (name, name) or strange:
-                raise RuntimeError(f"{name} is not alone: {homes}, {machine}, {users}")
+            seen = host.run("bash", "-c", 'ls -d "$@" 2>/dev/null || true', "ls", str(self.folder), *others)
+            if machine != name or users - {name, "root"} or seen:
+                raise RuntimeError(f"{name} is not alone: {machine}, {users}, {seen}")
             said.append(f"{machine} (user {user}, a home and processes of its own)")
         return " and ".join(said)
 
