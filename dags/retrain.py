@@ -129,11 +129,15 @@ def prepare(*, params: dict[str, Any], dag_run: Any, triggering_asset_events: An
     """Returns the commit and the seed; fails where it is unknown who started the run."""
     from pipeline.versioning import workspace
 
-    starter(dag_run, events_of(triggering_asset_events))
+    starter(dag_run, events := events_of(triggering_asset_events))
     seed = params["seed"]
+    extras = [event.extra or {} for event in sorted(events, key=lambda event: event.timestamp)]
+    newer = [str(extra["revision"]) for extra in extras if "revision" in extra]
     with one_sentence():
         tidy(ti)
-        path = workspace.create(host.PROJECT, params["revision"], ti.run_id, host.HOME, seed=seed)
+        path = workspace.create(
+            host.PROJECT, params["revision"], ti.run_id, host.HOME, seed=seed, newer=newer
+        )
         if load_graph(path / "dvc.yaml") != STAGES:
             raise AirflowFailException(
                 f"revision {params['revision']} has other stages in dvc.yaml than this DAG shows; "

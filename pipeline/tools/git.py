@@ -78,6 +78,12 @@ def committed(root: Path, revision: str, path: str) -> str:
     return git(root, "--no-replace-objects", "cat-file", "blob", f"{revision}:./{path}")
 
 
+def holds(root: Path, revision: str, commit: str) -> bool:
+    """Tells whether a commit is in the history of a revision; not so where the checkout lacks one of them."""
+    search = ("git", "merge-base", "--is-ancestor", "--end-of-options", commit, revision)
+    return run(root, *search).returncode == 0
+
+
 def check_commit(root: Path) -> None:
     """Raises BadInput where nothing was ever committed in a checkout."""
     if not git(root, "rev-list", "--all", "--max-count=1"):

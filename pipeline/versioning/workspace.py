@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from openmed.errors import BadInput, OpenMedError, ResourceError
 from openmed.files import atomic_path, read_json, write_json, write_text
 from pipeline.settings.project import checkpoint_folder
 from pipeline.settings.yaml_file import read_yaml
-from pipeline.tools.git import check_commit, git, git_folder, obtain, own_worktree_setting
+from pipeline.tools.git import check_commit, git, git_folder, holds, obtain, own_worktree_setting
 from pipeline.versioning.external_sets import pointers
 
 DATA_FILE = "data.dvc"
@@ -33,13 +33,16 @@ _NAMED = ("remote", "machine", "db")
 _FULL_COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
-def create(repo: Path, revision: str, run_id: str, home: Path, *, seed: int | None = None) -> Path:
+def create(
+    repo: Path, revision: str, run_id: str, home: Path, *, seed: int | None = None, newer: Sequence[str] = ()
+) -> Path:
     """Makes the workspace of a run, or finds it again and makes whole what is missing of it.
 
     The commit that `revision` (a commit, tag or branch) means is written down the first time, so that a
     retried task works on the same commit although `HEAD` has moved on. A commit that this checkout lacks is
     fetched from its remotes. A workspace that is there already is kept with everything the run has made in
-    it. It shares the DVC cache and the remotes of `repo`.
+    it. It shares the DVC cache and the remotes of `repo`. The last of the newer commits, of data made
+    on another host, that the revision does not hold takes its place.
 
     Returns:
         `path_of` the run, with the data, the weights vault and the external sets of that revision, and
@@ -52,7 +55,7 @@ def create(repo: Path, revision: str, run_id: str, home: Path, *, seed: int | No
     """
     repo, path = Path(repo).resolve(), path_of(run_id, home)
     with locked(path):
-        commit = _pinned_commit(repo, revision, path, run_id)
+        commit = _pinned_commit(repo, revision, path, run_id, newer)
         _write_record(path, whole=False)
         with _in_turn(path.parents[1] / "worktrees.lock"):
             _check_out(repo, path, commit)
@@ -237,20 +240,22 @@ def _in_turn(file: Path) -> FileLock:
     return FileLock(file)
 
 
-def _pinned_commit(repo: Path, revision: str, path: Path, run_id: str) -> str:
-    if _record_of(path).exists():
-        pinned = read_json(_record_of(path))
+def _pinned_commit(repo: Path, revision: str, path: Path, run_id: str, newer: Sequence[str]) -> str:
+    pinned = read_json(_record_of(path)) if _record_of(path).exists() else {}
+    # What was never whole has nothing of the run, which may have begun at another HEAD on another host since.
+    if pinned and (pinned.get("whole") or not _FULL_COMMIT.fullmatch(revision)):
         # Other tasks of the run name the commit itself.
         if revision not in (pinned["revision"], pinned["commit"]):
             raise BadInput(
                 f"run {path.name} began at revision {pinned['revision']}, not {revision}; start a new run"
             )
         return pinned["commit"]
-    commit = _commit(repo, revision)
-    if commit is None and _FULL_COMMIT.fullmatch(revision):
-        commit = _fetched(repo, revision)
+    wanted = [revision, *(each for each in newer if not holds(repo, revision, each))][-1]
+    commit = _commit(repo, wanted)
+    if commit is None and _FULL_COMMIT.fullmatch(wanted):
+        commit = _fetched(repo, wanted)
     if commit is None:
-        raise BadInput(f"revision '{revision}' is not in {repo}; fetch it or choose another")
+        raise BadInput(f"revision '{wanted}' is not in {repo}; fetch it or choose another")
     _write_record(path, run_id=run_id, revision=revision, commit=commit)
     return commit
 

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -24,6 +25,7 @@ from configobj import ConfigObj
 from host import Outage
 from stage_operator import DvcStageOperator
 
+from openmed.errors import BadInput
 from openmed.files import read_json, sha256_file, write_json
 from pipeline.settings.yaml_file import read_mapping
 from pipeline.tools.dvc_graph import load_graph
@@ -109,13 +111,16 @@ class Hosts:
         files = [path for path in (self.root / "storage").rglob("*") if path.is_file()]
         return [path for path in files if path.read_bytes().startswith(beginning)]
 
-    def prepare(self, seed: int | None = None) -> None:
-        """Runs `prepare`."""
+    def prepare(self, seed: int | None = None, announced: Sequence[str] = ()) -> None:
+        """Runs `prepare`, maybe as new data have started it."""
         self.ti.task_id = "prepare"
         begun = SimpleNamespace(triggering_user_name="ada", run_type="manual")
         params = {"revision": "HEAD", "seed": seed, "note": None}
+        events = [
+            SimpleNamespace(timestamp=at, extra={"revision": commit}) for at, commit in enumerate(announced)
+        ]
         self.ti.written["prepare"] = retrain.prepare.function(
-            params=params, dag_run=begun, triggering_asset_events=None, ti=self.ti
+            params=params, dag_run=begun, triggering_asset_events={"data": events[::-1]}, ti=self.ti
         )
 
     def stage(self, name: str) -> dict[str, str]:
@@ -308,6 +313,41 @@ def test_a_damaged_output_on_the_remote_is_no_outage(hosts):
     with pytest.raises(AirflowFailException, match="holds a damaged copy of artifacts/validate"):
         hosts.stage("left")
     file.write_bytes(content)
+
+
+def test_new_data_of_another_host_are_what_is_retrained_on(hosts, tmp_path):
+    one, two = (hosts.root / name / "project" for name in ("one", "two"))
+    before = [git(each, "rev-parse", "HEAD") for each in (one, two)]
+    git(one, *COMMIT, "new data", "--allow-empty")
+    new = git(one, "rev-parse", "HEAD")
+    hosts.ti.run_id, hosts.ti.written = "asset_triggered__1", {}
+    hosts.on("two")
+    host.HOME = tmp_path
+    with pytest.raises(Outage, match=f"commit {new} of this run is not in .*: push it"):
+        hosts.prepare(announced=[before[0], new])
+    git(one, "push", "--quiet", "origin", "HEAD:news")
+    hosts.prepare(announced=[before[0], new])
+    assert handing.needed(hosts.ti, "prepare")["revision"] == new
+    git(two, "reset", "--quiet", "--hard", new)
+    git(two, *COMMIT, "moved on", "--allow-empty")
+    for run_id, commit in (("asset_triggered__1", new), ("later", git(two, "rev-parse", "HEAD"))):
+        hosts.ti.run_id = run_id
+        hosts.prepare(announced=[before[0], new])
+        assert handing.needed(hosts.ti, "prepare")["revision"] == commit
+    for each, commit in zip((one, two), before, strict=True):
+        git(each, "reset", "--quiet", "--hard", commit)
+
+
+def test_a_run_whose_workspace_was_never_whole_may_begin_elsewhere_at_another_commit(hosts, tmp_path):
+    one, home = hosts.root / "one/project", tmp_path
+    here = git(one, "rev-parse", "HEAD")
+    path = workspace.path_of("run", home)
+    write_json(
+        path.with_name("run.json"), {"run_id": "run", "revision": "HEAD", "commit": "0" * 40, "whole": False}
+    )
+    assert workspace.commit_of(workspace.find(one, here, "run", home)) == here
+    with pytest.raises(BadInput, match="start a new run"):
+        workspace.find(one, "1" * 40, "run", home)
 
 
 def test_a_remote_that_hangs_up_while_it_is_read_is_an_outage(hosts):
