@@ -47,7 +47,9 @@ class SpreadTries(RetryPolicy):
 
 def is_full(error: BaseException) -> bool:
     """Tells whether an error says that the disk or its quota is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, OSError) and (
+        error.errno in (errno.ENOSPC, errno.EDQUOT) or disk_is_full(str(error))
+    )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,11 @@ from pathlib import Path
 from openmed.errors import BadInput, OpenMedError, ResourceError
 
 DVC = (sys.executable, "-m", "dvc")
+# As the system says it. SQLite, in which DVC keeps what it knows of files, and NumPy have words of their own.
+_DISK_FULL = re.compile(
+    "|".join(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
+    + r"|database or disk is full|Not enough free space to write|\d+ requested and \d+ written"
+)
 # What git sets for a hook and what leads to another repository; identity and settings stay.
 _OF_A_HOOK = frozenset(
     f"GIT_{name}"
@@ -167,7 +173,7 @@ def not_obtained(output: str, targets: Sequence[str]) -> ResourceError:
 
 def disk_is_full(output: str) -> bool:
     """Tells whether a program that failed printed that the disk, or the user's share of it, is full."""
-    return any(os.strerror(code) in output for code in (errno.ENOSPC, errno.EDQUOT))
+    return _DISK_FULL.search(output) is not None
 
 
 def last_error(output: str) -> str:

@@ -1,14 +1,17 @@
 """git and DVC as commands: their own sentence reaches the user, and no commit gets lost."""
 
 import os
+import resource
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from openmed.errors import BadInput, ResourceError
-from pipeline.tools.git import check_branch, check_commit, dvc, git, run
+from pipeline.tools.git import check_branch, check_commit, disk_is_full, dvc, git, run
 
 
 @pytest.fixture
@@ -62,3 +65,22 @@ def test_stages_run_on_the_interpreter_that_runs_this_whatever_the_path_says(rep
     monkeypatch.setenv("PATH", os.pathsep.join(["/usr/bin", "/bin"]))
     done = run(repo, "sh", "-c", "command -v python")
     assert Path(done.stdout.strip()).parent == Path(sys.executable).parent
+
+
+def test_a_full_disk_is_known_by_what_numpy_and_sqlite_say_of_it(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError) as numpy_error:
+            np.save(tmp_path / "array", np.zeros(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    database = sqlite3.connect(":memory:")
+    database.execute("PRAGMA max_page_count = 2")
+    with pytest.raises(sqlite3.OperationalError) as sqlite_error:
+        database.execute("CREATE TABLE films (pixels)")
+        database.execute("INSERT INTO films VALUES (zeroblob(100000))")
+    for error in (numpy_error, sqlite_error):
+        assert disk_is_full(f"ERROR: unexpected error - {error.value}")
+    assert disk_is_full("OSError: Not enough free space to write 32000000 bytes after offset 128")
+    assert not disk_is_full("ERROR: unexpected error - unable to open database file")
