@@ -29,7 +29,7 @@ def worker_killed(scene: Scene) -> tuple[list[Run], str]:
         return next(own, None)
 
     task = run.wait_for("a state of a training", with_state)
-    scene.hosts[task["hostname"]].cut()
+    scene.cut(task["hostname"])
     run.end()
     after = run.tasks()[task["task_id"]]
     lines = run.log(task["task_id"], after["try_number"]).splitlines()
@@ -56,10 +56,12 @@ def database_restarted(scene: Scene) -> tuple[list[Run], str]:
     """Kills the database of Airflow and MLflow in a training and starts it again."""
     run = Run(scene, "database-restarted", force=True)
     task = run.wait_for("a training", lambda _: run.running("train"))
+    before = len(scene.restarts)
     scene.kill("postgres")
     scene.start("postgres")
     run.end()
-    return [run], f"in {task['task_id']}"
+    ended = sorted({*scene.restarts[before:]})
+    return [run], f"in {task['task_id']}; {' and '.join(ended) or 'nothing'} ended with it and came again"
 
 
 def tracking_killed(scene: Scene) -> tuple[list[Run], str]:

@@ -34,6 +34,8 @@ class Scene(Servers):
         return self
 
     def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.services.clear()
         for host in self.hosts.values():
             host.scrap()
 
@@ -201,7 +203,7 @@ class Scene(Servers):
         until(lambda: _must(self._ready(name) > before), f"worker {name}")
 
     def _ready(self, name: str) -> int:
-        return self.hosts[name].log(name).count(" ready.") if name in self.services else 0
+        return self.hosts[name].log(name).count(" ready.") if name in self._commands else 0
 
 
 def answers(url: str) -> None:

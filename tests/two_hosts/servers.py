@@ -4,6 +4,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,9 @@ _BUCKETS = ("films", "models", "logs")
 _PORTS = ("postgres", "redis", "storage", "git", "mlflow", "airflow")
 _AUTHOR = ("-c", "user.name=two-hosts", "-c", "user.email=two-hosts@localhost", "-c", "commit.gpgsign=false")
 
+Command = tuple[str, tuple[str, ...], dict[str, str]]
+"""Machine, command and variables of a service."""
+
 
 class Servers:
     """All machines, of which four serve: what a site has before Airflow and MLflow come."""
@@ -34,6 +38,9 @@ class Servers:
         self.password = {name: secrets.token_urlsafe(18) for name in ("postgres", "redis", "site")}
         self.hosts: dict[str, Host] = {}
         self.services: dict[str, subprocess.Popen[bytes]] = {}
+        self.restarts: list[str] = []
+        self._commands: dict[str, Command] = {}
+        self._lock = threading.Lock()
         self.door: Door | None = None
 
     def serve(self) -> None:
@@ -46,10 +53,32 @@ class Servers:
         self.start_redis()
         self._storage()
         self._git()
+        threading.Thread(target=self._supervise, daemon=True).start()
 
     def kill(self, service: str) -> None:
-        """Kills a service with SIGKILL."""
-        ended(self.services.pop(service))
+        """Kills a service with SIGKILL; it stays away until it is started."""
+        with self._lock:
+            process = self.services.pop(service)
+        ended(process)
+
+    def cut(self, name: str) -> None:
+        """Cuts the power of a machine."""
+        with self._lock:
+            for service in [each for each in self.services if self._commands[each][0] == name]:
+                del self.services[service]
+        self.hosts[name].cut()
+
+    def _supervise(self) -> None:
+        """Starts a service that has ended by itself again, as systemd, Docker or Kubernetes do."""
+        while True:
+            time.sleep(2)
+            with self._lock:
+                for service in [
+                    each for each, process in self.services.items() if process.poll() is not None
+                ]:
+                    host, command, variables = self._commands[service]
+                    self.restarts.append(service)
+                    self.services[service] = self.hosts[host].spawn(service, *command, variables=variables)
 
     def _postgres(self) -> None:
         host = self.hosts["postgres"]
@@ -141,8 +170,10 @@ class Servers:
         return sum(int(self.hosts["redis"].run(*command, queue, variables=asked)) for queue in QUEUES)
 
     def spawn(self, service: str, host: str, *command: str, variables: dict[str, str] | None = None) -> None:
-        """Starts a service on a machine."""
-        self.services[service] = self.hosts[host].spawn(service, *command, variables=variables or {})
+        """Starts a service on a machine, where it is kept alive."""
+        with self._lock:
+            self._commands[service] = (host, command, variables or {})
+            self.services[service] = self.hosts[host].spawn(service, *command, variables=variables or {})
 
 
 def program(name: str) -> str | None:
