@@ -30,7 +30,7 @@ def films_at_hand(project: Path, home: Path, version: str, *, at_any_rate: bool 
     tags = registry.get_version(version).tags
     params, lock = (registry.artifact(version, name) for name in ("params.yaml", "dvc.lock"))
     try:
-        folder = workspace.find(project, tags["revision"], tags["run_key"], home)
+        folder = workspace.find(project, tags["revision"], tags["run_key"], home, any_seed=True)
         if (folder / "params.yaml").read_bytes() != params.read_bytes():
             # A run may have set values that are in no commit.
             write_bytes(folder / "params.yaml", params.read_bytes())

@@ -65,20 +65,25 @@ def create(
         remote = _share_cache(repo, path)
         more = [WEIGHTS_POINTER] if (path / WEIGHTS_POINTER).exists() else []
         obtain(path, DATA_FILE, *more, *(str(pointer.relative_to(path)) for pointer in pointers(path)))
+        if read_json(_record_of(path)).get("seed", seed) != seed:
+            _git(path, "checkout", "--quiet", "--", "params.yaml")  # of an earlier run with this id
         if seed is not None:
             set_params(path, {"run.seed": seed})
-        _write_record(path, whole=True, remote=remote)
+        _write_record(path, whole=True, remote=remote, seed=seed)
     return path
 
 
-def find(repo: Path, commit: str, run_id: str, home: Path, *, seed: int | None = None) -> Path:
+def find(
+    repo: Path, commit: str, run_id: str, home: Path, *, seed: int | None = None, any_seed: bool = False
+) -> Path:
     """Returns the workspace of a run on this host, which `create` makes where it is missing or not whole.
 
     The commit, in full, and the seed are those that the run began with, maybe on another host.
     """
     repo, path = Path(repo).resolve(), path_of(run_id, home)
     record = read_json(_record_of(path)) if _record_of(path).exists() else {}
-    if record.get("whole") and record["commit"] == commit and _is_at(repo, path, commit):
+    same = record.get("commit") == commit and (any_seed or record.get("seed", seed) == seed)
+    if record.get("whole") and same and _is_at(repo, path, commit):
         _record_of(path).touch()  # its age is that of its last use
         return path
     return create(repo, commit, run_id, home, seed=seed)

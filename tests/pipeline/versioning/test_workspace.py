@@ -300,12 +300,17 @@ def test_a_workspace_that_is_whole_is_found_without_dvc_and_one_that_is_not_is_m
     assert workspace.default_remote(path) == "store"
     monkeypatch.setattr(workspace, "obtain", None)
     assert workspace.find(project, commit, "run", tmp_path, seed=7) == path
+    assert workspace.find(project, commit, "run", tmp_path, any_seed=True) == path
     with pytest.raises(BadInput, match=f"began at revision HEAD, not {'0' * 40}"):
         workspace.find(project, "0" * 40, "run", tmp_path)
     monkeypatch.undo()
     shutil.rmtree(path)
     workspace.find(project, commit, "run", tmp_path, seed=7)
     assert (path / "data/a").exists() and "seed: 7 " in (path / "params.yaml").read_text()
+    # The id of a run that was deleted may be that of another one, which began with another seed.
+    for seed, text in ((8, PARAMS.replace("seed: 1 ", "seed: 8 ")), (None, PARAMS)):
+        assert workspace.find(project, commit, "run", tmp_path, seed=seed) == path
+        assert (path / "params.yaml").read_text() == text
 
 
 def test_set_params_changes_what_is_named_and_nothing_else(tmp_path):
