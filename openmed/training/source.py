@@ -1,5 +1,6 @@
 """Where batches come from: films, or the features that a frozen backbone gave for them once."""
 
+import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -105,6 +106,8 @@ class FeatureSource:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             shape = (len(unique), model.classifier().in_features)
+            if hasattr(os, "posix_fallocate"):  # else a full disk would end the process by SIGBUS, unsaid
+                os.posix_fallocate(file.fileno(), 0, 4 * shape[0] * shape[1])
             features = np.memmap(file, np.float32, "w+", shape=shape)
         source = FilmSource(model, Films(films.pixels, unique, unique), Augmentation())
         parts = _parts(np.arange(len(unique)), batch_films)

@@ -84,7 +84,7 @@ def find(
     record = read_json(_record_of(path)) if _record_of(path).exists() else {}
     same = record.get("commit") == commit and (any_seed or record.get("seed", seed) == seed)
     if record.get("whole") and same and _is_at(repo, path, commit):
-        _record_of(path).touch()  # its age is that of its last use
+        os.utime(_record_of(path))  # its age is that of its last use; `touch` would make it anew
         return path
     return create(repo, commit, run_id, home, seed=seed)
 

@@ -1,3 +1,8 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +10,16 @@ from imblearn.over_sampling import SMOTE
 
 from openmed.training.settings import Augmentation
 from openmed.training.source import FeatureSource, Films, FilmSource
+
+SMALL_DISK = """
+import pathlib, sys
+from openmed.training.source import FeatureSource
+from tests.openmed.training.conftest import build_model, make_films
+try:
+    FeatureSource.of(build_model("resnet50"), make_films(24), pathlib.Path(sys.argv[1]), 4)
+except OSError as error:
+    print(error)
+"""
 
 
 @pytest.fixture
@@ -23,6 +38,16 @@ def test_the_classifier_on_pooled_features_is_the_network(make_model, architectu
     size = model.spec.image_size_px
     x = model.eval().prepare(torch.randint(0, 256, (3, size, size), dtype=torch.uint8))
     assert torch.allclose(model.classifier()(model.pooled(model.features(x))), model(x), atol=1e-5)
+
+
+def test_features_that_a_full_disk_cannot_hold_are_an_error_that_says_so(tmp_path):
+    space = ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*space, "true"], check=False).returncode:
+        pytest.skip("this machine lets nobody mount a small file system")
+    mounted = 'mount -t tmpfs -o size=4k none "$1" && exec "$2" -c "$3" "$1"'
+    command = [*space, "sh", "-c", mounted, "sh", str(tmp_path), sys.executable, SMALL_DISK]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "No space left on device" in done.stdout, done.stderr
 
 
 def test_features_are_those_of_the_row_s_film_and_each_film_is_seen_once(make_model, uneven, tmp_path):
