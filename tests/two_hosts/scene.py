@@ -138,6 +138,9 @@ class Scene(Servers):
             "workers__max_failed_heartbeats": "300",
             "workers__min_heartbeat_interval": "1",
             "scheduler__task_instance_heartbeat_timeout": "60",
+            # A task that a worker was taking when the database went stays queued for that long.
+            "scheduler__task_queued_timeout": "300",
+            "scheduler__task_queued_timeout_check_interval": "30",
             "dag_processor__refresh_interval": "10",
             "dag_processor__min_file_process_interval": "30",
         }
