@@ -249,7 +249,7 @@ def test_another_airflow_in_the_environment_does_not_reach_ours(tmp_path, monkey
 def test_what_airflow_is_given_stands_in_its_file_for_the_owner_alone_and_in_no_environment(
     tmp_path, monkeypatch
 ):
-    conn = "postgresql+psycopg2://airflow:p%40ssword@db.hospital/airflow"
+    conn = f"sqlite:///{tmp_path}/p%40ssword.db"
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", conn)
     monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET_CMD", "printf sh%%red-by-all")
     asked = {"database": {"sql_alchemy_conn": conn}, "api_auth": {"jwt_secret_cmd": "printf sh%%red-by-all"}}

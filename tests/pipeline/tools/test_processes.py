@@ -65,9 +65,12 @@ def started(tmp_path):
 
     def start(*before):
         command = [*before, sys.executable, "-c", UP, str(ROOT), str(home)]
+        # Tests of DAGs leave their worker variables of Airflow that `up` refuses.
+        own = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
         up = subprocess.Popen(
             command,
             cwd=ROOT,
+            env=own,
             stdout=subprocess.PIPE,
             start_new_session=True,
             preexec_fn=usual_signals,
