@@ -56,8 +56,10 @@ def is_alive(process):
 
 
 @pytest.fixture
-def started(tmp_path):
+def started(tmp_path, monkeypatch):
     """Starts `up` in a session of its own; gives its state folder, it, and the processes below it."""
+    for name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
+        monkeypatch.delenv(name)  # tests of DAGs leave their worker some that `up` refuses
     home = tmp_path / "home"
     home.mkdir()
     (home / "sleeping.py").write_text(SLEEPING)
@@ -65,12 +67,9 @@ def started(tmp_path):
 
     def start(*before):
         command = [*before, sys.executable, "-c", UP, str(ROOT), str(home)]
-        # Tests of DAGs leave their worker variables of Airflow that `up` refuses.
-        own = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
         up = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=own,
             stdout=subprocess.PIPE,
             start_new_session=True,
             preexec_fn=usual_signals,
