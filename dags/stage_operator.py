@@ -4,7 +4,6 @@ Only the standard library, yaml, airflow.sdk and what this loads (pydantic) are 
 DAG files all the time, and once more in every task.
 """
 
-import os
 import re
 import signal
 import subprocess
@@ -24,7 +23,7 @@ from host import DISK_FULL, Outage, one_sentence
 from openmed.errors import BadInput, IntegrityError, ResourceError
 from openmed.files import read_json
 from pipeline.tools.dvc_graph import Stage, load_graph, overlap
-from pipeline.tools.git import disk_is_full
+from pipeline.tools.git import disk_is_full, environment
 from pipeline.tools.processes import signal_group
 
 # DVC ends with 255 whatever the stage ended with; only its text has the stage's own exit code.
@@ -113,10 +112,8 @@ class DvcStageOperator(BaseOperator):
         return ["repro", "--single-item", *forced, self.stage]
 
     def _environment(self, workspace: Path) -> dict[str, str]:
-        # dvc.yaml says `python`: it has to be the interpreter that Airflow runs on.
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         folders = {"OPENMED_HOME": str(host.HOME), "OPENMED_PROJECT": str(workspace)}
-        return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"} | folders
+        return environment() | {"PYTHONUNBUFFERED": "1"} | folders
 
     def _dvc(self, workspace: Path, *arguments: str) -> tuple[int, str]:
         """Runs DVC in a session of its own; returns its exit code and the end of what was printed."""
