@@ -198,7 +198,7 @@ def register(*, run_id: str, dag_run: Any, triggering_asset_events: Any, ti: Any
             training_states.forget(host.PROJECT, run_id, LOG.warning)
     chosen = {key: getattr(result, key) for key in ("version", "architecture", "verdict", "run_id", "order")}
     yield Metadata(CANDIDATE, {**chosen, "revision": revision, "retrain_run": run_id})
-    ti.xcom_push(key="candidate", value=chosen)
+    return hand_on(ti, chosen)
 
 
 @task(
@@ -216,7 +216,7 @@ def cleanup(*, run_id: str, ti: Any) -> str:
     if workspace.default_remote(folder) or not folder.exists():
         with one_sentence():
             training_states.forget_old(host.PROJECT, KEEP_WORKSPACES_DAYS, LOG.warning)
-    if not ti.xcom_pull(task_ids="register", key="candidate"):
+    if handed(ti, "register") is None:
         return f"The run is not complete: its workspaces are kept for {KEEP_WORKSPACES_DAYS:g} days."
     with one_sentence():
         removed = workspace.retire(host.PROJECT, folder)

@@ -148,7 +148,7 @@ def test_the_dags_give_the_hashes_of_dvc_repro_and_an_approval_makes_the_champio
         assert wait_for_run(admin, "retrain", "road", 900) == "success"
         workspace = home / "runs" / "road"
         assert outputs(workspace) == outputs(project)
-        candidate = admin.xcom("retrain", "road", "register", "candidate")
+        candidate = admin.xcom("retrain", "road", "register")
         promotion = wait_for_run_of(admin, "promote")
         assert answered(people, promotion) == "success"
         assert admin.task_states("promote", promotion)["promote"] == "success"

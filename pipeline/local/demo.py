@@ -131,7 +131,7 @@ def _decide(
 
     Each role of the change plan is answered by the next of the people.
     """
-    candidate = admin.xcom("retrain", retrain, "register", "candidate")
+    candidate = admin.xcom("retrain", retrain, "register")
     say(
         f"Candidate: version {candidate['version']}, {candidate['architecture']}, "
         f"gates {candidate['verdict']}"

@@ -347,15 +347,6 @@ def test_a_revision_with_other_stages_fails_before_anything_runs(tmp_path, monke
         retrain.prepare.function(params=params, dag_run=run, triggering_asset_events=None, ti=Handed())
 
 
-def test_a_failed_run_keeps_its_workspace(state_folder):
-    import retrain
-
-    folder = state_folder / "runs/r"
-    folder.mkdir(parents=True)
-    said = retrain.cleanup.function(run_id="r", ti=Handed())
-    assert "are kept for 14 days" in said and folder.exists()
-
-
 def test_no_gpu_time_is_spent_before_the_films_are_compared(dags):
     retrain = dags["retrain"]
     assert retrain.get_task("drift").upstream_task_ids == {"validate"}

@@ -130,15 +130,18 @@ class Hosts:
         self.ti.written[self.ti.task_id] = done
         return outputs({"stages": {name: done["lock"]}}, name)
 
-    def register(self) -> tuple[dict, dict]:
-        """Runs `register`; returns what it announced and what it pushed as an XCom."""
-        pushed: dict = {}
-        self.ti.xcom_push = lambda key, value: pushed.update({key: value})
+    def register(self) -> dict:
+        """Runs `register`; returns what it announced."""
+        self.ti.task_id = "register"
         begun = SimpleNamespace(triggering_user_name="ada", run_type="manual")
-        (announced,) = retrain.register.function(
+        task = retrain.register.function(
             run_id=self.ti.run_id, dag_run=begun, triggering_asset_events=None, ti=self.ti
         )
-        return announced.extra, pushed
+        announced = next(task)
+        with pytest.raises(StopIteration) as ended:
+            next(task)
+        self.ti.written["register"] = ended.value.value
+        return announced.extra
 
 
 @pytest.fixture(scope="module")
@@ -235,9 +238,12 @@ def test_stages_alternate_between_two_hosts_and_make_what_one_host_makes(hosts, 
     folder = hosts.on("one")
     # `left` ran where `right` did not, and nothing of it came here.
     assert not (folder / "artifacts/left").exists()
-    announced, pushed = hosts.register()
+    announced = hosts.register()
     commit = git(host.PROJECT, "rev-parse", "HEAD")
-    assert announced == pushed["candidate"] | {"revision": commit, "retrain_run": hosts.ti.run_id}
+    assert announced == handing.needed(hosts.ti, "register") | {
+        "revision": commit,
+        "retrain_run": hosts.ti.run_id,
+    }
     assert str(hosts.root) not in str(hosts.ti.written) + str(announced)
     (told,) = registered
     assert (told["revision"], told["by"], told["folder"]) == (commit, "ada", folder)
