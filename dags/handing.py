@@ -4,8 +4,6 @@ Whoever may answer a question may write every XCom over REST, but has not the si
 seal. It is bound to DAG, run and task, so that no XCom counts in the place of another.
 """
 
-import hashlib
-import hmac
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import host
 from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 
+from openmed.errors import IntegrityError
 from openmed.files import finite
 from pipeline.settings.variables import variables
 
@@ -23,8 +22,11 @@ KEEP_WORKSPACES_DAYS = variables().keep_workspaces_days
 
 def hand_on(ti: Any, content: dict[str, Any]) -> dict[str, Any]:
     """Returns what this task hands on with its seal, to be its XCom."""
+    from pipeline.versioning.site import seal
+
     plain = json.loads(json.dumps(finite(content), default=str))
-    return {**plain, SEAL: {"key": _mark(), "hmac": _hmac(ti, ti.task_id, plain)}}
+    with host.one_sentence():
+        return {**plain, SEAL: seal(_bound(ti, ti.task_id, plain), host.HOME)}
 
 
 def handed(ti: Any, task_id: str) -> dict[str, Any] | None:
@@ -33,22 +35,19 @@ def handed(ti: Any, task_id: str) -> dict[str, Any] | None:
     Raises:
         AirflowFailException: Its seal is not this site's or not that of its content: it was written by hand.
     """
+    from pipeline.versioning.site import is_sealed
+
     shown = ti.xcom_pull(task_ids=task_id)
     if shown is None:
         return None
     content = dict(shown) if isinstance(shown, dict) else {}
-    seal = content.pop(SEAL, None)
-    seal = seal if isinstance(seal, dict) else {}
-    if seal.get("key") not in (None, _mark()):
-        raise AirflowFailException(
-            f"the XCom of task '{task_id}' was sealed with another site secret than the one of this host: "
-            "give every host the same OPENMED_SITE_SECRET, by a variable or by a file"
-        )
-    if not hmac.compare_digest(str(seal.get("hmac")).encode(), _hmac(ti, task_id, content).encode()):
-        raise AirflowFailException(
-            f"the XCom of task '{task_id}' is not what the task handed on: it was written by hand, and "
-            "nothing is decided on it; clear that task"
-        )
+    seal, what = content.pop(SEAL, None), f"the XCom of task '{task_id}'"
+    with host.one_sentence():
+        if not is_sealed(_bound(ti, task_id, content), seal, host.HOME, what):
+            raise IntegrityError(
+                f"{what} is not what the task handed on: it was written by hand, and nothing is decided on "
+                "it; clear that task"
+            )
     return content
 
 
@@ -100,9 +99,8 @@ def tidy(ti: Any) -> None:
     workspace.tidy(host.PROJECT, host.HOME, KEEP_WORKSPACES_DAYS, is_complete)
 
 
-def _hmac(ti: Any, task_id: str, content: dict[str, Any]) -> str:
-    bound = json.dumps([ti.dag_id, ti.run_id, task_id, _as_stored(content)], sort_keys=True)
-    return hmac.new(_key(), bound.encode(), hashlib.sha256).hexdigest()
+def _bound(ti: Any, task_id: str, content: dict[str, Any]) -> str:
+    return json.dumps([ti.dag_id, ti.run_id, task_id, _as_stored(content)], sort_keys=True)
 
 
 def _as_stored(value: Any) -> Any:
@@ -112,15 +110,3 @@ def _as_stored(value: Any) -> Any:
     if isinstance(value, list):
         return [_as_stored(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _mark() -> str:
-    """Tells keys apart, and nothing else of them."""
-    return hashlib.sha256(_key()).hexdigest()[:12]
-
-
-def _key() -> bytes:
-    from pipeline.versioning.site import seal_key
-
-    with host.one_sentence():
-        return seal_key(host.HOME)

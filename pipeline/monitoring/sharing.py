@@ -127,14 +127,13 @@ def _copy_all(shared: "Store", home: Path) -> None:
 
 def _publish(shared: "Store", home: Path) -> None:
     from pipeline.versioning.objects import Bundle
-    from pipeline.versioning.site import seal_key
 
     with TemporaryDirectory(dir=_made(home / _COPIES), prefix=".sent-") as folder:
         place, snapshot = f"{_LIVE}/{_own_writer(home)}", Path(folder)
         bundle = Bundle(_digests(home, _snapshot(home, snapshot), snapshot), {"log": log_name(home)})
-        newest = Bundle.newest(shared, place, seal_key(home))
+        newest = Bundle.newest(shared, place, home)
         if bundle != newest and (bundle.files or newest):
-            bundle.publish(shared, place, seal_key(home), snapshot)
+            bundle.publish(shared, place, home, snapshot)
 
 
 def _store() -> "Store | None":
@@ -182,12 +181,11 @@ def _digests(home: Path, names: list[str], folder: Path) -> dict[str, str]:
 def _copy(shared: "Store", home: Path, name: str) -> None:
     """Brings the copy of what one other host wrote up to date."""
     from pipeline.versioning.objects import Bundle
-    from pipeline.versioning.site import seal_key
 
     place, copy = f"{_LIVE}/{name}", _made(home / _COPIES) / name
     index = copy.with_name(f"{name}.json")
     for _ in range(_TRIES):
-        newest = Bundle.newest(shared, place, seal_key(home))
+        newest = Bundle.newest(shared, place, home)
         if newest is None:
             return
         if unsafe := [file for file in newest.files if not _is_inside(file)]:

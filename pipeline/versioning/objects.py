@@ -3,8 +3,6 @@
 They lie in the folder `openmed` of the remote, whatever kind of storage it is; DVC itself never looks there.
 """
 
-import hashlib
-import hmac
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -17,6 +15,7 @@ from uuid import uuid4
 
 from openmed.errors import BadInput, IntegrityError, OpenMedError, ResourceError
 from openmed.files import atomic_path, sha256_file
+from pipeline.versioning.site import is_sealed, seal
 
 if TYPE_CHECKING:
     from dvc.fs import FileSystem
@@ -190,7 +189,7 @@ class Bundle:
     about: dict[str, str]
 
     @classmethod
-    def newest(cls, shared: Store, place: str, key: bytes) -> "Bundle | None":
+    def newest(cls, shared: Store, place: str, home: Path) -> "Bundle | None":
         """Reads what a place holds; None where nothing was published.
 
         Raises:
@@ -201,26 +200,22 @@ class Bundle:
             return None
         try:
             envelope = json.loads(stored)
-            content, mark, seal = (str(envelope[name]) for name in ("content", "key", "hmac"))
+            content = str(envelope["content"])
         except (ValueError, KeyError, TypeError):
-            content, mark, seal = "", "", ""
-        if mark and mark != _mark(key):
-            raise IntegrityError(
-                f"{place} on {shared.remote} was sealed with another site secret than the one of this host: "
-                "give every host the same OPENMED_SITE_SECRET, by a variable or by a file"
-            )
-        if not hmac.compare_digest(seal.encode(), _hmac(key, place, content).encode()):
-            raise IntegrityError(f"{place} on {shared.remote} has no valid seal: something else wrote it")
+            envelope, content = None, ""
+        what = f"{place} on {shared.remote}"
+        if not is_sealed(_bound(place, content), envelope, home, what):
+            raise IntegrityError(f"{what} has no valid seal: something else wrote it")
         return cls(**json.loads(content))
 
-    def publish(self, shared: Store, place: str, key: bytes, folder: Path) -> None:
+    def publish(self, shared: Store, place: str, home: Path, folder: Path) -> None:
         """Stores files of a folder in the place of what was published there before; one host at a time."""
         there = set(shared.names(place))
         for name, digest in self.files.items():
             if f"{place}/{digest}" not in there:
                 shared.put(f"{place}/{digest}", folder / name)
         content = json.dumps(asdict(self), sort_keys=True)
-        envelope = {"content": content, "key": _mark(key), "hmac": _hmac(key, place, content)}
+        envelope = {"content": content, **seal(_bound(place, content), home)}
         shared.write(f"{place}/{NEWEST}", json.dumps(envelope).encode())
         for name in there - {f"{place}/{kept}" for kept in (NEWEST, *self.files.values())}:
             shared.delete(name)
@@ -240,10 +235,5 @@ class Bundle:
         return True
 
 
-def _mark(key: bytes) -> str:
-    """Tells keys apart, and nothing else of them."""
-    return hashlib.sha256(key).hexdigest()[:12]
-
-
-def _hmac(key: bytes, place: str, content: str) -> str:
-    return hmac.new(key, f"bundle\n{place}\n{content}".encode(), hashlib.sha256).hexdigest()
+def _bound(place: str, content: str) -> str:
+    return f"bundle\n{place}\n{content}"

@@ -1,13 +1,15 @@
 """The secret of a site, from which the pseudonyms of its patients and the seals of its tasks are made."""
 
 import hashlib
+import hmac
 import os
 import secrets
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from openmed.errors import BadInput
+from openmed.errors import BadInput, IntegrityError
 from openmed.files import sync
 from openmed.privacy.cleaning import Pseudonyms
 from pipeline.settings.variables import variables
@@ -26,15 +28,36 @@ def pseudonyms(home: Path) -> Pseudonyms:
     return Pseudonyms(_secret(home))
 
 
-def seal_key(home: Path) -> bytes:
-    """Returns the key of the seals on what tasks hand on, 32 bytes made from the secret of this site.
+def seal(content: str, home: Path) -> dict[str, str]:
+    """Returns a seal of a text, which nobody can make without the secret of this site.
+
+    Whoever seals puts into the text what it counts for, so that it counts for nothing else.
 
     Raises:
         BadInput: The secret is shorter than 16 bytes.
     """
     secret = _secret(home)
     Pseudonyms(secret)  # refuses a short one
-    return _stretched(secret)
+    key = _stretched(secret)
+    sealed = hmac.new(key, content.encode(), hashlib.sha256).hexdigest()
+    # The mark tells keys apart, and nothing else of them.
+    return {"key": hashlib.sha256(key).hexdigest()[:12], "hmac": sealed}
+
+
+def is_sealed(content: str, shown: Any, home: Path, what: str) -> bool:
+    """Tells whether something is this site's seal of a text.
+
+    Raises:
+        BadInput: The secret is shorter than 16 bytes.
+        IntegrityError: What bears the seal, which `what` names, was sealed with another secret.
+    """
+    right, shown = seal(content, home), shown if isinstance(shown, dict) else {}
+    if shown.get("key") and shown["key"] != right["key"]:
+        raise IntegrityError(
+            f"{what} was sealed with another site secret than the one of this host: "
+            "give every host the same OPENMED_SITE_SECRET, by a variable or by a file"
+        )
+    return hmac.compare_digest(str(shown.get("hmac")).encode(), right["hmac"].encode())
 
 
 @lru_cache(maxsize=4)

@@ -16,7 +16,6 @@ from openmed.files import link_or_copy, sha256_file
 from openmed.training.position import BEST_PREFIX, STATE_FILE, read_position
 from pipeline.settings.project import checkpoint_folder
 from pipeline.versioning.objects import Bundle, Store, store
-from pipeline.versioning.site import seal_key
 from pipeline.versioning.workspace import path_of
 
 _ROOT = "states"
@@ -50,7 +49,7 @@ def carried(project: Path, home: Path, workspace: Path, stage: str, say: Say) ->
         with _told(say, f"the state of {stage} is not carried to other hosts"):
             if shared := store(project):
                 folder = checkpoint_folder(home, workspace, architecture)
-                carrier = _Carrier(shared, folder, f"{_ROOT}/{workspace.name}/{stage}", seal_key(home), say)
+                carrier = _Carrier(shared, folder, f"{_ROOT}/{workspace.name}/{stage}", home, say)
     if carrier is None:
         yield
         return
@@ -85,15 +84,15 @@ def forget_old(project: Path, keep_days: float, say: Say) -> None:
 class _Carrier:
     """Carries the states of one training between its folder on this host and the storage."""
 
-    def __init__(self, shared: Store, folder: Path, place: str, key: bytes, say: Say) -> None:
-        self._shared, self._folder, self._place, self._key, self._say = shared, folder, place, key, say
+    def __init__(self, shared: Store, folder: Path, place: str, home: Path, say: Say) -> None:
+        self._shared, self._folder, self._place, self._home, self._say = shared, folder, place, home, say
         self._sent: tuple[int, int] | None = None
         self._ended, self._failed = threading.Event(), False
 
     def fetch(self) -> None:
         """Takes up the newest stored state, if it is further than the one of the same training here."""
         for _ in range(_TRIES):
-            newest = Bundle.newest(self._shared, self._place, self._key)
+            newest = Bundle.newest(self._shared, self._place, self._home)
             if newest is None:
                 return
             here = read_position(self._folder)
@@ -158,7 +157,7 @@ class _Carrier:
                 "host": socket.gethostname(),
             }
             files = {name: sha256_file(pinned / name) for name in names}
-            Bundle(files, about).publish(self._shared, self._place, self._key, pinned)
+            Bundle(files, about).publish(self._shared, self._place, self._home, pinned)
         self._sent = state
         return True
 

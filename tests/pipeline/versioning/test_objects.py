@@ -1,11 +1,14 @@
 """Objects on the default DVC remote: seen whole or not at all, told apart from an outage."""
 
+import hashlib
+import hmac
+import json
 import threading
 
 import pytest
 
-from openmed.errors import BadInput, ResourceError
-from pipeline.versioning.objects import store
+from openmed.errors import BadInput, IntegrityError, ResourceError
+from pipeline.versioning.objects import NEWEST, Bundle, store
 
 
 @pytest.fixture
@@ -105,3 +108,18 @@ def test_an_outage_is_a_resource_error_in_one_sentence(shared, tmp_path):
 def test_a_kind_of_storage_that_is_not_installed_is_named(tmp_path):
     with pytest.raises(BadInput, match="'dvc-oss' to be installed"):
         store(with_remote(tmp_path, "oss://bucket/path"))
+
+
+def test_bundles_of_earlier_releases_are_read_and_nothing_else_is(shared, tmp_path, monkeypatch):
+    secret, place = "a secret of this site", "live/0123"
+    monkeypatch.setenv("OPENMED_SITE_SECRET", secret)
+    key = hashlib.scrypt(secret.encode(), salt=b"openmed seal 1", n=2**14, r=8, p=1, dklen=32)
+    content = json.dumps({"files": {"a": "0" * 64}, "about": {"log": "x"}})
+    sealed = hmac.digest(key, f"bundle\n{place}\n{content}".encode(), "sha256").hex()
+    envelope = {"content": content, "key": hashlib.sha256(key).hexdigest()[:12], "hmac": sealed}
+    shared.write(f"{place}/{NEWEST}", json.dumps(envelope).encode())
+    assert Bundle.newest(shared, place, tmp_path) == Bundle({"a": "0" * 64}, {"log": "x"})
+    for damaged in (b"", b"[]", b"{}", json.dumps({"content": content}).encode()):
+        shared.write(f"{place}/{NEWEST}", damaged)
+        with pytest.raises(IntegrityError, match="has no valid seal: something else wrote it"):
+            Bundle.newest(shared, place, tmp_path)
