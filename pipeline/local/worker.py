@@ -35,6 +35,6 @@ def run_worker(project: Path, home: Path, queues: str, slots: int) -> NoReturn:
     name = f"{queues.replace(',', '-')}@{socket.gethostname()}"
     arguments = ["--skip-serve-logs", "--queues", queues, "--concurrency", str(slots)]
     arguments += ["--celery-hostname", name]
-    command = [sys.executable, "-m", "airflow", "celery", "worker", *arguments]
+    command = [sys.executable, "-m", "pipeline.local.celery_worker", *arguments]
     os.chdir(home)
     os.execve(sys.executable, command, settings.environment())

@@ -70,6 +70,8 @@ class Variables(BaseSettings):
     """Folder of the films to score; default: `incoming` of the state folder."""
     keep_workspaces_days: Annotated[float, Field(ge=0)] = 14
     """Days that the workspace of a failed retraining is kept."""
+    least_free_mb: Annotated[float, Field(ge=0)] = 1024
+    """Megabytes that must be free on the disks of a host, or its Celery worker takes no tasks."""
     outage_minutes: Annotated[float, Field(ge=0)] = 60
     """Minutes over which a task is tried three times where a server does not answer or a disk is full."""
 

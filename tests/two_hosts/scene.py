@@ -199,7 +199,7 @@ class Scene(Servers):
     def start_worker(self, name: str) -> None:
         """Starts the worker of a machine, and returns when it takes tasks."""
         before = self._ready(name)
-        worker = [sys.executable, "-m", "airflow", "celery", "worker", "--celery-hostname", name]
+        worker = [sys.executable, "-m", "pipeline.local.celery_worker", "--celery-hostname", name]
         queues = ["--queues", ",".join(QUEUES), "--skip-serve-logs"]
         variables = self.airflow_variables(name)
         self.spawn(name, name, *worker, *queues, variables=variables)

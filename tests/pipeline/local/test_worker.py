@@ -41,8 +41,8 @@ def test_a_worker_reads_broker_and_api_from_a_file_of_its_owner_and_listens_nowh
     monkeypatch.setattr(socket, "gethostname", lambda: "b")
     run_worker(ROOT, tmp_path, "default,gpu", 2)
     ((_, command, environment),) = host
-    assert command[2:5] == ["airflow", "celery", "worker"] and "--skip-serve-logs" in command
-    options = dict(zip(command[6::2], command[7::2], strict=True))
+    assert command[1:4] == ["-m", "pipeline.local.celery_worker", "--skip-serve-logs"]
+    options = dict(zip(command[4::2], command[5::2], strict=True))
     assert options == {"--queues": "default,gpu", "--concurrency": "2", "--celery-hostname": "default-gpu@b"}
     assert not [value for value in (*command, *environment.values()) if "hidden" in value]
     assert "hidden" not in capsys.readouterr().out
