@@ -6,6 +6,7 @@ tries of a task.
     python -m pipeline.local.celery_worker ARGUMENTS-OF-AIRFLOW-CELERY-WORKER
 """
 
+import runpy
 import shutil
 import sys
 import threading
@@ -26,12 +27,10 @@ LOG = get_logger(__name__)
 
 
 def main() -> None:
-    """Becomes the worker."""
-    from airflow.__main__ import main as airflow
-
+    """Goes on as `python -m airflow celery worker`."""
     worker_ready.connect(_look, weak=False)
-    sys.argv = ["airflow", "celery", "worker", *sys.argv[1:]]
-    airflow()
+    sys.argv[1:1] = ["celery", "worker"]
+    runpy.run_module("airflow", run_name="__main__", alter_sys=True)
 
 
 def full_disk(folders: list[Path], least_mb: float) -> str | None:
