@@ -16,6 +16,8 @@ os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(ROOT / "dags")
 sys.path.insert(0, str(ROOT / "dags"))
 
+from tests.dags.hosts import begun, hosts, registered, template  # noqa: E402, F401
+
 
 @pytest.fixture(autouse=True)
 def state_folder(tmp_path, monkeypatch):
