@@ -93,7 +93,7 @@ class DvcStageOperator(BaseOperator):
         started = time.monotonic()
         alone, say = default_remote(workspace) is None, self.log.warning
         with nullcontext() if alone else carried(host.PROJECT, host.HOME, workspace, self.stage, say):
-            code, output = self._dvc(workspace, *self._repro())
+            code, output = self._dvc(workspace, *self._repro(workspace))
             if code != 0:
                 raise self._failure(code, output)
         seconds = round(time.monotonic() - started, 3)
@@ -106,10 +106,13 @@ class DvcStageOperator(BaseOperator):
         """Ends the stage and all its processes."""
         self._end(min(self.grace_s, _GRACE_ON_KILL_S))
 
-    def _repro(self) -> list[str]:
+    def _repro(self, workspace: Path) -> list[str]:
+        from pipeline.versioning.handover import is_unsent
+
+        # What an earlier try made, and could not push, is not made again.
+        forced = str(self.force).lower() == "true" and not is_unsent(workspace, self.stage)
         # Without --single-item parallel trainings fail on each other's locks.
-        forced = ["--force"] if str(self.force).lower() == "true" else []
-        return ["repro", "--single-item", *forced, self.stage]
+        return ["repro", "--single-item", *(["--force"] if forced else []), self.stage]
 
     def _environment(self, workspace: Path) -> dict[str, str]:
         folders = {"OPENMED_HOME": str(host.HOME), "OPENMED_PROJECT": str(workspace)}

@@ -24,6 +24,7 @@ Dvc = Callable[..., tuple[int, str]]
 """Runs DVC in a workspace with some arguments; returns its exit code and what it printed."""
 
 _WHOLE = Path(".dvc", "tmp", "openmed-whole.json")
+_UNSENT = Path(".dvc", "tmp", "openmed-unsent")
 
 
 def run_dvc(workspace: Path, *arguments: str) -> tuple[int, str]:
@@ -72,6 +73,11 @@ def begin(workspace: Path, outs: Iterable[str]) -> None:
         write_json(workspace / _WHOLE, {path: whole[path] for path in whole.keys() - set(outs)})
 
 
+def is_unsent(workspace: Path, stage: str) -> bool:
+    """Tells whether a stage has run to its end here and what it wrote could not be pushed."""
+    return (workspace / _UNSENT / stage).exists()
+
+
 def hand_on(workspace: Path, stage: str, read: Entries, *, dvc: Dvc = run_dvc) -> Mapping[str, Any]:
     """Pushes what a stage wrote to the default remote, where there is one, and returns its entry.
 
@@ -90,10 +96,14 @@ def hand_on(workspace: Path, stage: str, read: Entries, *, dvc: Dvc = run_dvc) -
     with locked(workspace):
         write_json(workspace / _WHOLE, _whole(workspace) | outputs({"stages": {stage: entry}}, stage))
     if remote := default_remote(workspace):
+        unsent = workspace / _UNSENT / stage
+        unsent.parent.mkdir(exist_ok=True)
+        unsent.touch()
         code, output = dvc(workspace, "push", stage)
         if code:
             full = "its disk or that of this host is full" if disk_is_full(output) else last_error(output)
             raise ResourceError(f"what {stage} wrote could not be pushed to the DVC remote {remote}: {full}")
+        unsent.unlink()
     return entry
 
 

@@ -241,7 +241,7 @@ def test_the_command_is_the_one_that_is_safe_in_parallel(project, monkeypatch):
     )
     running = operator(force=True)
     with pytest.raises(RuntimeError) as called:
-        running._dvc(project, *running._repro())
+        running._dvc(project, *running._repro(project))
     assert called.value.args[0][1:] == [
         "-m",
         "dvc",
