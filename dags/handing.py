@@ -67,9 +67,22 @@ def task_of(stage: str) -> str:
 
 
 def entries(ti: Any, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Returns what DVC wrote down of some stages, of those that have run: stage -> entry of dvc.lock."""
-    said = {stage: handed(ti, task_of(stage)) for stage in stages}
-    return {stage: each["lock"] for stage, each in said.items() if each is not None}
+    """Returns what DVC wrote down of some stages, of those that have run: stage -> entry of dvc.lock.
+
+    Raises:
+        AirflowFailException: As `handed`; or one ran at another commit than `prepare` has fixed since.
+    """
+    commit, found = needed(ti, "prepare")["revision"], {}
+    for stage in stages:
+        if (said := handed(ti, task_of(stage))) is None:
+            continue
+        if (ran_at := said.get("revision", commit)) != commit:
+            raise AirflowFailException(
+                f"task '{task_of(stage)}' ran at commit {ran_at}, and 'prepare' was cleared since and took "
+                f"{commit}: start a new run"
+            )
+        found[stage] = said["lock"]
+    return found
 
 
 def workspace_of(ti: Any) -> Path:

@@ -47,8 +47,8 @@ class DvcStageOperator(BaseOperator):
     host. The output is streamed to the task log. DVC has a session of its own, and whatever ends the task
     (mark failed, timeout, shutdown) ends every process of it.
 
-    Its XCom is `{"stage", "seconds", "lock", "metrics"}`, sealed: the stage's entry of dvc.lock and the
-    content of its metrics files by path.
+    Its XCom is `{"stage", "revision", "seconds", "lock", "metrics"}`, sealed: the commit, the stage's entry
+    of dvc.lock and the content of its metrics files by path.
 
     `force`, a template that may render to "True", runs the stage although nothing changed; `grace_s` are the
     seconds between SIGTERM and SIGKILL when the task itself gives up.
@@ -81,7 +81,7 @@ class DvcStageOperator(BaseOperator):
         """Runs the stage and hands on what it wrote down."""
         from pipeline.versioning import handover
         from pipeline.versioning.training_states import carried
-        from pipeline.versioning.workspace import default_remote
+        from pipeline.versioning.workspace import commit_of, default_remote
 
         ti = context["ti"]
         workspace = workspace_of(ti)
@@ -99,8 +99,8 @@ class DvcStageOperator(BaseOperator):
         seconds = round(time.monotonic() - started, 3)
         with one_sentence():
             lock = handover.hand_on(workspace, self.stage, read, dvc=self._dvc)
-            metrics = _metrics(workspace, stage)
-            return hand_on(ti, {"stage": self.stage, "seconds": seconds, "lock": lock, "metrics": metrics})
+            told = {"stage": self.stage, "revision": commit_of(workspace), "seconds": seconds}
+            return hand_on(ti, told | {"lock": lock, "metrics": _metrics(workspace, stage)})
 
     def on_kill(self) -> None:
         """Ends the stage and all its processes."""

@@ -117,6 +117,23 @@ def test_the_seal_of_another_task_run_or_dag_does_not_count(hosts):
         setattr(ti, name, before)
 
 
+def test_what_ran_before_prepare_took_another_commit_does_not_count(hosts, registered, tmp_path):
+    hosts.on("two")
+    first = git(host.PROJECT, "rev-parse", "HEAD")
+    git(host.PROJECT, *COMMIT, "moved on", "--allow-empty")
+    host.HOME = tmp_path  # a host that has no workspace of the run yet
+    hosts.prepare(seed=5)
+    git(host.PROJECT, "reset", "--quiet", "--hard", first)
+    for refused in (lambda: hosts.stage("left"), hosts.register):
+        with pytest.raises(
+            AirflowFailException, match=f"task 'validate' ran at commit {first}, and 'prepare'"
+        ):
+            refused()
+    hosts.stage("validate")
+    hosts.stage("left")
+    assert registered == []
+
+
 def test_another_secret_is_told_from_a_forged_xcom(hosts, monkeypatch):
     monkeypatch.setenv("OPENMED_SITE_SECRET", "the secret of another")
     with pytest.raises(AirflowFailException, match="another site secret than the one of this host"):

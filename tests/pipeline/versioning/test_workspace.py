@@ -114,7 +114,9 @@ def test_a_retry_keeps_the_workspace_and_its_commit_although_head_moved(project,
     assert workspace.create(project, "HEAD", "run", tmp_path) == path
     assert workspace.commit_of(path) == first
     assert (path / "made").exists()
-    with pytest.raises(BadInput, match="began at revision HEAD, not HEAD~1; start a new run"):
+    with pytest.raises(
+        BadInput, match=r"began here at commit \w{40} \(HEAD\), not at HEAD~1; start a new run"
+    ):
         workspace.create(project, "HEAD~1", "run", tmp_path)
 
 
@@ -301,7 +303,7 @@ def test_a_workspace_that_is_whole_is_found_without_dvc_and_one_that_is_not_is_m
     monkeypatch.setattr(workspace, "obtain", None)
     assert workspace.find(project, commit, "run", tmp_path, seed=7) == path
     assert workspace.find(project, commit, "run", tmp_path, any_seed=True) == path
-    with pytest.raises(BadInput, match=f"began at revision HEAD, not {'0' * 40}"):
+    with pytest.raises(BadInput, match=f"\\(HEAD\\), not at {'0' * 40}; start a new run"):
         workspace.find(project, "0" * 40, "run", tmp_path)
     monkeypatch.undo()
     shutil.rmtree(path)
