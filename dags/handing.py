@@ -85,10 +85,11 @@ def entries(ti: Any, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def workspace_of(ti: Any) -> Path:
+def workspace_of(ti: Any, *, bare: bool = False) -> Path:
     """Returns the workspace of this run on this host, at the commit and seed that `prepare` handed on.
 
-    The first task of a run on a host makes it, and takes away those that no run needs any more.
+    The first task of a run on a host makes it, bare where that will do, and takes away those that no run
+    needs any more.
     """
     from pipeline.versioning import workspace
 
@@ -96,7 +97,9 @@ def workspace_of(ti: Any) -> Path:
     with host.one_sentence():
         if not workspace.path_of(ti.run_id, host.HOME).exists():
             tidy(ti)
-        return workspace.find(host.PROJECT, begun["revision"], ti.run_id, host.HOME, seed=begun["seed"])
+        return workspace.find(
+            host.PROJECT, begun["revision"], ti.run_id, host.HOME, seed=begun["seed"], bare=bare
+        )
 
 
 def tidy(ti: Any) -> None:

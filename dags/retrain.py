@@ -29,12 +29,16 @@ from places import place
 from stage_operator import DvcStageOperator
 
 from pipeline.settings.artifacts import MANIFEST
+from pipeline.settings.params import load_stages
 from pipeline.settings.variables import variables
 from pipeline.tools.dvc_graph import load_graph
 
 # DAG bundles may be parsed from a copy elsewhere, so the graph comes from beside this file.
 SOURCE = Path(__file__).resolve().parents[1]
 STAGES = load_graph(SOURCE / "dvc.yaml")
+RANGES = load_stages(SOURCE / "params.yaml").map_over
+# They measure and decode films, which tasks on other hosts may have done before.
+FILM_STAGES = {"validate", "preprocess"}
 DATASET = Asset("openmed_dataset")  # pipeline.tools.airflow_client.DATASET names it too
 CANDIDATE = Asset("openmed_candidate")
 GPU_STAGES = {"train"}
@@ -105,6 +109,7 @@ def stage_tasks() -> dict[str, DvcStageOperator]:
             task_group=groups.get(kind) if item else None,
             stage=name,
             force="{{ params.force }}",
+            learns=RANGES > 1 and name in FILM_STAGES,
             pool="gpu" if kind in GPU_STAGES else "default_pool",
             execution_timeout=timedelta(hours=12 if kind in GPU_STAGES else 4),
             doc_md=f"{stage_doc(name)}\n\n`{stage.cmd}`",
@@ -145,6 +150,22 @@ def prepare(*, params: dict[str, Any], dag_run: Any, triggering_asset_events: An
             )
         begun = {"revision": workspace.commit_of(path), "seed": seed, "note": params["note"] or ""}
     return hand_on(ti, begun)
+
+
+@task(
+    execution_timeout=timedelta(hours=4),
+    doc_md="Measures and decodes the films of one range of archives, on any host, and hands on what it "
+    "learnt to `validate` and `preprocess`. `stages.map_over` of params.yaml says how many ranges there are.",
+)
+def measure(*, number: int, of: int, ti: Any) -> str:
+    """Says in one sentence what was measured."""
+    from pipeline.stages import ranges
+
+    path = workspace_of(ti, bare=True)
+    with one_sentence():
+        # What a try that failed has learnt is not new to this host any more, and was maybe not sent.
+        resend = ti.try_number > 1
+        return ranges.measure(host.PROJECT, host.HOME, path, number, of, resend=resend, say=LOG.info)
 
 
 @task(
@@ -244,6 +265,8 @@ with DAG(
     ready, compared, registered, cleaned = prepare(), drift(), register(), cleanup()
     stages = stage_tasks()
     ready >> [stages[name] for name, stage in STAGES.items() if not stage.upstream]
+    if RANGES > 1:
+        ready >> measure.partial(of=RANGES).expand(number=list(range(RANGES))) >> stages["validate"]
     stages["validate"] >> compared >> [stages[n] for n in STAGES if n.partition("@")[0] in GPU_STAGES]
     read = {other for stage in STAGES.values() for other in stage.upstream}
     [stages[name] for name in STAGES if name not in read] >> registered

@@ -50,6 +50,7 @@ class DvcStageOperator(BaseOperator):
     Its XCom is `{"stage", "revision", "seconds", "lock", "metrics"}`, sealed: the commit, the stage's entry
     of dvc.lock and the content of its metrics files by path.
 
+    With `learns` it first takes what mapped tasks of the run have learnt from films into this host's store.
     `force`, a template that may render to "True", runs the stage although nothing changed; `grace_s` are the
     seconds between SIGTERM and SIGKILL when the task itself gives up.
 
@@ -68,12 +69,14 @@ class DvcStageOperator(BaseOperator):
         *,
         stage: str,
         force: bool | str = False,
+        learns: bool = False,
         grace_s: float = _GRACE_S,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.stage = stage
         self.force = force
+        self.learns = learns
         self.grace_s = grace_s
         self._process: subprocess.Popen[str] | None = None
 
@@ -90,6 +93,10 @@ class DvcStageOperator(BaseOperator):
             read = entries(ti, stage.upstream)
             handover.receive(workspace, read, lambda out: _reads(stage, out), dvc=self._dvc)
             handover.begin(workspace, stage.outs)
+            if self.learns:
+                from pipeline.stages.ranges import take_over
+
+                take_over(host.PROJECT, host.HOME, workspace, self.log.info)
         started = time.monotonic()
         alone, say = default_remote(workspace) is None, self.log.warning
         with nullcontext() if alone else carried(host.PROJECT, host.HOME, workspace, self.stage, say):

@@ -40,7 +40,7 @@ def write_cache(
     hashes = {}
     for number, start in enumerate(range(0, len(films), SHARD_FILMS)):
         part = films.iloc[start : start + SHARD_FILMS]
-        made = store.shards(part["sha256"].tolist(), sizes, partial(_decoded, data, part, sizes))
+        made = store.shards(part["sha256"].tolist(), sizes, partial(decoded, data, part, sizes))
         for size, (source, digest) in made.items():
             name = f"{size}/{number:05d}.npy"
             _link(source, folder / name)
@@ -53,12 +53,13 @@ def write_cache(
     store.tidy()
 
 
-def _decoded(
-    data: Path, films: pd.DataFrame, sizes: list[int], positions: Sequence[int]
+def decoded(
+    data: Path, films: pd.DataFrame, sizes_px: Sequence[int], positions: Sequence[int]
 ) -> Iterator[list[np.ndarray]]:
+    """Decodes some of the films, by position: uint8 (s, s) at each size; IntegrityError as `write_cache`."""
     part = films.iloc[positions]
     rows = zip(part["path"], part["sha256"], strict=True)
-    return ordered_map(lambda row: decode_squares(film_bytes(data, *row), sizes, row[0]), rows)
+    return ordered_map(lambda row: decode_squares(film_bytes(data, *row), sizes_px, row[0]), rows)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -23,6 +23,6 @@ def folder(stage: str, architecture: str | None = None) -> Path:
     return Path("artifacts", stage, architecture or "")
 
 
-def film_store_folder() -> Path:
+def film_store_folder(home: Path | None = None) -> Path:
     """Where this machine keeps what it learnt from films, whatever the run; see `FilmStore`."""
-    return state_folder() / "films"
+    return state_folder(home) / "films"

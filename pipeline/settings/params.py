@@ -14,7 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.settings.yaml_file import first_problem, read_settings
+from openmed.errors import BadInput
+from pipeline.settings.yaml_file import first_problem, read_mapping, read_settings
 
 
 def _refuse_truth_value(value: Any) -> Any:
@@ -234,6 +235,13 @@ class Promotion(Section):
     margins: dict[Literal["auc", "sensitivity", "specificity"], Share]
 
 
+class Stages(Section):
+    """Over how many tasks the work of `validate` and `preprocess` is spread: where it is done, never what."""
+
+    # Airflow takes as many instances of a task (core.max_map_length).
+    map_over: Annotated[int, Field(ge=1, le=1024), BeforeValidator(_refuse_truth_value)] = 1
+
+
 class Params(Section):
     """All settings of the pipeline."""
 
@@ -250,6 +258,8 @@ class Params(Section):
     explain: Explain
     triage: Triage
     promotion: Promotion
+    # Settings of before have none.
+    stages: Stages = Stages()
 
     @model_validator(mode="after")
     def _complete(self) -> "Params":
@@ -262,6 +272,14 @@ class Params(Section):
                 f"`task.positive`, of {', '.join(self.task.classes)}"
             )
         return self
+
+
+def load_stages(path: Path) -> Stages:
+    """Reads the section `stages` alone, which the DAG needs; raises as `load_params`."""
+    try:
+        return Stages.model_validate(read_mapping(path).get("stages", {}))
+    except ValidationError as error:
+        raise BadInput(f"{path}: stages.{first_problem(error)}") from None
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:

@@ -11,6 +11,8 @@ from pipeline.settings.params import Section, Share
 from pipeline.settings.yaml_file import first_problem, read_settings
 
 PLAN_FILE = "change_plan.yaml"
+# Settings that say where work is done and change nothing of what comes out.
+_WHERE = "stages."
 LOGIN, ANYONE, HOLD = "login", "anyone", "hold"
 Text = Annotated[str, Field(min_length=1)]
 # A line of OpenSSH's allowed_signers, with one plain name: patterns would name anybody.
@@ -210,7 +212,7 @@ def unplanned_changes(plan: ChangePlan, before: Mapping[str, Any], after: Mappin
     """Says, a sentence each, which settings differ from the champion's although the plan fixes them."""
     old, new = dict(flat(before)), dict(flat(after))
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) == new.get(key):
+        if old.get(key) == new.get(key) or key.startswith(_WHERE):
             continue
         if not any(fnmatchcase(key, pattern) for pattern in plan.modifications.settings):
             yield (

@@ -4,6 +4,7 @@ Of a key that stands twice YAML's own loader takes the later one: a second `revi
 away. So nothing is read that says one thing to a person and another to a program.
 """
 
+import json
 import re
 import stat
 import unicodedata
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from openmed.errors import BadInput
+from openmed.files import write_text
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -139,10 +141,39 @@ def read_settings(kind: type[Settings], path: Path | str, *, missing: str) -> Se
         raise BadInput(f"{path}: {first_problem(error)}") from None
 
 
+def set_values(path: Path, values: Mapping[str, Any]) -> None:
+    """Overrides values of a settings file, by dotted key; every other character of it stays as it is.
+
+    Raises:
+        BadInput: The file has no such key, or cannot be read; nothing is changed then.
+    """
+    read_yaml(path)
+    text, replacements = path.read_text(encoding="utf-8"), {}
+    for dotted, value in values.items():
+        node = _node(yaml.compose(text), dotted)
+        if node is None:
+            raise BadInput(f"{path.name} has no setting '{dotted}'; name one that it holds")
+        # JSON is YAML, and quotes a text that YAML would take for a number.
+        replacements[node.start_mark.index, node.end_mark.index] = json.dumps(value)
+    for (start, end), new in sorted(replacements.items(), reverse=True):
+        # A key without a value, which is null, has its place right behind the colon.
+        text = text[:start] + (" " if text[start - 1] == ":" else "") + new + text[end:]
+    if values:
+        write_text(path, text)
+
+
 def first_problem(error: "ValidationError") -> str:
     """Says in a line what is wrong with the first wrong entry, and where."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+
+
+def _node(node: yaml.Node | None, dotted: str) -> yaml.Node | None:
+    """Finds the value of a dotted key in a parsed file."""
+    for part in dotted.split("."):
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        node = next((value for key, value in pairs if key.value == part), None)
+    return node
 
 
 def _check_extent(content: Any, source: str) -> None:

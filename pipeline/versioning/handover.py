@@ -9,14 +9,17 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openmed.errors import IntegrityError, OpenMedError, ResourceError
 from openmed.files import read_json, write_json, write_text
 from pipeline.settings.yaml_file import read_mapping
-from pipeline.tools.dvc_lock import check_agreement, outputs, read_md5
+from pipeline.tools.dvc_lock import check_agreement, outputs, read_md5, read_pointer
 from pipeline.tools.git import DVC, disk_is_full, last_error, not_obtained, run
-from pipeline.versioning.workspace import default_remote, locked
+from pipeline.versioning.workspace import DATA_FILE, default_remote, locked
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 Entries = Mapping[str, Mapping[str, Any]]
 """Stage -> what DVC wrote down of it in dvc.lock."""
@@ -105,6 +108,59 @@ def hand_on(workspace: Path, stage: str, read: Entries, *, dvc: Dvc = run_dvc) -
             raise ResourceError(f"what {stage} wrote could not be pushed to the DVC remote {remote}: {full}")
         unsent.unlink()
     return entry
+
+
+def name_data(workspace: Path, names: Iterable[str], folder: Path) -> None:
+    """Gives some files of the data, whose workspace may be bare, their names in another folder.
+
+    Only these are fetched, into the cache; the names are links into it. A file that the data version does not
+    hold is passed over. DVC's own commands are of no use for a part of a folder: where they fail they delete
+    what is there of it, and they take what one call has fetched for all there is.
+
+    Raises:
+        ResourceError: A file is neither in the cache nor whole on the remote, or the remote does not answer.
+    """
+    from dvc.repo import Repo
+
+    listing = read_pointer(workspace / DATA_FILE)["outs"][0]["md5"]
+    with Repo(str(workspace)) as repo:
+        _cache(repo, [listing])
+        cached = repo.cache.local.oid_to_path
+        listed = {each["relpath"]: each["md5"] for each in json.loads(Path(cached(listing)).read_bytes())}
+        wanted = {name: listed[name] for name in names if name in listed}
+        _cache(repo, wanted.values())
+        for name, md5 in wanted.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to(cached(md5))
+
+
+def _cache(repo: "Repo", hashes: Iterable[str]) -> None:
+    """Fetches objects that the cache lacks or holds damaged."""
+    from dvc_data.hashfile.hash_info import HashInfo
+
+    lacking = [md5 for md5 in hashes if not _is_cached(repo, md5)]
+    if not lacking:
+        return
+    said = ""
+    try:
+        repo.cloud.pull([HashInfo("md5", md5) for md5 in lacking])
+    except Exception as error:  # the driver of each kind of storage has errors of its own
+        said = f" ({' '.join(str(error).split())[:200]})"
+    if not all(_is_cached(repo, md5) for md5 in lacking):
+        raise ResourceError(
+            f"{len(lacking)} file(s) of the data are neither in the DVC cache nor whole on a remote{said}; "
+            "run 'dvc push' where they are, or check that the remote answers"
+        )
+
+
+def _is_cached(repo: "Repo", md5: str) -> bool:
+    from dvc_objects.errors import ObjectFormatError
+
+    try:
+        repo.cache.local.check(md5)  # which deletes a damaged one
+    except (FileNotFoundError, ObjectFormatError):
+        return False
+    return True
 
 
 def show(project: Path, workspace: Path, page: Path, say: Callable[[str], None]) -> None:

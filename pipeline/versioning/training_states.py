@@ -1,6 +1,6 @@
 """The states of trainings that run, on the storage that hosts share: another host goes on where one stopped.
 
-They lie in `states/RUN/STAGE`, under the seal of the site.
+They lie in `states/RUN/STAGE`, under the seal of the site. What else lies below `states/RUN` goes with them.
 """
 
 import shutil
@@ -72,12 +72,15 @@ def forget_old(project: Path, keep_days: float, say: Say) -> None:
     with _told(say, "old training states are still stored"):
         if (shared := store(project)) is None:
             return
+        young = time.time() - keep_days * 86_400
         newest: dict[str, float] = {}
         for name in shared.names(_ROOT):
             run = name.split("/")[1]
+            if newest.get(run, 0.0) >= young:
+                continue  # of a run there may be thousands
             newest[run] = max(newest.get(run, 0.0), shared.written_at(name))
         for run, at in newest.items():
-            if at < time.time() - keep_days * 86_400:
+            if at < young:
                 shared.delete(f"{_ROOT}/{run}")
 
 

@@ -15,9 +15,10 @@ from openmed.errors import BadInput, IntegrityError
 from openmed.models.vault import CHAMPION_WEIGHTS, UNKNOWN_LICENCE, VaultEntry, put_in_vault, read_vault
 from pipeline.settings.artifacts import VAULT
 from pipeline.settings.params import Params, Train, load_params
+from pipeline.settings.yaml_file import set_values
 from pipeline.tools.dvc_lock import describe, read_pointer
 from pipeline.tools.git import check_branch, dvc, git, obtain, push
-from pipeline.versioning.workspace import WEIGHTS_POINTER, set_values
+from pipeline.versioning.workspace import WEIGHTS_POINTER
 
 Say = Callable[[str], None]
 

@@ -6,7 +6,6 @@ the code history and, where the file system allows links, no copy of the data. B
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -16,13 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock
 
 from openmed.errors import BadInput, OpenMedError, ResourceError
-from openmed.files import atomic_path, read_json, write_json, write_text
+from openmed.files import atomic_path, read_json, write_json
 from pipeline.settings.project import checkpoint_folder
-from pipeline.settings.yaml_file import read_yaml
+from pipeline.settings.yaml_file import set_values
 from pipeline.tools.git import check_commit, git, git_folder, holds, obtain, own_worktree_setting
 from pipeline.versioning.external_sets import pointers
 
@@ -34,7 +32,14 @@ _FULL_COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
 def create(
-    repo: Path, revision: str, run_id: str, home: Path, *, seed: int | None = None, newer: Sequence[str] = ()
+    repo: Path,
+    revision: str,
+    run_id: str,
+    home: Path,
+    *,
+    seed: int | None = None,
+    newer: Sequence[str] = (),
+    bare: bool = False,
 ) -> Path:
     """Makes the workspace of a run, or finds it again and makes whole what is missing of it.
 
@@ -42,7 +47,8 @@ def create(
     retried task works on the same commit although `HEAD` has moved on. A commit that this checkout lacks is
     fetched from its remotes. A workspace that is there already is kept with everything the run has made in
     it. It shares the DVC cache and the remotes of `repo`. The last of the newer commits, of data made
-    on another host, that the revision does not hold takes its place.
+    on another host, that the revision does not hold takes its place. A bare workspace is
+    without films and weights, and not whole.
 
     Returns:
         `path_of` the run, with the data, the weights vault and the external sets of that revision, and
@@ -64,29 +70,44 @@ def create(
                 raise BadInput(f"revision {revision} holds no {needed}; commit it or choose another revision")
         remote = _share_cache(repo, path)
         more = [WEIGHTS_POINTER] if (path / WEIGHTS_POINTER).exists() else []
-        obtain(path, DATA_FILE, *more, *(str(pointer.relative_to(path)) for pointer in pointers(path)))
+        if not bare:
+            obtain(path, DATA_FILE, *more, *(str(pointer.relative_to(path)) for pointer in pointers(path)))
         if read_json(_record_of(path)).get("seed", seed) != seed:
             _git(path, "checkout", "--quiet", "--", "params.yaml")  # of an earlier run with this id
         if seed is not None:
             set_params(path, {"run.seed": seed})
-        _write_record(path, whole=True, remote=remote, seed=seed)
+        _write_record(path, whole=not bare, remote=remote, seed=seed)
     return path
 
 
 def find(
-    repo: Path, commit: str, run_id: str, home: Path, *, seed: int | None = None, any_seed: bool = False
+    repo: Path,
+    commit: str,
+    run_id: str,
+    home: Path,
+    *,
+    seed: int | None = None,
+    any_seed: bool = False,
+    bare: bool = False,
 ) -> Path:
     """Returns the workspace of a run on this host, which `create` makes where it is missing or not whole.
 
-    The commit, in full, and the seed are those that the run began with, maybe on another host.
+    The commit, in full, and the seed are those that the run began with, maybe on another host. A bare one
+    will do where that is said.
     """
     repo, path = Path(repo).resolve(), path_of(run_id, home)
     record = read_json(_record_of(path)) if _record_of(path).exists() else {}
     same = record.get("commit") == commit and (any_seed or record.get("seed", seed) == seed)
-    if record.get("whole") and same and _is_at(repo, path, commit):
+    if (record.get("whole") or (bare and "remote" in record)) and same and _is_at(repo, path, commit):
         os.utime(_record_of(path))  # its age is that of its last use; `touch` would make it anew
         return path
-    return create(repo, commit, run_id, home, seed=seed)
+    return create(repo, commit, run_id, home, seed=seed, bare=bare)
+
+
+def is_whole(path: Path) -> bool:
+    """Tells whether the films and weights of a workspace are there, as `create` wrote it down."""
+    record = _record_of(path)
+    return record.exists() and bool(read_json(record).get("whole"))
 
 
 def default_remote(path: Path) -> str | None:
@@ -188,35 +209,6 @@ def set_params(workspace: Path, values: Mapping[str, Any]) -> None:
     if not path.is_file():
         raise BadInput(f"{path} does not exist; the revision must hold params.yaml")
     set_values(path, values)
-
-
-def set_values(path: Path, values: Mapping[str, Any]) -> None:
-    """Overrides values of a settings file, by dotted key; every other character of it stays as it is.
-
-    Raises:
-        BadInput: The file has no such key, or cannot be read; nothing is changed then.
-    """
-    read_yaml(path)
-    text, replacements = path.read_text(encoding="utf-8"), {}
-    for dotted, value in values.items():
-        node = _node(yaml.compose(text), dotted)
-        if node is None:
-            raise BadInput(f"{path.name} has no setting '{dotted}'; name one that it holds")
-        # JSON is YAML, and quotes a text that YAML would take for a number.
-        replacements[node.start_mark.index, node.end_mark.index] = json.dumps(value)
-    for (start, end), new in sorted(replacements.items(), reverse=True):
-        # A key without a value, which is null, has its place right behind the colon.
-        text = text[:start] + (" " if text[start - 1] == ":" else "") + new + text[end:]
-    if values:
-        write_text(path, text)
-
-
-def _node(node: yaml.Node | None, dotted: str) -> yaml.Node | None:
-    """Finds the value of a dotted key in a parsed file."""
-    for part in dotted.split("."):
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        node = next((value for key, value in pairs if key.value == part), None)
-    return node
 
 
 def link_types() -> list[str]:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from openmed.errors import BadInput
 from openmed.fitted.calibration import METHODS
-from pipeline.settings.params import load_params
+from pipeline.settings.params import load_params, load_stages
 from pipeline.stages.train import create_model, section_of, train_settings
 from tests.conftest import ROOT, write_params
 
@@ -263,3 +263,27 @@ def test_sample_and_production_set_the_same_things(name):
     )
     assert keys(sample) == keys(production)
     assert sample != production
+
+
+def test_films_are_not_mapped_unless_the_settings_say_over_how_many_tasks(tmp_path, params):
+    params.pop("stages")
+    assert load(tmp_path, params).stages.map_over == 1
+    assert load_stages(tmp_path / "params.yaml").map_over == 1
+    assert load(tmp_path, params | {"stages": {"map_over": 1024}}).stages.map_over == 1024
+    # The other settings do not matter to the DAG.
+    (tmp_path / "params.yaml").write_text("stages: {map_over: 7}\nother: 1\n")
+    assert load_stages(tmp_path / "params.yaml").map_over == 7
+
+
+@pytest.mark.parametrize("value", [0, 1025, 1.5, True, None, "all"])
+def test_no_more_tasks_than_airflow_maps_over(tmp_path, params, value):
+    with pytest.raises(BadInput, match=r"params\.yaml: stages\.map_over: "):
+        load(tmp_path, params | {"stages": {"map_over": value}})
+    with pytest.raises(BadInput, match=r"params\.yaml: stages\.map_over: "):
+        load_stages(tmp_path / "params.yaml")
+
+
+def test_where_films_are_measured_is_no_parameter_of_a_stage():
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    read = {each.partition(".")[0] for stage in graph.values() for each in stage.get("params", [])}
+    assert "validate" in read and "stages" not in read

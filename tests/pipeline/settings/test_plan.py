@@ -37,6 +37,8 @@ def test_what_may_change_may_and_what_may_not_is_named():
         "the setting evaluate.floors was not set and is {}, which the plan does not let change"
     ]
     assert list(unplanned_changes(plan, before, before)) == []
+    # Where work is done is no change of the model.
+    assert list(unplanned_changes(plan, before, {**before, "stages": {"map_over": 4}})) == []
 
 
 @pytest.mark.parametrize(

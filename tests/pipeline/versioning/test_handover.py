@@ -1,5 +1,6 @@
 """What other hosts made, taken over while DVC itself writes."""
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -84,3 +85,66 @@ def test_stages_that_do_not_fit_together_are_not_taken(workspace):
     with pytest.raises(IntegrityError, match="later read another out1 than earlier wrote: run it"):
         handover.receive(workspace, {"earlier": entry(1), "later": reads}, lambda out: False)
     assert not (workspace / "dvc.lock").exists()
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A checkout with a remote by its side that has the data, of which neither it nor its cache has any."""
+    from dvc.repo import Repo
+
+    folder = tmp_path / "checkout"
+    (folder / "data/films").mkdir(parents=True)
+    (tmp_path / "storage").mkdir()
+    for name in ("a", "b", "c"):
+        (folder / "data/films" / name).write_text(f"film {name}")
+    Repo.init(str(folder), no_scm=True).close()
+    (folder / ".dvc/config").write_text(
+        f"[core]\n    remote = store\n    no_scm = true\n['remote \"store\"']\n    url = {tmp_path}/storage\n"
+        "    verify = true\n"
+    )
+    with Repo(str(folder)) as repo:
+        repo.add(str(folder / "data"))
+        repo.push()
+    for made in (folder / "data", folder / ".dvc/cache"):
+        shutil.rmtree(made)
+    return folder
+
+
+def cached(folder):
+    return {path.read_text() for path in (folder / ".dvc/cache/files").rglob("*") if path.is_file()}
+
+
+def test_some_files_of_the_data_are_fetched_without_the_others(bare, tmp_path):
+    handover.name_data(bare, ["films/a", "films/none"], tmp_path / "first")
+    handover.name_data(bare, ["films/a", "films/b"], tmp_path / "second")
+    assert [path.name for path in (tmp_path / "first/films").iterdir()] == ["a"]
+    assert {path.read_text() for path in (tmp_path / "second/films").iterdir()} == {"film a", "film b"}
+    assert {"film a", "film b"} < cached(bare) and "film c" not in cached(bare)
+    assert not (bare / "data").exists()
+
+
+def test_an_outage_leaves_what_is_there_and_is_over_when_it_is_over(bare, tmp_path):
+    handover.name_data(bare, ["films/a"], tmp_path / "first")
+    (tmp_path / "storage").rename(tmp_path / "away")
+    with pytest.raises(ResourceError, match="neither in the DVC cache nor whole on a remote"):
+        handover.name_data(bare, ["films/a", "films/b", "films/c"], tmp_path / "second")
+    assert (tmp_path / "first/films/a").read_text() == "film a"
+    (tmp_path / "storage").rmdir() if (tmp_path / "storage").exists() else None
+    (tmp_path / "away").rename(tmp_path / "storage")
+    handover.name_data(bare, ["films/a", "films/b"], tmp_path / "second")
+    assert (tmp_path / "second/films/b").read_text() == "film b"
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again_and_one_on_the_remote_refused(bare, tmp_path):
+    handover.name_data(bare, ["films/a"], tmp_path / "first")
+    damaged = (tmp_path / "first/films/a").resolve()
+    damaged.chmod(0o644)
+    damaged.write_text("another film")
+    handover.name_data(bare, ["films/a"], tmp_path / "second")
+    assert (tmp_path / "second/films/a").read_text() == "film a"
+    (there,) = (path for path in (tmp_path / "storage").rglob("*") if path.name == damaged.name)
+    damaged.unlink()
+    there.chmod(0o644)
+    there.write_text("film x")
+    with pytest.raises(ResourceError, match="nor whole on a remote"):
+        handover.name_data(bare, ["films/a"], tmp_path / "third")

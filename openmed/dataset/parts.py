@@ -1,0 +1,82 @@
+"""What the film store of one host knows of some films, as files from which that of another host learns it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from openmed.cache.film_store import FilmStore
+from openmed.cache.writing import decoded
+from openmed.dataset.manifest import measure_films
+from openmed.files import link_or_copy, read_json, write_json
+from openmed.measurement.measure import MEASURED
+
+_MEASURED_FILE, _DECODED_FILE = "measured.arrow", "decoded.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a store knows of some films.
+
+    Attributes:
+        measured: SHA-256 of the films.
+        decoded: SHA-256 of those that are usable, in the order of the squares.
+        squares: Side in pixels -> .npy, uint8 (films, side, side).
+        new: How many films it had to measure or decode for that.
+    """
+
+    measured: tuple[str, ...]
+    decoded: tuple[str, ...]
+    squares: dict[int, Path]
+    new: int
+
+
+def learn(
+    data: Path, films: pd.DataFrame, sizes_px: Iterable[int], store: FilmStore, *, min_side_px: int
+) -> Part:
+    """Lets a store know of films all that the stages `validate` and `preprocess` ask it for.
+
+    The films, at most `SHARD_FILMS`, are rows of `read_films`. Raises as `judge_films` and `write_cache`.
+    """
+    sizes = sorted(set(sizes_px))
+    recorded = films["sha256"].tolist() if "sha256" in films else []
+    before = {film for table in store.measurements(recorded) for film in table["sha256"].to_pylist()}
+    judged = measure_films(data, films, store, min_side_px=min_side_px)
+    usable = judged.loc[judged["status"] == "accepted", ["path", "sha256"]]
+    new = set(judged["sha256"]) - before
+
+    def decode(positions: Sequence[int]) -> Iterator[Sequence[np.ndarray]]:
+        new.update(usable["sha256"].iloc[positions])
+        return decoded(data, usable, sizes, positions)
+
+    made = store.shards(usable["sha256"].tolist(), sizes, decode) if len(usable) else {}
+    squares = {size: file for size, (file, _) in made.items()}
+    return Part(tuple(judged["sha256"]), tuple(usable["sha256"]), squares, len(new - {""}))
+
+
+def write_part(part: Part, store: FilmStore, folder: Path) -> list[str]:
+    """Writes what a store knows as files, named by what is returned, below a folder that is there."""
+    known = pa.concat_tables([MEASURED.empty_table(), *store.measurements([f for f in part.measured if f])])
+    with pa.ipc.new_stream(folder / _MEASURED_FILE, known.schema) as stream:
+        stream.write_table(known)
+    write_json(folder / _DECODED_FILE, part.decoded)
+    for size, file in part.squares.items():
+        link_or_copy(file, folder / f"{size}.npy")
+    return [_MEASURED_FILE, _DECODED_FILE, *(f"{size}.npy" for size in part.squares)]
+
+
+def read_part(folder: Path, store: FilmStore) -> None:
+    """Lets a store learn what `write_part` wrote; what it knows already stays."""
+    with pa.OSFile(str(folder / _MEASURED_FILE)) as file:
+        store.remember_measurements(pa.ipc.open_stream(file).read_all())
+    films = read_json(folder / _DECODED_FILE)
+    squares = {int(file.stem): np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}
+    store.shards(films, sorted(squares), partial(_taken, [squares[size] for size in sorted(squares)]))
+
+
+def _taken(squares: list[np.ndarray], positions: Sequence[int]) -> Iterator[list[np.ndarray]]:
+    return ([array[position] for array in squares] for position in positions)
