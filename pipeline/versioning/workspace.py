@@ -243,10 +243,8 @@ def _pinned_commit(repo: Path, revision: str, path: Path, run_id: str, newer: Se
     if pinned and (pinned.get("whole") or not _FULL_COMMIT.fullmatch(revision)):
         # Other tasks of the run name the commit itself.
         if revision not in (pinned["revision"], pinned["commit"]):
-            raise BadInput(
-                f"run {path.name} began here at commit {pinned['commit']} ({pinned['revision']}), not at "
-                f"{revision}; start a new run"
-            )
+            began = f"run {path.name} began here at commit {pinned['commit']} ({pinned['revision']})"
+            raise BadInput(f"{began}, not at {revision}; start a new run")
         return pinned["commit"]
     wanted = [revision, *(each for each in newer if not holds(repo, revision, each))][-1]
     commit = _commit(repo, wanted)

@@ -162,6 +162,10 @@ def test_no_account_of_role_user_moves_the_champion(project, tmp_path, monkeypat
         first = newest(engineer, "promote", 0)
         started_by = ", ".join(sorted({"admin", logins()["system"]}))
         assert ledger.history("1")[0].content == {"started_by": started_by}
+        retrained = engineer.runs("retrain")[0]["dag_run_id"]
+        assert engineer.xcom("retrain", retrained, "register")["version"] == "1"
+        assert wait_for_run(engineer, "retrain", retrained, 120) == "success"
+        assert "is kept for the gate" in engineer.xcom("retrain", retrained, "cleanup")
 
         # The attack of the issue, word by word; before it the role that is another's.
         run = Run(engineer, first)
