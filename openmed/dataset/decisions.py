@@ -15,7 +15,8 @@ DECISIONS = ("keep", "exclude", "relabel")
 EXCLUDED = "excluded"
 """Status of a film that a reviewer took out."""
 
-_FILM = re.compile(r"[0-9a-f]{8,64}")
+_FEWEST_DIGITS = 8
+_FILM = re.compile(rf"[0-9a-f]{{{_FEWEST_DIGITS},64}}")
 
 
 def read_decisions(path: Path, class_names: Iterable[str]) -> pd.DataFrame:
@@ -67,17 +68,18 @@ def apply_decisions(
         BadInput: A shortened film fits two films, or one film has two decisions.
     """
     manifest = manifest.assign(original_label=manifest["label"])
-    digests = _digests(decisions, sorted(set(manifest["sha256"]) - {""}), path)
+    digests = _digests(decisions, manifest["sha256"], path)
     _refuse_contradictions(decisions, digests.where(digests != "", decisions["film"]), path)
     by_film = decisions.assign(film=digests)[digests != ""].drop_duplicates("film").set_index("film")
-    decision_of = by_film["decision"].to_dict()
-    manifest["decision"] = [decision_of.get(digest, "") for digest in manifest["sha256"]]
+    decided = manifest.loc[manifest["sha256"].isin(by_film.index), "sha256"]
+    manifest["decision"] = ""
+    manifest.loc[decided.index, "decision"] = decided.map(by_film["decision"].to_dict())
     excluded = (manifest["decision"] == "exclude") & (manifest["status"] == "accepted")
     manifest.loc[excluded, ["status", "reason"]] = [EXCLUDED, "excluded by a reviewer"]
     names = {name: index for index, name in enumerate(class_names)}
     corrections = by_film.loc[by_film["decision"] == "relabel", "label"].map(names)
-    relabelled = manifest["sha256"].map(corrections.to_dict())
-    manifest["label"] = relabelled.fillna(manifest["label"]).astype("int64")
+    relabelled = decided.map(corrections.to_dict()).dropna().astype("int64")
+    manifest.loc[relabelled.index, "label"] = relabelled
     manifest["relabelled"] = manifest["label"] != manifest["original_label"]
     counts = {
         "excluded": int(excluded.sum()),
@@ -102,9 +104,10 @@ def _checked(row: dict, place: str, known: set[str]) -> dict:
     return row
 
 
-def _digests(decisions: pd.DataFrame, digests: list[str], path: Path) -> pd.Series:
+def _digests(decisions: pd.DataFrame, known: pd.Series, path: Path) -> pd.Series:
     """The whole sha256 that each decision speaks of, empty where no film fits."""
-    whole = []
+    near = known[known.str[:_FEWEST_DIGITS].isin(decisions["film"].str[:_FEWEST_DIGITS])]
+    digests, whole = sorted(set(near)), []
     for film, line in zip(decisions["film"], decisions["line"], strict=True):
         position = bisect_left(digests, film)
         fitting = [digest for digest in digests[position : position + 2] if digest.startswith(film)]

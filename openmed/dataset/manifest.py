@@ -64,16 +64,24 @@ def read_films(data: Path, class_names: Iterable[str], *, more: Iterable[str] = 
     _refuse(films, ~films["label"].isin(labels), source, f"a label other than {', '.join(labels)}")
     _refuse(films, ~films["split"].isin(["", *DECLARED_SPLITS]), source, "an unknown split")
     _refuse(films, films["patient"] == "", source, "no patient")
-    _refuse(films, films["path"].duplicated(), source, "a path that was listed before")
-    _refuse(films, ~films["path"].map(is_inside), source, "a path outside the data folder")
+    _refuse(films, repeated(films["path"]), source, "a path that was listed before")
+    outside = np.array([not is_inside(path) for path in films["path"]])
+    _refuse(films, outside, source, "a path outside the data folder")
     if "source" in films:
         bad = (films["source"] != "") & ~films["source"].str.fullmatch(SOURCE_NAME)
         _refuse(films, bad, source, "a source that is no short plain name")
     for name in {"age_years", "year"} & set(films.columns):
         _refuse(films, ~films[name].str.fullmatch(r"\d{0,4}"), source, f"a value in {name} that is no number")
         films[name] = pd.to_numeric(films[name]).astype("Int64")
-    films["label"] = films["label"].map(labels).astype("int64")
+    films["label"] = np.array([labels[name] for name in films["label"]], "int64")
     return films.rename(columns={"split": "declared_split"})
+
+
+def repeated(texts: pd.Series) -> pd.Series:
+    """Tells which texts were there before, as `duplicated`, but without a copy of them all in memory."""
+    keys = pd.Series(np.fromiter(map(hash, texts), np.int64, len(texts)), index=texts.index)
+    alike = keys.duplicated(keep=False)
+    return alike & texts[alike].duplicated().reindex(texts.index, fill_value=False)
 
 
 def is_inside(path: str) -> bool:
@@ -136,12 +144,12 @@ def judge_films(
 
 def write_manifest(path: Path, films: pd.DataFrame, details: Iterable[pa.Table | pa.RecordBatch]) -> None:
     """Writes the films of `judge_films` and the details that it kept, part by part to spare memory."""
-    listed = pa.Table.from_pandas(films, preserve_index=False)
-    schema, start = pa.schema([*listed.schema, *DETAILS], listed.schema.metadata), 0
+    listed = pa.Schema.from_pandas(films, preserve_index=False)
+    schema, start = pa.schema([*listed, *DETAILS], listed.metadata), 0
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for part in details:
-            columns = [*listed.slice(start, len(part)).columns, *part.columns]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            rows = pa.Table.from_pandas(films.iloc[start : start + len(part)], listed, preserve_index=False)
+            writer.write_table(pa.Table.from_arrays([*rows.columns, *part.columns], schema=schema))
             start += len(part)
         if start != len(films):
             raise ValueError(f"there are {len(films)} films and details of {start}")
@@ -205,13 +213,14 @@ def judge_facts(facts: pa.Table, *, min_side_px: int = MIN_SIDE_PX) -> pd.DataFr
 def _ids(digests: pd.Series) -> pd.Series:
     """Short ids from the content; exact copies are numbered, unreadable files named by position."""
     short = digests.str[:16].where(digests != "", "unreadable")
-    copy = short.groupby(short).cumcount()
-    again = copy > 0
-    short[again] += "-" + (copy[again] + 1).astype(str)
+    again = repeated(short)
+    alike = short[short.isin(short[again])]
+    copy = alike.groupby(alike).cumcount()[again]
+    short[again] += "-" + (copy + 1).astype(str)
     return short.rename("id")
 
 
-def _refuse(films: pd.DataFrame, bad: pd.Series, source: Path, what: str) -> None:
+def _refuse(films: pd.DataFrame, bad: pd.Series | np.ndarray, source: Path, what: str) -> None:
     if bad.any():
         # Line 1 is the header. Names are not repeated: they may hold a patient's.
         lines = ", ".join(str(line) for line in (np.flatnonzero(bad)[:5] + 2))

@@ -7,9 +7,9 @@ import pyarrow as pa
 
 from openmed.cache.film_store import FilmStore
 from openmed.dataset.decisions import apply_decisions, read_decisions
-from openmed.dataset.manifest import judge_films, read_films, write_manifest
+from openmed.dataset.manifest import judge_films, read_films, repeated, write_manifest
 from openmed.errors import BadInput
-from openmed.files import write_json, write_text
+from openmed.files import read_table, write_json, write_text
 from openmed.measurement.measure import DETAILS
 from pipeline.report.render import render
 from pipeline.settings.artifacts import DATA, DECISIONS, MANIFEST, film_store_folder, folder
@@ -24,6 +24,28 @@ def run(params: Params) -> None:
     Raises:
         BadInput: A critical expectation failed.
     """
+    decided = _write_manifest(params)
+    pa.default_memory_pool().release_unused()
+    columns = read_table(MANIFEST, ["id", "sha256", "label", "patient", "status", "reason"])
+    summary = _summary(columns, params.task.classes) | {"decisions": decided}
+    bad = columns.loc[columns["status"] == "quarantined", ["id", "reason"]].to_dict("records")
+    del columns
+    result = check(MANIFEST, params)
+    target = folder("validate")
+    write_json(target / "summary.json", summary)
+    write_json(target / "expectations.json", result)
+    page = render("expectations.html", result=result, summary=summary, quarantined=bad[:200])
+    write_text(target / "expectations.html", page)
+    print(
+        f"validate: {summary['films']} films of {summary['patients']} patients, "
+        f"{summary['quarantined']} quarantined; reviewers excluded {decided['excluded']}, "
+        f"relabelled {decided['relabelled']}, kept {decided['kept']}"
+    )
+    _stop_on_failure(result)
+
+
+def _write_manifest(params: Params) -> dict[str, int]:
+    """Measures the films, writes the manifest so that nobody holds it in memory, and counts the decisions."""
     classes, smallest = params.task.classes, params.validate_.min_side_px
     films, decisions = read_films(DATA, classes), read_decisions(DECISIONS, classes)
     MANIFEST.parent.mkdir(parents=True, exist_ok=True)
@@ -39,20 +61,7 @@ def run(params: Params) -> None:
         manifest, decided = apply_decisions(judged, decisions, classes, DECISIONS)
         details.seek(0)
         write_manifest(MANIFEST, manifest, pa.ipc.open_stream(details))
-    summary = _summary(manifest, classes) | {"decisions": decided}
-    result = check(manifest, params)
-    target = folder("validate")
-    write_json(target / "summary.json", summary)
-    write_json(target / "expectations.json", result)
-    bad = manifest.loc[manifest["status"] == "quarantined", ["id", "reason"]].to_dict("records")
-    page = render("expectations.html", result=result, summary=summary, quarantined=bad[:200])
-    write_text(target / "expectations.html", page)
-    print(
-        f"validate: {summary['films']} films of {summary['patients']} patients, "
-        f"{summary['quarantined']} quarantined; reviewers excluded {decided['excluded']}, "
-        f"relabelled {decided['relabelled']}, kept {decided['kept']}"
-    )
-    _stop_on_failure(result)
+    return decided
 
 
 def _summary(manifest: pd.DataFrame, classes: tuple[str, ...]) -> dict:
@@ -62,7 +71,7 @@ def _summary(manifest: pd.DataFrame, classes: tuple[str, ...]) -> dict:
         "accepted": len(accepted),
         "quarantined": int((manifest["status"] == "quarantined").sum()),
         "patients": int(manifest["patient"].nunique()),
-        "exact_copies": int(accepted["sha256"].duplicated().sum()),
+        "exact_copies": int(repeated(accepted["sha256"]).sum()),
         "classes": {name: int((accepted["label"] == index).sum()) for index, name in enumerate(classes)},
     }
 

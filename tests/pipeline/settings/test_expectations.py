@@ -20,6 +20,17 @@ def manifest(toy):
     return pd.read_parquet(toy / "artifacts/validate/manifest.parquet")
 
 
+@pytest.fixture
+def check_table(tmp_path, params):
+    """Checks a table as the file that a stage would have written."""
+
+    def run(table):
+        table.to_parquet(tmp_path / "manifest.parquet")
+        return check(tmp_path / "manifest.parquet", params)
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def params():
     return load_params(ROOT / "params.yaml")
@@ -42,8 +53,8 @@ def test_every_entry_of_the_suite_is_understood_and_said_in_words():
         )
 
 
-def test_columns_that_are_not_there_are_skipped_and_it_is_said(manifest, params):
-    result = check(manifest, params)
+def test_columns_that_are_not_there_are_skipped_and_it_is_said(manifest, check_table):
+    result = check_table(manifest)
     assert result["success"]
     assert [item["column"] for item in result["results"] if item["skipped"]] == list(OPTIONAL)
     page = render("expectations.html", result=result, summary=SUMMARY, quarantined=[])
@@ -51,7 +62,7 @@ def test_columns_that_are_not_there_are_skipped_and_it_is_said(manifest, params)
         assert f"not checked: the manifest has no column {name}" in page
 
 
-def test_missing_values_of_optional_columns_are_fine(manifest, params):
+def test_missing_values_of_optional_columns_are_fine(manifest, check_table):
     known = manifest.assign(**OPTIONAL)
     known.loc[:20, ["sex", "view"]] = ""
     known.loc[:20, ["age_years", "year"]] = np.nan
@@ -59,21 +70,39 @@ def test_missing_values_of_optional_columns_are_fine(manifest, params):
         sex="", view="", age_years=np.nan, year=pd.array([None] * len(manifest), "Int64")
     )
     for table in (known, unknown):
-        found = by_column(check(table, params))
+        found = by_column(check_table(table))
         assert all(item["success"] and not item["skipped"] for item in found.values())
 
 
 @pytest.mark.parametrize(
     ("column", "value"), [("sex", "X"), ("age_years", 900), ("view", "KNEE"), ("year", 19)]
 )
-def test_an_impossible_value_is_shown_with_its_film_and_stops_nothing(manifest, params, column, value):
+def test_an_impossible_value_is_shown_with_its_film_and_stops_nothing(manifest, check_table, column, value):
     table = manifest.assign(**OPTIONAL)
     table.loc[3, column] = value
-    result = check(table, params)
+    result = check_table(table)
     assert result["success"]
     found = by_column(result)
     assert {name for name, item in found.items() if not item["success"]} == {column}
     assert found[column]["films"] == [table.loc[3, "id"]] and found[column]["unexpected"] == 1
+
+
+def test_the_films_of_an_expectation_on_accepted_ones_are_told_by_their_own_ids(manifest, check_table):
+    table = manifest.copy()
+    table.loc[[0, 4], "status"] = "excluded"
+    table.loc[[2, 7], "sha256"] = table.loc[2, "sha256"]
+    table.loc[5, "sha256"] = "no hash"
+    found = {item["meaning"]: item for item in check_table(table)["results"]}
+    copies = found["No film is an exact copy of another."]
+    hashes = found["Every film's content is fixed by a hash."]
+    assert (
+        set(table.loc[[2, 7], "id"])
+        <= set(copies["films"])
+        <= set(table.loc[table["status"] == "accepted", "id"])
+    )
+    assert hashes["films"] == [table.loc[5, "id"]]
+    assert copies["checked"] == hashes["checked"] == (table["status"] == "accepted").sum()
+    assert found["There are films."]["checked"] == len(table)
 
 
 def test_the_report_shows_the_expectations_and_says_where_the_page_is(toy):
