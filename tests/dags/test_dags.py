@@ -382,7 +382,7 @@ def test_a_large_shift_fails_at_once_and_a_registry_that_is_down_is_tried_again(
 
     monkeypatch.setattr(drift, "check_drift", refuse)
     with pytest.raises(AirflowException, match="one sentence") as raised:
-        retrain.drift.function(params={"accept_drift": False}, ti=Handed())
+        retrain.drift.function(params={"accept_drift": False}, ti=Handed(prepare={"revision": "0"}))
     assert type(raised.value) is failure
 
 
@@ -398,7 +398,7 @@ def test_an_accepted_shift_is_told_on(own_run, monkeypatch):
     monkeypatch.setattr(
         drift, "check_drift", lambda _, *, accept: drift.DriftResult("1", accept, "0", "added", "s", compared)
     )
-    told = retrain.drift.function(params={"accept_drift": True}, ti=Handed())
+    told = retrain.drift.function(params={"accept_drift": True}, ti=Handed(prepare={"revision": "0"}))
     assert (
         told["accepted"] is True and told["verdict"] == "large" and told["comparisons"]["added"]["films"] == 9
     )
