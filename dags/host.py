@@ -39,13 +39,13 @@ class SpreadTries(RetryPolicy):
         self, exception: BaseException, try_number: int, max_tries: int, context: Any = None
     ) -> RetryDecision:
         """Leaves anything but an outage to the delays of the task."""
-        if not (isinstance(exception, Outage) or is_full(exception)):
+        if not (isinstance(exception, Outage) or _is_full(exception)):
             return RetryDecision.default()
         last = max_tries - try_number < 1
         return RetryDecision.retry(OUTAGE_SPAN * (5 if last else 1) / 6, str(exception))
 
 
-def is_full(error: BaseException) -> bool:
+def _is_full(error: BaseException) -> bool:
     """Tells whether an error says that the disk or its quota is full."""
     return isinstance(error, OSError) and (
         error.errno in (errno.ENOSPC, errno.EDQUOT) or disk_is_full(str(error))
@@ -64,7 +64,7 @@ def one_sentence() -> Iterator[None]:
             raise Outage(DISK_FULL) from None
         raise AirflowFailException(str(error)) from None
     except OSError as error:
-        if not is_full(error):
+        if not _is_full(error):
             raise
         raise Outage(DISK_FULL) from None
 

@@ -197,11 +197,11 @@ def drift(*, params: dict[str, Any], ti: Any) -> dict[str, Any]:
     retries=100,
     doc_md="Registers each trained model as a candidate version and announces the best one.",
 )
-def register(*, run_id: str, dag_run: Any, triggering_asset_events: Any, ti: Any) -> Any:
+def register(*, dag_run: Any, triggering_asset_events: Any, ti: Any) -> Any:
     """Emits the candidate asset, whose event starts the DAG `promote`."""
     from pipeline import registry
     from pipeline.monitoring.drift import restore_drift
-    from pipeline.versioning import handover, training_states, workspace
+    from pipeline.versioning import handover, training_states
 
     path, revision, compared = workspace_of(ti), needed(ti, "prepare")["revision"], handed(ti, "drift")
     enter_project()
@@ -211,14 +211,13 @@ def register(*, run_id: str, dag_run: Any, triggering_asset_events: Any, ti: Any
             restore_drift(path, compared)
         result = registry.register_candidates(
             path,
-            run_key=run_id,
+            run_key=ti.run_id,
             revision=revision,
             started_by=starter(dag_run, events_of(triggering_asset_events)),
         )
-        if workspace.default_remote(path):
-            training_states.forget(host.PROJECT, run_id, LOG.warning)
+        training_states.forget(host.PROJECT, path, LOG.warning)
     chosen = {key: getattr(result, key) for key in ("version", "architecture", "verdict", "run_id", "order")}
-    yield Metadata(CANDIDATE, {**chosen, "revision": revision, "retrain_run": run_id})
+    yield Metadata(CANDIDATE, {**chosen, "revision": revision, "retrain_run": ti.run_id})
     return hand_on(ti, chosen)
 
 
@@ -228,11 +227,11 @@ def register(*, run_id: str, dag_run: Any, triggering_asset_events: Any, ti: Any
     "next comes to it. The one of this run stays: complete, until the next one is; failed, "
     f"{KEEP_WORKSPACES_DAYS:g} days, so that its tasks can be cleared and go on.",
 )
-def cleanup(*, run_id: str, ti: Any) -> str:
+def cleanup(*, ti: Any) -> str:
     """Says in one sentence what became of the workspace."""
     from pipeline.versioning import training_states, workspace
 
-    folder = workspace.path_of(run_id, host.HOME)
+    folder = workspace.path_of(ti.run_id, host.HOME)
     # On a host that had no part in the run it is not known whether there is a remote.
     if workspace.default_remote(folder) or not folder.exists():
         with one_sentence():

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ class DvcStageOperator(BaseOperator):
         """Runs the stage and hands on what it wrote down."""
         from pipeline.versioning import handover
         from pipeline.versioning.training_states import carried
-        from pipeline.versioning.workspace import commit_of, default_remote
+        from pipeline.versioning.workspace import commit_of
 
         ti = context["ti"]
         workspace = workspace_of(ti)
@@ -98,8 +97,7 @@ class DvcStageOperator(BaseOperator):
 
                 take_over(host.PROJECT, host.HOME, workspace, self.log.info)
         started = time.monotonic()
-        alone, say = default_remote(workspace) is None, self.log.warning
-        with nullcontext() if alone else carried(host.PROJECT, host.HOME, workspace, self.stage, say):
+        with carried(host.PROJECT, host.HOME, workspace, self.stage, self.log.warning):
             code, output = self._dvc(workspace, *self._repro(workspace))
             if code != 0:
                 raise self._failure(code, output)

@@ -16,7 +16,7 @@ from openmed.files import link_or_copy, sha256_file
 from openmed.training.position import BEST_PREFIX, STATE_FILE, read_position
 from pipeline.settings.project import checkpoint_folder
 from pipeline.versioning.objects import Bundle, Store, store
-from pipeline.versioning.workspace import path_of
+from pipeline.versioning.workspace import default_remote
 
 _ROOT = "states"
 _LOOKS_EVERY_S, _AGAIN_AFTER_S = 1.0, 30.0
@@ -33,7 +33,7 @@ def carried(project: Path, home: Path, workspace: Path, stage: str, say: Say) ->
     """Takes up what another host has of a training, and sends its states while the block runs it.
 
     Neither slows it nor lets it fail: each written state is sent by a thread, and an outage is a line that
-    `say` gets (a log's warning), after which it is tried again. Other stages than `train@...`, and a project
+    `say` gets (a log's warning), after which it is tried again. Other stages than `train@...`, and a run
     without a default DVC remote, have nothing to carry.
 
     Args:
@@ -45,7 +45,7 @@ def carried(project: Path, home: Path, workspace: Path, stage: str, say: Say) ->
     """
     name, _, architecture = stage.partition("@")
     carrier = None
-    if name == "train" and architecture:
+    if name == "train" and architecture and default_remote(workspace):
         with _told(say, f"the state of {stage} is not carried to other hosts"):
             if shared := store(project):
                 folder = checkpoint_folder(home, workspace, architecture)
@@ -59,12 +59,13 @@ def carried(project: Path, home: Path, workspace: Path, stage: str, say: Say) ->
         yield
 
 
-def forget(project: Path, run_id: str, say: Say) -> None:
+def forget(project: Path, workspace: Path, say: Say) -> None:
     """Deletes the states of a run, whose candidates are registered; an outage is a line that `say` gets."""
-    run = path_of(run_id, project).name
-    with _told(say, f"the training states of {run} are still stored"):
+    if default_remote(workspace) is None:
+        return
+    with _told(say, f"the training states of {workspace.name} are still stored"):
         if shared := store(project):
-            shared.delete(f"{_ROOT}/{run}")
+            shared.delete(f"{_ROOT}/{workspace.name}")
 
 
 def forget_old(project: Path, keep_days: float, say: Say) -> None:

@@ -103,9 +103,7 @@ class Hosts:
         """Runs `register`; returns what it announced."""
         self.ti.task_id = "register"
         begun = SimpleNamespace(triggering_user_name="ada", run_type="manual")
-        task = retrain.register.function(
-            run_id=self.ti.run_id, dag_run=begun, triggering_asset_events=None, ti=self.ti
-        )
+        task = retrain.register.function(dag_run=begun, triggering_asset_events=None, ti=self.ti)
         announced = next(task)
         with pytest.raises(StopIteration) as ended:
             next(task)

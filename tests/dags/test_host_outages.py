@@ -127,5 +127,5 @@ def test_a_page_of_a_run_is_found_on_the_remote_and_an_outage_ends_nothing(hosts
     (hosts.root / "away").rename(hosts.root / "storage")
     assert said[1].startswith("the page stays on this host: ")
     handover.show(host.PROJECT, tmp_path / "alone", page, said.append)
-    training_states.forget(host.PROJECT, hosts.ti.run_id, said.append)
+    training_states.forget(host.PROJECT, folder, said.append)
     assert len(said) == 2 and not (hosts.root / "storage" / name).exists()

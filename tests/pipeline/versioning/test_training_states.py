@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from openmed.files import sha256_file
+from openmed.files import sha256_file, write_json
 from openmed.training.position import STATE_FILE, Position, read_position
 from openmed.training.state import save_state
 from pipeline.settings.project import checkpoint_folder
@@ -27,6 +27,11 @@ from pipeline.versioning.workspace import path_of
 SECRET, STAGE, RUN = "a secret of this site", "train@vit", "run 1"
 NEWEST = f"states/{path_of(RUN, Path()).name}/{STAGE}/newest.json"
 BEST = {"phase": "head", "epoch": 1, "validation_auc": 0.9, "validation_loss": 0.3}
+
+
+def record_of(workspace, remote):
+    """Notes what is the default remote of a run, as `workspace.create` does."""
+    write_json(workspace.with_name(f"{workspace.name}.json"), {"remote": remote})
 
 
 class Failed(Exception):
@@ -44,6 +49,7 @@ class Host:
             f"[core]\n    remote = shared\n['remote \"shared\"']\n    url = {remote}\n"
         )
         self.workspace = path_of(RUN, self.home)
+        record_of(self.workspace, "shared")
         self.states = checkpoint_folder(self.home.resolve(), self.workspace, "vit")
 
     def carried(self, stage=STAGE):
@@ -164,10 +170,12 @@ def test_other_stages_have_no_state(hosts, stage):
 
 
 def test_without_a_default_remote_nothing_is_sent_and_nothing_said(hosts):
-    first, _ = hosts
+    first, second = hosts
     (first.project / ".dvc" / "config").write_text("")
     lost(first, Position())
-    assert first.said == []
+    record_of(second.workspace, None)  # it began without one
+    lost(second, Position())
+    assert first.said == second.said == [] and store(second.project).names("states") == []
 
 
 def test_an_outage_is_one_line_and_what_was_not_sent_is_sent_after_it(hosts, tmp_path):
@@ -233,7 +241,7 @@ def test_states_are_deleted_with_their_run_and_no_other(hosts):
     first, _ = hosts
     lost(first, Position())
     store(first.project).write("states/run-2/train@vit/newest.json", b"{}")
-    forget(first.project, RUN, first.said.append)
+    forget(first.project, first.workspace, first.said.append)
     assert store(first.project).names("states") == ["states/run-2/train@vit/newest.json"]
     assert first.said == []
 
