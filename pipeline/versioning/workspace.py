@@ -72,7 +72,7 @@ def create(
         more = [WEIGHTS_POINTER] if (path / WEIGHTS_POINTER).exists() else []
         if not bare:
             obtain(path, DATA_FILE, *more, *(str(pointer.relative_to(path)) for pointer in pointers(path)))
-        if read_json(_record_of(path)).get("seed", seed) != seed:
+        if _record(path).get("seed", seed) != seed:
             _git(path, "checkout", "--quiet", "--", "params.yaml")  # of an earlier run with this id
         if seed is not None:
             set_params(path, {"run.seed": seed})
@@ -96,7 +96,7 @@ def find(
     will do where that is said.
     """
     repo, path = Path(repo).resolve(), path_of(run_id, home)
-    record = read_json(_record_of(path)) if _record_of(path).exists() else {}
+    record = _record(path)
     same = record.get("commit") == commit and (any_seed or record.get("seed", seed) == seed)
     if (record.get("whole") or (bare and "remote" in record)) and same and _is_at(repo, path, commit):
         os.utime(_record_of(path))  # its age is that of its last use; `touch` would make it anew
@@ -106,14 +106,12 @@ def find(
 
 def is_whole(path: Path) -> bool:
     """Tells whether the films and weights of a workspace are there, as `create` wrote it down."""
-    record = _record_of(path)
-    return record.exists() and bool(read_json(record).get("whole"))
+    return bool(_record(path).get("whole"))
 
 
 def default_remote(path: Path) -> str | None:
     """Returns the DVC remote that the hosts of a run have in common, as `create` wrote it down."""
-    record = _record_of(path)
-    return read_json(record).get("remote") if record.exists() else None
+    return _record(path).get("remote")
 
 
 @contextmanager
@@ -227,9 +225,13 @@ def _record_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _write_record(path: Path, **news: Any) -> None:
+def _record(path: Path) -> dict[str, Any]:
     record = _record_of(path)
-    write_json(record, (read_json(record) if record.exists() else {}) | news)
+    return read_json(record) if record.exists() else {}
+
+
+def _write_record(path: Path, **news: Any) -> None:
+    write_json(_record_of(path), _record(path) | news)
 
 
 def _in_turn(file: Path) -> FileLock:
@@ -238,7 +240,7 @@ def _in_turn(file: Path) -> FileLock:
 
 
 def _pinned_commit(repo: Path, revision: str, path: Path, run_id: str, newer: Sequence[str]) -> str:
-    pinned = read_json(_record_of(path)) if _record_of(path).exists() else {}
+    pinned = _record(path)
     # What was never whole has nothing of the run, which may have begun at another HEAD on another host since.
     if pinned and (pinned.get("whole") or not _FULL_COMMIT.fullmatch(revision)):
         # Other tasks of the run name the commit itself.
