@@ -153,6 +153,12 @@ class FilmStore(AbstractContextManager):
             digests |= {size: self._keep(films, array, files[size]) for size, array in arrays.items()}
         return {size: (self.folder / files[size], digests[size]) for size in sizes_px}
 
+    def lacking(self, films: Sequence[str], sizes_px: Sequence[int]) -> list[str]:
+        """Returns those of some films, by SHA-256, whose squares are not here at some size, each once."""
+        query = "SELECT film, size_px FROM squares WHERE film IN ({}) AND code = ?"
+        known = set(self._in_parts(query, films, (self.code,)))
+        return [film for film in dict.fromkeys(films) if any((film, size) not in known for size in sizes_px)]
+
     def tidy(self) -> None:
         """Deletes shards that nothing points to any more, and what other code made."""
         with self._changes() as database:

@@ -24,9 +24,9 @@ class Part:
 
     Attributes:
         measured: SHA-256 of the films.
-        decoded: SHA-256 of those that are usable, in the order of the squares.
+        decoded: SHA-256 of those whose squares go with it, in their order.
         squares: Side in pixels -> .npy, uint8 (films, side, side).
-        new: How many films it had to measure or decode for that.
+        new: How many films the store did not know whole before.
     """
 
     measured: tuple[str, ...]
@@ -36,26 +36,31 @@ class Part:
 
 
 def learn(
-    data: Path, films: pd.DataFrame, sizes_px: Iterable[int], store: FilmStore, *, min_side_px: int
+    data: Path,
+    films: pd.DataFrame,
+    sizes_px: Iterable[int],
+    store: FilmStore,
+    *,
+    min_side_px: int,
+    everything: bool = False,
 ) -> Part:
     """Lets a store know of films all that the stages `validate` and `preprocess` ask it for.
 
-    The films, at most `SHARD_FILMS`, are rows of `read_films`. Raises as `judge_films` and `write_cache`.
+    The films, at most `SHARD_FILMS`, are rows of `read_films`. Squares that were known before go with the
+    part where it shall hold `everything`. Raises as `judge_films` and `write_cache`.
     """
     sizes = sorted(set(sizes_px))
     recorded = films["sha256"].tolist() if "sha256" in films else []
     before = {film for table in store.measurements(recorded) for film in table["sha256"].to_pylist()}
     judged = measure_films(data, films, store, min_side_px=min_side_px)
-    usable = judged.loc[judged["status"] == "accepted", ["path", "sha256"]]
-    new = set(judged["sha256"]) - before
-
-    def decode(positions: Sequence[int]) -> Iterator[Sequence[np.ndarray]]:
-        new.update(usable["sha256"].iloc[positions])
-        return decoded(data, usable, sizes, positions)
-
-    made = store.shards(usable["sha256"].tolist(), sizes, decode) if len(usable) else {}
+    usable = judged.loc[judged["status"] == "accepted", ["path", "sha256"]].drop_duplicates("sha256")
+    lacking = store.lacking(usable["sha256"].tolist(), sizes)
+    wanted = usable if everything else usable[usable["sha256"].isin(lacking)]
+    chosen = tuple(wanted["sha256"])
+    made = store.shards(chosen, sizes, partial(decoded, data, wanted, sizes)) if chosen else {}
     squares = {size: file for size, (file, _) in made.items()}
-    return Part(tuple(judged["sha256"]), tuple(usable["sha256"]), squares, len(new - {""}))
+    new = ({*judged["sha256"]} - before | {*lacking}) - {""}
+    return Part(tuple(judged["sha256"]), chosen, squares, len(new))
 
 
 def write_part(part: Part, store: FilmStore, folder: Path) -> list[str]:
@@ -75,8 +80,13 @@ def read_part(folder: Path, store: FilmStore) -> None:
         store.remember_measurements(pa.ipc.open_stream(file).read_all())
     films = read_json(folder / _DECODED_FILE)
     squares = {int(file.stem): np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}
-    store.shards(films, sorted(squares), partial(_taken, [squares[size] for size in sorted(squares)]))
+    place, sizes = {film: place for place, film in enumerate(films)}, sorted(squares)
+    if lacking := store.lacking(films, sizes):
+        places = [place[film] for film in lacking]
+        store.shards(lacking, sizes, partial(_taken, [squares[size] for size in sizes], places))
 
 
-def _taken(squares: list[np.ndarray], positions: Sequence[int]) -> Iterator[list[np.ndarray]]:
-    return ([array[position] for array in squares] for position in positions)
+def _taken(
+    squares: Sequence[np.ndarray], places: Sequence[int], positions: Sequence[int]
+) -> Iterator[list[np.ndarray]]:
+    return ([array[places[position]] for array in squares] for position in positions)

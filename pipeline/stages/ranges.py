@@ -68,7 +68,9 @@ def measure(
         data = _data(workspace, dict.fromkeys(parts[each][0] for each in chosen), Path(folder))
         for each in chosen:
             archive, rows = parts[each]
-            part = learn(data, rows, sizes, known, min_side_px=params.validate_.min_side_px)
+            part = learn(
+                data, rows, sizes, known, min_side_px=params.validate_.min_side_px, everything=resend
+            )
             say(f"{archive}: {len(rows)} films, {part.new} of them new to this host")
             films, new = films + len(rows), new + part.new
             if shared and (part.new or resend):

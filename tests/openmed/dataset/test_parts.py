@@ -55,7 +55,8 @@ def test_what_is_new_is_counted_by_content(known, data):
     different = len({(data / path).read_bytes() for path in read_films(data, CLASSES)["path"]})
     assert different < 30
     assert (part.new, again.new) == (different, 0)
-    assert len(part.measured) == 30 and len(part.decoded) == 28
+    assert len(part.measured) == 30 and len(part.decoded) == different - 2
+    assert again.decoded == () and again.squares == {}
 
 
 def test_another_store_measures_and_decodes_nothing_and_gives_the_same(known, data, tmp_path, monkeypatch):
@@ -87,3 +88,23 @@ def test_a_film_that_is_not_the_listed_one_is_refused(data, tmp_path):
     films = read_films(data, CLASSES).assign(sha256="0" * 64)
     with FilmStore(tmp_path / "store") as store, pytest.raises(IntegrityError, match="changed since"):
         learn(data, films, SIZES, store, min_side_px=32)
+
+
+def test_what_was_known_is_neither_written_again_nor_sent_unless_all_shall_be(data, tmp_path, monkeypatch):
+    films = read_films(data, CLASSES)
+    with FilmStore(tmp_path / "store") as store:
+        usable = measure_films(data, films.iloc[:20], store, min_side_px=32)
+        usable = usable[usable["status"] == "accepted"]
+        write_cache(tmp_path / "cache", data, usable, SIZES, store)
+        before = hashes_below(tmp_path / "store")
+        added = learn(data, films, SIZES, store, min_side_px=32)
+        store.tidy()
+        after = hashes_below(tmp_path / "store")
+        shards = {name for name in before if name.endswith(".npy")}
+        assert len(shards) == 2 and {name: after[name] for name in shards} == {n: before[n] for n in shards}
+        assert set(added.decoded) == set(films["sha256"]) - set(films["sha256"].iloc[:20])
+        assert added.new == len(added.decoded)
+        no_decoder(monkeypatch)
+        every = learn(data, films, SIZES, store, min_side_px=32, everything=True)
+    assert set(usable["sha256"]) < set(every.decoded)
+    assert [len(np.load(file)) for file in every.squares.values()] == [len(every.decoded)] * 2
