@@ -243,10 +243,10 @@ def test_a_remote_that_does_not_answer_is_an_outage(elsewhere):
 
 
 def test_parts_go_when_their_run_is_registered_and_those_of_another_stay(elsewhere):
-    elsewhere.on("one")
+    folder = elsewhere.on("one")
     states = elsewhere.states().parent
     shutil.copytree(states, states.with_name("another"))
-    training_states.forget(host.PROJECT, elsewhere.ti.run_id, print)
+    training_states.forget(host.PROJECT, folder, print)
     assert elsewhere.sent() == []
     assert len(list(states.with_name("another").rglob("newest.json"))) == 5
 
