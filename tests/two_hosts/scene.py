@@ -149,7 +149,7 @@ class Scene(Servers):
             "AIRFLOW_HOME": f"{home}/airflow",
             "OPENMED_SCHEDULE": "off",
             "OPENMED_GPU_QUEUE": QUEUES[1],
-            "OPENMED_OUTAGE_MINUTES": "12",
+            "OPENMED_OUTAGE_MINUTES": "8",
             "OPENMED_AIRFLOW_URL": url,
             "OPENMED_AIRFLOW_USER": AUDITOR,
             "OPENMED_AIRFLOW_PASSWORD": self.password.get("auditor", ""),
