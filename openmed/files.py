@@ -89,14 +89,15 @@ def read_table(
     BadInput where it is missing, is no Parquet, or lacks a column that is needed.
     """
     import pandas as pd
-    import pyarrow as pa
     from pyarrow.lib import ArrowException
+
+    from openmed.memory import give_back
 
     try:
         # Without `pre_buffer` not all bytes of the file are in memory beside the table.
         columns = None if columns is None else list(columns)
         table = pd.read_parquet(path, columns=columns, pre_buffer=False, **options)
-        pa.default_memory_pool().release_unused()
+        give_back()
         table[[*needed]]
         return table
     except (OSError, ArrowException, ValueError, KeyError, TypeError):

@@ -1,6 +1,6 @@
 """The manifest: one row a film, with what was measured on it and whether it is usable."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from openmed.files import atomic_path
 from openmed.films.budgets import MIN_SIDE_PX
 from openmed.films.images import unusable_reason
 from openmed.measurement.measure import DETAILS, FACTS, MEASURED, measure_film
+from openmed.memory import give_back
 
 FILMS_FILE = "films.csv"
 FILMS_COLUMNS = ("path", "label", "patient", "split")
@@ -48,7 +49,8 @@ def read_films(data: Path, class_names: Iterable[str], *, more: Iterable[str] = 
     source = Path(data) / FILMS_FILE
     try:
         with pd.read_csv(source, dtype=str, keep_default_na=False, chunksize=_CHUNK_FILMS) as parts:
-            films = pd.concat(parts, ignore_index=True)
+            tables = (pa.Table.from_pandas(part, preserve_index=False) for part in parts)
+            films = _in_one_piece(tables).to_pandas()
     except FileNotFoundError:
         raise BadInput(f"{source} does not exist: get the sample with `dvc pull` or import films") from None
     except (ValueError, OSError) as error:
@@ -130,16 +132,34 @@ def judge_films(
         IntegrityError: A film has another content than the list of films recorded, or its archive is missing
             or damaged.
     """
-    parts = []
+    measured = _in_one_piece(_measured_parts(data, films, store, keep, tick))
+    facts = judge_facts(measured, min_side_px=min_side_px).set_axis(films.index)
+    del measured
+    _hold_against_list(Path(data), films, facts["sha256"])
+    return pd.concat([_ids(facts["sha256"]), films.drop(columns="sha256", errors="ignore"), facts], axis=1)
+
+
+def _measured_parts(
+    data: Path,
+    films: pd.DataFrame,
+    store: FilmStore,
+    keep: Callable[[pa.Table], None],
+    tick: Callable[[], None],
+) -> Iterator[pa.Table]:
+    """Measures the films part by part; yields the columns of `FACTS` and gives those of `DETAILS` away."""
     for start in range(0, len(films), _CHUNK_FILMS):
         part = films.iloc[start : start + _CHUNK_FILMS]
         recorded = part["sha256"].tolist() if "sha256" in part else [""] * len(part)
         measured = _measure_part([f"{data}/{path}" for path in part["path"]], recorded, store, tick)
         keep(measured.select(DETAILS.names))
-        parts.append(judge_facts(measured.select(FACTS.names), min_side_px=min_side_px))
-    facts = pd.concat(parts, ignore_index=True).set_axis(films.index)
-    _hold_against_list(Path(data), films, facts["sha256"])
-    return pd.concat([_ids(facts["sha256"]), films.drop(columns="sha256", errors="ignore"), facts], axis=1)
+        yield measured.select(FACTS.names)
+
+
+def _in_one_piece(parts: Iterable[pa.Table]) -> pa.Table:
+    """Joins tables into one whose columns are whole, as many small pieces hold the memory between them."""
+    table = pa.concat_tables(parts).combine_chunks()
+    give_back()
+    return table
 
 
 def write_manifest(path: Path, films: pd.DataFrame, details: Iterable[pa.Table | pa.RecordBatch]) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from openmed.files import read_table
+from openmed.memory import give_back
 from pipeline.settings.params import Params
 from pipeline.settings.yaml_file import read_yaml
 
@@ -59,7 +59,7 @@ def check(manifest: Path, params: Params) -> dict[str, Any]:
         for i, result in zip(chosen, found, strict=True):
             results[i] = result
         gc.collect()
-        pa.default_memory_pool().release_unused()
+        give_back()
     gc.unfreeze()
     failed = [item for item in results if item["severity"] == "critical" and not item["success"]]
     return {"success": not failed, "results": results}
@@ -68,6 +68,7 @@ def check(manifest: Path, params: Params) -> dict[str, Any]:
 def _check_column(manifest: Path, column: str, accepted_only: bool, definitions: list[dict]) -> list[dict]:
     films = [("status", "==", "accepted")] if accepted_only else None
     table = _objects(read_table(manifest, [column], filters=films))
+    give_back()
     found = _run(table, definitions)
     ids = read_table(manifest, ["id"], filters=films)["id"] if any(map(_rows, found)) else table.index
     return [_result(definition, raw, ids) for definition, raw in zip(definitions, found, strict=True)]

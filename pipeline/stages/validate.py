@@ -11,6 +11,7 @@ from openmed.dataset.manifest import judge_films, read_films, repeated, write_ma
 from openmed.errors import BadInput
 from openmed.files import read_table, write_json, write_text
 from openmed.measurement.measure import DETAILS
+from openmed.memory import give_back
 from pipeline.report.render import render
 from pipeline.settings.artifacts import DATA, DECISIONS, MANIFEST, film_store_folder, folder
 from pipeline.settings.expectations import check
@@ -25,7 +26,7 @@ def run(params: Params) -> None:
         BadInput: A critical expectation failed.
     """
     decided = _write_manifest(params)
-    pa.default_memory_pool().release_unused()
+    give_back()
     columns = read_table(MANIFEST, ["id", "sha256", "label", "patient", "status", "reason"])
     summary = _summary(columns, params.task.classes) | {"decisions": decided}
     bad = columns.loc[columns["status"] == "quarantined", ["id", "reason"]].to_dict("records")
@@ -58,6 +59,8 @@ def _write_manifest(params: Params) -> dict[str, int]:
             pa.ipc.new_stream(details, DETAILS) as keep,
         ):
             judged = judge_films(DATA, films, store, keep.write_table, min_side_px=smallest, tick=tick)
+        del films
+        give_back()
         manifest, decided = apply_decisions(judged, decisions, classes, DECISIONS)
         details.seek(0)
         write_manifest(MANIFEST, manifest, pa.ipc.open_stream(details))
