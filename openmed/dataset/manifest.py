@@ -157,7 +157,12 @@ def _measured_parts(
 
 def _in_one_piece(parts: Iterable[pa.Table]) -> pa.Table:
     """Joins tables into one whose columns are whole, as many small pieces hold the memory between them."""
-    table = pa.concat_tables(parts).combine_chunks()
+    pieces: dict[str, list[pa.Array]] = {}
+    for part in parts:
+        for name, column in zip(part.column_names, part.columns, strict=True):
+            pieces.setdefault(name, []).extend(column.chunks)
+    # One column after the other, so that no two copies of the table are there at a time.
+    table = pa.table({name: pa.concat_arrays(pieces.pop(name)) for name in list(pieces)})
     give_back()
     return table
 

@@ -52,21 +52,22 @@ class Intake:
     """
 
     def __init__(self, consumer: Any) -> None:
-        self._consumer = consumer
+        self._consumer, self._open = consumer, True
         self._queues = list(consumer.app.amqp.queues.consume_from.values())
 
     def set(self, open_: bool) -> None:
         """Takes tasks or stops it, now and after the broker was away; what runs, runs on."""
-        self._consumer.call_soon(self._set, open_)
+        self._open = open_
+        self._consumer.call_soon(self._follow)
 
-    def _set(self, open_: bool) -> None:
+    def _follow(self) -> None:
         consumer, known = self._consumer, self._consumer.app.amqp.queues
         for queue in self._queues:
-            if open_ and queue.name not in known.consume_from:
+            if self._open and queue.name not in known.consume_from:
                 # Celery's own `add_task_queue` forgets it when it connects anew.
                 known.select_add(queue)
                 consumer.add_task_queue(queue.name)
-            elif not open_ and queue.name in known.consume_from:
+            elif not self._open and queue.name in known.consume_from:
                 consumer.cancel_task_queue(queue.name)
 
 

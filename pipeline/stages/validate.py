@@ -58,10 +58,10 @@ def _write_manifest(params: Params) -> dict[str, int]:
             ticking as tick,
             pa.ipc.new_stream(details, DETAILS) as keep,
         ):
-            judged = judge_films(DATA, films, store, keep.write_table, min_side_px=smallest, tick=tick)
+            manifest = judge_films(DATA, films, store, keep.write_table, min_side_px=smallest, tick=tick)
         del films
         give_back()
-        manifest, decided = apply_decisions(judged, decisions, classes, DECISIONS)
+        manifest, decided = apply_decisions(manifest, decisions, classes, DECISIONS)
         details.seek(0)
         write_manifest(MANIFEST, manifest, pa.ipc.open_stream(details))
     return decided
