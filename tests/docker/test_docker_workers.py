@@ -141,10 +141,11 @@ def test_the_commands_of_the_workers_are_understood_and_airflow_reads_the_broker
     for name in ("AIRFLOW__CELERY__BROKER_URL_CMD", "AIRFLOW__CELERY__RESULT_BACKEND_CMD"):
         environment[name] = given[name].replace("/run/secrets/broker_url", str(tmp_path / "url"))
     environment["AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT"] = "86400"
-    commands = [SERVICES[name]["command"][1:] for name in WORKERS]
+    commands = [SERVICES[name]["command"] for name in WORKERS]
+    assert {tuple(command[:3]) for command in commands} == {("python", "-m", "pipeline.local.celery_worker")}
     program = (
         "from airflow.cli.cli_parser import get_parser\n"
-        f"for command in {commands!r}: get_parser().parse_args(command)\n"
+        f"for command in {commands!r}: get_parser().parse_args(['celery', 'worker', *command[3:]])\n"
         "from airflow.providers.celery.executors.celery_executor import app\n"
         "print(app.conf.broker_url, app.conf.result_backend, app.conf.broker_transport_options)\n"
     )
