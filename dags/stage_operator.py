@@ -103,9 +103,10 @@ class DvcStageOperator(BaseOperator):
                 raise self._failure(code, output)
         seconds = round(time.monotonic() - started, 3)
         with one_sentence():
-            lock = handover.hand_on(workspace, self.stage, read, dvc=self._dvc)
             told = {"stage": self.stage, "revision": commit_of(workspace), "seconds": seconds}
-            return hand_on(ti, told | {"lock": lock, "metrics": _metrics(workspace, stage)})
+            told |= {"metrics": _metrics(workspace, stage)}
+            lock = handover.hand_on(workspace, self.stage, read, dvc=self._dvc)
+            return hand_on(ti, told | {"lock": lock})
 
     def on_kill(self) -> None:
         """Ends the stage and all its processes."""

@@ -75,7 +75,7 @@ def write_part(part: Part, store: FilmStore, folder: Path) -> list[str]:
 
 
 def read_part(folder: Path, store: FilmStore) -> None:
-    """Lets a store learn what `write_part` wrote; what it knows already stays."""
+    """Lets a store learn what `write_part` wrote; squares that it knows already stay."""
     with pa.OSFile(str(folder / _MEASURED_FILE)) as file:
         store.remember_measurements(pa.ipc.open_stream(file).read_all())
     films = read_json(folder / _DECODED_FILE)

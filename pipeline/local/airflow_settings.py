@@ -178,6 +178,9 @@ class AirflowSettings:
             # Three missed heartbeats, the default, end a training when the API server restarts: wait
             # five minutes instead. A finished task holds its slot for one heartbeat, 5 s by default.
             "workers": {"max_failed_heartbeats": 300, "min_heartbeat_interval": 1},
+            # A task that no worker takes is queued anew every ten minutes, and after so many times it fails,
+            # with no try left: not before the time is over in which an outage may pass.
+            "scheduler": {"num_stuck_in_queued_retries": 2 + int(variables().outage_minutes / 10)},
             # A changed DAG file is seen within seconds, a changed dvc.yaml within half a minute.
             "dag_processor": {
                 "refresh_interval": 10,

@@ -21,6 +21,7 @@ from celery.utils.log import get_logger
 
 from pipeline.settings.project import home, project_root
 from pipeline.settings.variables import variables
+from pipeline.versioning.workspace import cache_folder
 
 _LOOKS_EACH_S = 5.0
 LOG = get_logger(__name__)
@@ -88,7 +89,7 @@ def watch(intake: Intake, why_not: Callable[[], str | None], pause: Callable[[],
 
 def _look(sender: Any, **_: Any) -> None:
     least_mb = variables().least_free_mb
-    folders = [home(), project_root()]
+    folders = [home(), project_root(), cache_folder(project_root())]
     arguments = (Intake(sender), lambda: full_disk(folders, least_mb), lambda: time.sleep(_LOOKS_EACH_S))
     threading.Thread(target=watch, args=arguments, name="disks", daemon=True).start()
 

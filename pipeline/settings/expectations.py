@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -45,29 +46,34 @@ def check(manifest: Path, params: Params) -> dict[str, Any]:
         }
     columns = pq.read_schema(manifest).names
     results: list[dict[str, Any]] = [{}] * len(definitions)
-    together: dict[tuple[str, bool], list[int]] = {}
+    together: dict[tuple[tuple[str, ...], bool], list[int]] = {}
     for i, item in enumerate(definitions):
         column = item["kwargs"].get("column")
         if item.get("optional", False) and column not in columns:
             results[i] = _skipped(item)
         else:
-            read = column if column in columns else "id"
+            condition = set(re.findall(r"\w+", item["kwargs"].get("row_condition") or ""))
+            read = tuple(name for name in columns if name == column or name in condition) or ("id",)
             together.setdefault((read, item.get("accepted_only", False)), []).append(i)
     gc.freeze()  # so that collecting looks at nothing but what Great Expectations leaves behind
-    for (column, accepted_only), chosen in together.items():
-        found = _check_column(manifest, column, accepted_only, [definitions[i] for i in chosen])
-        for i, result in zip(chosen, found, strict=True):
-            results[i] = result
-        gc.collect()
-        give_back()
-    gc.unfreeze()
+    try:
+        for (read, accepted_only), chosen in together.items():
+            found = _check_columns(manifest, read, accepted_only, [definitions[i] for i in chosen])
+            for i, result in zip(chosen, found, strict=True):
+                results[i] = result
+            gc.collect()
+            give_back()
+    finally:
+        gc.unfreeze()
     failed = [item for item in results if item["severity"] == "critical" and not item["success"]]
     return {"success": not failed, "results": results}
 
 
-def _check_column(manifest: Path, column: str, accepted_only: bool, definitions: list[dict]) -> list[dict]:
+def _check_columns(
+    manifest: Path, columns: tuple[str, ...], accepted_only: bool, definitions: list[dict]
+) -> list[dict]:
     films = [("status", "==", "accepted")] if accepted_only else None
-    table = _objects(read_table(manifest, [column], filters=films))
+    table = _objects(read_table(manifest, columns, filters=films))
     give_back()
     found = _run(table, definitions)
     ids = read_table(manifest, ["id"], filters=films)["id"] if any(map(_rows, found)) else table.index
@@ -76,8 +82,8 @@ def _check_column(manifest: Path, column: str, accepted_only: bool, definitions:
 
 def _objects(table: pd.DataFrame) -> pd.DataFrame:
     """Makes texts Python's: Great Expectations would make them again and again of Arrow's."""
-    texts = table.select_dtypes("str")
-    return table.assign(**{name: pd.Series(list(texts[name]), dtype=object) for name in texts})
+    texts = [name for name in table if pd.api.types.is_string_dtype(table[name])]
+    return table.assign(**{name: pd.Series(list(table[name]), dtype=object) for name in texts})
 
 
 def _run(table: pd.DataFrame, definitions: list[dict]) -> list[dict]:

@@ -55,8 +55,9 @@ def measure(
     """
     params = load_params(workspace / "params.yaml")
     sizes = {params.preprocess.image_size_px[name] for name in params.architectures}
+    smallest, films, new = params.validate_.min_side_px, 0, 0
     shared = store(project) if default_remote(workspace) else None
-    films = new = 0
+    resend = resend and shared is not None  # to whom else
     (workspace / _TEMPORARY).mkdir(parents=True, exist_ok=True)
     with (
         TemporaryDirectory(dir=workspace / _TEMPORARY) as folder,
@@ -68,9 +69,7 @@ def measure(
         data = _data(workspace, dict.fromkeys(parts[each][0] for each in chosen), Path(folder))
         for each in chosen:
             archive, rows = parts[each]
-            part = learn(
-                data, rows, sizes, known, min_side_px=params.validate_.min_side_px, everything=resend
-            )
+            part = learn(data, rows, sizes, known, min_side_px=smallest, everything=resend)
             say(f"{archive}: {len(rows)} films, {part.new} of them new to this host")
             films, new = films + len(rows), new + part.new
             if shared and (part.new or resend):

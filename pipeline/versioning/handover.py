@@ -96,12 +96,13 @@ def hand_on(workspace: Path, stage: str, read: Entries, *, dvc: Dvc = run_dvc) -
     """
     entry = _lock(workspace)["stages"][stage]
     check_agreement({**read, stage: entry})
-    with locked(workspace):
-        write_json(workspace / _WHOLE, _whole(workspace) | outputs({"stages": {stage: entry}}, stage))
-    if remote := default_remote(workspace):
-        unsent = workspace / _UNSENT / stage
+    remote, unsent = default_remote(workspace), workspace / _UNSENT / stage
+    if remote:
         unsent.parent.mkdir(exist_ok=True)
         unsent.touch()
+    with locked(workspace):
+        write_json(workspace / _WHOLE, _whole(workspace) | outputs({"stages": {stage: entry}}, stage))
+    if remote:
         code, output = dvc(workspace, "push", stage)
         if code:
             full = "its disk or that of this host is full" if disk_is_full(output) else last_error(output)

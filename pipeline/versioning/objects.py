@@ -201,7 +201,7 @@ class Bundle:
         try:
             envelope = json.loads(stored)
             content = str(envelope["content"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             envelope, content = None, ""
         what = f"{place} on {shared.remote}"
         if not is_sealed(_bound(place, content), envelope, home, what):

@@ -39,7 +39,7 @@ def seal(content: str, home: Path) -> dict[str, str]:
     secret = _secret(home)
     Pseudonyms(secret)  # refuses a short one
     key = _stretched(secret)
-    sealed = hmac.new(key, content.encode(), hashlib.sha256).hexdigest()
+    sealed = hmac.new(key, _bytes(content), hashlib.sha256).hexdigest()
     # The mark tells keys apart, and nothing else of them.
     return {"key": hashlib.sha256(key).hexdigest()[:12], "hmac": sealed}
 
@@ -57,7 +57,12 @@ def is_sealed(content: str, shown: Any, home: Path, what: str) -> bool:
             f"{what} was sealed with another site secret than the one of this host: "
             "give every host the same OPENMED_SITE_SECRET, by a variable or by a file"
         )
-    return hmac.compare_digest(str(shown.get("hmac")).encode(), right["hmac"].encode())
+    return hmac.compare_digest(_bytes(str(shown.get("hmac"))), right["hmac"].encode())
+
+
+def _bytes(text: str) -> bytes:
+    # JSON that somebody else wrote may hold half of a character.
+    return text.encode(errors="surrogatepass")
 
 
 @lru_cache(maxsize=4)

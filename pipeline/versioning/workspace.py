@@ -313,6 +313,13 @@ def _is_at(repo: Path, path: Path, commit: str) -> bool:
         return False
 
 
+def cache_folder(repo: Path) -> Path:
+    """Returns where DVC keeps what the workspaces of a checkout share."""
+    from dvc.config import Config
+
+    return Path(Config(dvc_dir=str(repo / ".dvc"))["cache"].get("dir") or repo / ".dvc" / "cache").resolve()
+
+
 def _share_cache(repo: Path, path: Path) -> str | None:
     """Points the workspace at the cache and the remotes of the main checkout; returns the default remote."""
     from configobj import ConfigObj
@@ -326,7 +333,7 @@ def _share_cache(repo: Path, path: Path) -> str | None:
         # A relative path in .dvc/config would mean another folder from here. Without `verify` DVC takes what
         # a damaged remote gives for what was asked.
         local["remote"].setdefault(name, {}).update(url=remote["url"], verify=True)
-    local["cache"]["dir"] = str(Path(main["cache"].get("dir") or repo / ".dvc" / "cache").resolve())
+    local["cache"]["dir"] = str(cache_folder(repo))
     local["cache"]["type"] = ",".join(link_types())
     sections = {name: values for name, values in local.items() if values and name not in _NAMED}
     for kind in _NAMED:

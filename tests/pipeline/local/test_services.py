@@ -263,11 +263,12 @@ def test_what_airflow_is_given_stands_in_its_file_for_the_owner_alone_and_in_no_
         "from airflow.configuration import conf\n"
         "print(conf.get('database', 'sql_alchemy_conn'), conf.get('api_auth', 'jwt_secret'))\n"
         "print(conf.get('core', 'executor'), conf.getint('workers', 'max_failed_heartbeats'))\n"
+        "print(conf.getint('scheduler', 'num_stuck_in_queued_retries'))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines() == [f"{conn} sh%red-by-all", "LocalExecutor 300"]
+    assert done.stdout.splitlines() == [f"{conn} sh%red-by-all", "LocalExecutor 300", "8"]
 
 
 def test_no_mlflow_is_started_where_another_one_keeps_the_models(tmp_path, monkeypatch):

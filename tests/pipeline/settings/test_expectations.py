@@ -1,5 +1,7 @@
 """The suite as a data steward edits it, and what it says of real and of planted manifests."""
 
+import json
+
 import great_expectations.expectations as gxe
 import numpy as np
 import pandas as pd
@@ -7,6 +9,7 @@ import pytest
 import yaml
 
 from pipeline.report.render import render
+from pipeline.settings import expectations
 from pipeline.settings.expectations import SUITE, check
 from pipeline.settings.params import load_params
 from tests.conftest import ROOT
@@ -103,6 +106,20 @@ def test_the_films_of_an_expectation_on_accepted_ones_are_told_by_their_own_ids(
     assert hashes["films"] == [table.loc[5, "id"]]
     assert copies["checked"] == hashes["checked"] == (table["status"] == "accepted").sum()
     assert found["There are films."]["checked"] == len(table)
+
+
+def test_an_expectation_may_hold_for_rows_that_another_column_tells(
+    manifest, check_table, tmp_path, monkeypatch
+):
+    table = manifest.assign(sex=manifest["label"].map({0: "F", 1: "M"}))
+    entry = {"type": "expect_column_values_to_be_in_set", "meaning": "All with a finding are men."}
+    kwargs = {"column": "sex", "value_set": ["M"], "condition_parser": "pandas"}
+    for condition, success in (("label == 1", True), ("label == 0", False)):
+        (tmp_path / "suite.yaml").write_text(
+            json.dumps([entry | {"severity": "critical", "kwargs": kwargs | {"row_condition": condition}}])
+        )
+        monkeypatch.setattr(expectations, "SUITE", tmp_path / "suite.yaml")
+        assert check_table(table)["success"] is success
 
 
 def test_the_report_shows_the_expectations_and_says_where_the_page_is(toy):

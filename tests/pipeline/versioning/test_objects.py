@@ -119,7 +119,9 @@ def test_bundles_of_earlier_releases_are_read_and_nothing_else_is(shared, tmp_pa
     envelope = {"content": content, "key": hashlib.sha256(key).hexdigest()[:12], "hmac": sealed}
     shared.write(f"{place}/{NEWEST}", json.dumps(envelope).encode())
     assert Bundle.newest(shared, place, tmp_path) == Bundle({"a": "0" * 64}, {"log": "x"})
-    for damaged in (b"", b"[]", b"{}", json.dumps({"content": content}).encode()):
+    unsealed, nested = json.dumps({"content": content}).encode(), b"[" * 100_000
+    halves = b'{"content": "\\ud800"}', b'{"content": "{}", "hmac": "\\ud800"}'
+    for damaged in (b"", b"[]", b"{}", unsealed, nested, *halves):
         shared.write(f"{place}/{NEWEST}", damaged)
         with pytest.raises(IntegrityError, match="has no valid seal: something else wrote it"):
             Bundle.newest(shared, place, tmp_path)
