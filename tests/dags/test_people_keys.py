@@ -1,8 +1,11 @@
 """Signed decisions under Airflow, on a real registry: what a reviewer does where the plan lists keys."""
 
+# Before a test sets another project: the DAG reads the plan of its own.
+import promote
 import pytest
 import yaml
 from airflow.sdk.exceptions import AirflowFailException
+from people import Answer
 
 from openmed.errors import BadInput
 from pipeline import ledger, registry
@@ -48,9 +51,6 @@ def judged():
 
 
 def test_a_yes_counts_in_airflow_when_it_was_signed_in_the_name_of_the_account(keys, dags, monkeypatch):  # noqa: F811
-    import promote
-    from people import Answer
-
     handed = judged()
     assert handed.written["gate"]["accounts"] == ACCOUNTS
     review = dags["promote"].get_task("review.clinical")
@@ -74,7 +74,6 @@ def test_a_yes_counts_in_airflow_when_it_was_signed_in_the_name_of_the_account(k
 
 def test_a_hold_asks_for_a_signed_release_and_takes_it_once_it_is_given(keys, dags, monkeypatch):  # noqa: F811
     import hold
-    from people import Answer
 
     for role, name in (("clinical", "ada"), ("technical", "ben")):
         sign(role, name, keys[name])
